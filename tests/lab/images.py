@@ -43,7 +43,7 @@ FORMATS: Mapping[str, Format] = {
         # Eager inode tables: the lazy thread would write to the disk at moments of its own.
         Format(
             "ext4",
-            ("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
+            ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0"),
             64 * MIB,
             2 * MIB,
         ),
