@@ -228,20 +228,25 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording(kind: str, *, size: int | None = None, options: str = "") -> Iterator[Recording]:
-    """A fresh filesystem of ``kind`` (ext4, xfs, btrfs) on a recorded disk, with an empty ``folder``.
+def recording(
+    kind: str, *, size: int | None = None, options: str = "", image: Path | None = None
+) -> Iterator[Recording]:
+    """A filesystem of ``kind`` (ext4, xfs, btrfs) on a recorded disk; ``folder`` is "work" on it.
+
+    It is fresh and the folder empty, unless ``image`` is given: then it starts as
+    that disk (a crash state, to record its recovery), whose file is only read.
 
     The recording ends with the block, before the unmount: the last crash states
     are those of a machine that lost power right then. ``recording.events`` and
     ``recording.pristine`` are there afterwards, as long as the process lives.
     """
-    pristine = images.fresh_image(kind, size)
-    live = pristine.with_name("live.img")
+    pristine = images.fresh_image(kind, size) if image is None else image
+    live = namespace.scratch("live") / f"{kind}.img"
     images.copy_sparse(pristine, live)
     try:
         with Recorder(live) as recorder, disks.device(kind, recorder.path, options=options) as disk:
             tape = Recording(kind, recorder, disk, pristine)
-            tape.folder.mkdir()
+            tape.folder.mkdir(exist_ok=True)
             yield tape
             tape.events = recorder.events()
     finally:
