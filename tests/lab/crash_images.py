@@ -26,7 +26,7 @@ class UnmountableError(RuntimeError):
     """The kernel refused to mount a crash state: a fault of the filesystem, or of the recording."""
 
 
-@dataclass
+@dataclass(eq=False)
 class CrashImages:
     """Builds and mounts the crash states of one recording; keeps one image of the durable part."""
 
@@ -35,16 +35,19 @@ class CrashImages:
     pristine: Path
     """The image before ``events[0]``; it is only read."""
     events: Sequence[Event]
+    tape: Recording | None = field(default=None, repr=False)
+    """Kept for its pristine image, which goes when the recording goes."""
     _durable: Path = field(init=False, repr=False)
     _position: int | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._durable = namespace.scratch("crash") / "durable.img"
+        namespace.remove_with(self, self._durable.parent)
 
     @classmethod
     def of(cls, tape: Recording) -> CrashImages:
         """Those of a recording whose block has ended."""
-        return cls(tape.kind, tape.pristine, tape.events)
+        return cls(tape.kind, tape.pristine, tape.events, tape)
 
     def states(self, *, seed: int, samples: int = 6) -> Iterator[CrashState]:
         """See :func:`tests.lab.crash_states.crash_states`."""

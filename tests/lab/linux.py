@@ -96,12 +96,19 @@ def die_with(parent: int) -> Callable[[], None]:
     return tie
 
 
-def renameat2(source: StrPath, target: StrPath, flags: int) -> None:
-    """renameat2(2) on two paths, taken relative to the working folder."""
+def renameat2(
+    source: StrPath | bytes,
+    target: StrPath | bytes,
+    flags: int,
+    *,
+    source_folder: int = AT_FDCWD,
+    target_folder: int = AT_FDCWD,
+) -> None:
+    """renameat2(2); relative names are taken from the open folders, by default from the working folder."""
     _check(
-        _libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags),
-        source,
-        target,
+        _libc.renameat2(source_folder, os.fsencode(source), target_folder, os.fsencode(target), flags),
+        os.fsdecode(source),
+        os.fsdecode(target),
     )
 
 

@@ -24,8 +24,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.lab import disks, images, linux, namespace
+from tests.lab import disks, images, linux, namespace, passthrough
 from tests.lab.mounting import attached, read_only, remount, unmount
+from tests.lab.passthrough import Mirror, Renames
 
 __all__ = [
     "FILESYSTEMS",
@@ -219,6 +220,16 @@ def fill(place: Mounted, leave: int) -> Path:
     return ballast
 
 
+@contextlib.contextmanager
+def _mirror(
+    kind: str, opened: Callable[..., AbstractContextManager[Mirror]], **options: object
+) -> Iterator[Mounted]:
+    with opened(**options) as mirror:
+        folder = mirror.folder / "work"
+        folder.mkdir(exist_ok=True)
+        yield Mounted(kind, mirror.folder, folder, source=mirror.source / "work")
+
+
 def _missing_overlay() -> str | None:
     return images.missing_in_kernel("overlay")
 
@@ -237,4 +248,14 @@ FILESYSTEMS: Mapping[str, Kind] = {
     "overlay-redirect-on": Kind(functools.partial(overlay, redirect_dir=True), _missing_overlay),
     "overlay-redirect-off": Kind(functools.partial(overlay, redirect_dir=False), _missing_overlay),
     "bind": Kind(_bind, _nothing_missing),
+    **{
+        f"fuse-{renames.value}": Kind(
+            functools.partial(
+                _mirror, f"fuse-{renames.value}", functools.partial(passthrough.passthrough, renames)
+            ),
+            passthrough.missing_fuse,
+        )
+        for renames in Renames
+    },
+    "bindfs": Kind(functools.partial(_mirror, "bindfs", passthrough.bindfs), passthrough.missing_bindfs),
 }

@@ -22,7 +22,9 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import tempfile
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import ClassVar
@@ -89,6 +91,16 @@ def scratch(name: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=enter()))
     folder.chmod(0o755)
     return folder
+
+
+def remove_with(owner: object, folder: Path) -> None:
+    """Delete a scratch folder when ``owner`` is no longer referenced in this process."""
+    weakref.finalize(owner, _remove, folder, os.getpid()).atexit = False
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def mount_points() -> list[str]:

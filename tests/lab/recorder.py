@@ -238,7 +238,7 @@ def recording(
 
     The recording ends with the block, before the unmount: the last crash states
     are those of a machine that lost power right then. ``recording.events`` and
-    ``recording.pristine`` are there afterwards, as long as the process lives.
+    ``recording.pristine`` are there afterwards, as long as somebody holds the recording.
     """
     pristine = images.fresh_image(kind, size) if image is None else image
     live = namespace.scratch("live") / f"{kind}.img"
@@ -246,6 +246,8 @@ def recording(
     try:
         with Recorder(live) as recorder, disks.device(kind, recorder.path, options=options) as disk:
             tape = Recording(kind, recorder, disk, pristine)
+            if image is None:
+                namespace.remove_with(tape, pristine.parent)
             tape.folder.mkdir(exist_ok=True)
             yield tape
             tape.events = recorder.events()
