@@ -11,6 +11,7 @@ crash_states   from such a log, the states a power cut can leave
 crash_images   disk images of these states, mounted
 shutdown       a filesystem that stops as if the power were cut
 strace         system calls counted, killed or failed from outside
+need           skip a test with the reason that one of the above gave
 residue        what is mounted, attached or connected on the machine, to compare before and after
 
 Everything mounted is private to the process and is let go when it ends, also by

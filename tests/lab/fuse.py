@@ -26,6 +26,7 @@ import itertools
 import os
 import select
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -153,6 +154,8 @@ def _server_process(filesystem: FileSystem, device: int, parent: int) -> NoRetur
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         gc.freeze()  # the parent's objects are not ours to finalise
         _close_all_but({0, 1, 2, device, *filesystem.descriptors()})
+        # A test runner may have put its own, now closed, file in this place.
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         namespace.drop_inherited_mounts()
         os.chdir("/")
         os.umask(0)  # the kernel has applied the caller's

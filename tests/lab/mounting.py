@@ -70,9 +70,8 @@ def detach(point: Path) -> None:
 def remount(point: Path, *, read_only: bool, superblock: bool = False) -> None:
     """Make the mount at ``point`` read-only or writable.
 
-    By default only this mount, which works with files open for writing; with
-    ``superblock=True`` the filesystem itself, everywhere it is mounted (EBUSY
-    while a file is open for writing).
+    By default only this mount; with ``superblock=True`` the filesystem itself,
+    everywhere it is mounted. OSError (EBUSY) while a file is open for writing there.
     """
     flags = linux.MS_REMOUNT | (linux.MS_RDONLY if read_only else 0) | (0 if superblock else linux.MS_BIND)
     linux.mount("none", point, "none", flags)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,11 @@ class Residue:
             self.loops - other.loops, self.connections - other.connections, self.mounts - other.mounts
         )
 
+    def __and__(self, other: Residue) -> Residue:
+        return Residue(
+            self.loops & other.loops, self.connections & other.connections, self.mounts & other.mounts
+        )
+
     def __bool__(self) -> bool:
         return bool(self.loops or self.connections or self.mounts)
 
@@ -47,16 +53,22 @@ def look() -> Residue:
 
 
 def left_since(before: Residue, *, patience: float = 5.0) -> Residue:
-    """What is there now and was not before; empty (false) is good.
+    """What is there now and was not before; empty (false) is good. Looks again for ``patience`` seconds."""
+    return _awaited(lambda: look() - before, patience)
 
-    The kernel frees things a moment after the last user is gone, so it looks
-    again, for ``patience`` seconds at most, until nothing is left.
-    """
+
+def left_of(taken: Residue, *, patience: float = 5.0) -> Residue:
+    """What is still there of ``taken`` (some process's ``look() - before``); empty (false) is good."""
+    return _awaited(lambda: look() & taken, patience)
+
+
+def _awaited(left: Callable[[], Residue], patience: float) -> Residue:
+    """Look until nothing is left: the kernel frees things a moment after their last user is gone."""
     deadline, wait = time.monotonic() + patience, _FIRST_WAIT
-    while (left := look() - before) and time.monotonic() < deadline:
+    while (found := left()) and time.monotonic() < deadline:
         time.sleep(wait)
         wait = min(wait * 2, 0.1)
-    return left
+    return found
 
 
 def _loops() -> frozenset[str]:

@@ -86,9 +86,9 @@ def kill_at(call: str, nth: int) -> str:
 
 
 def fail_at(call: str, nth: int, error: str, *, from_then_on: bool = False) -> str:
-    """An ``inject`` for :func:`run`: the ``nth`` such call is not made but fails with ``error``, such as "ENOSPC".
+    """An ``inject`` for :func:`run`: the ``nth`` such call is not made, but fails with ``error``.
 
-    With ``from_then_on``, so does every later one.
+    ``error`` is a name such as "ENOSPC". With ``from_then_on``, later calls fail as well.
     """
     return f"{call}:error={error}:when={nth}{'+' if from_then_on else ''}"
 
