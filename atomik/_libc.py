@@ -1,0 +1,125 @@
+"""The system calls that `os` does not offer, bound with ctypes; loaded when first needed.
+
+Only `_kernel` imports this module.  It is apart because ctypes alone takes longer to import than the rest of
+atomik: a program that imports atomik and writes nothing should not pay for it.
+
+Where the C library has a wrapper it is used; otherwise syscall(2) with the number of the machine, so that
+musl and an old glibc work too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+AT_HANDLE_FID = 0x200  # name_to_handle_at for comparison only; works on overlay (Linux 6.5)
+MAX_HANDLE = 128
+
+STATX_MNT_ID = 0x1000  # Linux 5.8
+STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
+STATX_BASIC = 0x7FF
+
+OPEN_HOW = ctypes.c_uint64 * 3
+
+# The numbers of calls newer than 5.1 are the same on every architecture; older ones are not.
+_OPENAT2 = 437
+_NUMBERS = {
+    "renameat2": {
+        "x86_64": 316, "i386": 353, "i686": 353, "aarch64": 276, "riscv64": 276, "loongarch64": 276,
+        "armv7l": 382, "armv6l": 382, "ppc64le": 357, "s390x": 347,
+    },
+    "name_to_handle_at": {
+        "x86_64": 303, "i386": 341, "i686": 341, "aarch64": 264, "riscv64": 264, "loongarch64": 264,
+        "armv7l": 370, "armv6l": 370, "ppc64le": 345, "s390x": 335,
+    },
+    "statx": {
+        "x86_64": 332, "i386": 383, "i686": 383, "aarch64": 291, "riscv64": 291, "loongarch64": 291,
+        "armv7l": 397, "armv6l": 397, "ppc64le": 383, "s390x": 379,
+    },
+}  # fmt: skip
+
+_c = ctypes.CDLL(None, use_errno=True)
+errno = ctypes.get_errno
+
+
+mount_buffer = ctypes.c_int * 1
+_HANDLE_HEADER = MAX_HANDLE.to_bytes(4, sys.byteorder)
+
+
+def handle_buffer() -> ctypes.Array[ctypes.c_char]:
+    """A ``struct file_handle`` for name_to_handle_at(2) with room for the largest handle."""
+    return ctypes.create_string_buffer(_HANDLE_HEADER, 8 + MAX_HANDLE)
+
+
+class Statx(ctypes.Structure):
+    """``struct statx``, as far as atomik reads it."""
+
+    _fields_ = (
+        ("mask", ctypes.c_uint32),
+        ("blksize", ctypes.c_uint32),
+        ("attributes", ctypes.c_uint64),
+        ("nlink", ctypes.c_uint32),
+        ("uid", ctypes.c_uint32),
+        ("gid", ctypes.c_uint32),
+        ("mode", ctypes.c_uint16),
+        ("_0", ctypes.c_uint16),
+        ("ino", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("blocks", ctypes.c_uint64),
+        ("attributes_mask", ctypes.c_uint64),
+        ("_times", ctypes.c_uint64 * 8),
+        ("rdev_major", ctypes.c_uint32),
+        ("rdev_minor", ctypes.c_uint32),
+        ("dev_major", ctypes.c_uint32),
+        ("dev_minor", ctypes.c_uint32),
+        ("mnt_id", ctypes.c_uint64),
+        ("_rest", ctypes.c_uint64 * 13),
+    )
+
+
+class Statfs(ctypes.Structure):
+    """``struct statfs``, of which only the magic number is read."""
+
+    _fields_ = (("type", ctypes.c_long), ("_rest", ctypes.c_long * 31))
+
+
+def _bind(name: str, *types: type) -> Callable[..., int]:
+    """The C function, or syscall(2) in its place."""
+    try:
+        function = getattr(_c, name)
+    except AttributeError:
+        number = _NUMBERS[name][os.uname().machine]
+        syscall = _c.syscall
+        return lambda *args: int(syscall(ctypes.c_long(number), *(t(a) for t, a in zip(types, args, strict=True))))
+    function.argtypes = types
+    function.restype = ctypes.c_int
+    return function  # type: ignore[no-any-return]
+
+
+_int, _name, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
+
+renameat2 = _bind("renameat2", _int, _name, _int, _name, ctypes.c_uint)
+linkat = _bind("linkat", _int, _name, _int, _name, _int)
+name_to_handle_at = _bind("name_to_handle_at", _int, _name, _pointer, _pointer, _int)
+statx = _bind("statx", _int, _name, _int, ctypes.c_uint, _pointer)
+fstatfs = _bind("fstatfs", _int, _pointer)
+syncfs = _bind("syncfs", _int)
+sync_file_range = _bind("sync_file_range", _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6; the C library has no wrapper."""
+    how = OPEN_HOW(flags, mode, resolve)
+    return int(
+        _c.syscall(
+            ctypes.c_long(_OPENAT2), _int(dir_fd), _name(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+        )
+    )
+
+
+byref = ctypes.byref
