@@ -1,0 +1,101 @@
+"""The claim: a transaction's private folder in a parent, locked for as long as the transaction lives.
+
+``.atomik-<txid>`` (mode 0700) holds the slots ``.atomik-<txid>-<n>`` and, during a commit of several items, the journal.
+One folder of our own per parent, rather than many hidden siblings of the destinations, because
+
+* nobody else can read what is staged, nor create, replace or guess a slot;
+* the user's folder gets one entry, not thousands (ext4 never gives the blocks of a grown folder back);
+* files and folders made in it inherit set-group-id and default ACLs as they would in the parent itself.
+
+Its flock shows that the owner lives: who can take it, may treat what is inside as abandoned.  A slot that lies
+*beside* the destination instead (one-item overwrites, and folders that this user may rename only within their parent)
+is covered by a lock on the parent: shared by the one-item writer, exclusive by a transaction and by recovery.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from attrs import define, field
+
+from . import _kernel, errors
+from ._directory import PREFIX, Directory, Place
+
+_ATTEMPTS = 8
+
+
+def new_txid() -> str:
+    """A transaction id: 64 random bits in hex, so that nobody guesses the names made of it."""
+    return os.urandom(8).hex()
+
+
+def slot_name(txid: str, number: int) -> str:
+    """The name of a slot."""
+    return f"{PREFIX}{txid}-{number}"
+
+
+def journal_name(txid: str) -> str:
+    """The name of the journal inside a claim."""
+    return f"{PREFIX}{txid}-journal"
+
+
+@define(eq=False)
+class Claim:
+    """The private folder of transaction `txid` in `parent`."""
+
+    parent: Directory
+    txid: str
+    folder: Directory = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.folder = _make(self.parent, PREFIX + self.txid)
+
+    @property
+    def name(self) -> str:
+        """Its name in the parent."""
+        return PREFIX + self.txid
+
+    def slot(self, number: int) -> Place:
+        """A slot in it."""
+        return Place(self.folder, slot_name(self.txid, number))
+
+    def release(self) -> None:
+        """Remove the folder, which must be empty by now, and let go of the lock.
+
+        Raises OSError (ENOTEMPTY when something of somebody else's is inside); the descriptor is closed all the same.
+        """
+        try:
+            # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+            if self.parent.identity(self.name) == self.folder.identity(""):
+                _kernel.port.rmdir(self.name, self.parent.fd)
+        finally:
+            self.folder.close()
+
+
+def _make(parent: Directory, name: str) -> Directory:
+    """Make and lock the folder.  Between mkdir and flock a recovery may take it for abandoned and remove it, so look
+    afterwards whether the name still leads to it, and make it again if not."""
+    port = _kernel.port
+    for _ in range(_ATTEMPTS):
+        port.mkdir(name, 0o700, parent.fd)
+        try:
+            folder = Directory.open(name, parent.fd, follow=False)
+        except FileNotFoundError:
+            continue
+        except BaseException:
+            port.rmdir(name, parent.fd)
+            raise
+        folder.path = parent.child(name)
+        try:
+            port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+            found = parent.stat(name)
+            if found is not None and (found.st_dev, found.st_ino) == folder.key:
+                return folder
+        except BaseException:
+            folder.close()
+            port.rmdir(name, parent.fd)
+            raise
+        folder.close()
+    errors.fail(errors.ConflictError, errno.EBUSY, "somebody keeps removing atomik's staging folder", parent.child(name))

@@ -1,0 +1,206 @@
+"""A folder held open: the only way to reach what lies in it.
+
+`Directory.open(path)` resolves the path once.  From then on everything goes through the descriptor (I7): names are
+single components, so a folder that is moved, or a parent that becomes a link, changes nothing of what we touch.
+
+Calling sequence::
+
+    folder = Directory.open("/data/out")
+    folder.lock(deadline, shared=False)      # flock(2); the lock is the description's, so close() drops it
+    folder.still_there()                     # does the path still lead here?
+    folder.identity("model.bin")             # bytes that name the object, or None
+    folder.sync()
+    folder.close()
+
+`Place` is a name in a held folder.  An *identity* is a ``bytes`` token: the file handle of name_to_handle_at(2),
+which survives a remount and differs when an inode number is reused, or type and inode number where the filesystem
+has no handles.  Two objects are the same exactly when their tokens are equal.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from attrs import define, field
+
+from . import _filesystem, _kernel, errors
+from ._filesystem import Filesystem
+
+JOURNAL_NAME = ".atomik-journal"
+PREFIX = ".atomik-"
+_OPEN = os.O_RDONLY | os.O_DIRECTORY
+
+
+@define(eq=False)
+class Directory:
+    """An open folder.  ``path`` is the absolute path it was reached by, for messages and for `still_there`."""
+
+    path: str
+    fd: int
+    dev: int
+    ino: int
+    mount: int
+    unique_mount: bool
+    _fs: Filesystem | None = field(default=None, init=False)
+
+    @classmethod
+    def open(cls, path: str, dir_fd: int | None = None, *, follow: bool = True) -> Directory:
+        """Open the folder at `path`; with `dir_fd` and not `follow`, a single name below it that must be a real folder.
+
+        Read permission is needed, for fsync and flock want a readable descriptor (EBADF on O_PATH).
+        """
+        kernel = _kernel.port
+        fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+        try:
+            return cls(path, fd, *kernel.mount_of(fd))
+        except BaseException:
+            kernel.close(fd)
+            raise
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(st_dev, st_ino): the folder's identity while it is open, and its place in the order of locks (I8)."""
+        return self.dev, self.ino
+
+    @property
+    def fs(self) -> Filesystem:
+        """The filesystem it lies on."""
+        if self._fs is None:
+            self._fs = _filesystem.of(self.fd, self.mount, self.unique_mount)
+        return self._fs
+
+    def child(self, name: str) -> str:
+        """The path of a name in it, for messages."""
+        return os.path.join(self.path, name)
+
+    def close(self) -> None:
+        """Close the descriptor, which drops its lock; harmless when repeated."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            _kernel.port.close(fd)
+
+    def still_there(self) -> bool:
+        """Whether the path still leads to this folder."""
+        try:
+            now = _kernel.port.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return (now.st_dev, now.st_ino) == (self.dev, self.ino)
+
+    def real_path(self) -> str:
+        """Where the kernel says that it lies now, without links."""
+        return _kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+
+    def ancestors(self) -> list[tuple[int, int]]:
+        """(st_dev, st_ino) of itself and of every folder above it."""
+        chain = [self.key]
+        up = ".."
+        while True:
+            above = _kernel.port.lstat(up, self.fd)
+            if (above.st_dev, above.st_ino) == chain[-1]:
+                return chain
+            chain.append((above.st_dev, above.st_ino))
+            up += "/.."
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """lstat of a name in it, None where there is nothing."""
+        try:
+            return _kernel.port.lstat(name, self.fd)
+        except FileNotFoundError:
+            return None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is anything of that name."""
+        return _kernel.port.exists(name, self.fd)
+
+    def identity(self, name: str) -> bytes | None:
+        """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
+        return identify(self.fs, self.fd, name)
+
+    def sync(self) -> None:
+        """fsync the folder: its names become durable.
+
+        Some filesystems cannot sync a folder and say EINVAL (vfat over FUSE, old CIFS); there is nothing to wait
+        for then.  EIO and the rest are never swallowed with it.
+        """
+        try:
+            _kernel.port.fsync(self.fd)
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+
+    def lock(self, timeout: float, deadline: float | None = None, *, shared: bool = False) -> None:
+        """Take the folder's flock, polling until `timeout` seconds have passed (or until `deadline`, when several
+        folders share the time); `LockTimeoutError` then."""
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        deadline = time.monotonic() + timeout if deadline is None else deadline
+        pause = 0.0005
+        while True:
+            try:
+                _kernel.port.flock(self.fd, operation)
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s; wait, or raise lock_timeout"
+                    errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, self.path)
+                # Random, so that several waiters do not keep step with each other.
+                time.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 256)))
+                pause = min(pause * 2, 0.02)
+            else:
+                return
+
+    def try_lock(self, *, shared: bool = False) -> bool:
+        """Take the lock if that needs no waiting."""
+        try:
+            _kernel.port.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self) -> None:
+        """Let go of the lock."""
+        _kernel.port.flock(self.fd, fcntl.LOCK_UN)
+
+
+def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
+    """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
+    try:
+        if fs.handle_flags is not None:
+            return b"h" + _kernel.port.handle(name, fd, fs.handle_flags)[0]
+        found = _kernel.port.lstat(name, fd) if name else _kernel.port.fstat(fd)
+    except FileNotFoundError:
+        return None
+    return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
+
+
+@define(frozen=True)
+class Place:
+    """A name in a held folder."""
+
+    directory: Directory
+    name: str
+
+    def __str__(self) -> str:
+        return self.directory.child(self.name)
+
+    @property
+    def fd(self) -> int:
+        """The folder's descriptor."""
+        return self.directory.fd
+
+    def identity(self) -> bytes | None:
+        """The token of what stands there."""
+        return self.directory.identity(self.name)
+
+    def stat(self) -> os.stat_result | None:
+        """lstat of what stands there."""
+        return self.directory.stat(self.name)
+
+
+def rename(src: Place, dst: Place, flags: int) -> None:
+    """renameat2(2) between two places."""
+    _kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)

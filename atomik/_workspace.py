@@ -1,0 +1,268 @@
+"""What the items of one transaction share: held folders, claims, slot numbers, and the rules between destinations.
+
+The workspace resolves each path once, decides as early as possible whether a destination can work (exists, wrong kind,
+second filesystem, duplicate, nested), and knows everything that must be given back at the end.
+
+Not thread-safe by itself: the transaction holds its lock while it calls in here.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+
+from . import _kernel, _tree, errors
+from ._claim import Claim, new_txid, slot_name
+from ._directory import PREFIX, Directory, Place
+
+NAME_MAX = 255
+
+
+class Workspace:
+    """The shared ground of one transaction; see the module."""
+
+    def __init__(self) -> None:
+        self.txid = new_txid()
+        self.numbers: Iterator[int] = itertools.count()
+        self.claims: dict[tuple[int, int, int], Claim] = {}
+        self._by_path: dict[str, Directory] = {}
+        self._by_key: dict[tuple[int, int, int], Directory] = {}
+        self._made: list[str] = []
+        self._destinations: dict[tuple[tuple[int, int, int], str], str] = {}
+        self._chains: dict[tuple[int, int, int], frozenset[tuple[int, int]]] = {}
+        self._displaced: dict[tuple[int, int], str] = {}
+
+    # --- paths ---------------------------------------------------------------------------------------------------
+    def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
+        """The place of a destination: its parent held open, its name checked."""
+        head, name = split(path, folder=folder)
+        return Place(self.directory(head, parents=parents, wanted=path), name)
+
+    def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
+        """The folder at `path`, opened once per transaction however it is spelled."""
+        found = self._by_path.get(path)
+        if found is not None:
+            return found
+        try:
+            folder = Directory.open(path)
+        except FileNotFoundError as exc:
+            self._refuse_inside_staged(path, wanted or path)
+            if not parents:
+                text = "cannot write there: the folder does not exist; create it or pass parents=True"
+                raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, path)) from exc
+            self._make_parents(path)
+            folder = Directory.open(path)
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot open the folder", path) from exc
+        key = (*folder.key, folder.mount)
+        held = self._by_key.get(key)
+        if held is not None:
+            folder.close()
+            folder = held
+        self._by_path[path] = self._by_key[key] = folder
+        return folder
+
+    def _make_parents(self, path: str) -> None:
+        missing = []
+        while path and not os.path.lexists(path):
+            missing.append(path)
+            path = os.path.dirname(path)
+        for each in reversed(missing):
+            try:
+                _kernel.port.mkdir(each, 0o777, None)
+            except FileExistsError:
+                continue
+            except OSError as exc:
+                raise errors.system_error(exc, "cannot create the parent folder", each) from exc
+            self._made.append(each)
+
+    @property
+    def made_parents(self) -> list[str]:
+        """The parents of folders that ``parents=True`` made, whose new entries must become durable too."""
+        return [os.path.dirname(each) for each in self._made]
+
+    def held(self) -> list[Directory]:
+        """Every descriptor that may carry a lock."""
+        return [*self._by_key.values(), *(claim.folder for claim in self.claims.values())]
+
+    # --- rules between destinations ------------------------------------------------------------------------------
+    def register(self, place: Place, path: str, folder_there: os.stat_result | None) -> None:
+        """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
+
+        `folder_there` is the stat of a folder that the item would displace.
+        """
+        directory = place.directory
+        key = (*directory.key, directory.mount)
+        if (key, place.name) in self._destinations:
+            first = self._destinations[key, place.name]
+            text = "the same destination is staged twice in one transaction"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, first)
+        self._same_filesystem(directory, path)
+        self._not_nested(key, directory, path, folder_there)
+        self._destinations[key, place.name] = path
+        if folder_there is not None:
+            self._displaced[folder_there.st_dev, folder_there.st_ino] = path
+
+    def unregister(self, place: Place) -> None:
+        """Let a destination go, so that it may be staged again."""
+        key = (*place.directory.key, place.directory.mount)
+        path = self._destinations.pop((key, place.name), None)
+        self._displaced = {k: p for k, p in self._displaced.items() if p != path}
+
+    def _same_filesystem(self, directory: Directory, path: str) -> None:
+        if not self._destinations:
+            return
+        (first_key, _), first = next(iter(self._destinations.items()))
+        if first_key[0] != directory.dev or first_key[2] != directory.mount:
+            where = "different filesystems" if first_key[0] != directory.dev else "different mounts of one filesystem"
+            text = (
+                f"destinations lie on {where} (st_dev {directory.dev} and {first_key[0]}); "
+                "one transaction needs one filesystem: use a transaction for each"
+            )
+            error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, path, first))
+            error.devices = (directory.dev, first_key[0])
+            raise error
+
+    def _not_nested(
+        self, key: tuple[int, int, int], directory: Directory, path: str, folder_there: os.stat_result | None
+    ) -> None:
+        chain = self._chains.get(key)
+        if chain is None:
+            # With a single item nothing can be nested, so the walk up waits until there is a second one.
+            chain = frozenset(directory.ancestors()) if self._destinations else None
+            if chain is not None:
+                self._chains[key] = chain
+        if chain is not None and self._displaced:
+            for above in chain & self._displaced.keys():
+                _nested(path, self._displaced[above])
+        if folder_there is not None:
+            me = (folder_there.st_dev, folder_there.st_ino)
+            for (other_key, _), other in self._destinations.items():
+                other_chain = self._chains.get(other_key)
+                if other_chain is None:
+                    other_chain = self._chains[other_key] = frozenset(self._by_key[other_key].ancestors())
+                if me in other_chain:
+                    _nested(other, path)
+
+    def _refuse_inside_staged(self, parent: str, path: str) -> None:
+        """The parent is missing: perhaps because it is itself a destination of this transaction."""
+        for staged in self._destinations.values():
+            if (parent + "/").startswith(staged.rstrip("/") + "/"):
+                _nested(path, staged)
+
+    # --- staging -------------------------------------------------------------------------------------------------
+    def staging(self, place: Place, tmp_dir: str | None, path: str) -> Directory:
+        """The folder in which the item is staged: the parent, or `tmp_dir` if that lies on the same mount."""
+        if tmp_dir is None:
+            return place.directory
+        folder = self.directory(tmp_dir)
+        parent = place.directory
+        if (folder.dev, folder.mount) != (parent.dev, parent.mount):
+            text = (
+                f"tmp_dir and the destination lie on different filesystems or mounts (st_dev {folder.dev} and "
+                f"{parent.dev}); leave tmp_dir out, and atomik stages beside the destination"
+            )
+            error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, tmp_dir, path))
+            error.devices = (folder.dev, parent.dev)
+            raise error
+        return folder
+
+    def claim(self, directory: Directory) -> Claim:
+        """The private folder in `directory`, made when first needed."""
+        key = (*directory.key, directory.mount)
+        claim = self.claims.get(key)
+        if claim is None:
+            try:
+                claim = self.claims[key] = Claim(directory, self.txid)
+            except errors.AtomikError:
+                raise
+            except OSError as exc:
+                raise errors.system_error(exc, "cannot stage in the folder", directory.path) from exc
+        return claim
+
+    def slot(self, directory: Directory) -> Place:
+        """A fresh slot in the claim of `directory`."""
+        return self.claim(directory).slot(next(self.numbers))
+
+    def sibling(self, directory: Directory) -> Place:
+        """A fresh slot beside the destinations, for what may only be renamed within its parent."""
+        return Place(directory, slot_name(self.txid, next(self.numbers)))
+
+    # --- the end -------------------------------------------------------------------------------------------------
+    def release(self, *, keep_parents: bool, keep_claims: bool = False) -> list[OSError]:
+        """Give everything back: what is left in the claims, the claims, made parents, descriptors.
+
+        Never raises; the failures are returned.  With `keep_claims` only descriptors go (in doubt: recovery needs them).
+        """
+        failures: list[OSError] = []
+        for claim in self.claims.values():
+            try:
+                if keep_claims:
+                    claim.folder.close()
+                else:
+                    empty(claim, self.txid)
+                    claim.release()
+            except OSError as exc:
+                failures.append(exc)
+        self.claims.clear()
+        for each in () if keep_parents else reversed(self._made):
+            try:
+                _kernel.port.rmdir(each, None)
+            except OSError as exc:
+                # Somebody put something into it, or removed it: theirs now.
+                if exc.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
+                    failures.append(exc)
+        self._made.clear()
+        for folder in self._by_key.values():
+            try:
+                folder.close()
+            except OSError as exc:
+                failures.append(exc)
+        self._by_key.clear()
+        self._by_path.clear()
+        return failures
+
+
+def empty(claim: Claim, txid: str) -> None:
+    """Delete what still lies in the slots of a claim; names that are not ours stay (I6)."""
+    mark = f"{PREFIX}{txid}-"
+    with _kernel.port.scandir(claim.folder.fd) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(mark)]
+    for name in names:
+        _tree.delete(Place(claim.folder, name))
+
+
+def split(path: str, *, folder: bool) -> tuple[str, str]:
+    """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
+    fold it away would be wrong behind a symlink."""
+    if not path:
+        errors.fail(errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path)
+    if "\0" in path:
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, "the destination contains a NUL character", path)
+    bare = path.rstrip("/")
+    if bare != path and not folder:
+        text = "a file's name cannot end with a slash; drop it, or use folder()"
+        errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, path)
+    head, name = os.path.split(bare)
+    if name in ("", ".", ".."):
+        text = "the destination must end with a name, not with '.', '..' or '/'"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
+    if len(os.fsencode(name)) > NAME_MAX:
+        text = f"the name is longer than {NAME_MAX} bytes; choose a shorter one"
+        errors.fail(errors.InvalidDestinationError, errno.ENAMETOOLONG, text, path)
+    if name.startswith(PREFIX):
+        text = f"names that begin with {PREFIX!r} are atomik's own; choose another"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
+    if not os.path.isabs(head):
+        try:
+            head = os.path.join(os.getcwd(), head)
+        except OSError as exc:
+            raise errors.system_error(exc, "the current folder is gone", path) from exc
+    return head.rstrip("/") or "/", name
+
+
+def _nested(inner: str, outer: str) -> None:
+    text = "one destination lies inside another of the same transaction; write into the staged folder instead"
+    errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)
