@@ -1,0 +1,100 @@
+"""The primitives: one renameat2(2) each, with both paths in the error.
+
+They do one system call, and nothing for durability: fsync the parents yourself, or use `atomik.file` and its like.
+Names are passed as bytes, so those that are no UTF-8 work; descriptors of folders are accepted wherever a path may be
+relative.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from . import _kernel
+from . import errors as _errors
+from .flags import Flag
+
+__all__ = ["exchange", "rename", "renameat2", "swap"]
+
+StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_AT_FDCWD = -100
+_BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: _kernel.NOREPLACE, Flag.RENAME_EXCHANGE: _kernel.EXCHANGE}
+
+
+def rename(
+    src: StrOrBytesPath,
+    dst: StrOrBytesPath,
+    flag: Flag = Flag.RENAME_NOREPLACE,
+    *,
+    src_dir_fd: int | None = None,
+    dst_dir_fd: int | None = None,
+) -> None:
+    """Rename `src` to `dst`; by default without replacing anything.
+
+    :param src, dst: paths on one filesystem; relative ones start from `src_dir_fd` and `dst_dir_fd` when given.
+    :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
+    :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
+    :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
+    :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS).
+    :raises atomik.errors.MissingPathError: `src`, a parent, or for an exchange `dst`, is missing (ENOENT).
+    :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
+
+    Source: renameat2(2), Linux 3.15; support by filesystem in the documentation under "capabilities".
+    """
+    renameat2(
+        _AT_FDCWD if src_dir_fd is None else src_dir_fd,
+        src,
+        _AT_FDCWD if dst_dir_fd is None else dst_dir_fd,
+        dst,
+        _BITS[Flag(flag)],
+    )
+
+
+def renameat2(
+    src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0
+) -> None:
+    """The system call as it is: folders' descriptors (-100, AT_FDCWD, for the current folder), paths and flag bits
+    (1 NOREPLACE, 2 EXCHANGE, 4 WHITEOUT).  Errors as `rename`."""
+    source, target = os.fsdecode(src), os.fsdecode(dst)
+    try:
+        _kernel.port.rename(source, src_dir_fd, target, dst_dir_fd, int(flags))
+    except OSError as exc:
+        raise _translate(exc, source, src_dir_fd, target, dst_dir_fd, int(flags)) from None
+    except ValueError as exc:  # a NUL in a name
+        _errors.fail(_errors.InvalidDestinationError, errno.EINVAL, f"cannot rename: {exc}", source, target)
+
+
+def swap(
+    first: StrOrBytesPath,
+    second: StrOrBytesPath,
+    *,
+    first_dir_fd: int | None = None,
+    second_dir_fd: int | None = None,
+) -> None:
+    """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
+
+    No observer sees one of them missing.  One renameat2(2) with RENAME_EXCHANGE (Linux 3.15) and no sync.
+    Raises like `rename`.
+    """
+    rename(first, second, Flag.RENAME_EXCHANGE, src_dir_fd=first_dir_fd, dst_dir_fd=second_dir_fd)
+
+
+exchange = swap
+
+
+def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> _errors.AtomikOSError:
+    if exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) and flags in _BITS.values() and flags:
+        text = f"cannot rename: {exc.strerror}; the filesystem lacks the flag, or one path lies inside the other"
+        return _errors.UnsupportedFilesystemError(*_errors.os_args(exc.errno, text, src, dst))
+    error = _errors.system_error(exc, "cannot rename", src, dst)
+    if isinstance(error, _errors.CrossFilesystemError):
+        error.devices = (_device(src, src_fd), _device(os.path.dirname(dst) or ".", dst_fd))
+    return error
+
+
+def _device(path: str, dir_fd: int) -> int:
+    try:
+        return os.stat(path, dir_fd=None if dir_fd == _AT_FDCWD else dir_fd, follow_symlinks=False).st_dev
+    except OSError:
+        return -1
