@@ -1,0 +1,284 @@
+"""Items: one destination each, with what is to happen there.
+
+The life of an item::
+
+    OPEN ──seal──▶ SEALED ──(commit)──▶ DONE
+      └───discard──────┴──────────────▶ DISCARDED
+
+*open*: the user writes.  A file has no name of its own then (O_TMPFILE, P7); folders and paths lie in the claim.
+*seal*: the content is complete; owner, mode and attributes get their final values; errors of the last write show here.
+*stage*: a sealed file gets its slot (before, a small transaction keeps it unnamed).  *steps*: what the commit has to
+swap, in order.  *discard*: everything of the item is gone again; may be called in any state, and repeated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from attrs import define, field
+
+from . import _kernel, _metadata, _swap, _tree, errors
+from ._directory import Directory, Place
+from ._observe import Observation
+from ._receipt import ItemReceipt
+from ._swap import Step
+from ._workspace import Workspace
+
+class ItemState(Enum):
+    """Where an item is in its life (see the module)."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    DONE = "done"
+    DISCARDED = "discarded"
+
+
+@define(frozen=True)
+class Options:
+    """How an item is to be published, as the user said."""
+
+    overwrite: bool = False
+    preserve: str = "all"
+    permissions: int | None = None
+    expect: Observation | str | None = None
+    keep: str | Callable[[str], str] | None = None
+    if_changed: bool = False
+    weaker: bool = False
+
+
+@define(eq=False)
+class Item:
+    """One destination of a transaction.
+
+    ``path`` is the destination as given, absolute; ``kind`` one of "file", "folder", "symlink", "removal", "move";
+    ``order`` and ``index`` decide when it is swapped (lower ``order`` first, then as staged); ``state`` an `ItemState`.
+    """
+
+    path: str
+    kind: str
+    place: Place = field(repr=False)
+    stage: Directory = field(repr=False)
+    workspace: Workspace = field(repr=False)
+    options: Options
+    order: int = 0
+    index: int = 0
+    state: ItemState = field(default=ItemState.OPEN, init=False)
+    slot: Place | None = field(default=None, init=False, repr=False)
+    not_preserved: tuple[str, ...] = field(default=(), init=False)
+    unchanged: bool = field(default=False, init=False)
+    kept: str | None = field(default=None, init=False)
+    #: its content is durable already
+    synced: bool = field(default=False, init=False, repr=False)
+    _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
+    _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
+    on_forget: Callable[[], None] | None = field(default=None, init=False, repr=False)
+    #: told when the content is complete, and when it was dropped (with the reason)
+    on_seal: Callable[[Item], None] | None = field(default=None, init=False, repr=False)
+    on_discard: Callable[[Item, str], None] | None = field(default=None, init=False, repr=False)
+
+    #: whether staging it writes content that must be synced
+    content = True
+
+    def seal(self) -> None:
+        """Finish the content; idempotent.  A failure discards the item and is raised."""
+        with self._lock:
+            if self.state is not ItemState.OPEN:
+                return
+            try:
+                self._seal()
+            except BaseException as exc:
+                self.discard(f"sealing failed: {exc}")
+                raise
+            self.state = ItemState.SEALED
+        if self.on_seal is not None:
+            self.on_seal(self)
+
+    def discard(self, reason: str = "") -> None:
+        """Drop what was staged; idempotent.  The transaction cannot commit without it any more."""
+        with self._lock:
+            if self.state not in (ItemState.OPEN, ItemState.SEALED):
+                return
+            self.state = ItemState.DISCARDED
+            try:
+                self._drop()
+            finally:
+                if self.on_discard is not None:
+                    self.on_discard(self, reason)
+
+    def end(self, *, done: bool) -> None:
+        """The transaction is over: give back what the item still holds.  May be repeated."""
+        self.on_seal = self.on_discard = None
+        if done:
+            self.state = ItemState.DONE
+            self.close()
+        else:
+            self.discard()
+
+    def close(self) -> None:
+        """Let go of descriptors."""
+
+    def choose_kept(self) -> None:
+        """Decide, early, under which name the previous version is to be kept."""
+        keep = self.options.keep
+        if keep is None:
+            return
+        name = keep(self.path) if callable(keep) else keep
+        head, tail = os.path.split(os.fspath(name))
+        if (head and os.path.realpath(head) != os.path.realpath(self.place.directory.path)) or tail in ("", ".", ".."):
+            text = "keep= must name something in the destination's own folder"
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, os.fspath(name), self.path)
+        if tail == self.place.name:
+            text = "keep= names the destination itself; choose another name for the previous version"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+        self.kept = tail
+
+    def steps(self) -> list[Step]:
+        """What must be swapped, in order; called once the locks are held.
+
+        Raises, with nothing touched, when the destination is not as the item requires.
+        """
+        assert self.slot is not None
+        old = self.check()
+        new = self.slot.identity()
+        if new is None:
+            text = "the staged content is gone: somebody removed it from atomik's private folder"
+            errors.fail(errors.ConflictError, errno.ENOENT, text, str(self.slot), self.path)
+        steps = [self._step("create" if old is None else "replace", self.place, self.slot, new, old)]
+        if old is not None and self.options.keep is not None:
+            steps.append(self._keep(old))
+        return steps
+
+    def _step(self, op: str, dest: Place, slot: Place, new: bytes | None, old: bytes | None) -> Step:
+        return Step(op, self.step_kind(), dest, slot, new, old, self.order, weaker=self.options.weaker)
+
+    def _keep(self, old: bytes) -> Step:
+        """Publish the displaced original under its new name, out of the slot where the first swap left it."""
+        assert self.slot is not None and self.kept is not None
+        place = Place(self.place.directory, self.kept)
+        there = place.stat()
+        if there is not None and not _swap.same_kind(there.st_mode, self.step_kind()):
+            text = "the name for the previous version is taken by another kind of object; remove it or choose another"
+            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
+        present = place.identity()
+        return self._step("create" if present is None else "replace", place, self.slot, old, present)
+
+    def places(self) -> tuple[Place, ...]:
+        """The names that it changes, whose folders must be locked."""
+        return (self.place,)
+
+    def expected_in(self) -> tuple[Observation, Place, str] | None:
+        """After the swaps: what the caller expected to displace, and where that lies now."""
+        expect = self.options.expect
+        if self.unchanged or self.slot is None or not isinstance(expect, Observation) or expect.absent:
+            return None
+        where = self.slot if self.kept is None else Place(self.place.directory, self.kept)
+        return expect, where, self.path
+
+    def step_kind(self) -> str:
+        """The kind of object, as `Step` knows it."""
+        return self.kind
+
+    def check(self) -> bytes | None:
+        """Decide whether the destination is as the item requires; the identity of what is there.
+
+        Called when staged, to fail early, and again under the locks.
+        """
+        expect = self.options.expect
+        if isinstance(expect, Observation) and (why := expect.mismatch(self.place)) is not None:
+            errors.fail(
+                errors.ConflictError, errno.EBUSY, f"not what was expected: {why}; observe it again and repeat", self.path
+            )
+        found = self.place.stat()
+        if found is None:
+            return None
+        if expect == "absent" or not (self.options.overwrite or isinstance(expect, Observation)):
+            text = "it exists already; pass overwrite=True to replace it"
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
+        self._check_kind(found.st_mode)
+        self._check_mounts(found)
+        return self.place.identity()
+
+    def _check_kind(self, mode: int) -> None:
+        if self.step_kind() and not _swap.same_kind(mode, self.step_kind()):
+            there = "a folder" if stat.S_ISDIR(mode) else "no folder"
+            text = f"cannot put a {self.step_kind()} there: what exists is {there}; remove it first, or choose another name"
+            errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, self.path)
+
+    def _check_mounts(self, found: os.stat_result) -> None:
+        """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be
+        deleted with its content later."""
+        mount = self.place.directory.mount
+        if stat.S_ISDIR(found.st_mode):
+            inside = _tree.has_foreign_mount(self.place)
+        else:
+            there = _kernel.port.mount_of(self.place.fd, self.place.name)[2] if mount else 0
+            inside = self.path if there != mount else None
+        if inside is not None:
+            text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
+            errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == self.path else self.path)
+
+    def sync_tree(self) -> int:
+        """fsync what lies in the slot, all of it; the number of calls."""
+        assert self.slot is not None
+        slot = self.slot
+        found = slot.stat()
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            folder = Directory.open(slot.name, slot.fd, follow=False)
+            try:
+                return _tree.sync(folder)
+            finally:
+                folder.close()
+        fd = _kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
+        try:
+            _kernel.port.fsync(fd)
+        finally:
+            _kernel.port.close(fd)
+        return 1
+
+    def receipt(self, steps: list[Step]) -> ItemReceipt:
+        """What happened to it, by the steps that the commit took."""
+        mine = [step for step in steps if step.dest == self.place]
+        if not mine:
+            return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, False)
+        step = mine[0]
+        replaced = step.old is not None
+        kept = str(Place(self.place.directory, self.kept)) if replaced and self.kept is not None else None
+        op = "move" if self.kind == "move" else step.op
+        links = 0 if self._source is None or step.folder or not replaced else self._source.nlink - 1
+        return ItemReceipt(self.path, self.kind, op, step.rung, self.order, replaced, self.not_preserved, links, kept)
+
+    def _seal(self) -> None:
+        raise NotImplementedError
+
+    def _drop(self) -> None:
+        """Remove the slot.  A failure to remove is the claim's to report, for it empties itself at the end."""
+        if self.slot is not None:
+            _tree.delete(self.slot)
+
+    def finish(self, fd: int) -> None:
+        """Give the new object its final owner, attributes and mode, through an open descriptor."""
+        options = self.options
+        if options.overwrite and options.preserve != "none":
+            self._source = _metadata.Metadata.of(self.place)
+            if self._source is not None and _swap.same_kind(self._source.mode, self.step_kind()):
+                self.not_preserved = _metadata.apply(fd, self._source, options.preserve)
+        if options.permissions is not None:
+            _kernel.port.fchmod(fd, options.permissions)
+
+    def refresh(self) -> None:
+        """Under the locks: the destination's owner or mode changed since it was sealed; follow that."""
+        if self._source is None or self.slot is None:
+            return
+        now = self.place.stat()
+        if now is None or (now.st_ino, now.st_ctime_ns) == self._source.stamp:
+            return
+        fd = _kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
+        try:
+            self.finish(fd)
+        finally:
+            _kernel.port.close(fd)

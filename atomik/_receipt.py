@@ -1,0 +1,72 @@
+"""What a commit did."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import define
+
+
+class State(Enum):
+    """Where a transaction is::
+
+        OPEN ──prepare──▶ PREPARED ──swap…──▶ SWAPPED ──mark──▶ COMMITTED
+          │                  │                    │
+          └──── abort ───────┴──── roll back ─────┴──▶ ABORTED        IN_DOUBT: undo or mark failed; journal kept
+
+    OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
+    SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
+    IN_DOUBT: `atomik.recover` decides.
+    """
+
+    OPEN = "open"
+    PREPARED = "prepared"
+    SWAPPED = "swapped"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    IN_DOUBT = "in doubt"
+
+
+@define(frozen=True)
+class ItemReceipt:
+    """What happened to one destination.
+
+    ``path``: the destination.  ``kind``: "file", "folder", "symlink", "removal", "move".  ``op``: "create", "replace",
+    "remove", "move" or "unchanged".  ``rung``: how it was swapped ("renameat2", "linkat", "link", "weaker"; "" when
+    nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.  ``not_preserved``: names
+    of what could not be carried over from the displaced original ("owner", "xattr …").  ``broken_links``: how many
+    other hard links of the displaced original keep the old content.  ``kept``: the path where the previous version
+    now stands.
+    """
+
+    path: str
+    kind: str
+    op: str
+    rung: str
+    order: int
+    replaced: bool
+    not_preserved: tuple[str, ...] = ()
+    broken_links: int = 0
+    kept: str | None = None
+
+
+@define(frozen=True)
+class Receipt:
+    """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
+
+    ``txid``: the id in log events and names.  ``items``: in the order in which they were swapped.  ``durable``: whether
+    the new versions survive a power cut.  ``synced_by``: "fsync", "syncfs" or both.  ``barriers`` and ``sync_calls``:
+    how many points of durability there were, and how many calls made them.  ``duration``: seconds that the commit took;
+    ``visible``: seconds between the first swap and the end of the last.  ``leftovers``: what could not be cleaned up
+    ("path: reason"); `atomik.recover` will try again.
+    """
+
+    txid: str
+    items: tuple[ItemReceipt, ...]
+    durable: bool
+    synced_by: str
+    barriers: int
+    sync_calls: int
+    duration: float
+    visible: float
+    leftovers: tuple[str, ...] = ()

@@ -1,0 +1,251 @@
+"""Items with content: a file written through a file object, a folder filled by path, a path for other programs."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import IO, Any
+
+from attrs import define, field
+
+from . import _handles, _kernel, _tree, errors
+from ._directory import Directory, Place
+from ._items import Item
+
+#: errno of O_TMPFILE where the filesystem (EOPNOTSUPP), or an old kernel (EISDIR, ENOENT), has none; EINVAL on FUSE
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
+
+
+@define(eq=False)
+class StagedFile(Item):
+    """A file that the user writes through a file object."""
+
+    fd: int = field(default=-1, init=False, repr=False)
+    handle: IO[Any] | None = field(default=None, init=False, repr=False)
+    mode: tuple[str, bool, bool] = field(default=("w", False, False), init=False, repr=False)
+
+    def open(self, mode: tuple[str, bool, bool], **text: Any) -> IO[Any]:
+        """Make the unnamed file and the file object on it."""
+        self.mode = mode
+        try:
+            self.fd = self._create()
+            if mode[0] in "ar":
+                self._copy_present()
+            self.handle = _handles.open_handle(self.fd, self, self.path, mode, **text)
+        except BaseException as exc:
+            self.discard()
+            if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
+                raise errors.system_error(exc, "cannot stage the file", self.path) from exc
+            raise
+        return self.handle
+
+    def _create(self) -> int:
+        fs = self.stage.fs
+        if fs.tmpfile is not False:
+            try:
+                fd = _kernel.port.open_tmpfile(self.stage.fd, os.O_RDWR, 0o666)
+            except OSError as exc:
+                if exc.errno not in _NO_TMPFILE:
+                    raise
+                fs.tmpfile = False
+            else:
+                fs.tmpfile = True
+                return fd
+        slot = self.workspace.slot(self.stage)
+        fd = _kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
+        self.slot = slot
+        return fd
+
+    def _copy_present(self) -> None:
+        """Modes "a" and "r+" begin with a copy of what is there."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            source = _kernel.port.open(self.place.name, flags, self.place.fd)
+        except FileNotFoundError as exc:
+            if self.mode[0] == "a":
+                return
+            text = 'mode "r+" needs an existing file; use mode "w" to make one'
+            raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, self.path)) from exc
+        try:
+            from ._clone import copy_content
+
+            copy_content(source, self.fd)
+        finally:
+            _kernel.port.close(source)
+
+    def _seal(self) -> None:
+        handle = self.handle
+        assert handle is not None
+        handle._item = None  # type: ignore[attr-defined]
+        self.handle = None
+        try:
+            if not _closed(handle):
+                handle.close()  # flushes; the descriptor stays ours
+            self.finish(self.fd)
+        except errors.AtomikError:
+            raise
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot finish the file", self.path) from exc
+
+    def name_it(self) -> None:
+        """Link the unnamed file into a slot, so that it needs no descriptor any more."""
+        if self.slot is None:
+            slot = self.workspace.slot(self.stage)
+            _kernel.port.link_fd(self.fd, slot.name, slot.fd)
+            self.slot = slot
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            _kernel.port.close(fd)
+
+    def _drop(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle._item = None  # type: ignore[attr-defined]
+        try:
+            if handle is not None and not _closed(handle):
+                _close_quietly(handle)
+        finally:
+            self.close()
+            super()._drop()
+
+
+def _closed(handle: IO[Any]) -> bool:
+    try:
+        return handle.closed
+    except ValueError:  # the user detached the buffer, and so took flushing upon himself
+        return True
+
+
+def _close_quietly(handle: IO[Any]) -> None:
+    """Close a file object whose content is not wanted: a full disk must not hide the error that brought us here."""
+    try:
+        handle.close()
+    except (OSError, ValueError):
+        pass
+
+
+@define(eq=False)
+class StagedFolder(Item):
+    """A folder that the user fills by path."""
+
+    def open(self, base: str | os.PathLike[str] | None, progress: Callable[[int], None] | None = None) -> str:
+        """Make the folder in the claim; ``base="copy"`` (or a path) starts from a clone.  Returns its path."""
+        slot = self.workspace.slot(self.stage)
+        try:
+            _kernel.port.mkdir(slot.name, 0o777, slot.fd)
+            self.slot = slot
+            if base is not None:
+                self._clone(base, slot, progress)
+        except BaseException as exc:
+            self.discard()
+            if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
+                raise errors.system_error(exc, "cannot stage the folder", self.path) from exc
+            raise
+        return str(slot)
+
+    def _clone(self, base: str | os.PathLike[str], slot: Place, progress: Callable[[int], None] | None) -> None:
+        from_destination = base == "copy"
+        try:
+            if from_destination:
+                source = Directory.open(self.place.name, self.place.fd, follow=False)
+                source.path = self.path
+            else:
+                source = Directory.open(os.path.abspath(base))
+        except FileNotFoundError:
+            if from_destination:
+                return  # nothing there yet: start empty
+            raise
+        try:
+            target = Directory.open(slot.name, slot.fd, follow=False)
+            target.path = str(slot)
+            try:
+                from ._clone import clone
+
+                self.not_preserved += tuple(clone(source, target, progress))
+            finally:
+                target.close()
+        finally:
+            source.close()
+
+    def _seal(self) -> None:
+        assert self.slot is not None
+        try:
+            fd = _kernel.port.open(self.slot.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self.slot.fd)
+        except OSError as exc:
+            raise errors.system_error(exc, "the staged folder is gone or unreadable", str(self.slot)) from exc
+        try:
+            kept = self.not_preserved
+            self.finish(fd)
+            self.not_preserved = kept + self.not_preserved
+        finally:
+            _kernel.port.close(fd)
+
+
+@define(eq=False)
+class StagedProgram(Item):
+    """A path for programs that open files by name; what they leave there is published, a file or a folder."""
+
+    _work: Place | None = field(default=None, init=False, repr=False)
+    #: the kind of what the program wrote; not known before
+    _found: str = field(default="", init=False, repr=False)
+
+    def open(self) -> str:
+        """Make the private folder in which the program writes under the destination's own name."""
+        work = self.workspace.slot(self.stage)
+        try:
+            _kernel.port.mkdir(work.name, 0o700, work.fd)
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot stage the path", self.path) from exc
+        self._work = work
+        return os.path.join(str(work), self.place.name)
+
+    def step_kind(self) -> str:
+        return self._found
+
+    def _seal(self) -> None:
+        assert self._work is not None
+        work = Directory.open(self._work.name, self._work.fd, follow=False)
+        try:
+            inner = Place(work, self.place.name)
+            found = inner.stat()
+            if found is None:
+                text = "nothing was written to the staged path; write the file before leaving the block"
+                errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name))
+            self._found = "folder" if _kernel.is_folder(found.st_mode) else "file"
+            self._refuse_open_database(work)
+            self._finish_at(inner)
+            slot = self.workspace.slot(self.stage)
+            _kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
+            self.slot = slot
+        finally:
+            work.close()
+        _tree.delete(self._work)  # what else the program left there is none of the output
+        self._work = None
+
+    def _refuse_open_database(self, work: Directory) -> None:
+        for suffix in ("-wal", "-journal"):
+            rest = work.stat(self.place.name + suffix)
+            if rest is not None and rest.st_size:
+                text = "the database is still open: its journal holds changes; close it before leaving the block"
+                errors.fail(errors.ConflictError, errno.EBUSY, text, work.child(self.place.name + suffix))
+
+    def _finish_at(self, inner: Place) -> None:
+        try:
+            fd = _kernel.port.open(inner.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, inner.fd)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
+                return
+            raise errors.system_error(exc, "cannot finish the staged path", self.path) from exc
+        try:
+            self.finish(fd)
+        finally:
+            _kernel.port.close(fd)
+
+    def _drop(self) -> None:
+        if self._work is not None:
+            _tree.delete(self._work)
+        super()._drop()
