@@ -1,0 +1,103 @@
+"""atomik: outputs written all or nothing – a file, a folder, or a whole group of them.
+
+    with atomik.transaction() as tx:                 # several outputs
+        with tx.file("model.bin", "wb") as f: ...
+        plots = tx.folder("plots")
+    with atomik.file("result.json") as f: ...        # the simple one-off
+
+Layout, from the top down (arrows of import point down only):
+
+    cli, fsspec, testing      doors for the shell and for other ecosystems
+    _shortcuts                file(), folder(), path(), update(): one-item transactions
+    _transaction, _stager     Transaction: how outputs get in and out
+    _reading, _recovery       readers, and what is done about a dead transaction
+    _group, _commit           the commit protocol: several steps with a journal, one step without
+    _barriers                 which syncs make what durable
+    _staged, _names, _items   what is to happen at one destination: stage, seal, discard
+    _swap, _probe             the ladder: publish one step, undo one step
+    _journal, _records        the journal on disk, and its bytes
+    _workspace, _claim        held folders, private staging folders, rules between destinations
+    _tree, _clone, _metadata  trees and attributes, by descriptor
+    _directory, _filesystem   a held folder; what is known of the filesystem
+    rename, flags             public primitives
+    _kernel                   the only module that makes system calls
+    _events, errors           what is told, and what goes wrong
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import errors, flags, rename
+from ._shortcuts import Output, file, folder, path, transaction, update
+from .errors import AtomikError
+from .flags import Flag, Mode
+from .rename import swap
+
+if TYPE_CHECKING:
+    from ._capabilities import Capabilities, probe
+    from ._observe import Observation, observe
+    from ._reading import reading
+    from ._receipt import ItemReceipt, Receipt, State
+    from ._recovery import RecoveryReport, recover
+    from ._transaction import Transaction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AtomikError",
+    "Capabilities",
+    "Flag",
+    "ItemReceipt",
+    "Mode",
+    "Observation",
+    "Output",
+    "Receipt",
+    "RecoveryReport",
+    "State",
+    "Transaction",
+    "errors",
+    "file",
+    "flags",
+    "folder",
+    "observe",
+    "path",
+    "probe",
+    "reading",
+    "recover",
+    "rename",
+    "swap",
+    "transaction",
+    "update",
+]
+
+#: Loaded when first asked for: most programs need none of these by name, and importing them costs more than the rest.
+_LATER = {
+    "Capabilities": "_capabilities",
+    "ItemReceipt": "_receipt",
+    "Observation": "_observe",
+    "Receipt": "_receipt",
+    "RecoveryReport": "_recovery",
+    "State": "_receipt",
+    "Transaction": "_transaction",
+    "observe": "_observe",
+    "probe": "_capabilities",
+    "reading": "_reading",
+    "recover": "_recovery",
+    "testing": "testing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LATER.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    loaded = import_module(f".{module}", __name__)
+    value = loaded if name == "testing" else getattr(loaded, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -1,0 +1,270 @@
+"""The commit: what both ways to publish share, and the way of one item.
+
+Two ways lead from sealed items to published ones:
+
+* `Single` (here): one step is atomic by itself, so there is no journal, and no lock beyond the one that covers a slot
+  beside the destination.  Last writer wins, as with rename(2).
+* `Group` (_group.py): several steps, or one with ``expect``: locks, journal, three barriers.
+
+A commit either returns, with everything new, or raises, with everything old; ``state`` says so where it is not.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from attrs import define, field
+
+from . import _events, _kernel, _swap, _tree, errors
+from ._barriers import Barriers
+from ._directory import JOURNAL_NAME, Directory, identify
+from ._items import Item
+from ._receipt import State
+from ._staged import StagedFile
+from ._swap import Step
+from ._workspace import Workspace
+
+_T = TypeVar("_T")
+
+#: How often a single overwrite starts again because somebody else keeps creating and removing the destination.
+_ATTEMPTS = 1000
+
+
+@define(eq=False)
+class Commit:
+    """One attempt to publish; see the module."""
+
+    workspace: Workspace
+    items: list[Item]
+    barriers: Barriers
+    lock_timeout: float
+    progress: Callable[[str, int, int], None] | None = None
+    state: State = field(default=State.OPEN, init=False)
+    steps: list[Step] = field(factory=list, init=False)
+    #: (path, reason) of what could not be cleaned up
+    leftovers: list[str] = field(factory=list, init=False)
+    #: displaced originals that must stay, because a stranger's object stands where they belong
+    stranded: list[Step] = field(factory=list, init=False)
+    _visible_from: float = field(default=0.0, init=False)
+    visible: float = field(default=0.0, init=False)
+
+    @property
+    def txid(self) -> str:
+        """The transaction's id."""
+        return self.workspace.txid
+
+    def event(self, level: int, name: str, **fields: object) -> None:
+        """Log, bound to the transaction."""
+        _events.emit(level, name, tx=self.txid, **fields)
+
+    def tell(self, phase: str, done: int, total: int) -> None:
+        """Report progress, if somebody wants it."""
+        if self.progress is not None:
+            self.progress(phase, done, total)
+
+    def settle(self, directory: Directory) -> None:
+        """A journal lies in the folder: wait for its owner, or recover what a dead one left."""
+        from ._recovery import settle
+
+        settle(directory, self.lock_timeout)
+
+    def check_parent(self, directory: Directory) -> None:
+        """The folder that was opened when the item was staged must still be the one at its path."""
+        if not directory.still_there():
+            text = "the folder was moved, removed or replaced since the output was staged; stage again"
+            errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
+
+    def failed_cleanup(self, path: str, exc: OSError) -> None:
+        """A failure behind the commit point: told, never raised."""
+        self.leftovers.append(f"{path}: {exc.strerror or exc}")
+        self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
+
+    def swapped(self, step: Step, order: int) -> None:
+        """Log one swap."""
+        if _events.heard(_events.DEBUG):
+            self.event(
+                _events.DEBUG, "item.swapped", path=str(step.dest), kind=step.kind, op=step.op, rung=step.rung,
+                order=order, st_dev=step.dest.directory.dev,
+            )  # fmt: skip
+
+
+@define(eq=False)
+class Single(Commit):
+    """Publish one item by one atomic step."""
+
+    def run(self) -> None:
+        """Publish, or raise with everything as it was; DurabilityError when it is visible but not durable."""
+        item = self.items[0]
+        parent = item.place.directory
+        self._wait_for_others(parent)
+        self.barriers.staged([item], [], self.workspace.made_parents, None)
+        try:
+            step = self._publish(item)
+            self._confirm(step)
+        except BaseException:
+            if self.state is not State.COMMITTED:
+                self._back()
+            raise
+        self._remove_displaced(step)
+
+    def _wait_for_others(self, parent: Directory) -> None:
+        # An unfinished transaction may be about to put back what stands at our destination.
+        while parent.exists(JOURNAL_NAME):
+            self.settle(parent)
+        self.check_parent(parent)
+
+    def _publish(self, item: Item) -> Step:
+        for _ in range(_ATTEMPTS):
+            old = item.check()
+            item.refresh()
+            if old is None and isinstance(item, StagedFile) and item.slot is None:
+                step = self._link(item)
+            else:
+                step = self._rename(item, old)
+            if step is not None:
+                self.visible = time.perf_counter() - self._visible_from
+                self.swapped(step, 0)
+                return step
+        errors.fail(
+            errors.ConflictError, errno.EBUSY, "others keep creating and removing the destination; try again", item.path
+        )
+
+    def _link(self, item: StagedFile) -> Step | None:
+        """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
+        place = item.place
+        new = identify(place.directory.fs, item.fd)
+        step = Step("create", "file", place, self.workspace.sibling(place.directory), new, rung=_swap.LINKAT)
+        self._visible_from = time.perf_counter()
+        self.steps.append(step)
+        try:
+            _kernel.port.link_fd(item.fd, place.name, place.fd)
+        except FileExistsError:
+            self.steps.clear()
+            if item.options.overwrite:
+                return None
+            raise _lost_race(item) from None
+        except OSError as exc:
+            self.steps.clear()
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+                raise
+            item.name_it()  # no hard links for unnamed files here: give it a slot, and rename
+            return None
+        return step
+
+    def _rename(self, item: Item, old: bytes | None) -> Step | None:
+        if item.slot is None:
+            self._take_slot(item)
+        assert item.slot is not None
+        op = "remove" if item.kind == "removal" else "create" if old is None else "replace"
+        new = None if op == "remove" else item.slot.identity()
+        step = Step(op, item.step_kind(), item.place, item.slot, new, old, weaker=item.options.weaker)
+        self._visible_from = time.perf_counter()
+        self.steps.append(step)
+        try:
+            _swap.publish(step)
+        except FileExistsError:
+            if not item.options.overwrite:
+                raise _lost_race(item) from None
+        except FileNotFoundError:
+            if step.dest.identity() is not None or op == "create":
+                raise
+        except errors.ConflictError:
+            if step.slot.identity() != step.new:
+                raise
+        else:
+            return self._displaced(step)
+        self.steps.clear()
+        return None  # the destination came or went in between: look again
+
+    def _take_slot(self, item: Item) -> None:
+        """A name for an unnamed file that is to be exchanged.
+
+        Beside the destination, which is cheapest, while a shared lock on the parent shows that we live; in a claim of
+        our own where somebody else holds that lock, or where the filesystem has to be probed anyway.
+        """
+        assert isinstance(item, StagedFile)
+        parent = item.place.directory
+        if item.stage is parent and parent.fs.trusted and parent.try_lock(shared=True):
+            slot = self.workspace.sibling(parent)
+            _kernel.port.link_fd(item.fd, slot.name, slot.fd)
+            item.slot = slot
+        else:
+            item.name_it()
+
+    def _displaced(self, step: Step) -> Step:
+        """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
+        if step.op == "create":
+            return step
+        came_out = step.slot.stat()
+        if came_out is None or step.slot.identity() == step.new:
+            text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
+            errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
+        step.old = step.slot.identity()
+        if not _swap.same_kind(came_out.st_mode, step.kind):
+            text = "another kind of object came to stand there meanwhile; it was left alone"
+            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
+        return step
+
+    def _confirm(self, step: Step) -> None:
+        """Make the swap durable.  A failure here leaves the new version visible: to undo it would be no more durable."""
+        folders = [step.dest.directory]
+        if step.rung != _swap.LINKAT and step.slot.directory is not step.dest.directory:
+            folders.append(step.slot.directory)
+        try:
+            self.barriers.names(folders)
+        except OSError as exc:
+            self.state = State.COMMITTED
+            self._remove_displaced(step)
+            text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"
+            raise errors.DurabilityError(
+                *errors.os_args(exc.errno or errno.EIO, f"{text}; check the disk and write again", str(step.dest))
+            ) from exc
+        self.state = State.COMMITTED
+
+    def _back(self) -> None:
+        """Bring the step back; whatever brought us here stays the error, unless even that fails."""
+        try:
+            uninterrupted(self._undo)
+        except OSError as exc:
+            self.state = State.IN_DOUBT
+            text = f"the commit failed, and so did undoing it: {exc.strerror}; the original lies beside it"
+            raise errors.RollbackError(
+                *errors.os_args(exc.errno or errno.EIO, text, self.items[0].path, str(self.items[0].slot or ""))
+            ) from exc
+        self.state = State.ABORTED
+
+    def _undo(self) -> None:
+        for step in self.steps:
+            _swap.undo(step)  # a stranger's newer object stays, and supersedes what we displaced
+        item = self.items[0]
+        if item.slot is not None and item.slot.directory is item.place.directory:
+            _tree.delete(item.slot)
+        for step in self.steps:
+            if step.rung == _swap.LINKAT:
+                _tree.delete(step.slot)  # where undo took the new file away to
+
+    def _remove_displaced(self, step: Step) -> None:
+        if step.old is None or step.slot.directory is not step.dest.directory:
+            return  # claims are emptied as a whole
+        try:
+            _kernel.port.unlink(step.slot.name, step.slot.fd)
+        except OSError as exc:
+            self.failed_cleanup(str(step.slot), exc)
+
+
+def _lost_race(item: Item) -> errors.FileAlreadyExistsError:
+    text = "somebody else published first; nothing was replaced. Pass overwrite=True to replace it"
+    return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, item.path))
+
+
+def uninterrupted(action: Callable[[], _T]) -> tuple[_T, KeyboardInterrupt | None]:
+    """Finish an idempotent action although Ctrl-C comes in the middle; (its result, the interrupt to raise later)."""
+    interrupt = None
+    while True:
+        try:
+            return action(), interrupt
+        except KeyboardInterrupt as exc:
+            interrupt = exc

@@ -1,0 +1,194 @@
+"""A journal on disk: make it, link it, mark it, and open one that somebody left.
+
+The journal is an unnamed file (mode 0600, flock'ed by its owner) until its intent is written; then it is linked into
+every claim, where nobody else can reach it, and as ``.atomik-journal`` into every parent, where the next transaction
+finds it.  All these names are one inode, so one mark commits everywhere at once.
+
+`load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
+reached without following a link, of bounded size; the rest is `_records`' business.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from attrs import define, field
+
+from . import _kernel, _records, errors
+from ._claim import Claim, journal_name
+from ._directory import JOURNAL_NAME, Directory, Place
+from ._records import Intent, Journal
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
+
+
+class HotJournal(Exception):
+    """A parent holds somebody's journal: recover it, or wait, and start again."""
+
+    def __init__(self, directory: Directory) -> None:
+        super().__init__(directory.path)
+        self.directory = directory
+
+
+@define(eq=False)
+class LiveJournal:
+    """The journal of a transaction of this process, or one taken over by recovery."""
+
+    fd: int
+    txid: str
+    end: int
+    identity: bytes | None = None
+    names: list[Place] = field(factory=list)
+
+    def append(self, kind: int) -> None:
+        """Write an outcome record.  Not durable before the next barrier."""
+        data = _records.encode_outcome(kind, self.txid)
+        _write_all(self.fd, data, self.end)
+        self.end += len(data)
+
+    def unlink(self) -> None:
+        """Take its names away: the well-known ones first, for they stop others."""
+        while self.names:
+            place = self.names[-1]
+            if place.identity() == self.identity:  # I6: only while the name still leads to this journal
+                _kernel.port.unlink(place.name, place.fd)
+            self.names.pop()
+
+    def close(self) -> None:
+        """Close the descriptor, and so let go of its lock."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            _kernel.port.close(fd)
+
+
+def create(intent: Intent, claims: list[Claim], parents: list[Directory]) -> LiveJournal:
+    """Write the intent and give it its names.  `HotJournal` when a parent holds one already; nothing is left then."""
+    data = _records.encode_intent(intent)
+    home = claims[0].folder
+    private = [Place(claim.folder, journal_name(intent.txid)) for claim in claims]
+    journal = LiveJournal(_unnamed(home, private[0].name), intent.txid, len(data))
+    try:
+        _kernel.port.flock(journal.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _write_all(journal.fd, data, 0)
+        if home.fs.tmpfile:
+            _kernel.port.link_fd(journal.fd, private[0].name, home.fd)
+        journal.names.append(private[0])
+        journal.identity = private[0].identity()
+        for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
+            _add_name(journal, private[0], place)
+    except BaseException:
+        try:
+            journal.unlink()
+        finally:
+            journal.close()
+        raise
+    return journal
+
+
+def _unnamed(home: Directory, name: str) -> int:
+    """An unnamed file where the filesystem has that, else one with its private name."""
+    if home.fs.tmpfile is not False:
+        try:
+            fd = _kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
+        except OSError as exc:
+            if exc.errno not in _NO_TMPFILE:
+                raise
+            home.fs.tmpfile = False
+        else:
+            home.fs.tmpfile = True
+            return fd
+    return _kernel.port.create(name, os.O_RDWR, 0o600, home.fd)
+
+
+def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
+    try:
+        _kernel.port.link(first.name, first.fd, place.name, place.fd)
+    except FileExistsError:
+        raise HotJournal(place.directory) from None
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        _move_name(journal, first, place)
+    journal.names.append(place)
+
+
+def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
+    """No hard links here: the one name there is must be the well-known one, and so there can be only one parent."""
+    if journal.names != [first]:
+        text = (
+            "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "
+            "write to one folder per transaction, or pass journal=False"
+        )
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
+    flags = _kernel.NOREPLACE if place.directory.fs.noreplace is not False else 0
+    if flags == 0 and place.directory.exists(place.name):
+        raise HotJournal(place.directory)
+    try:
+        _kernel.port.rename(first.name, first.fd, place.name, place.fd, flags)
+    except FileExistsError:
+        raise HotJournal(place.directory) from None
+    journal.names.clear()
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = _kernel.port.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def load(place: Place) -> tuple[int, Journal | None] | None:
+    """Open and read the journal at `place`: (descriptor, contents; None when the intent is torn), or None when there is
+    nothing.  Raises `JournalError` for whatever may not be trusted; nothing was touched then.
+    """
+    found = place.stat()
+    if found is None:
+        return None
+    # Looked at before it is opened: to open somebody's device or FIFO could have effects of its own.
+    _vouch(found, place)
+    try:
+        fd = _kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise errors.JournalError(*errors.describe(exc.errno or errno.EIO, "cannot open the journal", str(place))) from exc
+    try:
+        now = _kernel.port.fstat(fd)
+        _vouch(now, place)
+        try:
+            return fd, _records.decode(_read(fd, now.st_size))
+        except _records.BadJournal as exc:
+            _refuse(place, str(exc))
+    except BaseException:
+        _kernel.port.close(fd)
+        raise
+
+
+def _read(fd: int, size: int) -> bytes:
+    """What the header says there is, and a little more for the outcome: never a sparse file's gigabytes."""
+    wanted = min(size, _records.extent(_kernel.port.pread(fd, _records.HEAD_SIZE, 0)))
+    pieces: list[bytes] = []
+    at = 0
+    while at < wanted and (piece := _kernel.port.pread(fd, wanted - at, at)):
+        pieces.append(piece)
+        at += len(piece)
+    return b"".join(pieces)
+
+
+def _vouch(found: os.stat_result, place: Place) -> None:
+    if not _kernel.is_file(found.st_mode):
+        _refuse(place, "it is no regular file")
+    if found.st_uid not in (0, os.geteuid()):
+        _refuse(place, f"it belongs to user {found.st_uid}: let them, or root, run 'atomik recover'")
+    if found.st_mode & 0o022:
+        _refuse(place, "others may write to it")
+    if found.st_size > _records.MAX_SIZE:
+        _refuse(place, f"it is larger ({found.st_size} bytes) than any journal")
+
+
+def _refuse(place: Place, why: str) -> None:
+    text = f"will not trust this journal: {why}; nothing was touched. If it is no work of atomik, remove it"
+    errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))

@@ -1,0 +1,241 @@
+"""The bytes of a journal.  Pure: nothing here does I/O (docs/reference/journal-format.md is the same in words).
+
+A journal is one *intent* record, and later at most one *outcome* record behind it::
+
+    record  := magic(4) version(u16) type(u16) length(u64) payload(length) digest(16)
+    magic   := "AtmK"      type := 1 intent | 2 committed | 3 undone
+    digest  := BLAKE2b-128 of everything in the record before it
+
+All integers are little-endian.  An outcome's payload is the transaction id, so that one cannot end another's journal.
+The intent names each folder by its path below a common ancestor *and* by its identity, so that recovery can go from
+any one of them to the others, wherever the tree is mounted, and notices when a path leads elsewhere.
+
+`decode` accepts nothing doubtful: a torn intent is None ("nothing was swapped"), and whatever is not as atomik writes
+it raises `BadJournal`: names with a slash, ``..`` or NUL, slots that do not carry the id, numbers out of range, a newer
+version.  The digest finds torn and damaged records; it is no authentication (that is the owner and mode of the file).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from hashlib import blake2b
+
+from attrs import define
+
+VERSION = 1
+INTENT, COMMITTED, UNDONE = 1, 2, 3
+
+_MAGIC = b"AtmK"
+_HEAD = struct.Struct("<4sHHQ")
+_DIGEST = 16
+_COUNTS = struct.Struct("<II")
+_STEP = struct.Struct("<BBHIIHHHHq")
+_LENGTHS = struct.Struct("<HH")
+
+HEAD_SIZE = _HEAD.size
+
+#: How large a journal may be: half a million steps with long names.  What is larger is refused, not read.
+MAX_SIZE = 512 * 1024 * 1024
+
+OPS = ("create", "replace", "remove")
+KINDS = ("file", "folder", "symlink", "other")
+
+TXID = re.compile(r"[0-9a-f]{16}\Z")
+SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}\Z")
+
+
+class BadJournal(Exception):
+    """The bytes are no journal of ours; the message says why."""
+
+
+@define(frozen=True)
+class Folder:
+    """A folder that takes part: where it lies below the common ancestor, and which one it is."""
+
+    parts: tuple[str, ...]
+    identity: bytes
+    #: destinations lie here (it is locked, and holds the journal's well-known name); else it only holds slots
+    parent: bool
+
+
+@define(frozen=True)
+class StepRecord:
+    """A `_swap.Step` in bytes: folders by their number."""
+
+    op: str
+    kind: str
+    weaker: bool
+    dest_folder: int
+    dest_name: str
+    slot_folder: int
+    slot_name: str
+    new: bytes | None
+    old: bytes | None
+    order: int
+
+
+@define(frozen=True)
+class Intent:
+    """What a transaction is about to do."""
+
+    txid: str
+    folders: tuple[Folder, ...]
+    steps: tuple[StepRecord, ...]
+
+
+@define(frozen=True)
+class Journal:
+    """A decoded journal: the intent and how it ended (None: it did not)."""
+
+    intent: Intent
+    outcome: int | None
+    #: where the next record belongs
+    end: int
+
+
+def encode_intent(intent: Intent) -> bytes:
+    """The bytes of an intent record."""
+    out = [intent.txid.encode(), _COUNTS.pack(len(intent.folders), len(intent.steps))]
+    for folder in intent.folders:
+        path = "/".join(folder.parts).encode(errors="surrogateescape")
+        out += (bytes([folder.parent]), _LENGTHS.pack(len(path), len(folder.identity)), path, folder.identity)
+    for s in intent.steps:
+        dest, slot = s.dest_name.encode(errors="surrogateescape"), s.slot_name.encode()
+        new, old = s.new or b"", s.old or b""
+        out += (
+            _STEP.pack(
+                OPS.index(s.op), KINDS.index(s.kind), s.weaker, s.dest_folder, s.slot_folder,
+                len(dest), len(slot), len(new), len(old), s.order,
+            ),
+            dest, slot, new, old,
+        )  # fmt: skip
+    return _record(INTENT, b"".join(out))
+
+
+def encode_outcome(kind: int, txid: str) -> bytes:
+    """The bytes of a commit mark (`COMMITTED`) or of the record that ends a rollback (`UNDONE`)."""
+    return _record(kind, txid.encode())
+
+
+def extent(head: bytes) -> int:
+    """How many bytes of a file are worth reading, by its first `HEAD_SIZE`: the intent and room for the outcomes."""
+    if len(head) < HEAD_SIZE:
+        return HEAD_SIZE
+    length = int(_HEAD.unpack(head)[3])
+    return min(HEAD_SIZE + length + _DIGEST, MAX_SIZE) + 1024
+
+
+def _record(kind: int, payload: bytes) -> bytes:
+    body = _HEAD.pack(_MAGIC, VERSION, kind, len(payload)) + payload
+    return body + blake2b(body, digest_size=_DIGEST).digest()
+
+
+def decode(data: bytes) -> Journal | None:
+    """The journal in `data`; None when its intent is torn, so that nothing can have been swapped.
+
+    Raises `BadJournal` for whatever atomik would not have written, and for a newer version.
+    """
+    first = _read_record(data, 0)
+    if first is None:
+        return None
+    kind, payload, end = first
+    if kind != INTENT:
+        raise BadJournal("it does not begin with an intent")
+    try:
+        intent = _decode_intent(payload)
+    except (struct.error, IndexError, ValueError) as exc:
+        raise BadJournal(f"its intent is malformed ({exc})") from exc
+    outcome = None
+    while (record := _read_record(data, end)) is not None:
+        kind, payload, after = record
+        if kind not in (COMMITTED, UNDONE) or payload != intent.txid.encode():
+            raise BadJournal("a record behind the intent does not belong to it")
+        if outcome not in (None, kind):
+            raise BadJournal("it says both committed and undone")
+        outcome, end = kind, after
+    return Journal(intent, outcome, end)
+
+
+def _read_record(data: bytes, at: int) -> tuple[int, bytes, int] | None:
+    """(type, payload, end) of the record at `at`; None when it is absent or torn."""
+    if len(data) - at < _HEAD.size + _DIGEST:
+        return None
+    magic, version, kind, length = _HEAD.unpack_from(data, at)
+    if magic != _MAGIC:
+        if any(data[at : at + _HEAD.size]):
+            raise BadJournal("it does not carry the mark of atomik")
+        return None  # zeros: space that was allocated and never written
+    if version > VERSION:
+        raise BadJournal(f"it has format version {version}, and this atomik knows only {VERSION}; use the newer one")
+    end = at + _HEAD.size + length
+    if length > MAX_SIZE or len(data) < end + _DIGEST:
+        return None
+    body = memoryview(data)[at:end]
+    if blake2b(body, digest_size=_DIGEST).digest() != data[end : end + _DIGEST]:
+        return None
+    return kind, data[at + _HEAD.size : end], end + _DIGEST
+
+
+class _Reader:
+    """Takes fields off the front of a payload; a short one raises ValueError."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def take(self, size: int) -> bytes:
+        piece = self.data[self.at : self.at + size]
+        if len(piece) != size:
+            raise ValueError("it ends too early")
+        self.at += size
+        return piece
+
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        return layout.unpack(self.take(layout.size))
+
+
+def _decode_intent(payload: bytes) -> Intent:
+    reader = _Reader(payload)
+    txid = reader.take(16).decode()
+    if not TXID.match(txid):
+        raise ValueError("bad transaction id")
+    folder_count, step_count = reader.unpack(_COUNTS)
+    folders = tuple(_decode_folder(reader) for _ in range(folder_count))
+    steps = tuple(_decode_step(reader, txid, folder_count) for _ in range(step_count))
+    if reader.at != len(payload):
+        raise ValueError("bytes left over")
+    return Intent(txid, folders, steps)
+
+
+def _decode_folder(reader: _Reader) -> Folder:
+    parent = reader.take(1)[0]
+    path_length, identity_length = reader.unpack(_LENGTHS)
+    path = reader.take(path_length).decode(errors="surrogateescape")
+    identity = reader.take(identity_length)
+    parts = tuple(path.split("/")) if path else ()
+    for part in parts:
+        _check_name(part)
+    return Folder(parts, identity, bool(parent))
+
+
+def _decode_step(reader: _Reader, txid: str, folders: int) -> StepRecord:
+    op, kind, weaker, dest_folder, slot_folder, dest_len, slot_len, new_len, old_len, order = reader.unpack(_STEP)
+    dest = reader.take(dest_len).decode(errors="surrogateescape")
+    slot = reader.take(slot_len).decode()
+    new, old = reader.take(new_len) or None, reader.take(old_len) or None
+    _check_name(dest)
+    found = SLOT.match(slot)
+    if found is None or found[1] != txid:
+        raise ValueError("a slot does not carry the transaction's id")
+    if max(dest_folder, slot_folder) >= folders:
+        raise ValueError("a folder number out of range")
+    name = OPS[op]
+    if (new is None) != (name == "remove") or (old is None) != (name == "create"):
+        raise ValueError("identities do not fit the operation")
+    return StepRecord(name, KINDS[kind], bool(weaker), dest_folder, dest, slot_folder, slot, new, old, order)
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"a bad name: {name!r}")

@@ -1,0 +1,350 @@
+"""Staging: how outputs get into a transaction.  `Transaction` adds how they get out.
+
+Every method decides as early as it can whether the destination can work, so that a mistake shows before hours of
+computing and not after; the same is decided again, atomically, at the commit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import IO, Any, BinaryIO, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
+
+from . import _events, _handles, _kernel, _probe
+from . import errors as _errors
+from ._barriers import Barriers
+from ._directory import Place
+from ._handles import StagedPath
+from ._items import Item, Options
+from ._names import Move, Removal, StagedSymlink
+from ._observe import Observation
+from ._staged import StagedFile, StagedFolder, StagedProgram
+from ._workspace import Workspace
+
+StrPath = str | os.PathLike[str]
+Progress = Callable[[str, int, int], None]
+_Item = TypeVar("_Item", bound=Item)
+
+#: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
+#: A bound, so that descriptors do not grow with the number of files (I10).
+RETAINED = 8
+
+TextMode = Literal["w", "w+", "x", "x+", "a", "a+", "r+", "wt", "w+t", "xt", "x+t", "at", "a+t", "r+t"]
+BytesMode = Literal["wb", "wb+", "w+b", "xb", "xb+", "x+b", "ab", "ab+", "a+b", "rb+", "r+b"]
+
+
+class ItemOptions(TypedDict, total=False):
+    """Keyword arguments that every output takes; `atomik.file` describes them."""
+
+    order: int
+    follow_symlinks: bool
+    parents: bool
+    preserve: Literal["all", "mode", "none"]
+    permissions: int | None
+    expect: Observation | Literal["absent"] | None
+    keep: str | Callable[[str], str] | None
+    if_changed: bool
+    fallback: Literal["weaker"] | None
+
+
+class Stager:
+    """The staging half of `Transaction`."""
+
+    _overwrite: bool
+    _workspace: Workspace
+    _barriers: Barriers
+    _items: list[Item]
+    _failed: dict[str, str]
+    _retained: list[StagedFile]
+    _lock: threading.RLock
+    _progress: Progress | None
+    _count: int
+
+    @property
+    def txid(self) -> str:
+        """The id that log events and the names of temporary files carry."""
+        return self._workspace.txid
+
+    @property
+    def _committing(self) -> bool:
+        raise NotImplementedError
+
+    def _require_open(self) -> None:
+        raise NotImplementedError
+
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: TextMode = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> TextIO: ...
+
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: BytesMode,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> BinaryIO: ...
+
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: str = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> IO[Any]: ...
+
+    def file(
+        self,
+        path: StrPath,
+        mode: str = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> IO[Any]:
+        """Stage a file and return the file object to write it with; see `atomik.file` for the parameters.
+
+        The object may be used with ``with``, or closed, or left to the commit.  ``overwrite=None`` takes the
+        transaction's default.
+        """
+        parsed = _handles.parse_mode(mode)
+        text: dict[str, Any] = {"encoding": encoding, "errors": errors, "newline": newline, "buffering": buffering}
+        if parsed[0] == "x":
+            if overwrite:
+                raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
+            overwrite = False
+        item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
+        handle: IO[Any] = self._open(item, lambda: item.open(parsed, **text))
+        return handle
+
+    def folder(
+        self,
+        path: StrPath,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        base: StrPath | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> StagedPath:
+        """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters."""
+        item = self._add(StagedFolder, "folder", path, overwrite, tmp_dir, options)
+        progress = self._progress
+        cloned = None if progress is None else lambda done: progress("cloning", done, 0)
+        return StagedPath.of(self._open(item, lambda: item.open(base, cloned)), item)
+
+    def path(
+        self,
+        path: StrPath,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> StagedPath:
+        """Stage a path for a program that opens files by name; see `atomik.path` for the parameters."""
+        item = self._add(StagedProgram, "path", path, overwrite, tmp_dir, options)
+        return StagedPath.of(self._open(item, item.open), item)
+
+    def symlink(
+        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False
+    ) -> None:
+        """Stage a symbolic link at `path` that says `target`; the target need not exist.
+
+        With `overwrite`, anything but a folder may be replaced.  Raises like `file`.
+        """
+        item = self._add(StagedSymlink, "symlink", path, overwrite, None, {"order": order, "parents": parents})
+        self._open(item, lambda: item.open(os.fsdecode(target)))
+
+    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
+        """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
+
+        :param missing_ok: nothing there is fine; else `MissingPathError`.
+        :param order: when it is swapped, among the items; lower first.
+        """
+        self._require_open()
+        if missing_ok and not os.path.lexists(path):
+            return
+        item = self._add(Removal, "removal", path, True, None, {"order": order, "preserve": "none"})
+        self._open(item, item.open)
+
+    def move(
+        self, src: StrPath, dest: StrPath, overwrite: bool | None = None, *, order: int = 0,
+        keep: str | Callable[[str], str] | None = None,
+    ) -> None:  # fmt: skip
+        """Stage moving what stands at `src` to `dest`, on the same filesystem; undone like everything else.
+
+        Each of the two names changes in one step; between the two steps, microseconds, neither shows the object.
+        Raises `MissingPathError` when `src` is missing, `NestedDestinationError` when a folder would go into itself,
+        and like `file` for `dest`.
+        """
+        with self._lock:
+            self._require_open()
+            source = self._workspace.locate(_absolute(src), folder=True, parents=False)
+            options: ItemOptions = {"order": order, "preserve": "none", "keep": keep}
+            item = self._add(Move, "move", dest, overwrite, None, options, lambda item: item.take(source))
+            try:
+                self._workspace.register(source, str(source), _folder_at(source))
+            except BaseException:
+                self._forget(item)
+                raise
+            item.on_forget = lambda: self._workspace.unregister(source)
+        self._open(item, item.open)
+
+    def _add(
+        self,
+        kind: type[_Item],
+        word: str,
+        path: StrPath,
+        overwrite: bool | None,
+        tmp_dir: StrPath | None,
+        given: ItemOptions,
+        prepare: Callable[[_Item], None] | None = None,
+    ) -> _Item:
+        """Decide early whether the destination can work, and take it in."""
+        options = _options(self._overwrite if overwrite is None else bool(overwrite), given)
+        full = _absolute(path)
+        if given.get("follow_symlinks") and os.path.islink(full):
+            full = os.path.realpath(full)
+        with self._lock:
+            self._require_open()
+            workspace = self._workspace
+            place = workspace.locate(
+                full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents"))
+            )
+            stage = workspace.staging(place, None if tmp_dir is None else _absolute(tmp_dir), full)
+            item = kind(full, word, place, stage, workspace, options, given.get("order", 0), self._count)
+            if prepare is not None:
+                prepare(item)
+            present = item.check()
+            workspace.register(place, full, None if present is None else _folder_at(place))
+            try:
+                if present is not None or item.step_kind() == "folder":
+                    _probe.flags(workspace, stage, item, present is not None)
+                item.choose_kept()
+            except BaseException:
+                workspace.unregister(place)
+                raise
+            self._count += 1
+            self._items.append(item)
+            self._failed.pop(full, None)
+        return item
+
+    def _forget(self, item: Item) -> None:
+        """An item is out of the transaction."""
+        with self._lock:
+            if item in self._items:
+                self._items.remove(item)
+                self._workspace.unregister(item.place)
+                if item.on_forget is not None:
+                    item.on_forget()
+            if item in self._retained:
+                self._retained.remove(item)  # type: ignore[arg-type]
+
+    def _open(self, item: Item, action: Callable[[], Any]) -> Any:
+        try:
+            result = action()
+        except BaseException:
+            item.discard()
+            self._forget(item)
+            raise
+        item.on_seal = self._sealed
+        item.on_discard = self._discarded
+        if _events.heard(_events.DEBUG):
+            _events.emit(
+                _events.DEBUG, "item.staged", tx=self.txid, path=item.path, kind=item.kind, order=item.order,
+                st_dev=item.place.directory.dev,
+            )  # fmt: skip
+        return result
+
+    def _sealed(self, item: Item) -> None:
+        """An item is complete.  Keep the number of open descriptors bounded."""
+        if _events.heard(_events.DEBUG):
+            _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
+        if not isinstance(item, StagedFile):
+            return
+        with self._lock:
+            self._retained.append(item)
+            full = len(self._retained) > RETAINED and not self._committing
+            oldest = self._retained.pop(0) if full else None
+        if oldest is not None:
+            self._spill(oldest)
+
+    def _spill(self, item: StagedFile) -> None:
+        """Give a sealed file its slot and its descriptor back to the system."""
+        try:
+            with self._lock:
+                item.name_it()
+            self._barriers.sealed(item)
+            item.close()
+        except BaseException as exc:
+            item.discard(f"staging failed: {exc}")
+            if isinstance(exc, OSError) and not isinstance(exc, _errors.AtomikError):
+                raise _errors.system_error(exc, "cannot stage the file", item.path) from exc
+            raise
+
+    def _discarded(self, item: Item, reason: str) -> None:
+        """An item's block failed: the transaction may go on only if the destination is staged again."""
+        with self._lock:
+            self._forget(item)
+            self._failed[item.path] = reason
+
+
+def _options(overwrite: bool, given: ItemOptions) -> Options:
+    if unknown := given.keys() - ItemOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+    preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
+    if preserve not in ("all", "mode", "none"):
+        raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")
+    if fallback not in (None, "weaker"):
+        raise ValueError(f"fallback must be None or 'weaker', not {fallback!r}")
+    if isinstance(expect, Observation):
+        overwrite = not expect.absent
+    elif expect not in (None, "absent"):
+        raise TypeError(f"expect takes what atomik.observe() returned, or 'absent', not {expect!r}")
+    return Options(
+        overwrite, preserve, given.get("permissions"), expect, given.get("keep"), bool(given.get("if_changed")),
+        fallback == "weaker",
+    )  # fmt: skip
+
+
+def _absolute(path: StrPath) -> str:
+    name = os.fsdecode(path)
+    if not name or os.path.isabs(name):
+        return name
+    try:
+        return os.path.join(os.getcwd(), name)
+    except OSError as exc:
+        raise _errors.system_error(exc, "the current folder is gone", name) from exc
+
+
+def _folder_at(place: Place) -> os.stat_result | None:
+    """The stat of a folder that stands there; None for anything else."""
+    found = place.stat()
+    return found if found is not None and _kernel.is_folder(found.st_mode) else None

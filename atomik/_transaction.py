@@ -1,0 +1,268 @@
+"""`Transaction`: collects items, and publishes all of them or none.
+
+Everything public about a transaction is here; what it is made of lies below: items (`_staged`, `_names`), the ground they
+share (`_workspace`), the commit (`_commit`, `_group`).
+
+Threads may stage at the same time: the transaction's lock guards its lists, and each item has a lock of its own, so that
+a slow sync of one does not stop the others.  A forked child gets a dead copy (I11).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, NoReturn
+
+from . import _events, errors
+from ._barriers import Barriers
+from ._commit import Commit, Single
+from ._items import Item
+from ._names import Move
+from ._receipt import Receipt, State
+from ._stager import Progress, Stager
+from ._workspace import Workspace
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+class Transaction(Stager):
+    """Several outputs, published all or nothing.  Made by `atomik.transaction`, which documents it."""
+
+    def __init__(
+        self,
+        *,
+        overwrite: bool = False,
+        durable: bool | str = True,
+        journal: bool = True,
+        lock_timeout: float = 60.0,
+        progress: Progress | None = None,
+    ) -> None:
+        if durable not in (True, False, "fsync", "syncfs"):
+            raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
+        if lock_timeout < 0:
+            raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
+        self._overwrite = overwrite
+        self._journal = journal
+        self._lock_timeout = lock_timeout
+        self._progress = progress
+        self._workspace = Workspace()
+        self._barriers = Barriers(durable)
+        self._items = []
+        self._failed = {}
+        self._retained = []
+        self._count = 0
+        self._commit: Commit | None = None
+        self._state = State.OPEN
+        self._receipt: Receipt | None = None
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        _live.add(self)
+        if _events.heard(_events.DEBUG):
+            _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> State:
+        """Where the transaction is; see `atomik.State`."""
+        commit = self._commit
+        return commit.state if commit is not None and self._state is State.OPEN else self._state
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The items staged so far, in the order in which they will be swapped."""
+        with self._lock:
+            return tuple(sorted(self._items, key=lambda item: (item.order, item.index)))
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the commit did; None before it."""
+        return self._receipt
+
+    def __repr__(self) -> str:
+        return f"<atomik.Transaction {self.txid} {self.state.value}, {len(self._items)} items>"
+
+    # --- ending --------------------------------------------------------------------------------------------------
+    def commit(self) -> Receipt:
+        """Publish everything, and return what was done.
+
+        Returns with every destination new (durable, unless ``durable=False``), or raises with every destination as it
+        was and nothing left over, but for the two errors that say otherwise.
+
+        :raises FileAlreadyExistsError, ConflictError, WrongKindError, MountPointError: a destination is not as it must
+            be; nothing was changed.
+        :raises LockTimeoutError: another transaction held a folder for longer than ``lock_timeout``; nothing was changed.
+        :raises CommitError: a system call failed; everything was rolled back.
+        :raises DurabilityError: everything is new, but the last sync failed.
+        :raises RollbackError: in doubt; `atomik.recover` decides.
+        :raises TransactionStateError: not open any more, a forked child, or an item whose writing failed.
+        """
+        with self._lock:
+            self._require_open()
+            if self._failed:
+                path, reason = next(iter(self._failed.items()))
+                self._fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
+            return self._run_commit()
+
+    def _run_commit(self) -> Receipt:
+        started = time.perf_counter()
+        commit: Commit | None = None
+        try:
+            items = list(self.items)
+            for item in items:
+                item.seal()
+            commit = self._commit = self._choose(items)
+            if items:
+                commit.run()
+            else:
+                commit.state = State.COMMITTED
+        except OSError as exc:
+            self._finish(commit)
+            if isinstance(exc, errors.AtomikError):
+                exc.receipt = self._receipt if isinstance(exc, errors.DurabilityError) else None  # type: ignore[attr-defined]
+                raise
+            raise self._commit_error(exc) from exc
+        except BaseException:
+            self._finish(commit)
+            raise
+        receipt = self._make_receipt(commit, time.perf_counter() - started)
+        self._receipt = receipt
+        self._finish(commit)
+        if commit.leftovers:
+            from attrs import evolve
+
+            self._receipt = receipt = evolve(receipt, leftovers=tuple(commit.leftovers))
+        if _events.heard(_events.INFO):
+            commit.event(
+                _events.INFO, "transaction.committed", items=len(receipt.items), durable=receipt.durable,
+                synced_by=receipt.synced_by, sync_calls=receipt.sync_calls, duration=round(receipt.duration, 6),
+            )  # fmt: skip
+        return receipt
+
+    def _choose(self, items: list[Item]) -> Commit:
+        """One step is atomic by itself; several need the journal."""
+        from ._group import Group
+
+        alone = len(items) == 1 and not isinstance(items[0], Move)
+        plain = alone and items[0].options.expect in (None, "absent") and items[0].options.keep is None
+        kind = Single if plain else Group
+        commit = kind(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
+        if isinstance(commit, Group):
+            commit.journalled = self._journal
+        return commit
+
+    def _commit_error(self, exc: OSError) -> errors.CommitError:
+        name = exc.filename if isinstance(exc.filename, str) else None
+        path = self._items[0].path if self._items else None
+        arguments = errors.describe(exc.errno or 5, "the commit failed and everything was rolled back", name or path)
+        return errors.CommitError(*arguments)
+
+    def _make_receipt(self, commit: Commit, duration: float) -> Receipt:
+        return Receipt(
+            self.txid, tuple(item.receipt(commit.steps) for item in commit.items), bool(self._barriers.durable),
+            self._barriers.how, self._barriers.passed, self._barriers.calls, duration, commit.visible,
+        )  # fmt: skip
+
+    def abort(self) -> None:
+        """Drop everything staged; every destination is as it was.  Harmless when it was aborted before.
+
+        :raises TransactionStateError: it was committed already, or this is a forked child.
+        """
+        with self._lock:
+            if self._state is State.ABORTED:
+                return
+            self._require_open()
+            self._finish(None)
+            if _events.heard(_events.INFO):
+                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._items))
+
+    def _finish(self, commit: Commit | None) -> None:
+        """Give everything back, whatever happened.  Failures are logged, and listed in the receipt."""
+        state = State.ABORTED if commit is None or commit.state in (State.OPEN, State.PREPARED) else commit.state
+        interrupt = None
+        while True:
+            try:
+                self._give_back(commit, state)
+                break
+            except KeyboardInterrupt as exc:  # everything in there may be repeated
+                interrupt = exc
+        self._state = state
+        _live.discard(self)
+        if interrupt is not None:
+            raise interrupt
+
+    def _give_back(self, commit: Commit | None, state: State) -> None:
+        failures: list[OSError] = []
+        in_doubt = state is State.IN_DOUBT
+        for item in self._items:
+            try:
+                item.end(done=state is State.COMMITTED or in_doubt)
+            except OSError as exc:
+                failures.append(exc)
+        keep = in_doubt or (commit is not None and bool(commit.stranded))
+        failures += self._workspace.release(keep_parents=state is not State.ABORTED, keep_claims=keep)
+        for exc in failures:
+            if commit is not None:
+                commit.failed_cleanup(str(exc.filename or ""), exc)
+            else:
+                _events.emit(
+                    _events.WARNING, "cleanup.failed", tx=self.txid, path=str(exc.filename or ""), error=str(exc)
+                )
+
+    def _require_open(self) -> None:
+        if self._pid != os.getpid():
+            self._fail_state("this is a forked child: only the process that began a transaction can use it")
+        if self._state is not State.OPEN or self._commit is not None:
+            self._fail_state(f"the transaction is {self.state.value}; begin a new one")
+
+    @property
+    def _committing(self) -> bool:
+        return self._commit is not None
+
+    def _fail_state(self, text: str) -> NoReturn:
+        raise errors.TransactionStateError(text)
+
+    def __enter__(self) -> Transaction:
+        self._require_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pid != os.getpid():
+            if kind is None:
+                self._require_open()
+            return
+        if self._state is not State.OPEN:
+            return  # committed or aborted inside the block
+        if kind is None:
+            try:
+                self.commit()
+            except errors.TransactionStateError:
+                self.abort()
+                raise
+        else:
+            self.abort()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is not State.OPEN or self._pid != os.getpid():
+            return
+        warnings.warn(f"{self!r} was never committed nor aborted", ResourceWarning, source=self, stacklevel=2)
+        if not sys.is_finalizing():
+            self._finish(None)
+
+
+_live: weakref.WeakSet[Transaction] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: drop the descriptors that hold the parent's locks, or they outlive the parent (I11)."""
+    for transaction in list(_live):
+        for folder in transaction._workspace.held():
+            folder.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
