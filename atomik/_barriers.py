@@ -1,9 +1,9 @@
 """Barriers: points past which everything before is durable.  Which sync calls make them, and how many there were.
 
-B1 before the first swap: staged content, slot names and journal (I1).  B2 after the last: every folder of a swapped name
-(I2).  B3: the commit mark.  Their number does not depend on the number of items (I10); the calls behind them do not
-either once ``syncfs`` serves: one call for the whole filesystem, through a descriptor that was opened before the first
-byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
+B1 before the first swap: staged content, slot names and journal (I1).  B2 after the last: every folder of a swapped
+name (I2).  B3: the commit mark.  Their number does not depend on the number of items (I10); the calls behind them do
+not either once ``syncfs`` serves: one call for the whole filesystem, through a descriptor that was opened before the
+first byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
 
 ``durable=True`` decides: fsync for a few files that are still open, syncfs for more than that, and for trees, where the
 filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and ``"syncfs"`` decide otherwise.
@@ -14,17 +14,21 @@ A failed sync is never repeated: the kernel reports an error once and then says 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _kernel
-from ._directory import Directory
-from ._items import Item
 from ._staged import StagedFile
 
-#: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other hand
-#: also waits for what other programs have written.
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._directory import Directory
+    from ._items import Item
+
+#: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other
+#: hand also waits for what other programs have written.
 FEW = 4
 #: So many folders are synced one by one, before syncfs is the cheaper way to make names durable.
 FEW_FOLDERS = 4

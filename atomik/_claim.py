@@ -1,7 +1,7 @@
 """The claim: a transaction's private folder in a parent, locked for as long as the transaction lives.
 
-``.atomik-<txid>`` (mode 0700) holds the slots ``.atomik-<txid>-<n>`` and, during a commit of several items, the journal.
-One folder of our own per parent, rather than many hidden siblings of the destinations, because
+``.atomik-<txid>`` (mode 0700) holds the slots ``.atomik-<txid>-<n>`` and, during a commit of several items, the
+journal.  One folder of our own per parent, rather than many hidden siblings of the destinations, because
 
 * nobody else can read what is staged, nor create, replace or guess a slot;
 * the user's folder gets one entry, not thousands (ext4 never gives the blocks of a grown folder back);
@@ -98,4 +98,6 @@ def _make(parent: Directory, name: str) -> Directory:
             port.rmdir(name, parent.fd)
             raise
         folder.close()
-    errors.fail(errors.ConflictError, errno.EBUSY, "somebody keeps removing atomik's staging folder", parent.child(name))
+    errors.fail(
+        errors.ConflictError, errno.EBUSY, "somebody keeps removing atomik's staging folder", parent.child(name)
+    )

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
 from . import _events, _kernel, _swap, _tree, errors
-from ._barriers import Barriers
 from ._directory import JOURNAL_NAME, Directory, identify
-from ._items import Item
 from ._receipt import State
 from ._staged import StagedFile
 from ._swap import Step
-from ._workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._barriers import Barriers
+    from ._items import Item
+    from ._workspace import Workspace
 
 _T = TypeVar("_T")
 
@@ -51,6 +54,10 @@ class Commit:
     _visible_from: float = field(default=0.0, init=False)
     visible: float = field(default=0.0, init=False)
 
+    def run(self) -> None:
+        """Publish, or raise; see the two ways below."""
+        raise NotImplementedError
+
     @property
     def txid(self) -> str:
         """The transaction's id."""
@@ -67,7 +74,7 @@ class Commit:
 
     def settle(self, directory: Directory) -> None:
         """A journal lies in the folder: wait for its owner, or recover what a dead one left."""
-        from ._recovery import settle
+        from ._settle import settle
 
         settle(directory, self.lock_timeout)
 
@@ -209,7 +216,7 @@ class Single(Commit):
         return step
 
     def _confirm(self, step: Step) -> None:
-        """Make the swap durable.  A failure here leaves the new version visible: to undo it would be no more durable."""
+        """Make the swap durable.  A failure leaves the new version visible: to undo it would be no more durable."""
         folders = [step.dest.directory]
         if step.rung != _swap.LINKAT and step.slot.directory is not step.dest.directory:
             folders.append(step.slot.directory)

@@ -24,13 +24,17 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
 from . import _kernel, errors
-from ._directory import Directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+    from ._directory import Directory
 
 #: How many levels are held open.
 HELD = 32
@@ -38,10 +42,7 @@ HELD = 32
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOTE = os.O_PATH | os.O_NOFOLLOW
 _BENEATH = (
-    _kernel.RESOLVE_NO_XDEV
-    | _kernel.RESOLVE_NO_SYMLINKS
-    | _kernel.RESOLVE_NO_MAGICLINKS
-    | _kernel.RESOLVE_BENEATH
+    _kernel.RESOLVE_NO_XDEV | _kernel.RESOLVE_NO_SYMLINKS | _kernel.RESOLVE_NO_MAGICLINKS | _kernel.RESOLVE_BENEATH
 )
 _OWNER = stat.S_IRWXU
 
@@ -83,7 +84,7 @@ class Descent:
     def __attrs_post_init__(self) -> None:
         self.levels = [Level("", None, self.top.fd)]
 
-    def __enter__(self) -> Descent:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,11 +24,14 @@ import fcntl
 import os
 import stat
 import time
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _filesystem, _kernel, errors
-from ._filesystem import Filesystem
+
+if TYPE_CHECKING:
+    from ._filesystem import Filesystem
 
 JOURNAL_NAME = ".atomik-journal"
 PREFIX = ".atomik-"
@@ -57,6 +60,17 @@ class Directory:
         fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
             return cls(path, fd, *kernel.mount_of(fd))
+        except BaseException:
+            kernel.close(fd)
+            raise
+
+    @classmethod
+    def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
+        """Open a folder by a path relative to an open one, resolved under the restrictions of openat2(2)."""
+        kernel = _kernel.port
+        fd = kernel.open_beneath(path, _OPEN, start.fd, resolve)
+        try:
+            return cls(os.path.normpath(start.child(path)), fd, *kernel.mount_of(fd))
         except BaseException:
             kernel.close(fd)
             raise
@@ -145,7 +159,8 @@ class Directory:
             except BlockingIOError:
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s; wait, or raise lock_timeout"
+                    text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
+                    text += "; wait, or raise lock_timeout"
                     errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, self.path)
                 # Random, so that several waiters do not keep step with each other.
                 time.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 256)))

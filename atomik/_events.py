@@ -1,11 +1,11 @@
 """Events: what happened, for whoever listens; nothing is ever printed (I12).
 
-An event goes to structlog when the program has configured structlog (``structlog.testing.capture_logs()`` does), else to
-the stdlib logger "atomik" when that is enabled for the level, else nowhere.  Nobody listening is decided by a look into
-`sys.modules` and the logger's cached level, before any argument is built: callers in hot loops ask `heard` first.
+An event goes to structlog when the program has configured structlog (``structlog.testing.capture_logs()`` does), else
+to the stdlib logger "atomik" when that is enabled for the level, else nowhere.  Nobody listening is decided by a look
+into `sys.modules` and the logger's cached level, before any argument is built: callers in hot loops ask `heard` first.
 
-A bare structlog would print to stdout in a program that never configured it, hence the look; and it takes longer to import
-than all of atomik, hence it is imported only when there is something to say.
+A bare structlog would print to stdout in a program that never configured it, hence the look; and it takes longer to
+import than all of atomik, hence it is imported only when there is something to say.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _has_handler() -> bool:
 
 def _stdlib() -> Any:
     """The stdlib logger, behind structlog's interface: ``event key=value …`` with the fields in order."""
-    global _wrapped
+    global _wrapped  # noqa: PLW0603  made once, when first needed
     if _wrapped is None:
         import structlog
 
@@ -77,7 +77,9 @@ def _stdlib() -> Any:
             processors=[
                 structlog.contextvars.merge_contextvars,
                 structlog.processors.format_exc_info,
-                structlog.processors.KeyValueRenderer(key_order=["event", "tx"], drop_missing=True, repr_native_str=False),
+                structlog.processors.KeyValueRenderer(
+                    key_order=["event", "tx"], drop_missing=True, repr_native_str=False
+                ),
             ],
             wrapper_class=structlog.BoundLogger,
         )

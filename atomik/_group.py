@@ -18,16 +18,20 @@ from __future__ import annotations
 import errno
 import os
 import time
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _events, _journal, _kernel, _records, _swap, _tree, errors
 from ._commit import Commit, uninterrupted
-from ._directory import JOURNAL_NAME, Directory, Place
+from ._directory import JOURNAL_NAME, Directory, Place, rename
 from ._receipt import State
 from ._records import Folder, Intent, StepRecord
 from ._staged import StagedFile
 from ._swap import Step, Undone
+
+if TYPE_CHECKING:
+    from ._journal import LiveJournal
 
 
 @define(eq=False)
@@ -36,7 +40,7 @@ class Group(Commit):
 
     journalled: bool = True
     _parents: list[Directory] = field(factory=list, init=False)
-    _journal: _journal.LiveJournal | None = field(default=None, init=False)
+    _journal: LiveJournal | None = field(default=None, init=False)
     _begun: int = field(default=0, init=False)
     #: a Ctrl-C that came when there was no way back; raised at the end
     _interrupt: KeyboardInterrupt | None = field(default=None, init=False)
@@ -82,7 +86,7 @@ class Group(Commit):
             except BaseException:
                 self._unlock()
                 raise
-            # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, with its own locks.
+            # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
             self._unlock()
             self.settle(hot)
 
@@ -122,13 +126,13 @@ class Group(Commit):
         if old_is_ours and port.may_write(step.slot.name, step.slot.fd):
             return
         beside = self.workspace.sibling(step.dest.directory)
-        _swap.rename(step.slot, beside, _kernel.NOREPLACE)
+        rename(step.slot, beside, _kernel.NOREPLACE)
         for item in self.items:
             if item.slot == step.slot:
                 item.slot = beside
         step.slot = beside
 
-    def _write_journal(self) -> _journal.LiveJournal:
+    def _write_journal(self) -> LiveJournal:
         try:
             claims = list(self.workspace.claims.values())
             return _journal.create(self._intent(), claims, self._parents)

@@ -18,6 +18,7 @@ from . import errors
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
 
 
 class Sealable(Protocol):
@@ -173,7 +174,7 @@ class StagedPath(_Path):  # type: ignore[misc, valid-type]
         def _from_parts(cls, args: Any) -> Any:
             return _Path._from_parts(args)  # type: ignore[attr-defined]
 
-        def __new__(cls, *args: Any) -> StagedPath:
+        def __new__(cls, *args: Any) -> Self:
             return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
 
     @classmethod
@@ -183,7 +184,7 @@ class StagedPath(_Path):  # type: ignore[misc, valid-type]
         self._item = item
         return self
 
-    def __enter__(self) -> StagedPath:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

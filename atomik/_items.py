@@ -17,8 +17,8 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
@@ -27,7 +27,12 @@ from ._directory import Directory, Place
 from ._observe import Observation
 from ._receipt import ItemReceipt
 from ._swap import Step
-from ._workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._workspace import Workspace
+
 
 class ItemState(Enum):
     """Where an item is in its life (see the module)."""
@@ -43,7 +48,7 @@ class Options:
     """How an item is to be published, as the user said."""
 
     overwrite: bool = False
-    preserve: str = "all"
+    preserve: _metadata.What = "all"
     permissions: int | None = None
     expect: Observation | str | None = None
     keep: str | Callable[[str], str] | None = None
@@ -158,7 +163,8 @@ class Item:
 
     def _keep(self, old: bytes) -> Step:
         """Publish the displaced original under its new name, out of the slot where the first swap left it."""
-        assert self.slot is not None and self.kept is not None
+        assert self.slot is not None
+        assert self.kept is not None
         place = Place(self.place.directory, self.kept)
         there = place.stat()
         if there is not None and not _swap.same_kind(there.st_mode, self.step_kind()):
@@ -191,7 +197,10 @@ class Item:
         expect = self.options.expect
         if isinstance(expect, Observation) and (why := expect.mismatch(self.place)) is not None:
             errors.fail(
-                errors.ConflictError, errno.EBUSY, f"not what was expected: {why}; observe it again and repeat", self.path
+                errors.ConflictError,
+                errno.EBUSY,
+                f"not what was expected: {why}; observe it again and repeat",
+                self.path,
             )
         found = self.place.stat()
         if found is None:
@@ -206,7 +215,8 @@ class Item:
     def _check_kind(self, mode: int) -> None:
         if self.step_kind() and not _swap.same_kind(mode, self.step_kind()):
             there = "a folder" if stat.S_ISDIR(mode) else "no folder"
-            text = f"cannot put a {self.step_kind()} there: what exists is {there}; remove it first, or choose another name"
+            text = f"cannot put a {self.step_kind()} there: what exists is {there}"
+            text += "; remove it first, or choose another name"
             errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, self.path)
 
     def _check_mounts(self, found: os.stat_result) -> None:
@@ -244,7 +254,7 @@ class Item:
         """What happened to it, by the steps that the commit took."""
         mine = [step for step in steps if step.dest == self.place]
         if not mine:
-            return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, False)
+            return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         step = mine[0]
         replaced = step.old is not None
         kept = str(Place(self.place.directory, self.kept)) if replaced and self.kept is not None else None

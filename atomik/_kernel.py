@@ -34,8 +34,11 @@ _FS_IOC_GETFLAGS = 0x80086601
 _FS_IOC_SETFLAGS = 0x40086602
 
 MUTATING = frozenset(
-    """open_tmpfile create mkdir link link_fd symlink rename unlink rmdir write pwrite truncate fsync fdatasync syncfs
-    fchmod fchown lchown chmod setxattr removexattr setxattr_of utime futime clone copy_range flock start_writeback mknod""".split()
+    """
+    open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock
+    fchmod fchown lchown chmod setxattr removexattr setxattr_of utime futime
+    """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
 
 _c: ModuleType | None = None
@@ -43,7 +46,7 @@ _c: ModuleType | None = None
 
 def _libc() -> Any:
     """The ctypes bindings, imported when first needed (see there)."""
-    global _c
+    global _c  # noqa: PLW0603  loaded once, when first needed
     if _c is None:
         from atomik import _libc as module
 
@@ -285,7 +288,7 @@ class Kernel:
         out = c.Statfs()
         if c.fstatfs(fd, c.byref(out)) < 0:
             _raise(())
-        return out.type & 0xFFFFFFFF
+        return int(out.type & 0xFFFFFFFF)
 
     def handle(self, name: str, dir_fd: int, flags: int) -> tuple[bytes, int]:
         """name_to_handle_at(2), unprivileged: (type and handle as bytes, mount id); AT_HANDLE_FID in `flags`."""

@@ -12,7 +12,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100

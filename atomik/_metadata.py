@@ -26,13 +26,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import define
 
 from . import _kernel
-from ._directory import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._directory import Place
 
 What = Literal["all", "mode", "none"]
 

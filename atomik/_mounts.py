@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from typing import TYPE_CHECKING
 
 from . import _kernel
-from ._directory import Directory, Place
+
+if TYPE_CHECKING:
+    from ._directory import Directory, Place
 
 _TO_ESCAPE = re.compile(rb"[ \t\n\\]")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _kernel, errors
-from ._directory import Place
 from ._items import Item
-from ._swap import Step
+
+if TYPE_CHECKING:
+    import os
+
+    from ._directory import Place
+    from ._swap import Step
 
 
 @define(eq=False)
@@ -114,7 +118,8 @@ class Move(Item):
         return self.source, self.place
 
     def steps(self) -> list[Step]:
-        assert self.slot is not None and self.source is not None
+        assert self.slot is not None
+        assert self.source is not None
         self._look()
         moved = self.source.identity()
         old = self.check()

@@ -40,7 +40,7 @@ class Observation:
         return self.identity is None
 
     def mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what stands at `place` differs, None when it does not.  A rename changes the ctime: `moved` ignores it."""
+        """How what stands at `place` differs, None when it does not.  `moved` ignores the ctime, for renames set it."""
         now = place.identity()
         if now != self.identity:
             if now is None:
@@ -82,9 +82,7 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
             return Observation(str(place), None)
         # Times were taken before the content: a change in between makes the observation stale, never wrong.
         content = _digest(place) if digest else None
-        return Observation(
-            str(place), place.identity(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, content
-        )
+        return Observation(str(place), place.identity(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, content)
     except OSError as exc:
         raise errors.system_error(exc, "cannot observe", full) from exc
     finally:

@@ -1,20 +1,23 @@
 """Trying a filesystem before trusting it with anything of the user's.
 
 FUSE servers and unknown filesystems may refuse the flags of renameat2, or (worse) ignore them: then an exchange is
-reported as done while it destroyed the target.  Two scratch files in the transaction's private folder tell; the answer is
-remembered by mount.
+reported as done while it destroyed the target.  Two scratch files in the transaction's private folder tell; the answer
+is remembered by mount.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
 
 from . import _kernel, errors
 from ._directory import Directory, Place, rename
-from ._items import Item
 from ._swap import NO_FLAG
-from ._workspace import Workspace
+
+if TYPE_CHECKING:
+    from ._items import Item
+    from ._workspace import Workspace
 
 
 def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool) -> None:
@@ -26,13 +29,15 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
     if not fs.trusted and fs.exchange is None:
         _try(workspace, stage)
     if fs.lies and overwriting:
-        text = "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
+        text = (
+            "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
+        )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
     needed = fs.exchange if overwriting else fs.noreplace
     if item.step_kind() == "folder" and item.kind != "removal" and needed is False and not item.options.weaker:
         text = (
-            "the filesystem cannot publish a folder in one step (it lacks the flags of renameat2); write to another one, "
-            'or accept a moment of visibility with fallback="weaker"'
+            "the filesystem cannot publish a folder in one step (it lacks the flags of renameat2); write to another "
+            'one, or accept a moment of visibility with fallback="weaker"'
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
 

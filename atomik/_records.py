@@ -45,7 +45,7 @@ TXID = re.compile(r"[0-9a-f]{16}\Z")
 SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}\Z")
 
 
-class BadJournal(Exception):
+class BadJournal(Exception):  # noqa: N818  callers turn it into JournalError
     """The bytes are no journal of ours; the message says why."""
 
 

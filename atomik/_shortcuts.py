@@ -1,15 +1,16 @@
-"""`file`, `folder`, `path`, `update`, `transaction`: the interface in one page.  One-item transactions, a few lines each.
+"""`file`, `folder`, `path`, `update`, `transaction`: the interface in one page, mostly one-item transactions.
 
-Nothing heavy is imported here; the machinery is loaded by the first call, so that ``import atomik`` costs next to nothing.
+Nothing heavy is imported here; the machinery is loaded by the first call, so that ``import atomik`` costs next to
+nothing.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from ._handles import StagedPath
@@ -95,8 +96,8 @@ def transaction(
     on unchanged.  ``tx.commit()`` and ``tx.abort()`` do the same explicitly.
 
     :param overwrite: the default for the items: whether what exists at a destination may be replaced.
-    :param durable: ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of sync is chosen
-        (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no sync at all; the
+    :param durable: ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of sync is
+        chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no sync; the
         transaction is still all or nothing when the process dies, but not when the machine does.
     :param journal: ``False`` leaves the journal out: all or nothing only while the process lives.
     :param lock_timeout: seconds to wait for another transaction in the same folder before `LockTimeoutError`.
@@ -107,10 +108,10 @@ def transaction(
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
-    death of the process or a power cut, `recover` (which the next transaction there runs by itself) makes them all new or
-    all old.  Limit: an observer that does not cooperate can see, for the microseconds between two renames, some new and
-    some old; put the outputs into one folder and publish that when this must not be.  All destinations must lie on one
-    filesystem and mount.
+    death of the process or a power cut, `recover` (which the next transaction there runs by itself) makes them all new
+    or all old.  Limit: an observer that does not cooperate can see, for the microseconds between two renames, some new
+    and some old; put the outputs into one folder and publish that when this must not be.  All destinations must lie on
+    one filesystem and mount.
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
@@ -198,7 +199,8 @@ def file(
     :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.
     :param keep: a name in the same folder (or a function from path to name) under which the previous version stays.
     :param if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
-    :param fallback: "weaker" accepts, for folders on filesystems without the flags of renameat2, a moment of visibility.
+    :param fallback: "weaker" accepts, for folders on filesystems without the flags of renameat2, a moment in which the
+        destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
         (O_TMPFILE), so nothing is left even after SIGKILL.
 
@@ -287,8 +289,8 @@ def update(
 
     :param path: an existing file.
     :param mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
-    :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by identity,
-        size, times and content, before the exchange and after it); theirs stays.  Repeat the whole update.
+    :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by
+        identity, size, times and content, before the exchange and after it); theirs stays.  Repeat the whole update.
 
     Otherwise raises like `file`, and `MissingPathError` when there is nothing to update.
     """
@@ -298,8 +300,8 @@ def update(
         path = os.path.realpath(path)
     options["expect"] = observe(path, digest=True)
     text: Any = {"encoding": encoding, "errors": errors, "newline": newline}
-    tx, rest = _begin(True, options)
-    return Output(tx, lambda: tx.file(path, mode, True, None, **text, **rest))
+    tx, rest = _begin(options=options, overwrite=True)
+    return Output(tx, lambda: tx.file(path, mode, overwrite=True, **text, **rest))
 
 
 def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:

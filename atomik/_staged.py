@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
 
 from . import _handles, _kernel, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: errno of O_TMPFILE where the filesystem (EOPNOTSUPP), or an old kernel (EISDIR, ENOENT), has none; EINVAL on FUSE
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
@@ -214,7 +216,9 @@ class StagedProgram(Item):
             found = inner.stat()
             if found is None:
                 text = "nothing was written to the staged path; write the file before leaving the block"
-                errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name))
+                errors.fail(
+                    errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name)
+                )
             self._found = "folder" if _kernel.is_folder(found.st_mode) else "file"
             self._refuse_open_database(work)
             self._finish_at(inner)

@@ -7,20 +7,23 @@ computing and not after; the same is decided again, atomically, at the commit.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
-from typing import IO, Any, BinaryIO, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
 
 from . import _events, _handles, _kernel, _probe
 from . import errors as _errors
-from ._barriers import Barriers
-from ._directory import Place
 from ._handles import StagedPath
 from ._items import Item, Options
 from ._names import Move, Removal, StagedSymlink
 from ._observe import Observation
 from ._staged import StagedFile, StagedFolder, StagedProgram
-from ._workspace import Workspace
+
+if TYPE_CHECKING:
+    import threading
+
+    from ._barriers import Barriers
+    from ._directory import Place
+    from ._workspace import Workspace
 
 StrPath = str | os.PathLike[str]
 Progress = Callable[[str, int, int], None]
@@ -191,7 +194,7 @@ class Stager:
         self._require_open()
         if missing_ok and not os.path.lexists(path):
             return
-        item = self._add(Removal, "removal", path, True, None, {"order": order, "preserve": "none"})
+        item = self._add(Removal, "removal", path, True, None, {"order": order, "preserve": "none"})  # noqa: FBT003
         self._open(item, item.open)
 
     def move(
@@ -235,9 +238,7 @@ class Stager:
         with self._lock:
             self._require_open()
             workspace = self._workspace
-            place = workspace.locate(
-                full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents"))
-            )
+            place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))
             stage = workspace.staging(place, None if tmp_dir is None else _absolute(tmp_dir), full)
             item = kind(full, word, place, stage, workspace, options, given.get("order", 0), self._count)
             if prepare is not None:
@@ -265,7 +266,7 @@ class Stager:
                 if item.on_forget is not None:
                     item.on_forget()
             if item in self._retained:
-                self._retained.remove(item)  # type: ignore[arg-type]
+                self._retained.remove(item)
 
     def _open(self, item: Item, action: Callable[[], Any]) -> Any:
         try:
@@ -318,7 +319,7 @@ class Stager:
 
 def _options(overwrite: bool, given: ItemOptions) -> Options:
     if unknown := given.keys() - ItemOptions.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
     preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
     if preserve not in ("all", "mode", "none"):
         raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")

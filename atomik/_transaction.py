@@ -1,10 +1,10 @@
 """`Transaction`: collects items, and publishes all of them or none.
 
-Everything public about a transaction is here; what it is made of lies below: items (`_staged`, `_names`), the ground they
-share (`_workspace`), the commit (`_commit`, `_group`).
+Everything public about a transaction is here; what it is made of lies below: items (`_staged`, `_names`), the ground
+they share (`_workspace`), the commit (`_commit`, `_group`).
 
-Threads may stage at the same time: the transaction's lock guards its lists, and each item has a lock of its own, so that
-a slow sync of one does not stop the others.  A forked child gets a dead copy (I11).
+Threads may stage at the same time: the transaction's lock guards its lists, and each item has a lock of its own, so
+that a slow sync of one does not stop the others.  A forked child gets a dead copy (I11).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, NoReturn
 from . import _events, errors
 from ._barriers import Barriers
 from ._commit import Commit, Single
-from ._items import Item
 from ._names import Move
 from ._receipt import Receipt, State
 from ._stager import Progress, Stager
@@ -28,6 +27,10 @@ from ._workspace import Workspace
 
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Self
+
+    from ._items import Item
+
 
 class Transaction(Stager):
     """Several outputs, published all or nothing.  Made by `atomik.transaction`, which documents it."""
@@ -94,7 +97,7 @@ class Transaction(Stager):
 
         :raises FileAlreadyExistsError, ConflictError, WrongKindError, MountPointError: a destination is not as it must
             be; nothing was changed.
-        :raises LockTimeoutError: another transaction held a folder for longer than ``lock_timeout``; nothing was changed.
+        :raises LockTimeoutError: another transaction held a folder longer than ``lock_timeout``; nothing was changed.
         :raises CommitError: a system call failed; everything was rolled back.
         :raises DurabilityError: everything is new, but the last sync failed.
         :raises RollbackError: in doubt; `atomik.recover` decides.
@@ -119,11 +122,13 @@ class Transaction(Stager):
                 commit.run()
             else:
                 commit.state = State.COMMITTED
+        except errors.AtomikError as exc:
+            if isinstance(exc, errors.DurabilityError) and commit is not None:
+                exc.receipt = self._receipt = self._make_receipt(commit, time.perf_counter() - started)
+            self._finish(commit)
+            raise
         except OSError as exc:
             self._finish(commit)
-            if isinstance(exc, errors.AtomikError):
-                exc.receipt = self._receipt if isinstance(exc, errors.DurabilityError) else None  # type: ignore[attr-defined]
-                raise
             raise self._commit_error(exc) from exc
         except BaseException:
             self._finish(commit)
@@ -204,13 +209,12 @@ class Transaction(Stager):
                 failures.append(exc)
         keep = in_doubt or (commit is not None and bool(commit.stranded))
         failures += self._workspace.release(keep_parents=state is not State.ABORTED, keep_claims=keep)
-        for exc in failures:
+        for failure in failures:
+            path = str(failure.filename or "")
             if commit is not None:
-                commit.failed_cleanup(str(exc.filename or ""), exc)
+                commit.failed_cleanup(path, failure)
             else:
-                _events.emit(
-                    _events.WARNING, "cleanup.failed", tx=self.txid, path=str(exc.filename or ""), error=str(exc)
-                )
+                _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
 
     def _require_open(self) -> None:
         if self._pid != os.getpid():
@@ -225,7 +229,7 @@ class Transaction(Stager):
     def _fail_state(self, text: str) -> NoReturn:
         raise errors.TransactionStateError(text)
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self) -> Self:
         self._require_open()
         return self
 

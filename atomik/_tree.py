@@ -18,13 +18,18 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _kernel, errors
 from ._descent import Descent, Level, refuse_mount
-from ._directory import Directory, Place
 from ._mounts import has_foreign_mount
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._directory import Directory, Place
 
 __all__ = ["delete", "has_foreign_mount", "sync"]
 
@@ -193,7 +198,7 @@ class _Batch:
     count: int = 0
     _files: list[tuple[int, str, Level]] = field(factory=list)
 
-    def __enter__(self) -> _Batch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,11 +11,14 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from . import _kernel, _tree, errors
 from ._claim import Claim, new_txid, slot_name
 from ._directory import PREFIX, Directory, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NAME_MAX = 255
 
@@ -194,7 +197,7 @@ class Workspace:
     def release(self, *, keep_parents: bool, keep_claims: bool = False) -> list[OSError]:
         """Give everything back: what is left in the claims, the claims, made parents, descriptors.
 
-        Never raises; the failures are returned.  With `keep_claims` only descriptors go (in doubt: recovery needs them).
+        Never raises; the failures are returned.  With `keep_claims` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
         for claim in self.claims.values():
@@ -238,7 +241,9 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
     """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
     fold it away would be wrong behind a symlink."""
     if not path:
-        errors.fail(errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path)
+        errors.fail(
+            errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path
+        )
     if "\0" in path:
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, "the destination contains a NUL character", path)
     bare = path.rstrip("/")

@@ -69,7 +69,7 @@ class WrongKindError(AtomikOSError, IsADirectoryError, NotADirectoryError):
 
 
 class InvalidDestinationError(AtomikOSError, ValueError):
-    """The destination is no usable name: empty, ``.``, ``..``, with a NUL, too long, or a file with a trailing slash."""
+    """The destination is no usable name: empty, ``.``, ``..``, with a NUL, too long, a file with a trailing slash."""
 
 
 class CrossFilesystemError(AtomikOSError):

@@ -51,9 +51,7 @@ def rename(
     )
 
 
-def renameat2(
-    src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0
-) -> None:
+def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0) -> None:
     """The system call as it is: folders' descriptors (-100, AT_FDCWD, for the current folder), paths and flag bits
     (1 NOREPLACE, 2 EXCHANGE, 4 WHITEOUT).  Errors as `rename`."""
     source, target = os.fsdecode(src), os.fsdecode(dst)
