@@ -13,19 +13,22 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _kernel, _records, errors
 from ._claim import Claim, journal_name
-from ._directory import JOURNAL_NAME, Directory, Place
-from ._records import Intent, Journal
+from ._directory import JOURNAL_NAME, Directory, Place, identify
+
+if TYPE_CHECKING:
+    from ._records import Intent, Journal
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
 
 
-class HotJournal(Exception):
+class HotJournal(Exception):  # noqa: N818  a signal to start again, not an error
     """A parent holds somebody's journal: recover it, or wait, and start again."""
 
     def __init__(self, directory: Directory) -> None:
@@ -136,7 +139,7 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
 def _write_all(fd: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        done = _kernel.port.pwrite(fd, view, offset)
+        done = _kernel.port.pwrite(fd, bytes(view) if len(view) < len(data) else data, offset)
         view, offset = view[done:], offset + done
 
 
@@ -154,7 +157,9 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise errors.JournalError(*errors.describe(exc.errno or errno.EIO, "cannot open the journal", str(place))) from exc
+        raise errors.JournalError(
+            *errors.describe(exc.errno or errno.EIO, "cannot open the journal", str(place))
+        ) from exc
     try:
         now = _kernel.port.fstat(fd)
         _vouch(now, place)
@@ -165,6 +170,19 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     except BaseException:
         _kernel.port.close(fd)
         raise
+
+
+def reread(fd: int, place: Place) -> Journal | None:
+    """The contents again, of a journal that is open and locked now."""
+    try:
+        return _records.decode(_read(fd, _kernel.port.fstat(fd).st_size))
+    except _records.BadJournal as exc:
+        _refuse(place, str(exc))
+
+
+def identity(fd: int, directory: Directory) -> bytes | None:
+    """The identity of an open journal, in the terms of the folder's filesystem."""
+    return identify(directory.fs, fd)
 
 
 def _read(fd: int, size: int) -> bytes:
@@ -189,6 +207,6 @@ def _vouch(found: os.stat_result, place: Place) -> None:
         _refuse(place, f"it is larger ({found.st_size} bytes) than any journal")
 
 
-def _refuse(place: Place, why: str) -> None:
+def _refuse(place: Place, why: str) -> NoReturn:
     text = f"will not trust this journal: {why}; nothing was touched. If it is no work of atomik, remove it"
     errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))

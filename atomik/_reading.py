@@ -1,0 +1,58 @@
+"""A reader that never sees half of a transaction."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import _settle, errors
+from ._directory import JOURNAL_NAME, Directory
+
+
+@contextmanager
+def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Iterator[None]:
+    """Hold transactions off while the block reads from `folders` (P6).
+
+    >>> with atomik.reading("out"):                              # doctest: +SKIP
+    ...     model, config = load("out/model.bin"), load("out/config.json")
+
+    :param folders: the folders that hold the destinations (their parents).  Shared locks: readers do not stop each other.
+    :param lock_timeout: seconds to wait for a transaction in the middle of its commit.
+    :raises atomik.errors.MissingPathError, atomik.errors.AccessDeniedError: a folder cannot be opened.
+    :raises atomik.errors.LockTimeoutError: a transaction held a folder for longer.
+    :raises atomik.errors.JournalError, atomik.errors.RollbackError: a dead transaction's journal lies there and could
+        not be recovered.
+
+    Guarantee: inside the block every transaction of several items in these folders is wholly visible or not at all; what a
+    dead one left is recovered first.  One-item writes are atomic by themselves and are not held off.  Limit: programs that
+    write without atomik are not held off either.  Source: flock(2); the lock goes with the process.
+    """
+    held: list[Directory] = []
+    try:
+        for folder in folders:
+            path = os.path.join(os.getcwd(), os.fsdecode(folder))
+            try:
+                held.append(Directory.open(path))
+            except OSError as exc:
+                raise errors.system_error(exc, "cannot read from the folder", path) from exc
+        _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout)
+        yield
+    finally:
+        for directory in held:
+            directory.close()
+
+
+def _lock_shared(ordered: list[Directory], timeout: float) -> None:
+    """Shared locks in the global order (I8); a journal found under them is a dead transaction's."""
+    deadline = time.monotonic() + timeout
+    while True:
+        for directory in ordered:
+            directory.lock(timeout, deadline, shared=True)
+        hot = next((directory for directory in ordered if directory.exists(JOURNAL_NAME)), None)
+        if hot is None:
+            return
+        for directory in ordered:
+            directory.unlock()
+        _settle.settle(hot, max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,226 @@
+"""What is done about dead transactions in a folder: `recover`.
+
+First the hot journal, then every claim whose lock is free (with a journal in it: the same as a hot one; without: it was
+never prepared, so nothing was swapped, and what is staged goes), then slots beside the destinations that nobody covers.
+Names that are not ours, or belong to somebody else, are reported and left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Callable
+
+from attrs import define
+
+from . import _events, _journal, _kernel, _settle, _tree, errors
+from ._claim import journal_name
+from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
+from ._settle import Recovered
+
+_CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
+_SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new)?\Z")
+
+
+@define(frozen=True)
+class RecoveryReport:
+    """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work."""
+
+    items: tuple[Recovered, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is left that wants attention: no foreign object, kept original or unreachable folder."""
+        return not any(item.action in ("foreign", "kept", "left", "unreachable") for item in self.items)
+
+    @property
+    def kept(self) -> tuple[Recovered, ...]:
+        """Displaced originals that could not go back; `recover` with ``discard=True`` deletes them."""
+        return tuple(item for item in self.items if item.action == "kept")
+
+    def __str__(self) -> str:
+        if not self.items:
+            return "nothing to recover"
+        return "\n".join(f"{i.action}: {i.path}" + (f" ({i.detail})" if i.detail else "") for i in self.items)
+
+
+def recover(
+    *folders: str | os.PathLike[str],
+    discard: bool = False,
+    dry_run: bool = False,
+    lock_timeout: float = 60.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RecoveryReport:
+    """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
+
+    A transaction, `reading` and a one-item write do this by themselves for a journal they meet; call it after a crash
+    to do it at once, and to remove what was staged by processes that died before their commit.
+
+    :param folders: folders that hold destinations (their parents, not the destinations).  From any one folder of a
+        transaction the others are found, wherever the tree is mounted now.
+    :param discard: also delete displaced originals that cannot go back because somebody else published in their
+        place since, and give up parts of a transaction in folders that cannot be found.
+    :param dry_run: change nothing; report what there is ("live", "hot", "abandoned", "kept" …).
+    :param lock_timeout: seconds to wait for a transaction that is at work.
+    :param progress: called with ("recovering", done, total).
+    :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
+
+    :raises atomik.errors.MissingPathError, atomik.errors.AccessDeniedError: a folder cannot be opened.
+    :raises atomik.errors.LockTimeoutError: a transaction was at work in the folder all the time.
+    :raises atomik.errors.JournalError: a journal is damaged, newer than this atomik, or not this user's (or root's) own;
+        nothing was touched.
+    :raises atomik.errors.RollbackError: something could not be brought back; the journal stays, mend and repeat.
+
+    Guarantee: every destination of a dead transaction is afterwards what it was before, or the new version if its commit
+    mark was durable; all of them alike.  Idempotent; may be killed at any moment and run again.  Objects that are neither
+    the recorded old nor the recorded new one are never touched.  Only names with atomik's prefix and the transaction's id
+    are deleted, and only if their identity is recorded or their claim's lock is free (flock(2), name_to_handle_at(2)).
+    """
+    found: list[Recovered] = []
+    for at, folder in enumerate(folders):
+        path = os.fsdecode(folder)
+        try:
+            directory = Directory.open(os.path.join(os.getcwd(), path))
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot recover", path) from exc
+        try:
+            found += _survey(directory) if dry_run else _recover_folder(directory, lock_timeout, discard=discard)
+        except OSError as exc:
+            if isinstance(exc, errors.AtomikError):
+                raise
+            raise errors.system_error(exc, "recovery failed; mend the cause and recover again", path) from exc
+        finally:
+            directory.close()
+        if progress is not None:
+            progress("recovering", at + 1, len(folders))
+    return RecoveryReport(tuple(found))
+
+
+def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> list[Recovered]:
+    found = _settle.settle(directory, timeout, discard=discard)
+    claims, slots = _names(directory)
+    for name in claims:
+        found += _recover_claim(directory, name, timeout, discard=discard)
+    if slots:
+        directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
+        try:
+            for name in slots:
+                found += _remove_slot(Place(directory, name))
+        finally:
+            directory.unlock()
+    return found
+
+
+def _names(directory: Directory) -> tuple[list[str], list[str]]:
+    """The names of claims, and of slots beside the destinations."""
+    with _kernel.port.scandir(directory.fd) as entries:
+        ours = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
+    return [n for n in ours if _CLAIM.match(n)], [n for n in ours if _SLOT.match(n)]
+
+
+def _report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
+    level = _events.WARNING if action == "left" else _events.INFO
+    _events.emit(level, f"recovery.{action}", tx=txid, path=path, detail=detail)
+    return Recovered(path, action, txid, detail)
+
+
+def _not_ours(found: os.stat_result) -> str | None:
+    """Why something with our kind of name is not ours to touch."""
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}"
+    return None
+
+
+def _open_claim(directory: Directory, name: str) -> Directory | Recovered | None:
+    """The claim, locked; or why not; None when it went meanwhile."""
+    path, txid = directory.child(name), name.removeprefix(PREFIX)
+    found = directory.stat(name)
+    if found is None:
+        return None
+    if not stat.S_ISDIR(found.st_mode):
+        return _report(path, "left", txid, "it is no folder")
+    if (why := _not_ours(found)) is not None:
+        return _report(path, "left", txid, why)
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        return _report(path, "left", txid, "others may enter it, so atomik did not make it")
+    try:
+        claim = Directory.open(name, directory.fd, follow=False)
+    except FileNotFoundError:
+        return None
+    claim.path = path
+    try:
+        _kernel.port.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        claim.close()
+        return Recovered(path, "live", txid, "its owner is at work")
+    except BaseException:
+        claim.close()
+        raise
+    if claim.key != (found.st_dev, found.st_ino):
+        claim.close()
+        return None
+    return claim
+
+
+def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:
+    claim = _open_claim(directory, name)
+    if not isinstance(claim, Directory):
+        return [] if claim is None else [claim]
+    txid = name.removeprefix(PREFIX)
+    try:
+        found = _settle.settle(claim, timeout, discard=discard, name=journal_name(txid))
+        if claim.exists(journal_name(txid)) or directory.stat(name) is None:
+            return found  # its journal keeps a displaced original; or all is done
+        _settle.clear_claim(claim, txid)  # never prepared (I6): nothing in it was ever published
+        found.append(_report(claim.path, "removed", txid, "staged, never committed"))
+        if not _settle.remove_folder(directory, name, claim):
+            found.append(_report(claim.path, "left", txid, "things that are not atomik's lie in it"))
+        return found
+    finally:
+        claim.close()
+
+
+def _remove_slot(place: Place) -> list[Recovered]:
+    """A slot beside the destinations that no journal spoke of, under the folder's exclusive lock: what a one-item write
+    left when it was killed.  Only files: a folder's slot is always recorded."""
+    found = place.stat()
+    if found is None:
+        return []
+    txid = place.name.removeprefix(PREFIX).split("-")[0]
+    if stat.S_ISDIR(found.st_mode):
+        return [_report(str(place), "left", txid, "a folder that no journal speaks of")]
+    if (why := _not_ours(found)) is not None:
+        return [_report(str(place), "left", txid, why)]
+    _tree.delete(place)
+    return [_report(str(place), "removed", txid, "left by a one-item write")]
+
+
+def _survey(directory: Directory) -> list[Recovered]:
+    """What there is, with nothing changed."""
+    found: list[Recovered] = []
+    loaded = _journal.load(Place(directory, JOURNAL_NAME))
+    if loaded is not None:
+        fd, content = loaded
+        try:
+            _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            action = "hot"
+        except BlockingIOError:
+            action = "live"
+        finally:
+            _kernel.port.close(fd)
+        txid = "" if content is None else content.intent.txid
+        steps = () if content is None else content.intent.steps
+        detail = "; ".join(f"{step.op} {step.dest_name}" for step in steps)
+        found.append(Recovered(directory.child(JOURNAL_NAME), action, txid, detail))
+    claims, slots = _names(directory)
+    for name in claims:
+        claim = _open_claim(directory, name)
+        if isinstance(claim, Directory):
+            claim.close()
+            found.append(Recovered(directory.child(name), "abandoned", name.removeprefix(PREFIX)))
+        elif claim is not None:
+            found.append(claim)
+    found += [Recovered(directory.child(name), "slot", name.removeprefix(PREFIX).split("-")[0]) for name in slots]
+    return found

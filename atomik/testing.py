@@ -1,0 +1,175 @@
+"""Test your own code against crashes: die at every system call that atomik makes, and look at what is left.
+
+    from atomik.testing import crash_points
+
+    def test_publish_survives(tmp_path):
+        def prepare():                       # the state before, made afresh for every point
+            shutil.rmtree(tmp_path); tmp_path.mkdir()
+            (tmp_path / "model").write_text("old"); (tmp_path / "config").write_text("old")
+
+        def check(point):
+            atomik.recover(tmp_path)
+            found = {(tmp_path / name).read_text() for name in ("model", "config")}
+            assert found == ({"new"} if point.returned else found) and len(found) == 1
+
+        assert crash_points(lambda: publish(tmp_path), check, prepare=prepare) > 20
+
+Each point is a fork of the process whose k-th call that changes something kills it with SIGKILL, before or after the call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define
+
+from . import _kernel
+
+__all__ = ["CrashPoint", "crash_points", "recorded"]
+
+
+@define(frozen=True)
+class CrashPoint:
+    """One place to die: the ``number``-th call that changes something, counted from 1; its name (``call``, as in
+    atomik's kernel port, e.g. "rename" or "fsync"); ``when`` it died, "before" or "after" the call; ``returned``: the
+    function came to its end, and nothing was killed (the last point)."""
+
+    number: int
+    call: str
+    when: str
+    returned: bool
+
+    def __str__(self) -> str:
+        return "at the end" if self.returned else f"{self.when} call {self.number} ({self.call})"
+
+
+class _Dying(_kernel.Kernel):
+    """A kernel that dies at one call, and tells a pipe the name of every call that it is asked for."""
+
+    def __init__(self, number: int, when: str, pipe: int) -> None:
+        self.left, self.when, self.pipe = number, when, pipe
+
+    def _call(self, name: str, args: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            os.write(self.pipe, name.encode())
+            if self.when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            return getattr(_kernel.Kernel, name)(self, *args, **keywords)
+        finally:  # also when the call failed: "after" is a point of its own
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _dying(name: str) -> Callable[..., Any]:
+    def method(self: _Dying, *args: Any, **keywords: Any) -> Any:
+        return self._call(name, args, keywords)
+
+    return method
+
+
+for _name in _kernel.MUTATING:
+    setattr(_Dying, _name, _dying(_name))
+
+
+def crash_points(
+    function: Callable[[], object],
+    check: Callable[[CrashPoint], object],
+    *,
+    prepare: Callable[[], object] | None = None,
+    first: int = 1,
+    step: int = 1,
+) -> int:
+    """Run `function` once for every call in it that changes something on disk, and kill it there.
+
+    :param function: the code under test; it runs in a forked child, so its changes to memory are lost.
+    :param check: called in this process after every death, with the `CrashPoint`; it should recover, and assert.
+    :param prepare: called in this process before every run, to make the state that `function` starts from.
+    :param first, step: begin at this call, and take every `step`-th only, to save time.
+    :returns: the number of points.
+    :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
+        raises, with the point added to it as a note.
+
+    Limit: only calls that go through atomik count; what `function` writes into files by itself is no point of its own.
+    A power cut loses more than a process does: see the documentation, "how we know".
+    """
+    number = first - 1 + step
+    count = 0
+    while True:
+        for when in ("before", "after"):
+            if prepare is not None:
+                prepare()
+            point = _run(function, number, when)
+            count += 1
+            try:
+                check(point)
+            except BaseException as exc:
+                exc.add_note(f"crashed {point}")
+                raise
+            if point.returned:
+                return count
+        number += step
+
+
+def _run(function: Callable[[], object], number: int, when: str) -> CrashPoint:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _child(function, number, when, writer)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as told:
+        name = told.read().decode()
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return CrashPoint(number, name, when, returned=False)
+    if status != 0:
+        raise AssertionError(f"the function failed by itself (wait status {status}); its traceback is on stderr")
+    return CrashPoint(number, name, when, returned=True)
+
+
+def _child(function: Callable[[], object], number: int, when: str, writer: int) -> None:
+    """The rest of the child's life.  It never returns into the caller's stack, whose clean-up is not its own."""
+    code = 1
+    try:
+        _kernel.install(_Dying(number, when, writer))
+        function()
+        code = 0
+    except BaseException:  # noqa: BLE001 - whatever it is, it is reported, and must not unwind into the parent's frames
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def recorded(function: Callable[[], object]) -> list[tuple[str, tuple[Any, ...]]]:
+    """Run `function` here, and return the calls that it made through atomik's port: (name, arguments)."""
+    kernel = _Recording()
+    before = _kernel.install(kernel)
+    try:
+        function()
+    finally:
+        _kernel.install(before)
+    return kernel.calls
+
+
+class _Recording(_kernel.Kernel):
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if name.startswith("_") or not callable(value):
+            return value
+
+        def method(*args: Any, **keywords: Any) -> Any:
+            object.__getattribute__(self, "calls").append((name, args))
+            return value(*args, **keywords)
+
+        return method
