@@ -6,18 +6,19 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from atomik import _kernel
 from atomik._directory import Directory, Place
 from atomik._metadata import ACL, DEFAULT_ACL, Metadata, What, apply
+from tests.users import NOBODY, as_user, root
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away and to become another user")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
-NOBODY = 65534
 USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 1, 2, 4, 16, 32
 
 
@@ -75,27 +76,6 @@ def put(path: Path, metadata: Metadata, what: What = "all") -> tuple[str, ...]:
 def mode(path: Path) -> int:
     """The permission bits."""
     return stat.S_IMODE(path.lstat().st_mode)
-
-
-def as_user(uid: int, work: Callable[[], object], groups: tuple[int, ...] = ()) -> str:
-    """The repr of what `work` returns in a forked child that has become `uid`, or of what it raised."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups(list(groups))
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-            said = repr(work())
-        except BaseException as exc:
-            said = repr(exc)
-        os.write(writer, said.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as answer:
-        said = answer.read().decode()
-    os.waitpid(child, 0)
-    return said
 
 
 class Recording(_kernel.Kernel):
@@ -269,7 +249,7 @@ def test_mode(pair: tuple[Path, Path], bits: int, what: What) -> None:
 
 
 def test_none(pair: tuple[Path, Path], recording: list[str]) -> None:
-    """"none" leaves the new file alone, without a call."""
+    """With "none" the new file is left alone, without a call."""
     old, new = pair
     found = of(old)
     recording.clear()
@@ -289,7 +269,7 @@ def test_xattrs(pair: tuple[Path, Path]) -> None:
 
 
 def test_mode_alone_leaves_attributes(pair: tuple[Path, Path]) -> None:
-    """"mode" carries no attributes."""
+    """With "mode" no attributes are carried over."""
     old, new = pair
     give(old, user__a=b"1")
     assert put(new, of(old), "mode") == ()

@@ -1,0 +1,149 @@
+"""Trees to test with, and kernels that fail or are raced at a chosen call."""
+
+from __future__ import annotations
+
+import os
+import resource
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from atomik import _kernel
+from atomik._directory import Directory
+from tests.lab import namespace
+from tests.lab.mounting import attached
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DEEP = 5000
+
+
+def mounts(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that mounts; skipped where that is not allowed."""
+    why = namespace.missing_root()
+    return pytest.mark.root(pytest.mark.skipif(why is not None, reason=str(why))(test))
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Directory]:
+    """A folder, held."""
+    folder = Directory.open(str(path))
+    try:
+        yield folder
+    finally:
+        folder.close()
+
+
+@contextmanager
+def kernel(instead: _kernel.Kernel) -> Iterator[_kernel.Kernel]:
+    """Another kernel for a while."""
+    before = _kernel.install(instead)
+    try:
+        yield instead
+    finally:
+        _kernel.install(before)
+
+
+def make_deep(top: Path, levels: int) -> None:
+    """A chain of folders, each with one file beside the next."""
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+
+
+def make_wide(top: Path, files: int) -> None:
+    """One folder with many empty files."""
+    top.mkdir()
+    fd = os.open(top, os.O_RDONLY)
+    for number in range(files):
+        os.close(os.open(f"file-{number}", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+
+
+def make_small(top: Path) -> None:
+    """Every kind of object, two levels deep, with odd names."""
+    (top / "sub" / "empty").mkdir(parents=True)
+    (top / "file").write_text("content")
+    (top / "sub" / "file").write_text("more")
+    (top / "sub" / os.fsdecode(b"n\xff\n")).write_text("odd")
+    (top / ("x" * 255)).touch()
+    (top / "dangling").symlink_to("nowhere")
+    (top / "up").symlink_to("..")
+    os.mkfifo(top / "fifo")
+    os.link(top / "file", top / "sub" / "link")
+
+
+@contextmanager
+def few_descriptors(count: int) -> Iterator[None]:
+    """At most `count` descriptors more than are open now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def descriptors() -> int:
+    """How many are open."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Without(_kernel.Kernel):
+    """A kernel in which one call always fails."""
+
+    def __init__(self, name: str, number: int) -> None:
+        def fail(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        setattr(self, name, fail)
+
+
+class Before(_kernel.Kernel):
+    """Does something before the n-th call of one name."""
+
+    def __init__(self, name: str, at: int, work: Callable[[], object], every: bool = False) -> None:
+        count = 0
+        real = getattr(_kernel.Kernel, name)
+
+        def call(*args: object) -> object:
+            nonlocal count
+            count += 1
+            if count == at or every:
+                work()
+            return real(self, *args)
+
+        setattr(self, name, call)
+
+
+class Raise:
+    """Raises an error when called."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self) -> None:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@contextmanager
+def tree_with_mount() -> Iterator[tuple[Directory, Path, Path]]:
+    """(the folder that holds "tree", it, a mount point inside with an odd name and a file on the mount)."""
+    home = namespace.scratch("tree")
+    point = home / "tree" / "a" / "m\\ n\tt\n#"
+    point.mkdir(parents=True)
+    (home / "tree" / "before").touch()
+    with attached("tmpfs", point, "tmpfs", 0, "size=1m"):
+        (point / "kept").touch()
+        with held(home) as folder:
+            yield folder, home, point
