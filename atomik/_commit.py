@@ -67,6 +67,11 @@ class Commit:
         """Log, bound to the transaction."""
         _events.emit(level, name, tx=self.txid, **fields)
 
+    @property
+    def at(self) -> str | None:
+        """The destination whose step was begun last, for messages."""
+        return str(self.steps[-1].dest) if self.steps else None
+
     def tell(self, phase: str, done: int, total: int) -> None:
         """Report progress, if somebody wants it."""
         if self.progress is not None:
@@ -125,12 +130,13 @@ class Single(Commit):
 
     def _publish(self, item: Item) -> Step:
         for _ in range(_ATTEMPTS):
-            old = item.check()
-            item.refresh()
-            if old is None and isinstance(item, StagedFile) and item.slot is None:
+            found = item.look()
+            if found is not None:
+                item.refresh(found)
+            if found is None and isinstance(item, StagedFile) and item.slot is None:
                 step = self._link(item)
             else:
-                step = self._rename(item, old)
+                step = self._rename(item, found is not None)
             if step is not None:
                 self.visible = time.perf_counter() - self._visible_from
                 self.swapped(step, 0)
@@ -142,8 +148,7 @@ class Single(Commit):
     def _link(self, item: StagedFile) -> Step | None:
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
         place = item.place
-        new = identify(place.directory.fs, item.fd)
-        step = Step("create", "file", place, self.workspace.sibling(place.directory), new, rung=_swap.LINKAT)
+        step = Step("create", "file", place, self.workspace.sibling(place.directory), None, rung=_swap.LINKAT)
         self._visible_from = time.perf_counter()
         self.steps.append(step)
         try:
@@ -161,13 +166,17 @@ class Single(Commit):
             return None
         return step
 
-    def _rename(self, item: Item, old: bytes | None) -> Step | None:
+    def _rename(self, item: Item, there: bool) -> Step | None:
         if item.slot is None:
             self._take_slot(item)
         assert item.slot is not None
-        op = "remove" if item.kind == "removal" else "create" if old is None else "replace"
-        new = None if op == "remove" else item.slot.identity()
-        step = Step(op, item.step_kind(), item.place, item.slot, new, old, weaker=item.options.weaker)
+        op = "remove" if item.kind == "removal" else "replace" if there else "create"
+        step = Step(op, item.step_kind(), item.place, item.slot, None, weaker=item.options.weaker)
+        trusted = item.place.directory.fs.trusted
+        if op != "remove" and not (trusted and isinstance(item, StagedFile) and item.fd >= 0):
+            step.new = item.slot.identity()
+        if not trusted and op != "create":
+            step.old = item.place.identity()  # a lower rung has to know beforehand
         self._visible_from = time.perf_counter()
         self.steps.append(step)
         try:
@@ -176,11 +185,10 @@ class Single(Commit):
             if not item.options.overwrite:
                 raise _lost_race(item) from None
         except FileNotFoundError:
-            if step.dest.identity() is not None or op == "create":
+            if op == "create" or step.dest.stat() is not None:
                 raise
         except errors.ConflictError:
-            if step.slot.identity() != step.new:
-                raise
+            pass  # somebody replaced it while a lower rung was at work
         else:
             return self._displaced(step)
         self.steps.clear()
@@ -195,9 +203,8 @@ class Single(Commit):
         assert isinstance(item, StagedFile)
         parent = item.place.directory
         if item.stage is parent and parent.fs.trusted and parent.try_lock(shared=True):
-            slot = self.workspace.sibling(parent)
+            item.slot = slot = self.workspace.sibling(parent)
             _kernel.port.link_fd(item.fd, slot.name, slot.fd)
-            item.slot = slot
         else:
             item.name_it()
 
@@ -206,14 +213,25 @@ class Single(Commit):
         if step.op == "create":
             return step
         came_out = step.slot.stat()
-        if came_out is None or step.slot.identity() == step.new:
+        if came_out is None or (step.new is not None and step.slot.identity() == step.new):
             text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
             errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
-        step.old = step.slot.identity()
         if not _swap.same_kind(came_out.st_mode, step.kind):
             text = "another kind of object came to stand there meanwhile; it was left alone"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
         return step
+
+    def _identify(self, item: Item, step: Step) -> None:
+        """Fill in the identities, which an unnamed file does without: only a failure has to tell old from new."""
+        if step.new is None and step.op != "remove":
+            assert isinstance(item, StagedFile)
+            step.new = identify(step.dest.directory.fs, item.fd)
+        there = step.dest.identity()
+        if there != step.new:
+            step.old = there  # not swapped, or somebody else's already
+        elif step.op != "create":
+            held = (place.identity() for place in step.slots())
+            step.old = next((identity for identity in held if identity not in (None, step.new)), None)
 
     def _confirm(self, step: Step) -> None:
         """Make the swap durable.  A failure leaves the new version visible: to undo it would be no more durable."""
@@ -244,17 +262,17 @@ class Single(Commit):
         self.state = State.ABORTED
 
     def _undo(self) -> None:
-        for step in self.steps:
-            _swap.undo(step)  # a stranger's newer object stays, and supersedes what we displaced
         item = self.items[0]
-        if item.slot is not None and item.slot.directory is item.place.directory:
-            _tree.delete(item.slot)
         for step in self.steps:
+            self._identify(item, step)
+            _swap.undo(step)  # a stranger's newer object stays, and supersedes what we displaced
             if step.rung == _swap.LINKAT:
                 _tree.delete(step.slot)  # where undo took the new file away to
+        if item.slot is not None and item.slot.directory is item.place.directory:
+            _tree.delete(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
-        if step.old is None or step.slot.directory is not step.dest.directory:
+        if step.op == "create" or step.slot.directory is not step.dest.directory:
             return  # claims are emptied as a whole
         try:
             _kernel.port.unlink(step.slot.name, step.slot.fd)
@@ -267,11 +285,15 @@ def _lost_race(item: Item) -> errors.FileAlreadyExistsError:
     return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, item.path))
 
 
-def uninterrupted(action: Callable[[], _T]) -> tuple[_T, KeyboardInterrupt | None]:
+#: What a signal handler raises to end the program: Ctrl-C, or sys.exit() on SIGTERM.
+Interrupt = KeyboardInterrupt | SystemExit
+
+
+def uninterrupted(action: Callable[[], _T]) -> tuple[_T, Interrupt | None]:
     """Finish an idempotent action although Ctrl-C comes in the middle; (its result, the interrupt to raise later)."""
-    interrupt = None
+    interrupt: Interrupt | None = None
     while True:
         try:
             return action(), interrupt
-        except KeyboardInterrupt as exc:
+        except (KeyboardInterrupt, SystemExit) as exc:
             interrupt = exc

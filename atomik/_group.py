@@ -15,15 +15,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from . import _events, _journal, _kernel, _records, _swap, _tree, errors
-from ._commit import Commit, uninterrupted
+from ._commit import Commit, Interrupt, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, rename
 from ._receipt import State
 from ._records import Folder, Intent, StepRecord
@@ -43,7 +45,7 @@ class Group(Commit):
     _journal: LiveJournal | None = field(default=None, init=False)
     _begun: int = field(default=0, init=False)
     #: a Ctrl-C that came when there was no way back; raised at the end
-    _interrupt: KeyboardInterrupt | None = field(default=None, init=False)
+    _interrupt: Interrupt | None = field(default=None, init=False)
 
     def run(self) -> None:
         """Publish, or raise with everything as it was; RollbackError or DurabilityError when that is not certain."""
@@ -55,7 +57,8 @@ class Group(Commit):
                 self._swap_all()
                 self.barriers.names(self._folders())
                 self.state = State.SWAPPED
-                self._append(_records.COMMITTED)
+                # Once begun it must be finished: a mark that is perhaps written must not be followed by an undo.
+                _, self._interrupt = uninterrupted(lambda: self._append(_records.COMMITTED))
             except BaseException as exc:
                 self._roll_back(exc)
                 raise
@@ -93,19 +96,25 @@ class Group(Commit):
     def _unlock(self) -> None:
         for parent in self._parents:
             if parent.fd >= 0:
-                parent.unlock()
+                # A failure here must not look like a failed commit; the lock goes with the descriptor anyway.
+                with contextlib.suppress(OSError):
+                    parent.unlock()
+
+    @property
+    def at(self) -> str | None:
+        return str(self.steps[self._begun - 1].dest) if self._begun else None
 
     def _prepare(self) -> None:
         for item in self.items:
             if isinstance(item, StagedFile):
                 item.name_it()
         for item in self.items:
-            item.refresh()
             self.steps += item.steps()
         if not self.steps:
             return  # nothing changed
+        shared = Counter(step.slot for step in self.steps)
         for step in self.steps:
-            if step.folder:
+            if step.folder and shared[step.slot] == 1:
                 self._keep_in_parent(step)
         if self.journalled:
             self._journal = self._write_journal()
@@ -120,13 +129,12 @@ class Group(Commit):
         """A folder that this user may not write to can be renamed only within its parent (its ".." would change), so
         its swap happens through a slot beside it."""
         port = _kernel.port
-        if step.op == "remove" or sum(other.slot == step.slot for other in self.steps) > 1:
-            return
-        old_is_ours = step.old is None or port.may_write(step.dest.name, step.dest.fd)
-        if old_is_ours and port.may_write(step.slot.name, step.slot.fd):
+        ours = step.old is None or port.may_write(step.dest.name, step.dest.fd)
+        if ours and (step.new is None or port.may_write(step.slot.name, step.slot.fd)):
             return
         beside = self.workspace.sibling(step.dest.directory)
-        rename(step.slot, beside, _kernel.NOREPLACE)
+        if step.new is not None:
+            rename(step.slot, beside, _kernel.NOREPLACE)
         for item in self.items:
             if item.slot == step.slot:
                 item.slot = beside
@@ -197,7 +205,8 @@ class Group(Commit):
             journal = self._journal
             try:
                 # An interrupted sync has not failed: it may be asked again, unlike one that reported an error (I9).
-                _, self._interrupt = uninterrupted(lambda: self.barriers.mark(journal.fd))
+                _, interrupt = uninterrupted(lambda: self.barriers.mark(journal.fd))
+                self._interrupt = self._interrupt or interrupt
             except OSError as exc:
                 text = (
                     "every destination is new, but the sync of the commit mark failed, so a power cut may bring all of "
@@ -269,12 +278,18 @@ class Group(Commit):
             # Theirs stands where ours belonged: the record of it stays in the claim, the well-known names go.
             self._journal.names = [n for n in self._journal.names if n.name == JOURNAL_NAME]
         try:
-            _, interrupt = uninterrupted(self._journal.unlink)
-            self._interrupt = self._interrupt or interrupt
-        except OSError as exc:
-            self.failed_cleanup(str(self._journal.names[-1]), exc)
+            self._unlink_journal(self._journal)
+        except OSError:
+            try:
+                self._unlink_journal(self._journal)  # the cause may have been of the moment
+            except OSError as exc:
+                self.failed_cleanup(str(self._journal.names[-1]), exc)
         finally:
             self._journal.close()
+
+    def _unlink_journal(self, journal: LiveJournal) -> None:
+        _, interrupt = uninterrupted(journal.unlink)
+        self._interrupt = self._interrupt or interrupt
 
     def _delete_siblings(self) -> None:
         """Delete the slots that lie beside the destinations; those in claims go with them."""

@@ -118,11 +118,13 @@ class Item:
     def end(self, *, done: bool) -> None:
         """The transaction is over: give back what the item still holds.  May be repeated."""
         self.on_seal = self.on_discard = None
-        if done:
-            self.state = ItemState.DONE
-            self.close()
-        else:
-            self.discard()
+        try:
+            if done:
+                self.state = ItemState.DONE
+            else:
+                self.discard()
+        finally:
+            self.close()  # also when an earlier discard was interrupted before it came to this
 
     def close(self) -> None:
         """Let go of descriptors."""
@@ -173,6 +175,11 @@ class Item:
         present = place.identity()
         return self._step("create" if present is None else "replace", place, self.slot, old, present)
 
+    @property
+    def one_step(self) -> bool:
+        """Whether one atomic step publishes it, so that alone it needs no journal."""
+        return self.options.keep is None and not isinstance(self.options.expect, Observation)
+
     def places(self) -> tuple[Place, ...]:
         """The names that it changes, whose folders must be locked."""
         return (self.place,)
@@ -189,19 +196,12 @@ class Item:
         """The kind of object, as `Step` knows it."""
         return self.kind
 
-    def check(self) -> bytes | None:
-        """Decide whether the destination is as the item requires; the identity of what is there.
-
-        Called when staged, to fail early, and again under the locks.
-        """
+    def look(self) -> os.stat_result | None:
+        """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
         expect = self.options.expect
         if isinstance(expect, Observation) and (why := expect.mismatch(self.place)) is not None:
-            errors.fail(
-                errors.ConflictError,
-                errno.EBUSY,
-                f"not what was expected: {why}; observe it again and repeat",
-                self.path,
-            )
+            text = f"not what was expected: {why}; observe it again and repeat"
+            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
         found = self.place.stat()
         if found is None:
             return None
@@ -209,7 +209,15 @@ class Item:
             text = "it exists already; pass overwrite=True to replace it"
             errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
         self._check_kind(found.st_mode)
-        self._check_mounts(found)
+        return found
+
+    def check(self) -> bytes | None:
+        """The identity of what a journalled commit will displace, after every check; None where there is nothing."""
+        found = self.look()
+        if found is None:
+            return None
+        self.check_mounts(found)
+        self.refresh(found)
         return self.place.identity()
 
     def _check_kind(self, mode: int) -> None:
@@ -219,7 +227,7 @@ class Item:
             text += "; remove it first, or choose another name"
             errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, self.path)
 
-    def _check_mounts(self, found: os.stat_result) -> None:
+    def check_mounts(self, found: os.stat_result) -> None:
         """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be
         deleted with its content later."""
         mount = self.place.directory.mount
@@ -250,13 +258,11 @@ class Item:
             _kernel.port.close(fd)
         return 1
 
-    def receipt(self, steps: list[Step]) -> ItemReceipt:
-        """What happened to it, by the steps that the commit took."""
-        mine = [step for step in steps if step.dest == self.place]
-        if not mine:
+    def receipt(self, step: Step | None) -> ItemReceipt:
+        """What happened to it, by the step that the commit took at its destination."""
+        if step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
-        step = mine[0]
-        replaced = step.old is not None
+        replaced = step.op != "create"
         kept = str(Place(self.place.directory, self.kept)) if replaced and self.kept is not None else None
         op = "move" if self.kind == "move" else step.op
         links = 0 if self._source is None or step.folder or not replaced else self._source.nlink - 1
@@ -280,13 +286,16 @@ class Item:
         if options.permissions is not None:
             _kernel.port.fchmod(fd, options.permissions)
 
-    def refresh(self) -> None:
-        """Under the locks: the destination's owner or mode changed since it was sealed; follow that."""
-        if self._source is None or self.slot is None:
+    def refresh(self, now: os.stat_result) -> None:
+        """The destination's owner or mode changed since the item was sealed (`now` is its stat): follow that."""
+        if self._source is None or (now.st_ino, now.st_ctime_ns) == self._source.stamp:
             return
-        now = self.place.stat()
-        if now is None or (now.st_ino, now.st_ctime_ns) == self._source.stamp:
-            return
+        self.finish_slot()
+
+    def finish_slot(self) -> None:
+        """`finish` what was staged, opened anew."""
+        assert self.slot is not None
+        self.synced = False
         fd = _kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
         try:
             self.finish(fd)

@@ -56,13 +56,13 @@ class Removal(Item):
     def step_kind(self) -> str:
         return self._there
 
-    def check(self) -> bytes | None:
+    def look(self) -> os.stat_result | None:
         found = self.place.stat()
         if found is None:
             text = "there is nothing to remove; pass missing_ok=True if that is fine"
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
         self._there = _kind_of(found.st_mode)
-        return super().check()
+        return found
 
     def steps(self) -> list[Step]:
         assert self.slot is not None
@@ -112,6 +112,10 @@ class Move(Item):
 
     def step_kind(self) -> str:
         return self._there
+
+    @property
+    def one_step(self) -> bool:
+        return False
 
     def places(self) -> tuple[Place, ...]:
         assert self.source is not None

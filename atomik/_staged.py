@@ -15,8 +15,9 @@ from ._items import Item
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: errno of O_TMPFILE where the filesystem (EOPNOTSUPP), or an old kernel (EISDIR, ENOENT), has none; EINVAL on FUSE
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
+#: errno of O_TMPFILE where the filesystem (EOPNOTSUPP; EINVAL, ENOSYS or EISDIR on FUSE) has none.  Not ENOENT: that
+#: the folder itself was removed says nothing about the others on its filesystem.
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
 @define(eq=False)
@@ -96,6 +97,12 @@ class StagedFile(Item):
             slot = self.workspace.slot(self.stage)
             _kernel.port.link_fd(self.fd, slot.name, slot.fd)
             self.slot = slot
+
+    def finish_slot(self) -> None:
+        if self.fd < 0:
+            super().finish_slot()
+        else:
+            self.finish(self.fd)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -243,11 +243,14 @@ class Stager:
             item = kind(full, word, place, stage, workspace, options, given.get("order", 0), self._count)
             if prepare is not None:
                 prepare(item)
-            present = item.check()
-            workspace.register(place, full, None if present is None else _folder_at(place))
+            found = item.look()
+            there = found if found is not None and _kernel.is_folder(found.st_mode) else None
+            workspace.register(place, full, there)
             try:
-                if present is not None or item.step_kind() == "folder":
-                    _probe.flags(workspace, stage, item, present is not None)
+                if found is not None:
+                    item.check_mounts(found)
+                if found is not None or item.step_kind() == "folder":
+                    _probe.flags(workspace, stage, item, found is not None)
                 item.choose_kept()
             except BaseException:
                 workspace.unregister(place)

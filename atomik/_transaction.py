@@ -9,6 +9,7 @@ that a slow sync of one does not stop the others.  A forked child gets a dead co
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -19,8 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from . import _events, errors
 from ._barriers import Barriers
-from ._commit import Commit, Single
-from ._names import Move
+from ._commit import Commit, Interrupt, Single
 from ._receipt import Receipt, State
 from ._stager import Progress, Stager
 from ._workspace import Workspace
@@ -61,6 +61,7 @@ class Transaction(Stager):
         self._commit: Commit | None = None
         self._state = State.OPEN
         self._receipt: Receipt | None = None
+        self._duration = 0.0
         self._lock = threading.RLock()
         self._pid = os.getpid()
         _live.add(self)
@@ -83,6 +84,14 @@ class Transaction(Stager):
     @property
     def receipt(self) -> Receipt | None:
         """What the commit did; None before it."""
+        commit = self._commit
+        if self._receipt is None and commit is not None and commit.state in (State.COMMITTED, State.IN_DOUBT):
+            steps = {step.dest: step for step in reversed(commit.steps)}
+            barriers = self._barriers
+            self._receipt = Receipt(
+                self.txid, tuple(item.receipt(steps.get(item.place)) for item in commit.items), bool(barriers.durable),
+                barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
+            )  # fmt: skip
         return self._receipt
 
     def __repr__(self) -> str:
@@ -108,9 +117,12 @@ class Transaction(Stager):
             if self._failed:
                 path, reason = next(iter(self._failed.items()))
                 self._fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
-            return self._run_commit()
+            self._run_commit()
+        receipt = self.receipt
+        assert receipt is not None
+        return receipt
 
-    def _run_commit(self) -> Receipt:
+    def _run_commit(self) -> None:
         started = time.perf_counter()
         commit: Commit | None = None
         try:
@@ -123,53 +135,41 @@ class Transaction(Stager):
             else:
                 commit.state = State.COMMITTED
         except errors.AtomikError as exc:
-            if isinstance(exc, errors.DurabilityError) and commit is not None:
-                exc.receipt = self._receipt = self._make_receipt(commit, time.perf_counter() - started)
+            self._duration = time.perf_counter() - started
             self._finish(commit)
+            if isinstance(exc, errors.DurabilityError):
+                exc.receipt = self.receipt
             raise
         except OSError as exc:
             self._finish(commit)
-            raise self._commit_error(exc) from exc
+            raise self._commit_error(exc, commit) from exc
         except BaseException:
             self._finish(commit)
             raise
-        receipt = self._make_receipt(commit, time.perf_counter() - started)
-        self._receipt = receipt
+        self._duration = time.perf_counter() - started
         self._finish(commit)
-        if commit.leftovers:
-            from attrs import evolve
-
-            self._receipt = receipt = evolve(receipt, leftovers=tuple(commit.leftovers))
         if _events.heard(_events.INFO):
             commit.event(
-                _events.INFO, "transaction.committed", items=len(receipt.items), durable=receipt.durable,
-                synced_by=receipt.synced_by, sync_calls=receipt.sync_calls, duration=round(receipt.duration, 6),
+                _events.INFO, "transaction.committed", items=len(items), durable=bool(self._barriers.durable),
+                synced_by=self._barriers.how, sync_calls=self._barriers.calls, duration=round(self._duration, 6),
             )  # fmt: skip
-        return receipt
 
     def _choose(self, items: list[Item]) -> Commit:
         """One step is atomic by itself; several need the journal."""
-        from ._group import Group
+        if len(items) <= 1 and all(item.one_step for item in items):
+            return Single(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
+        from ._group import Group  # what it needs is loaded only by those who need it
 
-        alone = len(items) == 1 and not isinstance(items[0], Move)
-        plain = alone and items[0].options.expect in (None, "absent") and items[0].options.keep is None
-        kind = Single if plain else Group
-        commit = kind(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        if isinstance(commit, Group):
-            commit.journalled = self._journal
-        return commit
+        group = Group(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
+        group.journalled = self._journal
+        return group
 
-    def _commit_error(self, exc: OSError) -> errors.CommitError:
-        name = exc.filename if isinstance(exc.filename, str) else None
-        path = self._items[0].path if self._items else None
-        arguments = errors.describe(exc.errno or 5, "the commit failed and everything was rolled back", name or path)
-        return errors.CommitError(*arguments)
-
-    def _make_receipt(self, commit: Commit, duration: float) -> Receipt:
-        return Receipt(
-            self.txid, tuple(item.receipt(commit.steps) for item in commit.items), bool(self._barriers.durable),
-            self._barriers.how, self._barriers.passed, self._barriers.calls, duration, commit.visible,
-        )  # fmt: skip
+    def _commit_error(self, exc: OSError, commit: Commit | None) -> errors.CommitError:
+        """Rolled back.  The path: of the destination that was being swapped, or what the system's error names."""
+        named = exc.filename if isinstance(exc.filename, str) and os.path.isabs(exc.filename) else None
+        path = (commit and commit.at) or named or self._items[0].path
+        text = "the commit failed and everything was rolled back"
+        return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path))
 
     def abort(self) -> None:
         """Drop everything staged; every destination is as it was.  Harmless when it was aborted before.
@@ -187,12 +187,12 @@ class Transaction(Stager):
     def _finish(self, commit: Commit | None) -> None:
         """Give everything back, whatever happened.  Failures are logged, and listed in the receipt."""
         state = State.ABORTED if commit is None or commit.state in (State.OPEN, State.PREPARED) else commit.state
-        interrupt = None
+        interrupt: Interrupt | None = None
         while True:
             try:
                 self._give_back(commit, state)
                 break
-            except KeyboardInterrupt as exc:  # everything in there may be repeated
+            except (KeyboardInterrupt, SystemExit) as exc:  # everything in there may be repeated
                 interrupt = exc
         self._state = state
         _live.discard(self)
