@@ -14,6 +14,7 @@ is covered by a lock on the parent: shared by the one-item writer, exclusive by 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -64,14 +65,12 @@ class Claim:
     def release(self) -> None:
         """Remove the folder, which must be empty by now, and let go of the lock.
 
-        Raises OSError (ENOTEMPTY when something of somebody else's is inside); the descriptor is closed all the same.
+        Raises OSError (ENOTEMPTY when something of somebody else's is inside); it stays open then, and may be repeated.
         """
-        try:
-            # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
-            if self.parent.identity(self.name) == self.folder.identity(""):
-                _kernel.port.rmdir(self.name, self.parent.fd)
-        finally:
-            self.folder.close()
+        # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+        if self.parent.identity(self.name) == self.folder.identity(""):
+            _kernel.port.rmdir(self.name, self.parent.fd)
+        self.folder.close()
 
 
 def _make(parent: Directory, name: str) -> Directory:
@@ -79,25 +78,34 @@ def _make(parent: Directory, name: str) -> Directory:
     afterwards whether the name still leads to it, and make it again if not."""
     port = _kernel.port
     for _ in range(_ATTEMPTS):
-        port.mkdir(name, 0o700, parent.fd)
+        folder = None
         try:
+            port.mkdir(name, 0o700, parent.fd)
             folder = Directory.open(name, parent.fd, follow=False)
-        except FileNotFoundError:
-            continue
-        except BaseException:
-            port.rmdir(name, parent.fd)
-            raise
-        folder.path = parent.child(name)
-        try:
+            folder.path = parent.child(name)
             port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
             found = parent.stat(name)
             if found is not None and (found.st_dev, found.st_ino) == folder.key:
                 return folder
-        except BaseException:
-            folder.close()
-            port.rmdir(name, parent.fd)
+        except FileNotFoundError:
+            if folder is not None:
+                _unmake(parent, name, folder)
+                raise
+            continue  # removed before it was opened
+        except BaseException as exc:
+            if folder is not None or not isinstance(exc, FileExistsError):  # taken already: then it is not ours
+                _unmake(parent, name, folder)
             raise
         folder.close()
     errors.fail(
         errors.ConflictError, errno.EBUSY, "somebody keeps removing atomik's staging folder", parent.child(name)
     )
+
+
+def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
+    """Making it failed, or was interrupted: take it away, whether it was there already or not."""
+    if folder is not None:
+        folder.close()
+    # What brought us here is the error to tell; an empty folder that cannot be removed is left to recovery.
+    with contextlib.suppress(OSError):
+        _kernel.port.rmdir(name, parent.fd)

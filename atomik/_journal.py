@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._records import Intent, Journal
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL, errno.ENOSYS)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
 class HotJournal(Exception):  # noqa: N818  a signal to start again, not an error
@@ -76,10 +76,10 @@ def create(intent: Intent, claims: list[Claim], parents: list[Directory]) -> Liv
     try:
         _kernel.port.flock(journal.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _write_all(journal.fd, data, 0)
+        journal.identity = identity(journal.fd, home)
+        journal.names.append(private[0])
         if home.fs.tmpfile:
             _kernel.port.link_fd(journal.fd, private[0].name, home.fd)
-        journal.names.append(private[0])
-        journal.identity = private[0].identity()
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
             _add_name(journal, private[0], place)
     except BaseException:
@@ -107,6 +107,7 @@ def _unnamed(home: Directory, name: str) -> int:
 
 
 def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
+    journal.names.append(place)  # before it is there: an interrupt may come right behind the call
     try:
         _kernel.port.link(first.name, first.fd, place.name, place.fd)
     except FileExistsError:
@@ -115,12 +116,11 @@ def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
         if exc.errno not in _NO_LINKS:
             raise
         _move_name(journal, first, place)
-    journal.names.append(place)
 
 
 def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
     """No hard links here: the one name there is must be the well-known one, and so there can be only one parent."""
-    if journal.names != [first]:
+    if journal.names != [first, place]:
         text = (
             "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "
             "write to one folder per transaction, or pass journal=False"
@@ -133,7 +133,7 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
         _kernel.port.rename(first.name, first.fd, place.name, place.fd, flags)
     except FileExistsError:
         raise HotJournal(place.directory) from None
-    journal.names.clear()
+    journal.names.remove(first)
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

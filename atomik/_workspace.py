@@ -200,16 +200,15 @@ class Workspace:
         Never raises; the failures are returned.  With `keep_claims` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
-        for claim in self.claims.values():
+        for key, claim in list(self.claims.items()):
             try:
                 if keep_claims:
                     claim.folder.close()
                 else:
-                    empty(claim, self.txid)
-                    claim.release()
+                    _dissolve(claim, self.txid)
             except OSError as exc:
                 failures.append(exc)
-        self.claims.clear()
+            del self.claims[key]
         for each in () if keep_parents else reversed(self._made):
             try:
                 _kernel.port.rmdir(each, None)
@@ -228,13 +227,35 @@ class Workspace:
         return failures
 
 
+def _dissolve(claim: Claim, txid: str) -> None:
+    """Empty a claim and remove it; once more if something fails, for the cause may have been of the moment."""
+    try:
+        empty(claim, txid)
+        claim.release()
+    except OSError:
+        try:
+            empty(claim, txid)
+            claim.release()
+        except OSError as exc:
+            claim.folder.close()
+            if isinstance(exc, errors.AtomikError):
+                raise
+            raise errors.system_error(exc, "cannot clean up", claim.folder.path) from exc
+
+
 def empty(claim: Claim, txid: str) -> None:
-    """Delete what still lies in the slots of a claim; names that are not ours stay (I6)."""
+    """Delete what still lies in the slots of a claim, whatever fails on the way; names that are not ours stay (I6)."""
     mark = f"{PREFIX}{txid}-"
     with _kernel.port.scandir(claim.folder.fd) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(mark)]
+    failure = None
     for name in names:
-        _tree.delete(Place(claim.folder, name))
+        try:
+            _tree.delete(Place(claim.folder, name))
+        except OSError as exc:
+            failure = exc
+    if failure is not None:
+        raise failure
 
 
 def split(path: str, *, folder: bool) -> tuple[str, str]:
