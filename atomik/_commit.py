@@ -129,14 +129,12 @@ class Single(Commit):
         self.check_parent(parent)
 
     def _publish(self, item: Item) -> Step:
+        unnamed = isinstance(item, StagedFile) and item.slot is None
+        # A link replaces nothing and says so: with nothing there when it was staged, it is worth trying without a look.
+        step = self._link(item) if unnamed and not item.found else None
         for _ in range(_ATTEMPTS):
-            found = item.look()
-            if found is not None:
-                item.refresh(found)
-            if found is None and isinstance(item, StagedFile) and item.slot is None:
-                step = self._link(item)
-            else:
-                step = self._rename(item, found is not None)
+            if step is None:
+                step = self._look_and_publish(item)
             if step is not None:
                 self.visible = time.perf_counter() - self._visible_from
                 self.swapped(step, 0)
@@ -145,8 +143,17 @@ class Single(Commit):
             errors.ConflictError, errno.EBUSY, "others keep creating and removing the destination; try again", item.path
         )
 
-    def _link(self, item: StagedFile) -> Step | None:
+    def _look_and_publish(self, item: Item) -> Step | None:
+        found = item.look()
+        if found is None and isinstance(item, StagedFile) and item.slot is None:
+            return self._link(item)
+        if found is not None:
+            item.refresh(found)
+        return self._rename(item, there=found is not None)
+
+    def _link(self, item: Item) -> Step | None:
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
+        assert isinstance(item, StagedFile)
         place = item.place
         step = Step("create", "file", place, self.workspace.sibling(place.directory), None, rung=_swap.LINKAT)
         self._visible_from = time.perf_counter()
@@ -166,7 +173,7 @@ class Single(Commit):
             return None
         return step
 
-    def _rename(self, item: Item, there: bool) -> Step | None:
+    def _rename(self, item: Item, *, there: bool) -> Step | None:
         if item.slot is None:
             self._take_slot(item)
         assert item.slot is not None

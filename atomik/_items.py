@@ -18,6 +18,7 @@ import os
 import stat
 import threading
 from enum import Enum
+from typing import NoReturn
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -77,6 +78,8 @@ class Item:
     not_preserved: tuple[str, ...] = field(default=(), init=False)
     unchanged: bool = field(default=False, init=False)
     kept: str | None = field(default=None, init=False)
+    #: whether something stood at the destination when it was staged
+    found: bool = field(default=False, init=False, repr=False)
     #: its content is durable already
     synced: bool = field(default=False, init=False, repr=False)
     _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
@@ -199,17 +202,24 @@ class Item:
     def look(self) -> os.stat_result | None:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
         expect = self.options.expect
+        if not self.options.overwrite and expect is None:
+            if self.place.directory.exists(self.place.name):
+                self._refuse_existing()
+            return None
         if isinstance(expect, Observation) and (why := expect.mismatch(self.place)) is not None:
             text = f"not what was expected: {why}; observe it again and repeat"
             errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
         found = self.place.stat()
         if found is None:
             return None
-        if expect == "absent" or not (self.options.overwrite or isinstance(expect, Observation)):
-            text = "it exists already; pass overwrite=True to replace it"
-            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
+        if not self.options.overwrite or expect == "absent":
+            self._refuse_existing()
         self._check_kind(found.st_mode)
         return found
+
+    def _refuse_existing(self) -> NoReturn:
+        text = "it exists already; pass overwrite=True to replace it"
+        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
 
     def check(self) -> bytes | None:
         """The identity of what a journalled commit will displace, after every check; None where there is nothing."""

@@ -232,6 +232,10 @@ class Kernel:
         """listxattr(2) of ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own."""
         return os.listxattr(path)
 
+    def llistxattr(self, path: str) -> list[str]:
+        """llistxattr(2): of a link, the link's own."""
+        return os.listxattr(path, follow_symlinks=False)
+
     def getxattr_of(self, path: str, name: str) -> bytes:
         """getxattr(2) of ``/proc/self/fd/N``."""
         return os.getxattr(path, name)

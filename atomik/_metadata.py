@@ -16,8 +16,8 @@ fails (EIO, EROFS …) is an error like any other.  Limits, on purpose:
   would be the wrong one.  The other bits stay, so "group may write" then speaks of another group;
 * an ACL that cannot be kept is not replaced by its mask, which is what the group bits of such a mode mean: the group
   gets no more than the ACL gave it;
-* ``security.capability``, ``security.ima`` and ``security.evm`` vouch for the old content and are never copied
-  (xattr(7), capabilities(7));
+* ``security.capability``, ``security.ima`` and ``security.evm`` vouch for the old content and are not put on other
+  content (xattr(7), capabilities(7));
 * attributes of inodes that are no xattrs (chattr(1), project quotas) are not seen.
 """
 
@@ -44,6 +44,8 @@ DEFAULT_ACL = "system.posix_acl_default"
 _ACLS = frozenset({ACL, DEFAULT_ACL, "system.nfs4_acl", "system.cifs_acl", "system.richacl"})
 #: Statements about content that is being replaced.
 _VOUCHING = frozenset({"security.capability", "security.ima", "security.evm"})
+#: Of these, the one that speaks of the inode too.
+_BOUND = frozenset({"security.evm"})
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -93,6 +95,14 @@ class Metadata:
         Needs no permission on the object itself, save to read ``user.`` attributes (xattr(7)).
         """
         port = _kernel.port
+        found = place.stat()
+        if found is None or stat.S_ISLNK(found.st_mode):
+            return None
+        try:
+            if not port.llistxattr(f"{address(place.fd)}/{place.name}"):
+                return cls._from(found, {}, ())
+        except OSError:
+            pass  # whatever it is, the thorough way below finds out
         try:
             fd = port.open(place.name, os.O_PATH | os.O_NOFOLLOW, place.fd)
         except FileNotFoundError:
@@ -106,7 +116,10 @@ class Metadata:
     @classmethod
     def held(cls, fd: int, found: os.stat_result, *, path_only: bool = False) -> Metadata:
         """The metadata of an open object whose fstat is `found`; `path_only` when it was opened with O_PATH."""
-        xattrs, unread = _read(fd, path_only=path_only)
+        return cls._from(found, *_read(fd, path_only=path_only))
+
+    @classmethod
+    def _from(cls, found: os.stat_result, xattrs: dict[str, bytes], unread: tuple[str, ...]) -> Metadata:
         return cls(
             stat.S_IMODE(found.st_mode),
             found.st_uid,
@@ -144,11 +157,12 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
     return xattrs, tuple(unread)
 
 
-def apply(fd: int, metadata: Metadata, what: What) -> tuple[str, ...]:
+def apply(fd: int, metadata: Metadata, what: What, *, same_content: bool = False) -> tuple[str, ...]:
     """Put `metadata` on an open file or folder; returns the names of what could not be kept.
 
     `what` is "all", "mode" (the permission bits alone) or "none".  The names are "owner", "group", "acl", "mode" and
-    "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.
+    "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With `same_content`
+(a clone) file capabilities and the like are kept as well.
     """
     if what == "none":
         return ()
@@ -161,7 +175,7 @@ def apply(fd: int, metadata: Metadata, what: What) -> tuple[str, ...]:
             uid, gid = _set_owner(fd, metadata, now)
             touched = True
             lost += ["owner"] * (uid != metadata.uid) + ["group"] * (gid != metadata.gid)
-        touched |= _set_xattrs(fd, metadata, lost)
+        touched |= _set_xattrs(fd, metadata, lost, _BOUND if same_content else _VOUCHING)
     if ACL in metadata.xattrs and (what == "mode" or "acl" in lost):
         mode = _without_mask(mode, metadata.xattrs[ACL])
     if uid != metadata.uid:
@@ -191,7 +205,7 @@ def _set_owner(fd: int, metadata: Metadata, now: os.stat_result) -> tuple[int, i
     return now.st_uid, now.st_gid
 
 
-def _set_xattrs(fd: int, metadata: Metadata, lost: list[str]) -> bool:
+def _set_xattrs(fd: int, metadata: Metadata, lost: list[str], never: frozenset[str]) -> bool:
     """Make the attributes those of `metadata`; whether an ACL was touched, and with it perhaps the mode.
 
     An attribute that only the new object has stays: the program that wrote it, or the security module, put it there.
@@ -208,7 +222,7 @@ def _set_xattrs(fd: int, metadata: Metadata, lost: list[str]) -> bool:
         if name in (ACL, DEFAULT_ACL) and name not in metadata.xattrs:
             touched |= _try(lost, name, port.removexattr, fd, name)
     for name, value in metadata.xattrs.items():
-        if name in _VOUCHING:
+        if name in never:
             if name == "security.capability":
                 _note(lost, name)
         elif name not in names or _value(fd, name) != value:

@@ -244,6 +244,7 @@ class Stager:
             if prepare is not None:
                 prepare(item)
             found = item.look()
+            item.found = found is not None
             there = found if found is not None and _kernel.is_folder(found.st_mode) else None
             workspace.register(place, full, there)
             try:
@@ -320,9 +321,14 @@ class Stager:
             self._failed[item.path] = reason
 
 
+_PLAIN = {False: Options(), True: Options(overwrite=True)}
+
+
 def _options(overwrite: bool, given: ItemOptions) -> Options:
     if unknown := given.keys() - ItemOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
+    if not given:
+        return _PLAIN[overwrite]
     preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
     if preserve not in ("all", "mode", "none"):
         raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")

@@ -112,15 +112,18 @@ class Transaction(Stager):
         :raises RollbackError: in doubt; `atomik.recover` decides.
         :raises TransactionStateError: not open any more, a forked child, or an item whose writing failed.
         """
+        self._publish()
+        receipt = self.receipt
+        assert receipt is not None
+        return receipt
+
+    def _publish(self) -> None:
         with self._lock:
             self._require_open()
             if self._failed:
                 path, reason = next(iter(self._failed.items()))
                 self._fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
             self._run_commit()
-        receipt = self.receipt
-        assert receipt is not None
-        return receipt
 
     def _run_commit(self) -> None:
         started = time.perf_counter()
@@ -244,7 +247,7 @@ class Transaction(Stager):
             return  # committed or aborted inside the block
         if kind is None:
             try:
-                self.commit()
+                self._publish()
             except errors.TransactionStateError:
                 self.abort()
                 raise
