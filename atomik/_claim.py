@@ -74,36 +74,43 @@ class Claim:
 
 
 def _make(parent: Directory, name: str) -> Directory:
-    """Make and lock the folder.  Between mkdir and flock a recovery may take it for abandoned and remove it, so look
-    afterwards whether the name still leads to it, and make it again if not."""
-    port = _kernel.port
+    """Make and lock the folder; again, if a recovery took it for abandoned between the two."""
     for _ in range(_ATTEMPTS):
-        folder = None
-        try:
-            port.mkdir(name, 0o700, parent.fd)
-            folder = Directory.open(name, parent.fd, follow=False)
-            folder.path = parent.child(name)
-            port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
-            found = parent.stat(name)
-            if found is not None and (found.st_dev, found.st_ino) == folder.key:
-                return folder
-        except FileNotFoundError:
-            if folder is not None:
-                _unmake(parent, name, folder)
-                raise
-            continue  # removed before it was opened
-        except BaseException as exc:
-            if folder is not None or not isinstance(exc, FileExistsError):  # taken already: then it is not ours
-                _unmake(parent, name, folder)
-            raise
-        folder.close()
-    errors.fail(
-        errors.ConflictError, errno.EBUSY, "somebody keeps removing atomik's staging folder", parent.child(name)
-    )
+        folder = _try_to_make(parent, name)
+        if folder is not None:
+            return folder
+    text = "somebody keeps removing atomik's staging folder"
+    errors.fail(errors.ConflictError, errno.EBUSY, text, parent.child(name))
+
+
+def _try_to_make(parent: Directory, name: str) -> Directory | None:
+    port = _kernel.port
+    try:
+        port.mkdir(name, 0o700, parent.fd)
+    except OSError:
+        raise
+    except BaseException:  # an interrupt, perhaps right behind the call
+        _unmake(parent, name, None)
+        raise
+    folder = None
+    try:
+        folder = Directory.open(name, parent.fd, follow=False)
+        folder.path = parent.child(name)
+        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+        found = parent.stat(name)
+        if found is not None and (found.st_dev, found.st_ino) == folder.key:
+            return folder
+    except BaseException as exc:
+        _unmake(parent, name, folder)
+        if folder is None and isinstance(exc, FileNotFoundError):
+            return None
+        raise
+    _unmake(parent, name, folder)
+    return None
 
 
 def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
-    """Making it failed, or was interrupted: take it away, whether it was there already or not."""
+    """Making it failed: take away what there is of it."""
     if folder is not None:
         folder.close()
     # What brought us here is the error to tell; an empty folder that cannot be removed is left to recovery.

@@ -164,7 +164,7 @@ class Single(Commit):
             self.steps.clear()
             if item.options.overwrite:
                 return None
-            raise _lost_race(item) from None
+            raise _swap.lost_race(item.path) from None
         except OSError as exc:
             self.steps.clear()
             if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
@@ -190,7 +190,7 @@ class Single(Commit):
             _swap.publish(step)
         except FileExistsError:
             if not item.options.overwrite:
-                raise _lost_race(item) from None
+                raise _swap.lost_race(item.path) from None
         except FileNotFoundError:
             if op == "create" or step.dest.stat() is not None:
                 raise
@@ -285,11 +285,6 @@ class Single(Commit):
             _kernel.port.unlink(step.slot.name, step.slot.fd)
         except OSError as exc:
             self.failed_cleanup(str(step.slot), exc)
-
-
-def _lost_race(item: Item) -> errors.FileAlreadyExistsError:
-    text = "somebody else published first; nothing was replaced. Pass overwrite=True to replace it"
-    return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, item.path))
 
 
 #: What a signal handler raises to end the program: Ctrl-C, or sys.exit() on SIGTERM.

@@ -188,6 +188,8 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
             return b"h" + _kernel.port.handle(name, fd, fs.handle_flags)[0]
         found = _kernel.port.lstat(name, fd) if name else _kernel.port.fstat(fd)
     except FileNotFoundError:
+        if not name:
+            raise
         return None
     return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
 

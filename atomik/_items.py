@@ -164,7 +164,11 @@ class Item:
         return steps
 
     def _step(self, op: str, dest: Place, slot: Place, new: bytes | None, old: bytes | None) -> Step:
-        return Step(op, self.step_kind(), dest, slot, new, old, self.order, weaker=self.options.weaker)
+        options = self.options
+        return Step(
+            op, self.step_kind(), dest, slot, new, old, self.order,
+            weaker=options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
+        )  # fmt: skip
 
     def _keep(self, old: bytes) -> Step:
         """Publish the displaced original under its new name, out of the slot where the first swap left it."""
@@ -218,7 +222,7 @@ class Item:
         return found
 
     def _refuse_existing(self) -> NoReturn:
-        text = "it exists already; pass overwrite=True to replace it"
+        text = "it already exists; pass overwrite=True to replace it"
         errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
 
     def check(self) -> bytes | None:

@@ -235,7 +235,7 @@ class Stager:
         full = _absolute(path)
         if given.get("follow_symlinks") and os.path.islink(full):
             full = os.path.realpath(full)
-        with self._lock:
+        with _errors.typed("cannot stage there", full), self._lock:
             self._require_open()
             workspace = self._workspace
             place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))

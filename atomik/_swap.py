@@ -65,6 +65,8 @@ class Step:
     order: int = 0
     rung: str = ""
     weaker: bool = False
+    #: whoever asked would not mind that something stands there
+    overwriting: bool = False
 
     @property
     def folder(self) -> bool:
@@ -89,14 +91,22 @@ def swap(step: Step) -> None:
     try:
         publish(step)
     except FileExistsError:
-        raise errors.FileAlreadyExistsError(
-            *errors.describe(errno.EEXIST, "somebody else published first", str(step.dest))
-        ) from None
+        if step.op != "create":
+            raise
+        if step.overwriting:
+            _conflict(step, "something was created at the destination meanwhile")
+        raise lost_race(str(step.dest)) from None
     except FileNotFoundError:
         if step.op != "create" and step.dest.identity() is None:
             _conflict(step, "the destination was removed meanwhile")
         raise
     _check(step)
+
+
+def lost_race(path: str) -> errors.FileAlreadyExistsError:
+    """The error for a destination that came to be since it was looked at."""
+    text = "it already exists: somebody else published first; nothing was replaced. Pass overwrite=True to replace it"
+    return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, path))
 
 
 def publish(step: Step) -> None:

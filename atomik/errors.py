@@ -15,9 +15,13 @@ What the classes tell about the destinations:
 
 from __future__ import annotations
 
+import contextlib
 import errno as _errno
 import os
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "AccessDeniedError",
@@ -134,12 +138,11 @@ class JournalError(AtomikOSError):
     """A journal is damaged, from a newer version, or not one that this user may trust.  Nothing was touched."""
 
 
+#: EEXIST is not among them: whose name is taken, a destination or one of ours, only the caller knows.
 _BY_ERRNO: dict[int, type[AtomikOSError]] = {
     _errno.EACCES: AccessDeniedError,
     _errno.EPERM: AccessDeniedError,
     _errno.ENOENT: MissingPathError,
-    _errno.EEXIST: FileAlreadyExistsError,
-    _errno.ENOTEMPTY: FileAlreadyExistsError,  # what rename(2) says of a folder that is not empty
     _errno.EXDEV: CrossFilesystemError,
     _errno.EBUSY: MountPointError,
     _errno.ENAMETOOLONG: InvalidDestinationError,
@@ -160,7 +163,6 @@ _CURE = {
     _errno.ENOENT: "create the missing folder, or pass parents=True",
     _errno.ENAMETOOLONG: "choose a shorter name",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
-    _errno.EEXIST: "pass overwrite=True to replace it",
 }
 
 
@@ -170,6 +172,17 @@ def system_error(
     """The atomik error for a failed system call: same errno, the paths, and the usual cure."""
     number = cause.errno or _errno.EIO
     return _BY_ERRNO.get(number, AtomikOSError)(*describe(number, action, path, path2))
+
+
+@contextlib.contextmanager
+def typed(action: str, path: str) -> Iterator[None]:
+    """Turn the system's errors in the block into atomik's, which say what was tried and with which path."""
+    try:
+        yield
+    except AtomikError:
+        raise
+    except OSError as exc:
+        raise system_error(exc, action, path) from exc
 
 
 def describe(

@@ -85,6 +85,9 @@ def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags
     if exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) and flags in _BITS.values() and flags:
         text = f"cannot rename: {exc.strerror}; the filesystem lacks the flag, or one path lies inside the other"
         return _errors.UnsupportedFilesystemError(*_errors.os_args(exc.errno, text, src, dst))
+    if exc.errno in (errno.EEXIST, errno.ENOTEMPTY):  # ENOTEMPTY: a folder with something in it
+        text = f"cannot rename: the target already exists ({exc.strerror}); use Flag.RENAME_EXCHANGE to swap the two"
+        return _errors.FileAlreadyExistsError(*_errors.os_args(exc.errno, text, src, dst))
     error = _errors.system_error(exc, "cannot rename", src, dst)
     if isinstance(error, _errors.CrossFilesystemError):
         error.devices = (_device(src, src_fd), _device(os.path.dirname(dst) or ".", dst_fd))
