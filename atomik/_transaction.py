@@ -64,7 +64,7 @@ class Transaction(Stager):
         self._duration = 0.0
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        _live.add(self)
+        _live[id(self)] = weakref.ref(self)
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
@@ -79,7 +79,7 @@ class Transaction(Stager):
     def items(self) -> tuple[Item, ...]:
         """The items staged so far, in the order in which they will be swapped."""
         with self._lock:
-            return tuple(sorted(self._items, key=lambda item: (item.order, item.index)))
+            return tuple(sorted(self._items, key=_position) if len(self._items) > 1 else self._items)
 
     @property
     def receipt(self) -> Receipt | None:
@@ -198,7 +198,7 @@ class Transaction(Stager):
             except (KeyboardInterrupt, SystemExit) as exc:  # everything in there may be repeated
                 interrupt = exc
         self._state = state
-        _live.discard(self)
+        _live.pop(id(self), None)
         if interrupt is not None:
             raise interrupt
 
@@ -262,13 +262,19 @@ class Transaction(Stager):
             self._finish(None)
 
 
-_live: weakref.WeakSet[Transaction] = weakref.WeakSet()
+#: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
+_live: dict[int, weakref.ref[Transaction]] = {}
+
+
+def _position(item: Item) -> tuple[int, int]:
+    return item.order, item.index
 
 
 def _let_go() -> None:
     """In a forked child: drop the descriptors that hold the parent's locks, or they outlive the parent (I11)."""
-    for transaction in list(_live):
-        for folder in transaction._workspace.held():
+    for reference in list(_live.values()):
+        transaction = reference()
+        for folder in () if transaction is None else transaction._workspace.held():
             folder.close()
 
 
