@@ -24,8 +24,9 @@ def rows(*days: str) -> pa.Table:
     return pa.table({"day": [day for day in days for _ in lines], "length": lines * len(days)})
 
 
-def add_by_clone(dataset: Path, table: pa.Table) -> None:
-    with atomik.folder(dataset, overwrite=True, base="copy") as parts:
+def write(dataset: Path, table: pa.Table, base: str | None = None) -> None:
+    """A new dataset, or with ``base="copy"`` the present one with the table's days added or replaced."""
+    with atomik.folder(dataset, overwrite=True, base=base) as parts:
         ds.write_dataset(
             table, parts, format="parquet", partitioning=["day"], partitioning_flavor="hive",
             existing_data_behavior="delete_matching",
@@ -33,6 +34,7 @@ def add_by_clone(dataset: Path, table: pa.Table) -> None:
 
 
 def add_partitions(dataset: Path, table: pa.Table) -> None:
+    """New days as items of one transaction."""
     with atomik.transaction() as tx:  # no overwrite: a day that is there already is a FileExistsError
         for day in table["day"].unique().to_pylist():
             part = tx.folder(dataset / f"day={day}")
@@ -48,8 +50,8 @@ def read(dataset: Path) -> dict[str, int]:
 
 def main() -> None:
     dataset = Path(sys.argv[1] if len(sys.argv) > 1 else "lengths")
-    add_by_clone(dataset, rows("2026-01-01", "2026-01-02"))
-    add_by_clone(dataset, rows("2026-01-02", "2026-01-03"))
+    write(dataset, rows("2026-01-01", "2026-01-02"))
+    write(dataset, rows("2026-01-02", "2026-01-03"), base="copy")
     add_partitions(dataset, rows("2026-01-04", "2026-01-05"))
     before = read(dataset)
     try:

@@ -28,14 +28,19 @@ class Visitor(threading.Thread):
 
     def __init__(self, site: Path) -> None:
         super().__init__()
-        self.site, self.looks, self.bad, self.gone = site, 0, [], threading.Event()
+        self.site = site
+        self.bad: list[str] = []
+        self.here, self.gone = threading.Event(), threading.Event()
 
     def run(self) -> None:
         while not self.gone.is_set():
-            found = self.site.joinpath("page-0.html").read_text()
-            self.looks += 1
+            try:
+                found = self.site.joinpath("page-0.html").read_text()
+            except OSError as exc:
+                found = str(exc)
             if found not in ("<p>version one</p>\n", "<p>version two</p>\n"):
                 self.bad.append(found)
+            self.here.set()
 
 
 def main() -> None:
@@ -43,6 +48,7 @@ def main() -> None:
     deploy(site, "one", pages=3)
     visitor = Visitor(site)
     visitor.start()
+    visitor.here.wait()
     try:
         deploy(site, "two", pages=5)
         assert len(list(site.iterdir())) == 5
