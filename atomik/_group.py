@@ -238,11 +238,17 @@ class Group(Commit):
         self._delete_siblings()
 
     def _undo(self, step: Step) -> OSError | None:
-        """Undo one step; a failure is returned, so that the others are undone all the same."""
+        """Undo one step; a failure is returned, so that the others are undone all the same.
+
+        Tried twice: the cause may have been of the moment, and in doubt is a bad place to be.
+        """
         try:
             result, _ = uninterrupted(lambda: _swap.undo(step))
-        except OSError as exc:
-            return exc
+        except OSError:
+            try:
+                result, _ = uninterrupted(lambda: _swap.undo(step))
+            except OSError as exc:
+                return exc
         if result is Undone.FOREIGN and step.old is not None and step.slot.identity() == step.old:
             self.stranded.append(step)
         if _events.heard(_events.DEBUG):

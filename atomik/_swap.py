@@ -260,6 +260,8 @@ def _undo_create(step: Step) -> Undone:
     try:
         rename(step.dest, away, 0)
     except FileNotFoundError:
+        if step.dest.identity() is not None:
+            raise
         return Undone.UNTOUCHED
     if away.identity() == step.new:
         return Undone.UNDONE
@@ -273,6 +275,8 @@ def _undo_remove(step: Step) -> Undone:
     try:
         _put(step.slot, step.dest, step.folder)
     except FileExistsError:
+        if step.dest.identity() is None:
+            raise
         return Undone.FOREIGN
     return Undone.UNDONE
 
