@@ -63,8 +63,8 @@ class Barriers:
         if not self.durable:
             return
         self.passed += 1
-        unsynced = [item for item in items if item.content and not (item.synced or item.unchanged)]
-        one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and item.fd >= 0]
+        unsynced = [item for item in items if item.content and not item.synced]
+        one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
         if self.whole(items[0].stage) and (len(one_by_one) < len(unsynced) or len(one_by_one) > FEW):
             self.syncfs(items[0].stage.fd)
             return
@@ -77,7 +77,7 @@ class Barriers:
             self._path(path)
 
     def _content(self, item: Item) -> None:
-        if isinstance(item, StagedFile) and item.fd >= 0:
+        if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged:
             self.fsync(item.fd)
         else:
             self.calls += item.sync_tree()

@@ -112,7 +112,12 @@ class Single(Commit):
         item = self.items[0]
         parent = item.place.directory
         self._wait_for_others(parent)
+        item.stands_already()
         self.barriers.staged([item], [], self.workspace.made_parents, None)
+        if item.unchanged:
+            self.barriers.names([parent])
+            self.state = State.COMMITTED
+            return
         try:
             step = self._publish(item)
             self._confirm(step)
@@ -120,7 +125,9 @@ class Single(Commit):
             if self.state is not State.COMMITTED:
                 self._back()
             raise
-        self._remove_displaced(step)
+        _, interrupt = uninterrupted(lambda: self._remove_displaced(step))
+        if interrupt is not None:
+            raise interrupt
 
     def _wait_for_others(self, parent: Directory) -> None:
         # An unfinished transaction may be about to put back what stands at our destination.
@@ -282,9 +289,12 @@ class Single(Commit):
         if step.op == "create" or step.slot.directory is not step.dest.directory:
             return  # claims are emptied as a whole
         try:
-            _kernel.port.unlink(step.slot.name, step.slot.fd)
-        except OSError as exc:
-            self.failed_cleanup(str(step.slot), exc)
+            _tree.delete(step.slot)
+        except OSError:
+            try:
+                _tree.delete(step.slot)  # the cause may have been of the moment
+            except OSError as exc:
+                self.failed_cleanup(str(step.slot), exc)
 
 
 #: What a signal handler raises to end the program: Ctrl-C, or sys.exit() on SIGTERM.

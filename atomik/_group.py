@@ -110,13 +110,11 @@ class Group(Commit):
                 item.name_it()
         for item in self.items:
             self.steps += item.steps()
-        if not self.steps:
-            return  # nothing changed
         shared = Counter(step.slot for step in self.steps)
         for step in self.steps:
             if step.folder and shared[step.slot] == 1:
                 self._keep_in_parent(step)
-        if self.journalled:
+        if self.journalled and self.steps:
             self._journal = self._write_journal()
         fd = None if self._journal is None else self._journal.fd
         # The claims' own names must last as well: what is displaced will lie in them.

@@ -18,21 +18,25 @@ import os
 import stat
 import threading
 from enum import Enum
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from . import _kernel, _metadata, _swap, _tree, errors
+from . import _compare, _kernel, _metadata, _swap, _tree, errors
 from ._directory import Directory, Place
 from ._observe import Observation
 from ._receipt import ItemReceipt
 from ._swap import Step
+from ._workspace import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._workspace import Workspace
+
+
+_SHARED = threading.RLock()
 
 
 class ItemState(Enum):
@@ -42,6 +46,13 @@ class ItemState(Enum):
     SEALED = "sealed"
     DONE = "done"
     DISCARDED = "discarded"
+
+
+class Owner(Protocol):
+    """Who must know how an item fares: the transaction."""
+
+    def sealed(self, item: Item) -> None: ...
+    def discarded(self, item: Item, reason: str) -> None: ...
 
 
 @define(frozen=True)
@@ -85,9 +96,8 @@ class Item:
     _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
     on_forget: Callable[[], None] | None = field(default=None, init=False, repr=False)
-    #: told when the content is complete, and when it was dropped (with the reason)
-    on_seal: Callable[[Item], None] | None = field(default=None, init=False, repr=False)
-    on_discard: Callable[[Item, str], None] | None = field(default=None, init=False, repr=False)
+    #: told when the content is complete, and when it was dropped
+    owner: Owner | None = field(default=None, init=False, repr=False)
 
     #: whether staging it writes content that must be synced
     content = True
@@ -103,8 +113,9 @@ class Item:
                 self.discard(f"sealing failed: {exc}")
                 raise
             self.state = ItemState.SEALED
-        if self.on_seal is not None:
-            self.on_seal(self)
+            self._lock = _SHARED  # nothing slow comes any more, and memory counts when there are many items
+        if self.owner is not None:
+            self.owner.sealed(self)
 
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more."""
@@ -115,12 +126,12 @@ class Item:
             try:
                 self._drop()
             finally:
-                if self.on_discard is not None:
-                    self.on_discard(self, reason)
+                if self.owner is not None:
+                    self.owner.discarded(self, reason)
 
     def end(self, *, done: bool) -> None:
         """The transaction is over: give back what the item still holds.  May be repeated."""
-        self.on_seal = self.on_discard = None
+        self.owner = None
         try:
             if done:
                 self.state = ItemState.DONE
@@ -137,15 +148,34 @@ class Item:
         keep = self.options.keep
         if keep is None:
             return
-        name = keep(self.path) if callable(keep) else keep
-        head, tail = os.path.split(os.fspath(name))
-        if (head and os.path.realpath(head) != os.path.realpath(self.place.directory.path)) or tail in ("", ".", ".."):
+        name = os.fspath(keep(self.path) if callable(keep) else keep)
+        parent = self.place.directory.path
+        head, tail = split(os.path.join(parent, name), folder=False)
+        if head != parent and os.path.realpath(head) != os.path.realpath(parent):
             text = "keep= must name something in the destination's own folder"
-            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, os.fspath(name), self.path)
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, self.path)
         if tail == self.place.name:
             text = "keep= names the destination itself; choose another name for the previous version"
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
         self.kept = tail
+
+    def check_kept(self) -> os.stat_result | None:
+        """What stands under the name for the previous version, if that may be replaced."""
+        place = self.kept_place
+        there = None if place is None else place.stat()
+        if there is None or place is None:
+            return None
+        # Where the destination is still empty its kind may not be known; then nothing will be kept either.
+        if self.step_kind() and not _swap.same_kind(there.st_mode, self.step_kind()):
+            text = "the name for the previous version is taken by another kind of object; remove it or choose another"
+            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
+        self.check_mounts(there, place)
+        return there
+
+    @property
+    def kept_place(self) -> Place | None:
+        """Where the previous version is to be kept."""
+        return None if self.kept is None else Place(self.place.directory, self.kept)
 
     def steps(self) -> list[Step]:
         """What must be swapped, in order; called once the locks are held.
@@ -153,6 +183,8 @@ class Item:
         Raises, with nothing touched, when the destination is not as the item requires.
         """
         assert self.slot is not None
+        if self.stands_already():
+            return []
         old = self.check()
         new = self.slot.identity()
         if new is None:
@@ -162,6 +194,20 @@ class Item:
         if old is not None and self.options.keep is not None:
             steps.append(self._keep(old))
         return steps
+
+    def stands_already(self) -> bool:
+        """With ``if_changed``: whether the destination holds the same already, so that there is nothing to swap.
+
+        Whoever reads a yes has one valid moment for it: when the two were compared.
+        """
+        if self.options.if_changed and self.look() is not None:
+            self.unchanged = self._equals_present()
+            if self.unchanged:
+                self.synced = False  # what stands there was not synced by us
+        return self.unchanged
+
+    def _equals_present(self) -> bool:
+        return self.slot is not None and _compare.same(self.slot, self.place, self.options.permissions)
 
     def _step(self, op: str, dest: Place, slot: Place, new: bytes | None, old: bytes | None) -> Step:
         options = self.options
@@ -173,12 +219,9 @@ class Item:
     def _keep(self, old: bytes) -> Step:
         """Publish the displaced original under its new name, out of the slot where the first swap left it."""
         assert self.slot is not None
-        assert self.kept is not None
-        place = Place(self.place.directory, self.kept)
-        there = place.stat()
-        if there is not None and not _swap.same_kind(there.st_mode, self.step_kind()):
-            text = "the name for the previous version is taken by another kind of object; remove it or choose another"
-            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
+        place = self.kept_place
+        assert place is not None
+        self.check_kept()
         present = place.identity()
         return self._step("create" if present is None else "replace", place, self.slot, old, present)
 
@@ -196,8 +239,7 @@ class Item:
         expect = self.options.expect
         if self.unchanged or self.slot is None or not isinstance(expect, Observation) or expect.absent:
             return None
-        where = self.slot if self.kept is None else Place(self.place.directory, self.kept)
-        return expect, where, self.path
+        return expect, self.kept_place or self.slot, self.path
 
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it."""
@@ -241,23 +283,27 @@ class Item:
             text += "; remove it first, or choose another name"
             errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, self.path)
 
-    def check_mounts(self, found: os.stat_result) -> None:
+    def check_mounts(self, found: os.stat_result, place: Place | None = None) -> None:
         """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be
-        deleted with its content later."""
-        mount = self.place.directory.mount
+        deleted with its content later.  `found` is the stat of `place` (the destination)."""
+        place = place or self.place
+        mount = place.directory.mount
         if stat.S_ISDIR(found.st_mode):
-            inside = _tree.has_foreign_mount(self.place)
+            inside = _tree.has_foreign_mount(place)
         else:
-            there = _kernel.port.mount_of(self.place.fd, self.place.name)[2] if mount else 0
-            inside = self.path if there != mount else None
+            there = _kernel.port.mount_of(place.fd, place.name)[2] if mount else 0
+            inside = str(place) if there != mount else None
         if inside is not None:
             text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
-            errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == self.path else self.path)
+            errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else self.path)
 
     def sync_tree(self) -> int:
-        """fsync what lies in the slot, all of it; the number of calls."""
-        assert self.slot is not None
-        slot = self.slot
+        """fsync what is to stand there, all of it; the number of calls.
+
+        It lies in the slot; where nothing changed, at the destination: whoever wrote that may not have synced it.
+        """
+        slot = self.place if self.unchanged else self.slot
+        assert slot is not None
         found = slot.stat()
         if found is not None and stat.S_ISDIR(found.st_mode):
             folder = Directory.open(slot.name, slot.fd, follow=False)
@@ -277,7 +323,7 @@ class Item:
         if step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
-        kept = str(Place(self.place.directory, self.kept)) if replaced and self.kept is not None else None
+        kept = str(self.kept_place) if replaced and self.kept is not None else None
         op = "move" if self.kind == "move" else step.op
         links = 0 if self._source is None or step.folder or not replaced else self._source.nlink - 1
         return ItemReceipt(self.path, self.kind, op, step.rung, self.order, replaced, self.not_preserved, links, kept)

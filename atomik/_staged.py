@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from . import _handles, _kernel, _tree, errors
+from . import _compare, _handles, _kernel, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
 
@@ -103,6 +103,11 @@ class StagedFile(Item):
             super().finish_slot()
         else:
             self.finish(self.fd)
+
+    def _equals_present(self) -> bool:
+        if self.fd < 0:
+            return super()._equals_present()
+        return _compare.same_file(self.fd, self.place, self.options.permissions)
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -253,6 +253,10 @@ class Stager:
                 if found is not None or item.step_kind() == "folder":
                     _probe.flags(workspace, stage, item, found is not None)
                 item.choose_kept()
+                if item.kept_place is not None:
+                    there = item.check_kept() if found is not None else None
+                    folder = there if there is not None and _kernel.is_folder(there.st_mode) else None
+                    workspace.register(item.kept_place, str(item.kept_place), folder)
             except BaseException:
                 workspace.unregister(place)
                 raise
@@ -267,6 +271,8 @@ class Stager:
             if item in self._items:
                 self._items.remove(item)
                 self._workspace.unregister(item.place)
+                if item.kept_place is not None:
+                    self._workspace.unregister(item.kept_place)
                 if item.on_forget is not None:
                     item.on_forget()
             if item in self._retained:
@@ -279,8 +285,7 @@ class Stager:
             item.discard()
             self._forget(item)
             raise
-        item.on_seal = self._sealed
-        item.on_discard = self._discarded
+        item.owner = self
         if _events.heard(_events.DEBUG):
             _events.emit(
                 _events.DEBUG, "item.staged", tx=self.txid, path=item.path, kind=item.kind, order=item.order,
@@ -288,7 +293,7 @@ class Stager:
             )  # fmt: skip
         return result
 
-    def _sealed(self, item: Item) -> None:
+    def sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
@@ -314,7 +319,7 @@ class Stager:
                 raise _errors.system_error(exc, "cannot stage the file", item.path) from exc
             raise
 
-    def _discarded(self, item: Item, reason: str) -> None:
+    def discarded(self, item: Item, reason: str) -> None:
         """An item's block failed: the transaction may go on only if the destination is staged again."""
         with self._lock:
             self._forget(item)
