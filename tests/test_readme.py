@@ -36,7 +36,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     left = sorted(path.name for path in tmp_path.iterdir())
     expected = "latest manifest.json manifest.zip model.bin plots plots.old results.json"
     assert left == expected.split()
-    assert "already" in capsys.readouterr().out
+    assert "it already exists; pass overwrite=True" in capsys.readouterr().out
 
 
 def test_naive_code_breaks_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
