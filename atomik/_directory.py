@@ -49,6 +49,11 @@ class Directory:
     mount: int
     unique_mount: bool
     _fs: Filesystem | None = field(default=None, init=False)
+    #: (st_dev, st_ino, mount): one tuple for all who use it as a key
+    place_key: tuple[int, int, int] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.place_key = (self.dev, self.ino, self.mount)
 
     @classmethod
     def open(cls, path: str, dir_fd: int | None = None, *, follow: bool = True) -> Directory:

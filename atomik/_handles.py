@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pathlib
 import sys
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from . import errors
@@ -90,6 +91,7 @@ class StagedRaw(_Sealing, _Raw):
     """A staged binary file without a buffer (``buffering=0``)."""
 
 
+@cache
 def parse_mode(mode: str) -> tuple[str, bool, bool]:
     """(base letter, readable, binary) of a mode as `open` knows it; ValueError like `open` otherwise."""
     value = {"TEXT": "w", "BYTES": "wb"}.get(getattr(mode, "value", mode), getattr(mode, "value", mode))

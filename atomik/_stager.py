@@ -250,7 +250,7 @@ class Stager:
             try:
                 if found is not None:
                     item.check_mounts(found)
-                if found is not None or item.step_kind() == "folder":
+                if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
                     _probe.flags(workspace, stage, item, found is not None)
                 item.choose_kept()
                 if item.kept_place is not None:

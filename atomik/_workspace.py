@@ -59,7 +59,7 @@ class Workspace:
             folder = Directory.open(path)
         except OSError as exc:
             raise errors.system_error(exc, "cannot open the folder", path) from exc
-        key = (*folder.key, folder.mount)
+        key = folder.place_key
         held = self._by_key.get(key)
         if held is not None:
             folder.close()
@@ -73,13 +73,13 @@ class Workspace:
             missing.append(path)
             path = os.path.dirname(path)
         for each in reversed(missing):
+            self._made.append(each)  # before it is there: an interrupt may come right behind the call
             try:
                 _kernel.port.mkdir(each, 0o777, None)
-            except FileExistsError:
-                continue
             except OSError as exc:
-                raise errors.system_error(exc, "cannot create the parent folder", each) from exc
-            self._made.append(each)
+                self._made.pop()
+                if not isinstance(exc, FileExistsError):
+                    raise errors.system_error(exc, "cannot create the parent folder", each) from exc
 
     @property
     def made_parents(self) -> list[str]:
@@ -97,7 +97,7 @@ class Workspace:
         `folder_there` is the stat of a folder that the item would displace.
         """
         directory = place.directory
-        key = (*directory.key, directory.mount)
+        key = directory.place_key
         if (key, place.name) in self._destinations:
             first = self._destinations[key, place.name]
             text = "the same destination is staged twice in one transaction"
@@ -174,7 +174,7 @@ class Workspace:
 
     def claim(self, directory: Directory) -> Claim:
         """The private folder in `directory`, made when first needed."""
-        key = (*directory.key, directory.mount)
+        key = directory.place_key
         claim = self.claims.get(key)
         if claim is None:
             try:
