@@ -108,7 +108,8 @@ class Item:
             if self.state is not ItemState.OPEN:
                 return
             try:
-                self._seal()
+                with errors.typed("cannot finish the output", self.path):
+                    self._seal()
             except BaseException as exc:
                 self.discard(f"sealing failed: {exc}")
                 raise
@@ -227,8 +228,12 @@ class Item:
 
     @property
     def one_step(self) -> bool:
-        """Whether one atomic step publishes it, so that alone it needs no journal."""
-        return self.options.keep is None and not isinstance(self.options.expect, Observation)
+        """Whether one atomic step publishes it, so that alone it needs no journal.
+
+        The weaker rung takes more than one: dying between them, only the journal knows where the original lies.
+        """
+        options = self.options
+        return options.keep is None and not options.weaker and not isinstance(options.expect, Observation)
 
     def places(self) -> tuple[Place, ...]:
         """The names that it changes, whose folders must be locked."""

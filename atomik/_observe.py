@@ -69,24 +69,22 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     """
     from ._workspace import split
 
-    full = os.fsdecode(path)
-    head, name = split(full, folder=True)
-    try:
+    head, name = split(os.fsdecode(path), folder=True)
+    with errors.typed("cannot observe", os.path.join(head, name)):
         directory = Directory.open(head)
-    except OSError as exc:
-        raise errors.system_error(exc, "cannot open the folder", head) from exc
-    try:
-        place = Place(directory, name)
-        found = place.stat()
-        if found is None:
-            return Observation(str(place), None)
-        # Times were taken before the content: a change in between makes the observation stale, never wrong.
-        content = _digest(place) if digest else None
-        return Observation(str(place), place.identity(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, content)
-    except OSError as exc:
-        raise errors.system_error(exc, "cannot observe", full) from exc
-    finally:
-        directory.close()
+        try:
+            return _look(Place(directory, name), digest=digest)
+        finally:
+            directory.close()
+
+
+def _look(place: Place, *, digest: bool) -> Observation:
+    found = place.stat()
+    if found is None:
+        return Observation(str(place), None)
+    # Times were taken before the content: a change in between makes the observation stale, never wrong.
+    content = _digest(place) if digest else None
+    return Observation(str(place), place.identity(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, content)
 
 
 def _digest(place: Place) -> bytes | None:

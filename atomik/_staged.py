@@ -82,14 +82,9 @@ class StagedFile(Item):
         assert handle is not None
         handle._item = None  # type: ignore[attr-defined]
         self.handle = None
-        try:
-            if not _closed(handle):
-                handle.close()  # flushes; the descriptor stays ours
-            self.finish(self.fd)
-        except errors.AtomikError:
-            raise
-        except OSError as exc:
-            raise errors.system_error(exc, "cannot finish the file", self.path) from exc
+        if not _closed(handle):
+            handle.close()  # flushes; the descriptor stays ours
+        self.finish(self.fd)
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""

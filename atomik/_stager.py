@@ -207,9 +207,10 @@ class Stager:
         Raises `MissingPathError` when `src` is missing, `NestedDestinationError` when a folder would go into itself,
         and like `file` for `dest`.
         """
-        with self._lock:
+        origin = _absolute(src)
+        with _errors.typed("cannot move", origin), self._lock:
             self._require_open()
-            source = self._workspace.locate(_absolute(src), folder=True, parents=False)
+            source = self._workspace.locate(origin, folder=True, parents=False)
             options: ItemOptions = {"order": order, "preserve": "none", "keep": keep}
             item = self._add(Move, "move", dest, overwrite, None, options, lambda item: item.take(source))
             try:

@@ -164,13 +164,14 @@ class Transaction(Stager):
         from ._group import Group  # what it needs is loaded only by those who need it
 
         group = Group(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        group.journalled = self._journal
+        # Without one, recovery would take what the weaker rung has put aside for abandoned.
+        group.journalled = self._journal or any(item.options.weaker for item in items)
         return group
 
     def _commit_error(self, exc: OSError, commit: Commit | None) -> errors.CommitError:
         """Rolled back.  The path: of the destination that was being swapped, or what the system's error names."""
         named = exc.filename if isinstance(exc.filename, str) and os.path.isabs(exc.filename) else None
-        path = (commit and commit.at) or named or self._items[0].path
+        path = (commit and commit.at) or named or (self._items[0].path if self._items else None)
         text = "the commit failed and everything was rolled back"
         return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path))
 
