@@ -185,7 +185,7 @@ class Single(Commit):
             self._take_slot(item)
         assert item.slot is not None
         op = "remove" if item.kind == "removal" else "replace" if there else "create"
-        step = Step(op, item.step_kind(), item.place, item.slot, None, weaker=item.options.weaker)
+        step = Step(op, item.step_kind(), item.place, item.slot, None, weaker=item.options.weaker, alone=True)
         trusted = item.place.directory.fs.trusted
         if op != "remove" and not (trusted and isinstance(item, StagedFile) and item.fd >= 0):
             step.new = item.slot.identity()
@@ -225,6 +225,9 @@ class Single(Commit):
     def _displaced(self, step: Step) -> Step:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
         if step.op == "create":
+            return step
+        if step.rung == _swap.RENAME:
+            self.state = State.COMMITTED  # what was there is gone: there is no way back
             return step
         came_out = step.slot.stat()
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
@@ -286,7 +289,7 @@ class Single(Commit):
             _tree.delete(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
-        if step.op == "create" or step.slot.directory is not step.dest.directory:
+        if step.op == "create" or step.rung == _swap.RENAME or step.slot.directory is not step.dest.directory:
             return  # claims are emptied as a whole
         try:
             _tree.delete(step.slot)

@@ -28,7 +28,7 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
     fs = stage.fs
     if not fs.trusted and fs.exchange is None:
         _try(workspace, stage)
-    if fs.lies and overwriting:
+    if fs.lies and overwriting and item.kind != "removal":  # to take away needs no flag: the slot's name is free
         text = (
             "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
         )

@@ -17,8 +17,10 @@ target out of the same slot; keeping the previous version is *replace*, then *cr
 * ``link``       – for anything but folders: link + unlink (create), or link the original into the slot's twin and
   rename over (replace).  Never a missing moment, never a replaced stranger on create; on replace a foreign write in
   the microseconds between look and rename is lost;
-* ``weaker``     – folders, only on request (``fallback="weaker"``): mkdir + rename shows an empty folder for a moment,
-  two renames leave a moment without any.
+* ``rename``     – where hard links are missing too, for one item alone: a plain rename over the original, which is one
+  step as well, but has no way back;
+* ``weaker``     – only on request (``fallback="weaker"``): mkdir + rename shows an empty folder for a moment, two
+  renames leave a moment without any; a file without flags and links is created by a look and a rename.
 
 `undo` looks at identities and nothing else, so it is the same in rollback and in recovery, and may be repeated (I5).
 What is neither the recorded new nor the recorded old object is *foreign* and stays (I4).
@@ -27,6 +29,7 @@ What is neither the recorded new nor the recorded old object is *foreign* and st
 from __future__ import annotations
 
 import errno
+import os
 from enum import Enum
 
 from attrs import define
@@ -38,9 +41,14 @@ from ._directory import Place, rename
 #: ENOSYS before Linux 3.15, EOPNOTSUPP of some network filesystems.
 NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
+#: errno values of link(2) where it is no way: EPERM of filesystems without hard links and of fs.protected_hardlinks,
+#: EOPNOTSUPP and ENOSYS of servers, EMLINK of an inode that has as many as it can.
+NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
+
 RENAMEAT2 = "renameat2"
 LINKAT = "linkat"
 LINK = "link"
+RENAME = "rename"
 WEAKER = "weaker"
 
 
@@ -65,6 +73,8 @@ class Step:
     order: int = 0
     rung: str = ""
     weaker: bool = False
+    #: the only step of its transaction: nothing after it can fail and want it undone
+    alone: bool = False
     #: whoever asked would not mind that something stands there
     overwriting: bool = False
 
@@ -113,8 +123,20 @@ def publish(step: Step) -> None:
     """Go down the ladder until a rung serves; OSError of the rung that the filesystem knows but that failed."""
     fs = step.dest.directory.fs
     native = fs.exchange if step.op == "replace" else fs.noreplace
-    if native is False or not _native(step):
-        _by_links(step)
+    try:
+        if native is False or not _native(step):
+            _by_links(step)
+    except OSError as exc:
+        if exc.errno != errno.EXDEV:
+            raise
+        text = (
+            "the filesystem will not rename it, although both names lie on one mount: a folder in the lower layer of an "
+            "overlay, or another project quota or encryption key. Mount the overlay with redirect_dir=on, or write the "
+            "files in the folder one by one; leave tmp_dir out"
+        )
+        raise errors.UnsupportedFilesystemError(
+            *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
+        ) from exc
 
 
 def _native(step: Step) -> bool:
@@ -130,7 +152,9 @@ def _native(step: Step) -> bool:
     except OSError as exc:
         if exc.errno not in NO_FLAG:
             raise
-        if step.op == "replace":
+        if fs.trusted:
+            pass  # it knows the flag, so this says something about these two names; the next two may be fine
+        elif step.op == "replace":
             fs.exchange = False
         else:
             fs.noreplace = False
@@ -141,7 +165,6 @@ def _native(step: Step) -> bool:
 
 def _by_links(step: Step) -> None:
     """The rungs below renameat2."""
-    port = _kernel.port
     if step.op == "remove":
         # The slot's name is private and unique, so there is nothing that a plain rename could replace.
         rename(step.dest, step.slot, 0)
@@ -149,56 +172,80 @@ def _by_links(step: Step) -> None:
     elif step.folder:
         _weaker(step)
     elif step.op == "create":
-        _link(step.slot, step.dest)
-        port.unlink(step.slot.name, step.slot.fd)
-        step.rung = LINK
+        _create_by_link(step)
     else:
-        twin = step.twin("old")
-        _link(step.dest, twin)
+        _replace_by_link(step)
+
+
+def _create_by_link(step: Step) -> None:
+    if _link(step.slot, step.dest):
+        step.rung = LINK
+        _kernel.port.unlink(step.slot.name, step.slot.fd)
+    else:
+        _weaker(step)
+
+
+def _replace_by_link(step: Step) -> None:
+    if step.old is None:
+        step.old = step.dest.identity()  # a one-item write has not looked
+    twin = step.twin("old")
+    if _link(step.dest, twin):
         if twin.identity() != step.old:
+            _kernel.port.unlink(twin.name, twin.fd)
             _conflict(step, "the destination was replaced meanwhile")
         rename(step.slot, step.dest, 0)
         rename(twin, step.slot, 0)
         step.rung = LINK
+    elif step.alone and not step.weaker:
+        rename(step.slot, step.dest, 0)
+        step.rung = RENAME
+    else:
+        _weaker(step)
 
 
-def _link(src: Place, dst: Place) -> None:
+def _link(src: Place, dst: Place) -> bool:
+    """Give a second name; False where the filesystem (or the kernel's fs.protected_hardlinks) will not."""
     try:
         _kernel.port.link(src.name, src.fd, dst.name, dst.fd)
     except OSError as exc:
-        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if exc.errno not in NO_LINK:
             raise
-        errors.fail(
-            errors.UnsupportedFilesystemError,
-            errno.EOPNOTSUPP,
-            "the filesystem has neither the flags of renameat2 nor hard links; write elsewhere",
-            str(src),
-            str(dst),
-        )
+        return False
+    return True
 
 
 def _weaker(step: Step) -> None:
-    """Folders without the flags: only when the caller asked for less."""
+    """Nothing above keeps the promise: only when the caller asked for less."""
     if not step.weaker:
+        what = "a folder in one step (" if step.folder else "this in one step and undo it (it has no hard links, and "
         text = (
-            "the filesystem cannot publish a folder in one step (renameat2 flags are missing); "
+            f"the filesystem cannot publish {what}renameat2 flags are missing); "
             'write to another filesystem, or accept a moment of visibility with fallback="weaker"'
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
     if step.op == "create":
-        # Our own empty folder first: a stranger's entry in it makes the rename fail instead of being replaced.
-        _kernel.port.mkdir(step.dest.name, 0o700, step.dest.fd)
-        try:
-            rename(step.slot, step.dest, 0)
-        except BaseException:
-            _remove_empty(step.dest)
-            raise
+        _create_weaker(step)
     else:
         twin = step.twin("old")
         rename(step.dest, twin, 0)
         rename(step.slot, step.dest, 0)
         rename(twin, step.slot, 0)
     step.rung = WEAKER
+
+
+def _create_weaker(step: Step) -> None:
+    if not step.folder:
+        if step.dest.directory.exists(step.dest.name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(step.dest))
+        rename(step.slot, step.dest, 0)
+        return
+    # Our own empty folder first: a stranger's entry in it makes the rename fail instead of being replaced.
+    _kernel.port.mkdir(step.dest.name, 0o700, step.dest.fd)
+    try:
+        rename(step.slot, step.dest, 0)
+    except BaseException:
+        _remove_empty(step.dest)
+        raise
 
 
 def _check(step: Step) -> None:
@@ -242,6 +289,9 @@ def undo(step: Step) -> Undone:
     now = step.dest.identity()
     if now == step.old:
         return Undone.UNTOUCHED
+    if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
+        put(step.twin("old"), step.dest, step.folder)  # the weaker rung, between its renames
+        return Undone.UNDONE
     if now != step.new:
         if step.weaker and step.folder and step.op == "create" and _remove_empty(step.dest):
             return Undone.UNDONE  # the empty folder of the weaker rung
@@ -265,7 +315,7 @@ def _undo_create(step: Step) -> Undone:
         return Undone.UNTOUCHED
     if away.identity() == step.new:
         return Undone.UNDONE
-    _put(away, step.dest, step.folder)
+    put(away, step.dest, step.folder)
     return Undone.FOREIGN
 
 
@@ -273,7 +323,7 @@ def _undo_remove(step: Step) -> Undone:
     if step.slot.identity() != step.old:
         return Undone.FOREIGN  # it was not we who took it away
     try:
-        _put(step.slot, step.dest, step.folder)
+        put(step.slot, step.dest, step.folder)
     except FileExistsError:
         if step.dest.identity() is None:
             raise
@@ -283,7 +333,7 @@ def _undo_remove(step: Step) -> Undone:
 
 def _undo_replace(step: Step) -> Undone:
     held = next((place for place in step.slots()[:2] if place.identity() == step.old), None)
-    if held is None:
+    if held is None or step.old is None:
         return Undone.FOREIGN
     if step.dest.directory.fs.exchange is not False:
         try:
@@ -303,18 +353,24 @@ def _undo_replace(step: Step) -> Undone:
     return Undone.UNDONE
 
 
-def _put(src: Place, dst: Place, folder: bool) -> None:
+def put(src: Place, dst: Place, folder: bool) -> None:
     """Rename back onto a name that should be free, never replacing what came there meanwhile."""
-    try:
-        rename(src, dst, _kernel.NOREPLACE)
-    except OSError as exc:
-        if exc.errno not in NO_FLAG:
-            raise
-        if folder:
-            rename(src, dst, 0)  # replaces at most an empty folder
+    fs = dst.directory.fs
+    if fs.noreplace is not False:
+        try:
+            rename(src, dst, _kernel.NOREPLACE)
+        except OSError as exc:
+            if exc.errno not in NO_FLAG:
+                raise
+            fs.noreplace = False
         else:
-            _link(src, dst)
-            _kernel.port.unlink(src.name, src.fd)
+            return
+    if not folder and _link(src, dst):
+        _kernel.port.unlink(src.name, src.fd)
+        return
+    if dst.directory.exists(dst.name):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dst))
+    rename(src, dst, 0)  # nothing better is left; of folders it replaces at most an empty one
 
 
 def same_kind(mode: int, kind: str) -> bool:
