@@ -28,7 +28,7 @@ from . import _events, _journal, _kernel, _records, _swap, _tree, errors
 from ._commit import Commit, Interrupt, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, rename
 from ._receipt import State
-from ._records import Folder, Intent, StepRecord
+from ._records import Folder, StepRecord
 from ._staged import StagedFile
 from ._swap import Step, Undone
 
@@ -110,7 +110,7 @@ class Group(Commit):
                 item.name_it()
         for item in self.items:
             self.steps += item.steps()
-        shared = Counter(step.slot for step in self.steps)
+        shared = Counter(step.slot for step in self.steps if step.folder)
         for step in self.steps:
             if step.folder and shared[step.slot] == 1:
                 self._keep_in_parent(step)
@@ -141,7 +141,7 @@ class Group(Commit):
     def _write_journal(self) -> LiveJournal:
         try:
             claims = list(self.workspace.claims.values())
-            return _journal.create(self._intent(), claims, self._parents)
+            return _journal.create(self.txid, self._intent, claims, self._parents)
         except _journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
@@ -151,23 +151,24 @@ class Group(Commit):
         claims = [claim.folder for claim in self.workspace.claims.values()]
         return self._parents + claims
 
-    def _intent(self) -> Intent:
+    def _intent(self, journal: bytes) -> bytes:
+        """The intent, in bytes, with the identity of the journal's file in it.  The steps are turned one by one: there may be very many."""
         folders = self._folders()
         paths = [folder.real_path() for folder in folders]
         root = os.path.commonpath(paths)
         number = {id(folder): at for at, folder in enumerate(folders)}
-        entries = tuple(
+        entries = [
             Folder(_below(path, root), folder.identity("") or b"", at < len(self._parents))
             for at, (path, folder) in enumerate(zip(paths, folders, strict=True))
-        )
-        steps = tuple(
+        ]
+        steps = (
             StepRecord(
                 s.op, s.kind, s.weaker, number[id(s.dest.directory)], s.dest.name,
                 number[id(s.slot.directory)], s.slot.name, s.new, s.old, s.order,
             )
             for s in self.steps
         )  # fmt: skip
-        return Intent(self.txid, entries, steps)
+        return _records.encode(self.txid, journal, entries, steps, len(self.steps))
 
     # --- swap ----------------------------------------------------------------------------------------------------
     def _swap_all(self) -> None:

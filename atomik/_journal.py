@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from . import _kernel, _records, errors
+from . import _kernel, _records, _swap, errors
 from ._claim import Claim, journal_name
 from ._directory import JOURNAL_NAME, Directory, Place, identify
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._records import Intent, Journal
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -70,16 +72,20 @@ class LiveJournal:
                 _kernel.port.close(fd)
 
 
-def create(intent: Intent, claims: list[Claim], parents: list[Directory]) -> LiveJournal:
-    """Write the intent and give it its names.  `HotJournal` when a parent holds one already; nothing is left then."""
-    data = _records.encode_intent(intent)
+def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]) -> LiveJournal:
+    """Write the intent, which `encode` makes for the identity of the journal's file, and give the file its names.
+
+    `HotJournal` when a parent holds one already; nothing is left then.
+    """
     home = claims[0].folder
-    private = [Place(claim.folder, journal_name(intent.txid)) for claim in claims]
-    journal = LiveJournal(_unnamed(home, private[0].name), intent.txid, len(data))
+    private = [Place(claim.folder, journal_name(txid)) for claim in claims]
+    journal = LiveJournal(_unnamed(home, private[0].name), txid, 0)
     try:
         _kernel.port.flock(journal.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _write_all(journal.fd, data, 0)
         journal.identity = identity(journal.fd, home)
+        data = encode(journal.identity or b"")
+        _write_all(journal.fd, data, 0)
+        journal.end = len(data)
         journal.names.append(private[0])
         if home.fs.tmpfile:
             _kernel.port.link_fd(journal.fd, private[0].name, home.fd)
@@ -129,11 +135,8 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
             "write to one folder per transaction, or pass journal=False"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
-    flags = _kernel.NOREPLACE if place.directory.fs.noreplace is not False else 0
-    if flags == 0 and place.directory.exists(place.name):
-        raise HotJournal(place.directory)
     try:
-        _kernel.port.rename(first.name, first.fd, place.name, place.fd, flags)
+        _swap.put(first, place, folder=False)
     except FileExistsError:
         raise HotJournal(place.directory) from None
     journal.names.remove(first)

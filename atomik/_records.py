@@ -6,22 +6,31 @@ A journal is one *intent* record, and later at most one *outcome* record behind 
     magic   := "AtmK"      type := 1 intent | 2 committed | 3 undone
     digest  := BLAKE2b-128 of everything in the record before it
 
-All integers are little-endian.  An outcome's payload is the transaction id, so that one cannot end another's journal.
-The intent names each folder by its path below a common ancestor *and* by its identity, so that recovery can go from
-any one of them to the others, wherever the tree is mounted, and notices when a path leads elsewhere.
+All integers are little-endian.  A payload ends in zeros that make the record a multiple of 64 bytes long, so an outcome
+(64 bytes) never crosses a sector: a power cut leaves all or nothing of it.  An outcome's payload is the transaction id,
+so that one cannot end another's journal.  The intent names each folder by its path below a common ancestor *and* by its
+identity, so that recovery can go from any one of them to the others, wherever the tree is mounted, and notices when a
+path leads elsewhere; and the journal itself by its identity, so that a copy is no journal.
 
 `decode` accepts nothing doubtful: a torn intent is None ("nothing was swapped"), and whatever is not as atomik writes
 it raises `BadJournal`: names with a slash, ``..`` or NUL, slots that do not carry the id, numbers out of range, a newer
 version.  The digest finds torn and damaged records; it is no authentication (that is the owner and mode of the file).
+Torn is what a power cut leaves of a new file: an end too early, or zeros from some byte or in some sector.  Other bytes
+than were written are damage, and then nobody may conclude that nothing was swapped.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from hashlib import blake2b
+from collections.abc import Iterable, Sequence
 
 from attrs import define
+
+try:
+    from _blake2 import blake2b  # what hashlib would give, without loading all of OpenSSL for it
+except ImportError:
+    from hashlib import blake2b
 
 VERSION = 1
 INTENT, COMMITTED, UNDONE = 1, 2, 3
@@ -29,9 +38,12 @@ INTENT, COMMITTED, UNDONE = 1, 2, 3
 _MAGIC = b"AtmK"
 _HEAD = struct.Struct("<4sHHQ")
 _DIGEST = 16
+_ALIGN = 64
+_SECTOR = 512
 _COUNTS = struct.Struct("<II")
 _STEP = struct.Struct("<BBHIIHHHHq")
 _LENGTHS = struct.Struct("<HH")
+_LENGTH = struct.Struct("<H")
 
 HEAD_SIZE = _HEAD.size
 
@@ -82,6 +94,8 @@ class Intent:
     txid: str
     folders: tuple[Folder, ...]
     steps: tuple[StepRecord, ...]
+    #: the identity of the journal's own file
+    journal: bytes = b""
 
 
 @define(frozen=True)
@@ -96,21 +110,30 @@ class Journal:
 
 def encode_intent(intent: Intent) -> bytes:
     """The bytes of an intent record."""
-    out = [intent.txid.encode(), _COUNTS.pack(len(intent.folders), len(intent.steps))]
-    for folder in intent.folders:
+    return encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps))
+
+
+def encode(
+    txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int
+) -> bytes:
+    """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
+    out = bytearray(_HEAD.size)
+    out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _COUNTS.pack(len(folders), count)
+    for folder in folders:
         path = "/".join(folder.parts).encode(errors="surrogateescape")
-        out += (bytes([folder.parent]), _LENGTHS.pack(len(path), len(folder.identity)), path, folder.identity)
-    for s in intent.steps:
+        out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
+    for s in steps:
         dest, slot = s.dest_name.encode(errors="surrogateescape"), s.slot_name.encode()
         new, old = s.new or b"", s.old or b""
-        out += (
-            _STEP.pack(
-                OPS.index(s.op), KINDS.index(s.kind), s.weaker, s.dest_folder, s.slot_folder,
-                len(dest), len(slot), len(new), len(old), s.order,
-            ),
-            dest, slot, new, old,
+        out += _STEP.pack(
+            OPS.index(s.op), KINDS.index(s.kind), s.weaker, s.dest_folder, s.slot_folder,
+            len(dest), len(slot), len(new), len(old), s.order,
         )  # fmt: skip
-    return _record(INTENT, b"".join(out))
+        out += dest + slot + new + old
+    out += bytes(-(len(out) + _DIGEST) % _ALIGN)
+    _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, len(out) - _HEAD.size)
+    out += blake2b(out, digest_size=_DIGEST).digest()
+    return bytes(out)
 
 
 def encode_outcome(kind: int, txid: str) -> bytes:
@@ -122,11 +145,14 @@ def extent(head: bytes) -> int:
     """How many bytes of a file are worth reading, by its first `HEAD_SIZE`: the intent and room for the outcomes."""
     if len(head) < HEAD_SIZE:
         return HEAD_SIZE
-    length = int(_HEAD.unpack(head)[3])
-    return min(HEAD_SIZE + length + _DIGEST, MAX_SIZE) + 1024
+    magic, version, kind, length = _HEAD.unpack(head)
+    if magic != _MAGIC or version != VERSION or kind != INTENT:  # it will be refused: no need to read more of it
+        return HEAD_SIZE + _DIGEST
+    return min(HEAD_SIZE + int(length) + _DIGEST, MAX_SIZE) + 16 * _ALIGN
 
 
 def _record(kind: int, payload: bytes) -> bytes:
+    payload += bytes(-(HEAD_SIZE + len(payload) + _DIGEST) % _ALIGN)
     body = _HEAD.pack(_MAGIC, VERSION, kind, len(payload)) + payload
     return body + blake2b(body, digest_size=_DIGEST).digest()
 
@@ -149,7 +175,7 @@ def decode(data: bytes) -> Journal | None:
     outcome = None
     while (record := _read_record(data, end)) is not None:
         kind, payload, after = record
-        if kind not in (COMMITTED, UNDONE) or payload != intent.txid.encode():
+        if kind not in (COMMITTED, UNDONE) or payload.rstrip(b"\0") != intent.txid.encode():
             raise BadJournal("a record behind the intent does not belong to it")
         if outcome not in (None, kind):
             raise BadJournal("it says both committed and undone")
@@ -168,13 +194,25 @@ def _read_record(data: bytes, at: int) -> tuple[int, bytes, int] | None:
         return None  # zeros: space that was allocated and never written
     if version > VERSION:
         raise BadJournal(f"it has format version {version}, and this atomik knows only {VERSION}; use the newer one")
+    if not version or length > MAX_SIZE:
+        raise BadJournal("its header is damaged")
     end = at + _HEAD.size + length
-    if length > MAX_SIZE or len(data) < end + _DIGEST:
+    if len(data) < end + _DIGEST:
         return None
-    body = memoryview(data)[at:end]
-    if blake2b(body, digest_size=_DIGEST).digest() != data[end : end + _DIGEST]:
+    digest = blake2b(memoryview(data)[at:end], digest_size=_DIGEST).digest()
+    if digest != data[end : end + _DIGEST]:
+        if not _torn(data[at : end + _DIGEST], digest):
+            raise BadJournal("its bytes are damaged")
         return None
     return kind, data[at + _HEAD.size : end], end + _DIGEST
+
+
+def _torn(record: bytes, digest: bytes) -> bool:
+    """Whether a power cut can have left this of a record: zeros at the end, or a sector that was never written."""
+    kept = record[-_DIGEST:].rstrip(b"\0")
+    if not kept or digest.startswith(kept):
+        return True
+    return any(not any(record[at : at + _SECTOR]) for at in range(0, len(record), _SECTOR))
 
 
 class _Reader:
@@ -200,12 +238,14 @@ def _decode_intent(payload: bytes) -> Intent:
     txid = reader.take(16).decode()
     if not TXID.match(txid):
         raise ValueError("bad transaction id")
+    journal = reader.take(reader.unpack(_LENGTH)[0])
     folder_count, step_count = reader.unpack(_COUNTS)
     folders = tuple(_decode_folder(reader) for _ in range(folder_count))
     steps = tuple(_decode_step(reader, txid, folder_count) for _ in range(step_count))
-    if reader.at != len(payload):
+    rest = payload[reader.at :]
+    if len(rest) >= _ALIGN or any(rest):
         raise ValueError("bytes left over")
-    return Intent(txid, folders, steps)
+    return Intent(txid, folders, steps, journal)
 
 
 def _decode_folder(reader: _Reader) -> Folder:
