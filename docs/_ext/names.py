@@ -1,0 +1,56 @@
+"""What a name in single backticks means in a docstring: a link if it is public, else code.
+
+Docstrings are read in a terminal first, where `recover` says more than a role with a path; here the path is found.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+
+import atomik
+import atomik.rename
+import atomik.testing
+
+
+def _public() -> dict[str, str]:
+    """Short name → where it is documented."""
+    found: dict[str, str] = {}
+    for module in (atomik.testing, atomik.rename, atomik.errors, atomik):
+        for name in module.__all__:
+            if inspect.ismodule(value := getattr(module, name)):
+                continue
+            home = "atomik.errors" if module is atomik and name == "AtomikError" else module.__name__
+            home = "atomik.flags" if name in ("Flag", "Mode") else home
+            found[name] = found[f"{home}.{name}"] = f"{home}.{name}"
+            if inspect.isclass(value) and home in ("atomik", "atomik.testing"):
+                methods = {member for member in dir(value) if not member.startswith("_")}
+                found |= {f"{name}.{member}": f"{home}.{name}.{member}" for member in methods}
+    return found
+
+
+def _role(
+    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    code = nodes.literal(rawtext, text, classes=["code"])
+    target = _PUBLIC.get(text.removesuffix("()"))
+    if target is None:
+        return [code], []
+    reference = pending_xref(
+        rawtext, code, refdomain="py", reftype="obj", reftarget=target, refexplicit=True, refwarn=True,
+        refdoc=inliner.document.settings.env.current_document.docname,
+    )  # fmt: skip
+    return [reference], []
+
+
+_PUBLIC = _public()
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.add_role("name", _role)
+    app.add_config_value("names_role", "name", "env")
+    app.connect("builder-inited", lambda app: setattr(app.config, "default_role", "name"))
+    return {"parallel_read_safe": True}

@@ -1,0 +1,227 @@
+"""The documentation is true: its code runs, its outputs are what comes out, its lists are those of the code.
+
+In the pages, a ``python`` block is executed (all of one page in one namespace, in a fresh folder), a ``console`` block
+is given to a shell line by line, and an ``output`` block behind a ``python`` block must be what that block printed; ``…``
+stands for whatever varies.  Blocks in other languages are not run.  ``% skip: next "reason"`` leaves one out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+import pytest
+
+import atomik
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+#: Languages of blocks: those that run, and those that are only shown.
+RUN = {"python", "console", "output"}
+SHOWN = {"text", "ini", "toml", "yaml", "json", "c", "sh"}
+DIRECTIVES = {"toctree", "picture", "eval-rst", "note", "warning", "list-table", "only", "image", "figure", "raw", "tip"}
+
+
+def like(wanted: str, got: str) -> bool:
+    """Whether `got` is `wanted`, in which ``…`` stands for anything."""
+    parts = [re.escape(part) for part in wanted.strip().split("…")]
+    return re.fullmatch(".*?".join(parts), got.strip(), re.DOTALL) is not None
+
+
+class Runner:
+    """Evaluates the blocks of one page."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.printed = ""
+
+    def python(self, example) -> str | None:
+        source = "\n" * (example.line + example.parsed.line_offset) + example.parsed
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(compile(source, example.path, "exec", dont_inherit=True), example.namespace)
+        self.printed = out.getvalue()
+        return None
+
+    def output(self, example) -> str | None:
+        wanted, got = str(example.parsed), self.printed
+        return None if like(wanted, got) else f"wanted:\n{wanted}\ngot:\n{got}"
+
+    def console(self, example) -> str | None:
+        for command, wanted in commands(str(example.parsed)):
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=self.folder, env=self.environment(), text=True, check=False,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            )  # fmt: skip
+            if not like(wanted, done.stdout):
+                return f"$ {command}\nwanted:\n{wanted}\ngot (exit code {done.returncode}):\n{done.stdout}"
+        return None
+
+    def environment(self) -> dict[str, str]:
+        """An environment in which ``python`` and ``atomik`` are the ones under test."""
+        programs = self.folder.parent / "bin"
+        if not programs.exists():
+            programs.mkdir()
+            for name, arguments in (("python", ""), ("atomik", " -m atomik")):
+                (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable}{arguments} "$@"\n')
+                (programs / name).chmod(0o755)
+        path = f"{programs}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def commands(block: str) -> list[tuple[str, str]]:
+    """(command, output) of a console block: lines that begin with ``$ `` and go on after a backslash."""
+    found: list[list[str]] = []
+    goes_on = False
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append([line[2:], ""])
+        elif goes_on:
+            found[-1][0] += "\n" + line.removeprefix("> ")
+        else:
+            found[-1][1] += line + "\n"
+        goes_on = found[-1][1] == "" and line.endswith("\\")
+    return [(command, output) for command, output in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_code_in_a_page_does_what_the_page_says(page: Path, folder: Path) -> None:
+    """Every block of code in the documentation runs, and prints what is said to be printed."""
+    sybil = pytest.importorskip("sybil", reason="needs sybil (pip install '.[docs]')")
+    myst = pytest.importorskip("sybil.parsers.myst")
+    runner = Runner(folder)
+    kinds = {name: getattr(runner, name) for name in RUN}
+    parsers = [myst.CodeBlockParser(language, evaluator) for language, evaluator in kinds.items()]
+    document = sybil.Sybil([*parsers, myst.SkipParser()]).parse(page)
+    for example in document.examples():
+        with contextlib.suppress(unittest.SkipTest):
+            example.evaluate()
+
+
+def fences(page: Path) -> list[str]:
+    """The info strings of the page's fenced blocks, those inside other blocks too."""
+    found, open_ones = [], []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"\s*(`{3,}|:{3,})\s*([^`]*)$", line)
+        if match is None:
+            continue
+        if open_ones and match[1] == open_ones[-1] and not match[2]:
+            open_ones.pop()
+        else:
+            open_ones.append(match[1])
+            found.append(match[2].strip())
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_block_of_a_page_is_run_or_said_not_to_be_code(page: Path) -> None:
+    """No block of code escapes by carrying no language, or one that nobody runs."""
+    for info in fences(page):
+        directive = re.match(r"\{([\w-]+)\}\s*(\S*)", info)
+        if directive is None:
+            assert info in RUN | SHOWN, f"a block of {info or 'no language'!r} is not run"
+        elif directive[1] == "code-block":
+            assert directive[2] in RUN | SHOWN, f"a block of {directive[2]!r} is not run"
+        else:
+            assert directive[1] in DIRECTIVES, directive[1]
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("% skip:"):
+            assert re.match(r'% skip: next "[^"]{10,}"$', line), "a block that is left out must say why"
+
+
+def test_the_pictures_are_drawn_from_their_sources() -> None:
+    """The SVG files are what docs/pictures/*.py draw."""
+    done = subprocess.run(
+        [sys.executable, str(DOCS / "pictures" / "build.py"), "--check"], text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_picture_is_shown_and_described() -> None:
+    """No picture is drawn for nobody, and each has words for those who cannot see it."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for picture in (DOCS / "pictures").glob("*.svg"):
+        assert f"{{picture}} {picture.stem}\n" in text, picture.name
+        assert re.search(r"<desc[^>]*>[^<]{60,}</desc>", picture.read_text(encoding="utf-8")), picture.name
+
+
+def emitted() -> dict[str, set[str]]:
+    """Event name → fields, as the source has them."""
+    import ast
+
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "atomik").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and len(node.args) >= 2):
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called not in ("emit", "event"):
+                continue
+            name = node.args[1]
+            fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+            if isinstance(name, ast.Constant):
+                found.setdefault(name.value, set()).update(fields | {"tx"})
+            elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
+                found.setdefault(f"{name.values[0].value}<action>", set()).update(fields | {"tx"})
+    return found
+
+
+def test_the_list_of_events_is_that_of_the_code() -> None:
+    """Every event that atomik can tell is in the reference with exactly its fields, and no other is."""
+    page = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+\.[a-z_<>]+)` \| \w+ \| ([^|]*) \|", page, re.MULTILINE)
+    listed = {name: set(re.findall(r"`(\w+)`", fields)) for name, fields in rows}
+    assert listed == emitted()
+
+
+def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
+    """Every action that recovery reports is explained in the reference."""
+    page = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| `(\w+)` \| (?:event|report)", page, re.MULTILINE))
+    source = "".join((ROOT / "atomik" / name).read_text(encoding="utf-8") for name in ("_settle.py", "_recovery.py"))
+    told = set(re.findall(r'(?:tell\([^"\n]*|_report\([^"\n]*|Recovered\([^"\n]*|action = )"(\w+)"', source))
+    told |= {result.value for result in __import__("atomik._swap", fromlist=["Undone"]).Undone}
+    assert explained == told
+
+
+def test_every_error_is_in_the_reference() -> None:
+    """The page of errors shows every public class, with its cause and cure."""
+    page = (DOCS / "reference" / "errors.md").read_text(encoding="utf-8")
+    for name in atomik.errors.__all__:
+        if getattr(atomik.errors, name).__name__ == name:  # an alias is shown under its class
+            assert f"autoexception:: {name}\n" in page, name
+
+
+@pytest.mark.parametrize("name", [n for n in atomik.errors.__all__ if n not in ("AtomikError", "AtomikOSError")])
+def test_every_error_says_its_cause_and_its_cure(name: str) -> None:
+    """The docstring of each error has both."""
+    text = getattr(atomik.errors, name).__doc__
+    assert "Cause:" in text, name
+    assert "Cure:" in text, name
+
+
+def test_every_module_is_on_the_map() -> None:
+    """The architecture page names every module of the package."""
+    page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    for path in (ROOT / "atomik").glob("*.py"):
+        if path.stem not in ("__init__", "__main__"):
+            assert f"`{path.stem}`" in page, path.name
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_a_warning(tmp_path: Path) -> None:
+    """Sphinx, with -n and -W, has nothing to say: no dead link, no name that does not exist."""
+    for module in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
+        pytest.importorskip(module, reason=f"needs {module} (pip install '.[docs]')")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path / "html")],
+        text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
