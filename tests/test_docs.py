@@ -31,8 +31,8 @@ DIRECTIVES = {"toctree", "picture", "eval-rst", "note", "warning", "list-table",
 
 def like(wanted: str, got: str) -> bool:
     """Whether `got` is `wanted`, in which ``…`` stands for anything."""
-    parts = [re.escape(part) for part in wanted.strip().split("…")]
-    return re.fullmatch(".*?".join(parts), got.strip(), re.DOTALL) is not None
+    parts = [re.escape(part) for part in re.split(r"\s*…\s*", wanted.strip())]
+    return re.fullmatch(r"\s*.*?\s*".join(parts), got.strip(), re.DOTALL) is not None
 
 
 class Runner:
