@@ -1,0 +1,87 @@
+"""Fixtures for the whole suite, and the check that no test leaves anything of atomik's behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from atomik import _kernel
+from tests.state import NOBODY, child_processes, descriptors, in_child, left_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "leftovers(reason): the test leaves names of atomik's on purpose")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder, which is also the current one; nothing but what the test makes is in it."""
+    fresh = tmp_path / "work"
+    fresh.mkdir()
+    monkeypatch.chdir(fresh)
+    return fresh
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach and write to; tmp_path can be entered by its owner alone."""
+    place = Path(tempfile.mkdtemp(prefix="atomik-open-"))
+    place.chmod(0o777)
+    try:
+        yield place
+        assert not left_in(place), "the test left something of atomik's"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """After every test: no name of ours, no descriptor, thread or child more than before, and the real kernel in place.
+
+    ``@pytest.mark.leftovers("why")`` on a test says that it leaves names on purpose; the rest is still looked at.
+    """
+    if "lab_checks" in request.path.parts:  # the laboratory keeps its servers, and looks after them itself
+        yield
+        return
+    kernel, before, threads, children = _kernel.port, descriptors(), threading.active_count(), child_processes()
+    yield
+    assert _kernel.port is kernel, "a test's kernel is still installed"
+    assert child_processes() <= children, "a child process is left"
+    assert threading.active_count() <= threads, f"a thread is left: {threading.enumerate()}"
+    opened = _new(before)
+    if opened:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it is told below, more plainly
+            gc.collect()
+        opened = _new(before)
+    assert not opened, f"descriptors are left open: {opened}"
+    if request.node.get_closest_marker("leftovers") is None:
+        assert not left_in(tmp_path), "the test left something of atomik's"
+
+
+def _new(before: dict[int, str]) -> dict[int, str]:
+    """Descriptors that were not there before; those that the laboratory holds for the rest of the process aside."""
+    now = descriptors()
+    return {fd: to for fd, to in now.items() if before.get(fd) != to and "atomik-lab-" not in to}
+
+
+@pytest.fixture
+def unprivileged() -> Callable[..., Any]:
+    """``unprivileged(function, *args)``: run it in a forked child as user and group 65534, and return its result.
+
+    The child reaches `open_folder`, and not `folder`.  Skips, with the reason, where this process is not root.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    return lambda function, *args: in_child(function, *args, become=NOBODY)
