@@ -48,37 +48,76 @@ __all__ = [
 
 
 class AtomikError(Exception):
-    """The root of all errors raised by atomik."""
+    """The root of all errors that atomik raises on purpose: catch it to catch them all."""
 
 
 class AtomikOSError(AtomikError, OSError):
-    """A system call failed and no narrower class says why; ``errno`` and ``filename`` do."""
+    """A system call failed and no narrower class says why; ``errno``, ``filename`` and the message do.
+
+    Every class that stands for a failed system call derives from this one.  The usual ones that come as themselves are a full
+    disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
+    """
 
 
 class AccessDeniedError(AtomikOSError, PermissionError):
-    """EACCES or EPERM: this user may not do that there.  Nothing was changed."""
+    """This user may not do that there (EACCES, EPERM).  Nothing was changed.
+
+    Cause: no write or search permission on the folder, an immutable or append-only flag, a sticky folder in which the
+    entry belongs to another user, or a security module.
+
+    Cure: look at the folder's permissions (``ls -ld``) and flags (``lsattr -d``); run as a user who may write there.
+    """
 
 
 class MissingPathError(AtomikOSError, FileNotFoundError):
-    """The destination's parent, a ``tmp_dir``, or something that must exist (``mode="r+"``, a removal,
-    the source of a move) is not there.  Pass ``parents=True`` to have missing parents made."""
+    """Something that must exist does not (ENOENT).  Nothing was changed.
+
+    Cause: the folder above the destination or the ``tmp_dir`` is missing; or what a mode "r+", a removal, a move or an
+    update begins from; or the staged path of `atomik.path`, to which nothing was written.
+
+    Cure: create it, or pass ``parents=True`` for missing folders, or ``missing_ok=True`` for a removal.
+    """
 
 
 class FileAlreadyExistsError(AtomikOSError, FileExistsError):
-    """Something stands at the destination and ``overwrite`` is false.  It was left alone, whoever won the race."""
+    """Something stands at the destination and ``overwrite`` is false (EEXIST).  It was left alone, whoever won the
+    race.
+
+    Cause: it was there when the output was staged, or somebody else published first; the message says which.
+
+    Cure: pass ``overwrite=True`` if it may be replaced, or choose another name.
+    """
 
 
 class WrongKindError(AtomikOSError, IsADirectoryError, NotADirectoryError):
-    """A file was to replace a folder, or a folder something that is no folder.  Remove the old one first."""
+    """A file was to replace a folder, or a folder something that is no folder (EISDIR, ENOTDIR).  Nothing was changed.
+
+    Cause: the destination is of another kind than the output.
+
+    Cure: remove the old one first, if that is what you want, in a transaction of its own; or choose another name.
+    """
 
 
 class InvalidDestinationError(AtomikOSError, ValueError):
-    """The destination is no usable name: empty, ``.``, ``..``, with a NUL, too long, a file with a trailing slash."""
+    """The destination is no usable name.  Nothing was changed.
+
+    Cause: it is empty, ends in ``.``, ``..`` or (for a file) a slash, contains a NUL, is longer than 255 bytes, or
+    begins with ``.atomik-``, which is atomik's own; or ``keep=`` names something outside the destination's folder.
+
+    Cure: choose another name.
+    """
 
 
 class CrossFilesystemError(AtomikOSError):
-    """Two paths of one transaction lie on different filesystems (or mounts), so no rename can join them.
-    ``devices`` holds their ``st_dev`` values, ``filename`` and ``filename2`` the paths."""
+    """Two paths of one call lie on different filesystems or mounts, so no rename can join them (EXDEV).
+
+    ``devices`` holds their ``st_dev`` values, ``filename`` and ``filename2`` the paths.  Nothing was changed.
+
+    Cause: destinations of one transaction, or a destination and its ``tmp_dir``, on two filesystems; also on two mounts
+    of the same one, as with a bind mount.
+
+    Cure: use a transaction for each filesystem; leave ``tmp_dir`` out.
+    """
 
     devices: tuple[int, int] | None = None
 
@@ -87,55 +126,118 @@ InvalidCrossDeviceError = CrossFilesystemError
 
 
 class UnsupportedFilesystemError(AtomikOSError):
-    """The filesystem cannot keep the promise that the call makes.  Nothing was touched.
-    ``atomik doctor FOLDER`` shows what it can."""
+    """The filesystem cannot keep the promise that the call makes.  Every destination is as it was.
+
+    Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports them as
+    done and does not do them; and no other rung keeps the promise.
+
+    Cure: write to another filesystem; for folders, ``fallback="weaker"`` accepts a moment of visibility. ``atomik
+    doctor FOLDER`` shows what a filesystem can.
+    """
 
 
 class MountPointError(AtomikOSError):
-    """The destination is a mount point, or a folder that would be displaced contains one (EBUSY)."""
+    """A mount is in the way (EBUSY).  Nothing was changed.
+
+    Cause: the destination is a mount point, such as a single file that is bind-mounted into a container; or something
+    is mounted inside the folder that would be displaced, and would move away and be deleted with it.
+
+    Cure: write to a path inside the mount, or unmount it.
+    """
 
 
 class DuplicateDestinationError(AtomikOSError, FileExistsError):
-    """The same destination was staged twice in one transaction, perhaps under two spellings."""
+    """The same destination was staged twice in one transaction.  The transaction stays usable.
+
+    Cause: perhaps two spellings of one path, or two paths of which one goes through a symlink; or ``keep=`` names the
+    destination itself.
+
+    Cure: stage it once.
+    """
 
 
 class NestedDestinationError(AtomikOSError):
-    """One destination of the transaction lies inside another.  Write into the staged folder instead."""
+    """One destination of the transaction lies inside another.  The transaction stays usable.
+
+    Cause: a file was staged below a folder that is staged too; or a folder would be moved into itself.
+
+    Cure: write into the staged folder, by the path that ``tx.folder()`` returned.
+    """
 
 
 class ConflictError(AtomikOSError):
-    """The destination, or the folder that holds it, is no longer what was expected: somebody changed it
-    meanwhile.  Theirs was left alone.  Read again and repeat the transaction."""
+    """A destination, or the folder that holds it, is no longer what was expected.  Every destination is as it was.
+
+    Cause: somebody changed, replaced, created or removed it meanwhile, or moved the folder; or a database that was
+    written through `atomik.path` is still open.
+
+    Cure: read again and repeat the whole transaction; theirs was left alone.
+    """
 
 
 class LockTimeoutError(AtomikOSError, TimeoutError):
-    """Another transaction, or a stranger, held the lock on the folder for longer than ``lock_timeout`` seconds."""
+    """Somebody held the lock on a folder for longer than ``lock_timeout`` seconds (ETIMEDOUT).  Nothing was changed.
+
+    Cause: another transaction or reader is at work there, or a stranger holds an flock(2) on the folder.
+
+    Cure: repeat later, or raise ``lock_timeout``; ``lslocks`` or ``fuser FOLDER`` show who holds it.
+    """
 
 
 class TransactionStateError(AtomikError, RuntimeError):
-    """A method was called in a state that does not allow it: staging after the commit, committing twice,
-    committing an item whose writing failed, or using a transaction in a forked child."""
+    """A method was called in a state that does not allow it.  It is the calling program's mistake.
+
+    Cause: staging after the commit, committing twice, committing although the writing of an item failed, or using a
+    transaction in a forked child.
+
+    Cure: begin a new transaction; stage the failed item again, or abort.
+    """
 
 
 class CommitError(AtomikOSError):
-    """The commit failed and everything was rolled back.  ``__cause__`` is the system's error."""
+    """A system call of the commit failed, and everything was rolled back: every destination is as it was.
+
+    ``__cause__`` is the system's error, and ``errno`` is its number.
+
+    Cause: the message and ``__cause__`` say; often a full disk or a failing device.
+
+    Cure: mend that, then repeat the whole transaction.
+    """
 
 
 class RollbackError(AtomikOSError):
-    """In doubt: the commit failed, and undoing it failed as well.  The journal stays.
-    Call ``atomik.recover(folder)`` once the cause is mended; do not touch the destinations before."""
+    """In doubt: the commit or a recovery failed, and undoing it failed as well.  The journal stays.
+
+    Cause: a device that fails, a filesystem that became read-only, or a folder that was moved away in the middle.
+
+    Cure: mend the cause, then call `atomik.recover` on the folder that ``filename`` names; leave the destinations alone
+    before that.  For a single output there is no journal: ``filename2`` names where the original lies.
+    """
 
 
 class DurabilityError(AtomikOSError):
-    """Every destination is the new version, but a sync after the swaps failed, so a power cut may
-    still bring the old ones back.  Do not retry the sync: it would say "fine" without being so.
-    Check the disk, then write again.  ``receipt`` tells what was published."""
+    """Every destination is the new version, but a sync after the swaps failed: a power cut may still bring the old
+    back.
+
+    ``receipt`` tells what was published.
+
+    Cause: the device reported an error for an fsync(2).
+
+    Cure: check the disk and the kernel log, call `atomik.recover` on the folder, then write the outputs again.  Do not
+    sync once more instead: the kernel reports an error once and then says that all is well.
+    """
 
     receipt: object = None
 
 
 class JournalError(AtomikOSError):
-    """A journal is damaged, from a newer version, or not one that this user may trust.  Nothing was touched."""
+    """A journal, ``.atomik-journal``, is not one that may be trusted.  Nothing was touched.
+
+    Cause: it is damaged, comes from a newer version of atomik, belongs to another user, may be written by others, is no
+    regular file, or was copied here from elsewhere.
+
+    Cure: recover as the user it belongs to, as root, or with the newer version; if it is no work of atomik, remove it.
+    """
 
 
 #: EEXIST is not among them: whose name is taken, a destination or one of ours, only the caller knows.
