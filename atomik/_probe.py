@@ -27,7 +27,7 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
     """
     fs = stage.fs
     if not fs.trusted and fs.exchange is None:
-        _try(workspace, stage)
+        try_flags(workspace, stage)
     if fs.lies and overwriting and item.kind != "removal":  # to take away needs no flag: the slot's name is free
         text = (
             "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
@@ -42,7 +42,7 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
 
 
-def _try(workspace: Workspace, stage: Directory) -> None:
+def try_flags(workspace: Workspace, stage: Directory) -> None:
     """Exchange two scratch files, rename one onto a free name, and look at the inodes."""
     port, fs = _kernel.port, stage.fs
     first, second = (workspace.slot(stage) for _ in range(2))

@@ -130,9 +130,9 @@ def publish(step: Step) -> None:
         if exc.errno != errno.EXDEV:
             raise
         text = (
-            "the filesystem will not rename it, although both names lie on one mount: a folder in the lower layer of an "
-            "overlay, or another project quota or encryption key. Mount the overlay with redirect_dir=on, or write the "
-            "files in the folder one by one; leave tmp_dir out"
+            "the filesystem will not rename it, although both names lie on one mount (a folder in the lower layer of "
+            "an overlay, another project quota or encryption key); mount the overlay with redirect_dir=on, write the "
+            "files in the folder one by one, or leave tmp_dir out"
         )
         raise errors.UnsupportedFilesystemError(
             *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
