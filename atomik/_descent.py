@@ -45,6 +45,8 @@ _BENEATH = (
     _kernel.RESOLVE_NO_XDEV | _kernel.RESOLVE_NO_SYMLINKS | _kernel.RESOLVE_NO_MAGICLINKS | _kernel.RESOLVE_BENEATH
 )
 _OWNER = stat.S_IRWXU
+#: Longer paths are opened in pieces (PATH_MAX is 4096).
+_PIECE = 4000
 
 
 @define(eq=False)
@@ -243,12 +245,27 @@ class Descent:
         except PermissionError:
             self.fail(cause, name)
 
-    def _note(self, name: str) -> int:
+    def _note(self, name: str, above: int | None = None) -> int:
         """An O_PATH descriptor of the folder `name`, which needs no permission on it."""
         flags = _NOTE | os.O_DIRECTORY
+        at = self.level.fd if above is None else above
         if self._openat2:
-            return _kernel.port.open_beneath(name, flags, self.level.fd, _BENEATH)
-        return self._on_our_mount(_kernel.port.open(name, flags, self.level.fd), name)
+            return _kernel.port.open_beneath(name, flags, at, _BENEATH)
+        return self._on_our_mount(_kernel.port.open(name, flags, at), name)
+
+    def reach(self, level: Level) -> int:
+        """A new O_PATH descriptor of a level that was left, found by its names from the top."""
+        fd = -1
+        for piece in _pieces(level.names(), _PIECE if self._openat2 else 0):
+            above = fd
+            try:
+                fd = self._note(piece, self.top.fd if above < 0 else above)
+            except OSError as exc:
+                self.fail(exc, level=level)
+            finally:
+                if above >= 0:
+                    _kernel.port.close(above)
+        return fd
 
     def _evict(self) -> None:
         """Let the uppermost open level go."""
@@ -259,11 +276,26 @@ class Descent:
         _kernel.port.close(fd)
 
     def _let_go(self, level: Level) -> None:
+        fd, level.fd = level.fd, -1
         try:
             if self.restore and level.mode is not None:
-                _kernel.port.fchmod(level.fd, level.mode)
+                _kernel.port.fchmod(fd, level.mode)
         finally:
-            _kernel.port.close(level.fd)
+            _kernel.port.close(fd)
+
+
+def _pieces(names: list[str], longest: int) -> Iterator[str]:
+    """The path in pieces of at most `longest` bytes, or of one name."""
+    piece, size = "", 0
+    for name in names:
+        length = len(os.fsencode(name)) + 1
+        if piece and size + length > longest:
+            yield piece
+            piece, size = "", 0
+        piece = f"{piece}/{name}" if piece else name
+        size += length
+    if piece:
+        yield piece
 
 
 def refuse_mount(action: str, path: str) -> NoReturn:

@@ -37,7 +37,7 @@ MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
     write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock
-    fchmod fchown lchown chmod setxattr removexattr setxattr_of utime futime
+    fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
 
@@ -140,7 +140,7 @@ class Kernel:
         """write(2); may be short."""
         return os.write(fd, data)
 
-    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+    def pwrite(self, fd: int, data: bytes | memoryview, offset: int) -> int:
         """pwrite(2); may be short."""
         return os.pwrite(fd, data, offset)
 
@@ -243,6 +243,10 @@ class Kernel:
     def setxattr_of(self, path: str, name: str, value: bytes) -> None:
         """setxattr(2) of ``/proc/self/fd/N``."""
         os.setxattr(path, name, value)
+
+    def removexattr_of(self, path: str, name: str) -> None:
+        """removexattr(2) of ``/proc/self/fd/N``."""
+        os.removexattr(path, name)
 
     # --- looking -------------------------------------------------------------------------------------------------
     def fstat(self, fd: int) -> os.stat_result:

@@ -50,7 +50,7 @@ _BOUND = frozenset({"security.evm"})
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
 #: What the kernel says when it will not have one attribute, as opposed to a failure of the device.
-_REFUSED = frozenset(
+REFUSED = frozenset(
     {
         errno.EPERM,  # not the owner, or an xattr namespace that needs a capability
         errno.EACCES,  # the same from a security module or a network server
@@ -143,14 +143,14 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
             return xattrs, ()
         if exc.errno == errno.ENOENT and path_only:  # /proc is not mounted
             return xattrs, ("*",)
-        if exc.errno not in _REFUSED:
+        if exc.errno not in REFUSED:
             raise
         return xattrs, ("*",)
     for name in names:
         try:
             xattrs[name] = port.getxattr_of(address(fd), name) if path_only else port.getxattr(fd, name)
         except OSError as exc:
-            if exc.errno not in _REFUSED:
+            if exc.errno not in REFUSED:
                 raise
             if exc.errno != errno.ENODATA:
                 unread.append(name)
@@ -161,8 +161,8 @@ def apply(fd: int, metadata: Metadata, what: What, *, same_content: bool = False
     """Put `metadata` on an open file or folder; returns the names of what could not be kept.
 
     `what` is "all", "mode" (the permission bits alone) or "none".  The names are "owner", "group", "acl", "mode" and
-    "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With `same_content`
-(a clone) file capabilities and the like are kept as well.
+    "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With
+    `same_content` (a clone) file capabilities and the like are kept as well.
     """
     if what == "none":
         return ()
@@ -198,7 +198,7 @@ def _set_owner(fd: int, metadata: Metadata, now: os.stat_result) -> tuple[int, i
         try:
             _kernel.port.fchown(fd, uid, gid)
         except OSError as exc:
-            if exc.errno not in _REFUSED:
+            if exc.errno not in REFUSED:
                 raise
         else:
             return (now.st_uid if uid < 0 else uid), (now.st_gid if gid < 0 else gid)
@@ -235,7 +235,7 @@ def _listed(fd: int) -> list[str]:
     try:
         return _kernel.port.listxattr(fd)
     except OSError as exc:
-        if exc.errno not in _REFUSED:
+        if exc.errno not in REFUSED:
             raise
         return []
 
@@ -244,7 +244,7 @@ def _value(fd: int, name: str) -> bytes | None:
     try:
         return _kernel.port.getxattr(fd, name)
     except OSError as exc:
-        if exc.errno not in _REFUSED:
+        if exc.errno not in REFUSED:
             raise
         return None
 
@@ -254,7 +254,7 @@ def _try(lost: list[str], name: str, call: Callable[..., None], *args: object) -
     try:
         call(*args)
     except OSError as exc:
-        if exc.errno not in _REFUSED:
+        if exc.errno not in REFUSED:
             raise
         _note(lost, name)
         return False
@@ -272,7 +272,7 @@ def _set_mode(fd: int, mode: int) -> bool:
     try:
         _kernel.port.fchmod(fd, mode)
     except OSError as exc:
-        if exc.errno not in _REFUSED:
+        if exc.errno not in REFUSED:
             raise
         return False
     return not mode & _SET_ID or stat.S_IMODE(_kernel.port.fstat(fd).st_mode) == mode

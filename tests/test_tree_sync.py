@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.trees import (
     descriptors,
     few_descriptors,
     held,
+    in_memory,
     kernel,
     make_deep,
     make_small,
@@ -28,6 +30,9 @@ from tests.trees import (
     tree_with_mount,
 )
 from tests.users import NOBODY, as_user, root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Syncs(_kernel.Kernel):
@@ -86,16 +91,23 @@ def test_sync_begins_all_before_it_waits(tmp_path: Path) -> None:
     assert order == ["begin"] * _tree.BATCH + ["wait"] * (_tree.BATCH + 1)
 
 
-def test_sync_deep(tmp_path: Path) -> None:
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory."""
+    with in_memory() as path:
+        yield path
+
+
+def test_sync_deep(memory: Path) -> None:
     """5,000 levels with a fixed number of descriptors."""
-    make_deep(tmp_path / "deep", DEEP)
+    make_deep(memory / "deep", DEEP)
 
     class Free(_kernel.Kernel):
         def fsync(self, fd: int) -> None:
             """Only look, for 10,000 real ones say no more."""
             os.fstat(fd)
 
-    with held(tmp_path / "deep") as folder, held(tmp_path) as parent:
+    with held(memory / "deep") as folder, held(memory) as parent:
         with kernel(Free()), few_descriptors(HELD + _tree.BATCH + 5):
             assert _tree.sync(folder) == 2 * DEEP + 1
         _tree.delete(Place(parent, "deep"))

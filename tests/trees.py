@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +18,6 @@ from tests.lab.mounting import attached
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DEEP = 5000
 
@@ -25,6 +26,14 @@ def mounts(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that mounts; skipped where that is not allowed."""
     why = namespace.missing_root()
     return pytest.mark.root(pytest.mark.skipif(why is not None, reason=str(why))(test))
+
+
+@contextmanager
+def in_memory() -> Iterator[Path]:
+    """A folder in memory if there is one: for trees that are deep rather than on a disk, which makes them slowly."""
+    shared = "/dev/shm"
+    with tempfile.TemporaryDirectory(prefix="tree-", dir=shared if os.access(shared, os.W_OK) else None) as path:
+        yield Path(path)
 
 
 @contextmanager
