@@ -346,7 +346,7 @@ class Item:
         options = self.options
         if options.overwrite and options.preserve != "none":
             self._source = _metadata.Metadata.of(self.place)
-            if self._source is not None and _swap.same_kind(self._source.mode, self.step_kind()):
+            if self._source is not None and _swap.same_kind(self._source.type, self.step_kind()):
                 self.not_preserved = _metadata.apply(fd, self._source, options.preserve)
         if options.permissions is not None:
             _kernel.port.fchmod(fd, options.permissions)

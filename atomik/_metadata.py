@@ -76,7 +76,7 @@ def address(fd: int) -> str:
 class Metadata:
     """What one object carries besides its content.
 
-    ``mode`` is without the type; ``unread`` names attributes that exist and could not be read ("*" for the list
+    ``mode`` is without the type, which is ``type``; ``unread`` names attributes that exist and could not be read ("*" for the list
     itself); ``stamp`` is (inode, ctime in ns), which changes when anything here does.
     """
 
@@ -87,6 +87,7 @@ class Metadata:
     unread: tuple[str, ...]
     nlink: int
     stamp: tuple[int, int]
+    type: int = stat.S_IFREG
 
     @classmethod
     def of(cls, place: Place) -> Metadata | None:
@@ -128,6 +129,7 @@ class Metadata:
             unread,
             found.st_nlink,
             (found.st_ino, found.st_ctime_ns),
+            stat.S_IFMT(found.st_mode),
         )
 
 
