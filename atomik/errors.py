@@ -54,8 +54,8 @@ class AtomikError(Exception):
 class AtomikOSError(AtomikError, OSError):
     """A system call failed and no narrower class says why; ``errno``, ``filename`` and the message do.
 
-    Every class that stands for a failed system call derives from this one.  The usual ones that come as themselves are a full
-    disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
+    Every class that stands for a failed system call derives from this one.  The usual ones that come as themselves are
+    a full disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
     """
 
 
