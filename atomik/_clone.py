@@ -121,6 +121,8 @@ class _Clone:
             self._folders.append((found, Metadata.held(fd, found)))
             port.mkdir(name, 0o700, self.target.level.fd)
             self.target.enter(name)
+            if ~port.fstat(self.target.level.fd).st_mode & stat.S_IRWXU:  # a strange umask or default ACL
+                self.target.loosened()
         except errors.AtomikError:
             raise
         except OSError as exc:

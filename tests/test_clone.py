@@ -325,6 +325,28 @@ def test_default_acl_of_the_new_folder(tmp_path: Path) -> None:
 
 
 @root
+def test_strange_umask(tmp_path: Path) -> None:
+    """A umask that takes the owner's own permissions away does no harm."""
+    tmp_path.chmod(0o755)
+    make_small(tmp_path / "src")
+    (tmp_path / "src" / "sub" / "below").mkdir()
+    (tmp_path / "src" / "sub" / "below" / "file").touch()
+    for path in [tmp_path / "src", *(tmp_path / "src").rglob("*")]:
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    expected = seen(tmp_path / "src")
+    (tmp_path / "dst").mkdir()
+    os.chown(tmp_path / "dst", NOBODY, NOBODY)
+
+    def work() -> object:
+        os.umask(0o777)
+        return clone(source, target)
+
+    with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
+        assert as_user(NOBODY, work) == "[]"
+    assert seen(tmp_path / "dst") == expected
+
+
+@root
 def test_capabilities_are_kept(tmp_path: Path) -> None:
     """The content is the same, so the file keeps its capabilities."""
     (tmp_path / "src").mkdir()
