@@ -24,6 +24,7 @@ import fcntl
 import os
 import stat
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -98,6 +99,7 @@ class Directory:
 
     def close(self) -> None:
         """Close the descriptor, which drops its lock; harmless when repeated."""
+        _locked.pop(id(self), None)
         fd, self.fd = self.fd, -1
         if fd >= 0:
             _kernel.port.close(fd)
@@ -133,8 +135,8 @@ class Directory:
             return None
 
     def exists(self, name: str) -> bool:
-        """Whether there is anything of that name."""
-        return _kernel.port.exists(name, self.fd)
+        """Whether there is anything of that name; a folder that cannot be asked is an error, not a no."""
+        return self.stat(name) is not None
 
     def identity(self, name: str) -> bytes | None:
         """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
@@ -158,6 +160,7 @@ class Directory:
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         deadline = time.monotonic() + timeout if deadline is None else deadline
         pause = 0.0005
+        _locked[id(self)] = weakref.ref(self)
         while True:
             try:
                 _kernel.port.flock(self.fd, operation)
@@ -175,6 +178,7 @@ class Directory:
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """Take the lock if that needs no waiting."""
+        _locked[id(self)] = weakref.ref(self)
         try:
             _kernel.port.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -184,6 +188,21 @@ class Directory:
     def unlock(self) -> None:
         """Let go of the lock."""
         _kernel.port.flock(self.fd, fcntl.LOCK_UN)
+
+
+#: folders of this process that hold a lock, or may
+_locked: dict[int, weakref.ref[Directory]] = {}
+
+
+def _let_go() -> None:
+    """In a forked child: a lock is its owner's alone, and must not live on in a copy of the descriptor (I11)."""
+    for reference in list(_locked.values()):
+        if (directory := reference()) is not None:
+            directory.close()
+    _locked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:

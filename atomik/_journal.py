@@ -5,7 +5,10 @@ every claim, where nobody else can reach it, and as ``.atomik-journal`` into eve
 finds it.  All these names are one inode, so one mark commits everywhere at once.
 
 `load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
-reached without following a link, of bounded size; the rest is `_records`' business.
+reached without following a link, of bounded size; the rest is `_records`' business.  It also holds its own identity,
+so that a copy (cp -a, a restored backup) is not taken for a journal.
+
+Its lock must not outlive its owner, so a forked child gives its copies of these descriptors up (I11).
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ from ._directory import JOURNAL_NAME, Directory, Place, identify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._records import Intent, Journal
+    from ._records import Journal
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+#: errno of opening what is somebody else's, or no file (any more)
+_NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
@@ -55,13 +60,20 @@ class LiveJournal:
         _write_all(self.fd, data, self.end)
         self.end += len(data)
 
+    def withdraw(self) -> None:
+        """Take its well-known names away: it stops nobody any more, and recovery finds it in the claims only."""
+        self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
+
     def unlink(self) -> None:
-        """Take its names away: the well-known ones first, for they stop others."""
-        while self.names:
-            place = self.names[-1]
+        """Take all its names away: the well-known ones first, for they stop others."""
+        self.withdraw()
+        self._unlink(list(self.names))
+
+    def _unlink(self, places: list[Place]) -> None:
+        for place in reversed(places):
             if place.identity() == self.identity:  # I6: only while the name still leads to this journal
                 _kernel.port.unlink(place.name, place.fd)
-            self.names.pop()
+            self.names.remove(place)
 
     def close(self) -> None:
         """Close the descriptor, and so let go of its lock."""
@@ -69,7 +81,40 @@ class LiveJournal:
         if fd >= 0:
             # Closing fails only with what the barriers have said before, or for a journal that is not durable anyway.
             with contextlib.suppress(OSError):
-                _kernel.port.close(fd)
+                close(fd)
+
+
+#: descriptors of this process that hold, or are about to hold, the lock on a journal
+_locked: set[int] = set()
+
+
+def lock(fd: int) -> bool:
+    """Take the lock on an open journal; False while somebody else has it."""
+    _locked.add(fd)
+    try:
+        _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def close(fd: int) -> None:
+    """Close a journal, and so let go of its lock."""
+    _locked.discard(fd)
+    _kernel.port.close(fd)
+
+
+def _let_go() -> None:
+    """In a forked child: the numbers stay taken, for their owners will close them; what they lead to does not."""
+    if _locked:
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for fd in _locked:
+            os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+        _locked.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]) -> LiveJournal:
@@ -81,12 +126,12 @@ def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], par
     private = [Place(claim.folder, journal_name(txid)) for claim in claims]
     journal = LiveJournal(_unnamed(home, private[0].name), txid, 0)
     try:
-        _kernel.port.flock(journal.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         journal.identity = identity(journal.fd, home)
+        journal.names.append(private[0])
+        lock(journal.fd)
         data = encode(journal.identity or b"")
         _write_all(journal.fd, data, 0)
         journal.end = len(data)
-        journal.names.append(private[0])
         if home.fs.tmpfile:
             _kernel.port.link_fd(journal.fd, private[0].name, home.fd)
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
@@ -163,9 +208,10 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     except FileNotFoundError:
         return None
     except OSError as exc:
-        raise errors.JournalError(
-            *errors.describe(exc.errno or errno.EIO, "cannot open the journal", str(place))
-        ) from exc
+        if exc.errno not in _NOT_FOR_US:
+            raise
+        text = "cannot open the journal; nothing was touched. Let its owner run 'atomik recover'"
+        raise errors.JournalError(*errors.os_args(exc.errno or errno.EACCES, text, str(place))) from exc
     try:
         now = _kernel.port.fstat(fd)
         _vouch(now, place)
@@ -174,7 +220,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
         except _records.BadJournal as exc:
             _refuse(place, str(exc))
     except BaseException:
-        _kernel.port.close(fd)
+        close(fd)
         raise
 
 
@@ -206,7 +252,7 @@ def _vouch(found: os.stat_result, place: Place) -> None:
     if not _kernel.is_file(found.st_mode):
         _refuse(place, "it is no regular file")
     if found.st_uid not in (0, os.geteuid()):
-        _refuse(place, f"it belongs to user {found.st_uid}: let them, or root, run 'atomik recover'")
+        _refuse(place, f"it belongs to user {found.st_uid}: let them run 'atomik recover'")
     if found.st_mode & 0o022:
         _refuse(place, "others may write to it")
     if found.st_size > _records.MAX_SIZE:

@@ -30,23 +30,34 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
     write without atomik are not held off either.  Source: flock(2); the lock goes with the process.
     """
     held: list[Directory] = []
+    deadline = time.monotonic() + lock_timeout
     try:
-        for folder in folders:
-            path = os.path.join(os.getcwd(), os.fsdecode(folder))
-            try:
-                held.append(Directory.open(path))
-            except OSError as exc:
-                raise errors.system_error(exc, "cannot read from the folder", path) from exc
-        _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout)
+        while True:
+            for folder in folders:
+                held.append(_open(os.path.join(os.getcwd(), os.fsdecode(folder))))
+            _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout, deadline)
+            if all(directory.still_there() for directory in held) or time.monotonic() >= deadline:
+                break
+            _close(held)  # published anew while we waited: the lock belongs on what is there now
         yield
     finally:
-        for directory in held:
-            directory.close()
+        _close(held)
 
 
-def _lock_shared(ordered: list[Directory], timeout: float) -> None:
+def _open(path: str) -> Directory:
+    try:
+        return Directory.open(path)
+    except OSError as exc:
+        raise errors.system_error(exc, "cannot read from the folder", path) from exc
+
+
+def _close(held: list[Directory]) -> None:
+    while held:
+        held.pop().close()
+
+
+def _lock_shared(ordered: list[Directory], timeout: float, deadline: float) -> None:
     """Shared locks in the global order (I8); a journal found under them is a dead transaction's."""
-    deadline = time.monotonic() + timeout
     while True:
         for directory in ordered:
             directory.lock(timeout, deadline, shared=True)

@@ -15,10 +15,10 @@ from collections.abc import Callable
 
 from attrs import define
 
-from . import _events, _journal, _kernel, _settle, _tree, errors
+from . import _events, _journal, _kernel, _settle, errors
 from ._claim import journal_name
+from ._dead import Recovered, clear_claim, remove_folder
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
-from ._settle import Recovered
 
 _CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
 _SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new)?\Z")
@@ -106,6 +106,7 @@ def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> l
     if slots:
         directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
         try:
+            directory.sync()  # its swap must last before what it displaced is deleted (I3)
             for name in slots:
                 found += _remove_slot(Place(directory, name))
         finally:
@@ -173,13 +174,25 @@ def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: 
         found = _settle.settle(claim, timeout, discard=discard, name=journal_name(txid))
         if claim.exists(journal_name(txid)) or directory.stat(name) is None:
             return found  # its journal keeps a displaced original; or all is done
-        _settle.clear_claim(claim, txid)  # never prepared (I6): nothing in it was ever published
+        _make_last(claim, directory)
+        clear_claim(claim, txid)  # never prepared (I6): no other destination hangs on what is in it
         found.append(_report(claim.path, "removed", txid, "staged, never committed"))
-        if not _settle.remove_folder(directory, name, claim):
+        if not remove_folder(directory, name, claim):
             found.append(_report(claim.path, "left", txid, "things that are not atomik's lie in it"))
         return found
     finally:
         claim.close()
+
+
+def _make_last(claim: Directory, directory: Directory) -> None:
+    """A one-item write killed right behind its swap left the displaced original here, and the swap perhaps in memory
+    only: what is visible now must last before the original is deleted (I3).  With ``tmp_dir`` the destination may lie
+    in any folder of the filesystem, so it is the whole filesystem that is synced, where that is possible."""
+    if claim.fs.syncfs:
+        _kernel.port.syncfs(claim.fd)
+    else:
+        claim.sync()
+        directory.sync()
 
 
 def _remove_slot(place: Place) -> list[Recovered]:
@@ -189,38 +202,47 @@ def _remove_slot(place: Place) -> list[Recovered]:
     if found is None:
         return []
     txid = place.name.removeprefix(PREFIX).split("-")[0]
+    if place.directory.exists(PREFIX + txid):
+        return []  # its transaction lives, or keeps it: its claim has been told about
     if stat.S_ISDIR(found.st_mode):
         return [_report(str(place), "left", txid, "a folder that no journal speaks of")]
     if (why := _not_ours(found)) is not None:
         return [_report(str(place), "left", txid, why)]
-    _tree.delete(place)
+    # No tree is ever deleted here, whatever takes its place this moment: the folder may be anybody's to write to.
+    _kernel.port.unlink(place.name, place.fd)
     return [_report(str(place), "removed", txid, "left by a one-item write")]
 
 
 def _survey(directory: Directory) -> list[Recovered]:
     """What there is, with nothing changed."""
-    found: list[Recovered] = []
-    loaded = _journal.load(Place(directory, JOURNAL_NAME))
-    if loaded is not None:
-        fd, content = loaded
-        try:
-            _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            action = "hot"
-        except BlockingIOError:
-            action = "live"
-        finally:
-            _kernel.port.close(fd)
-        txid = "" if content is None else content.intent.txid
-        steps = () if content is None else content.intent.steps
-        detail = "; ".join(f"{step.op} {step.dest_name}" for step in steps)
-        found.append(Recovered(directory.child(JOURNAL_NAME), action, txid, detail))
+    found = _survey_journal(directory, JOURNAL_NAME, "hot")
     claims, slots = _names(directory)
     for name in claims:
         claim = _open_claim(directory, name)
         if isinstance(claim, Directory):
-            claim.close()
-            found.append(Recovered(directory.child(name), "abandoned", name.removeprefix(PREFIX)))
+            try:
+                txid = name.removeprefix(PREFIX)
+                told = _survey_journal(claim, journal_name(txid), "kept")
+                found += told or [Recovered(directory.child(name), "abandoned", txid)]
+            finally:
+                claim.close()
         elif claim is not None:
             found.append(claim)
     found += [Recovered(directory.child(name), "slot", name.removeprefix(PREFIX).split("-")[0]) for name in slots]
     return found
+
+
+def _survey_journal(directory: Directory, name: str, action: str) -> list[Recovered]:
+    loaded = _journal.load(Place(directory, name))
+    if loaded is None:
+        return []
+    fd, content = loaded
+    try:
+        if not _journal.lock(fd):
+            action = "live"
+    finally:
+        _journal.close(fd)
+    if content is None:
+        return [Recovered(directory.child(name), action, "", "never complete")]
+    detail = "; ".join(f"{step.op} {step.dest_name}" for step in content.intent.steps)
+    return [Recovered(directory.child(name), action, content.intent.txid, detail)]

@@ -31,11 +31,15 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from attrs import define
 
 from . import _kernel, errors
 from ._directory import Place, rename
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 #: errno values that say "this filesystem (or kernel) does not know the flag": EINVAL of FUSE, NFS and ZFS before 2.2,
 #: ENOSYS before Linux 3.15, EOPNOTSUPP of some network filesystems.
@@ -281,12 +285,17 @@ def _conflict(step: Step, text: str) -> None:
     errors.fail(errors.ConflictError, errno.EBUSY, f"{text}; read it again and repeat", str(step.dest))
 
 
-def undo(step: Step) -> Undone:
+def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
     """Bring one step back, whatever of it was done; idempotent, by identity only (I4, I5).
 
+    `recorded`: the identities of all objects that the transaction knows, for steps may share a slot.
     Raises OSError when the kernel refuses; the state is then as before, or undone.
     """
     now = step.dest.identity()
+    held = step.slot.identity()
+    swapped = now == step.new or (now is None and step.op == "create")
+    if swapped and held not in (None, step.new, step.old) and held not in recorded:
+        return _return_stranger(step, now)
     if now == step.old:
         return Undone.UNTOUCHED
     if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
@@ -301,6 +310,15 @@ def undo(step: Step) -> Undone:
     if step.op == "remove":
         return _undo_remove(step)
     return _undo_replace(step)
+
+
+def _return_stranger(step: Step, now: bytes | None) -> Undone:
+    """We displaced what came there between look and swap, and were stopped before it was given back."""
+    if now == step.new:
+        give_back(step)
+    else:
+        put(step.slot, step.dest, step.folder)
+    return Undone.FOREIGN
 
 
 def _undo_create(step: Step) -> Undone:
