@@ -93,18 +93,30 @@ def transaction(
     ...     tx.remove("model.old", missing_ok=True)
 
     Leaving the block well commits; leaving it with any exception (KeyboardInterrupt too) aborts, and the exception goes
-    on unchanged.  ``tx.commit()`` and ``tx.abort()`` do the same explicitly.
+    on unchanged.  ``tx.commit()`` and ``tx.abort()`` do the same explicitly.  Inside the block::
 
-    :param overwrite: the default for the items: whether what exists at a destination may be replaced.
-    :param durable: ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of sync is
-        chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no sync; the
-        transaction is still all or nothing when the process dies, but not when the machine does.
-    :param journal: ``False`` leaves the journal out: all or nothing only while the process lives.
-    :param lock_timeout: seconds to wait for another transaction in the same folder before `LockTimeoutError`.
-    :param progress: called with (phase, done, total) during long work; phases are "cloning", "syncing", "swapping",
-        "cleaning"; a total of 0 is unknown.
-    :returns: a `Transaction`: ``file``, ``folder``, ``path``, ``symlink``, ``remove``, ``move``; ``commit``, ``abort``;
-        ``state``, ``items``, ``receipt``.
+        tx.file(path, mode="w")           a file object; with "with", or left to the commit to close
+        tx.folder(path, base=None)        a pathlib.Path: a private folder to fill
+        tx.path(path)                     a pathlib.Path for programs that want a file name
+        tx.symlink(path, target)          tx.remove(path, missing_ok=False)          tx.move(src, dest)
+        tx.state, tx.items, tx.receipt    what is going on, what is staged, what was done
+
+    All of them take ``order=`` (an int, default 0: lower is published first, then as staged).  The outputs take
+    ``overwrite=`` and the other options of `file` as well.  Nothing is visible before the end of the block.
+
+    :param bool overwrite: the default for the items: whether what exists at a destination may be replaced.
+    :param durable: ``True`` (the default): when ``commit()`` returns, the new versions survive a power cut; the kind of
+        sync is chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no
+        sync; the transaction is still all or nothing when the process dies, but not when the machine does.
+    :param bool journal: ``False`` leaves the journal out: all or nothing only while the process lives.
+    :param float lock_timeout: seconds to wait for another transaction in the same folders.
+    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown.
+    :returns: a `Transaction`.
+
+    :raises ValueError: ``durable`` or ``lock_timeout`` make no sense.
+
+    What staging raises, `file` lists; `Transaction.commit` lists what the end of the block raises.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
@@ -184,26 +196,28 @@ def file(
     >>> with atomik.file("result.json", overwrite=True) as f:   # doctest: +SKIP
     ...     json.dump(result, f)
 
-    :param path: the destination.  Its folder must exist (or pass ``parents=True``).
-    :param mode: as for `open`, writing modes only: "w", "wb", "w+", "w+b", "x", "xb"; "a" and "r+" start from a copy
-        of the present content.  `atomik.Mode` works too.
-    :param overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the race.
+    :param path: the destination, a str or path.  Its folder must exist (or pass ``parents=True``).
+    :param str mode: as for `open`, writing modes only: "w", "wb", "w+", "w+b", "x", "xb"; "a" and "r+" start from a
+        copy of the present content.  `atomik.Mode` works too.
+    :param bool overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the race.
     :param tmp_dir: a folder on the same filesystem to stage in; by default the destination's own.
-    :param encoding, errors, newline, buffering: as for `open`, but text is UTF-8 unless said otherwise.
-    :param durable, lock_timeout, progress: as for `transaction`.
+    :param encoding: as for `open`, but text is UTF-8 unless said otherwise; ``errors``, ``newline`` and ``buffering``
+        are as for `open`.
+    :param durable: as for `transaction`, and so are ``lock_timeout`` and ``progress``.
     :param preserve: what an overwritten destination's successor takes over: "all" (mode, owner, group, extended
         attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and named in the receipt.
-    :param permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
-    :param follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
-    :param parents: make missing folders above the destination; they are removed again if it comes to nothing.
+    :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
+    :param bool follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
+    :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing.
     :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.
     :param keep: a name in the same folder (or a function from path to name) under which the previous version stays.
-    :param if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
+    :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
     :param fallback: "weaker" accepts, for folders on filesystems without the flags of renameat2, a moment in which the
         destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
         (O_TMPFILE), so nothing is left even after SIGKILL.
 
+    :raises ValueError: a mode that does not write, or an option that makes no sense.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
     :raises atomik.errors.MissingPathError: the folder, or with "r+" the file, does not exist.
     :raises atomik.errors.InvalidDestinationError: empty, ".", "..", a NUL, a trailing slash, longer than NAME_MAX.
@@ -213,8 +227,10 @@ def file(
     :raises atomik.errors.CrossFilesystemError: `tmp_dir` lies on another filesystem.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem cannot keep the promise; nothing was touched.
     :raises atomik.errors.ConflictError: on leaving the block: `expect` not met, or the folder was moved or replaced.
+    :raises atomik.errors.LockTimeoutError: on leaving the block: an unfinished transaction is at work in the folder.
     :raises atomik.errors.CommitError: on leaving the block: a system call failed; everything is as it was.
     :raises atomik.errors.DurabilityError: the file is in place, but the last sync failed.
+    :raises atomik.errors.RollbackError: the commit failed and so did undoing it; the original lies at ``filename2``.
 
     Guarantee and source: as for `transaction`; a new file appears by one linkat(2), an old one is exchanged by one
     renameat2(2).  Two syncs when durable.
@@ -240,7 +256,8 @@ def folder(
     :param path: the destination; a trailing slash is fine.
     :param base: ``"copy"`` starts from a clone of what is there (extents shared where the filesystem can; links, modes,
         times, hard links and attributes kept), so that a folder can be updated; a path clones that folder.
-    :param overwrite, tmp_dir, options: as for `file`; ``preserve`` is about the folder itself, not what is in it.
+    :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
+        folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
         so nobody reads half of it.
 
@@ -260,7 +277,7 @@ def path(
     >>> with atomik.path("data.npz") as name:                   # doctest: +SKIP
     ...     numpy.savez(name, **arrays)
 
-    :param path, overwrite, tmp_dir, options: as for `file`.
+    :param path: the destination; this and all the other options as for `file`.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` with the destination's own base name and extension, in a
         private folder.  What stands there at the end, a file or a folder, is published; what else the program left
         beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`: close it first.
@@ -287,8 +304,8 @@ def update(
     ...     config["workers"] = 8
     ...     f.seek(0); f.truncate(); json.dump(config, f)
 
-    :param path: an existing file.
-    :param mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
+    :param path: an existing file, a str or path.
+    :param str mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
     :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by
         identity, size, times and content, before the exchange and after it); theirs stays.  Repeat the whole update.
 

@@ -32,7 +32,8 @@ def rename(
 ) -> None:
     """Rename `src` to `dst`; by default without replacing anything.
 
-    :param src, dst: paths on one filesystem; relative ones start from `src_dir_fd` and `dst_dir_fd` when given.
+    :param src: what to rename: str, bytes or path; a relative one starts from the open folder `src_dir_fd`, if given.
+    :param dst: the new name, on the same filesystem; a relative one starts from `dst_dir_fd`, if given.
     :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.

@@ -91,7 +91,8 @@ def crash_points(
     :param function: the code under test; it runs in a forked child, so its changes to memory are lost.
     :param check: called in this process after every death, with the `CrashPoint`; it should recover, and assert.
     :param prepare: called in this process before every run, to make the state that `function` starts from.
-    :param first, step: begin at this call, and take every `step`-th only, to save time.
+    :param int first: begin at this call, counted from 1.
+    :param int step: take every `step`-th call only, to save time.
     :returns: the number of points.
     :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
         raises, with the point added to it as a note.
