@@ -199,7 +199,8 @@ def file(
     :param path: the destination, a str or path.  Its folder must exist (or pass ``parents=True``).
     :param str mode: as for `open`, writing modes only: "w", "wb", "w+", "w+b", "x", "xb"; "a" and "r+" start from a
         copy of the present content.  `atomik.Mode` works too.
-    :param bool overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the race.
+    :param bool overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the
+        race.
     :param tmp_dir: a folder on the same filesystem to stage in; by default the destination's own.
     :param encoding: as for `open`, but text is UTF-8 unless said otherwise; ``errors``, ``newline`` and ``buffering``
         are as for `open`.
