@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
@@ -11,6 +12,7 @@ from attrs import define, field
 from . import _compare, _handles, _kernel, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
+from ._workspace import NAME_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,10 +230,11 @@ class StagedProgram(Item):
                 )
             self._found = "folder" if _kernel.is_folder(found.st_mode) else "file"
             self._refuse_open_database(work)
-            self._finish_at(inner)
             slot = self.workspace.slot(self.stage)
+            mode = self._loosen(inner, found)
             _kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
             self.slot = slot
+            self._finish_at(slot, mode)
         finally:
             work.close()
         _tree.delete(self._work)  # what else the program left there is none of the output
@@ -239,19 +242,35 @@ class StagedProgram(Item):
 
     def _refuse_open_database(self, work: Directory) -> None:
         for suffix in ("-wal", "-journal"):
+            if len(os.fsencode(self.place.name + suffix)) > NAME_MAX:
+                continue
             rest = work.stat(self.place.name + suffix)
             if rest is not None and rest.st_size:
                 text = "the database is still open: its journal holds changes; close it before leaving the block"
                 errors.fail(errors.ConflictError, errno.EBUSY, text, work.child(self.place.name + suffix))
 
-    def _finish_at(self, inner: Place) -> None:
+    def _loosen(self, inner: Place, found: os.stat_result) -> int | None:
+        """The kernel lets nobody but root rename a folder that he may not write to into another one (its ".." would
+        change).  The mode to give back, where it had to be changed."""
+        if self._found != "folder" or _kernel.port.may_write(inner.name, inner.fd):
+            return None
+        fd = _kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
         try:
-            fd = _kernel.port.open(inner.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, inner.fd)
+            _kernel.port.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(found.st_mode) | stat.S_IRWXU)
+        finally:
+            _kernel.port.close(fd)
+        return stat.S_IMODE(found.st_mode)
+
+    def _finish_at(self, slot: Place, mode: int | None) -> None:
+        try:
+            fd = _kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
                 return
             raise errors.system_error(exc, "cannot finish the staged path", self.path) from exc
         try:
+            if mode is not None:
+                _kernel.port.fchmod(fd, mode)
             self.finish(fd)
         finally:
             _kernel.port.close(fd)

@@ -36,6 +36,8 @@ class Workspace:
         self._destinations: dict[tuple[tuple[int, int, int], str], str] = {}
         self._chains: dict[tuple[int, int, int], frozenset[tuple[int, int]]] = {}
         self._displaced: dict[tuple[int, int], str] = {}
+        #: the folders in which something of ours lies or will lie, each with the path that brought it in
+        self._used: dict[tuple[int, int, int], str] = {}
 
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
@@ -131,23 +133,26 @@ class Workspace:
     def _not_nested(
         self, key: tuple[int, int, int], directory: Directory, path: str, folder_there: os.stat_result | None
     ) -> None:
-        chain = self._chains.get(key)
-        if chain is None:
-            # With a single item nothing can be nested, so the walk up waits until there is a second one.
-            chain = frozenset(directory.ancestors()) if self._destinations else None
-            if chain is not None:
-                self._chains[key] = chain
-        if chain is not None and self._displaced:
-            for above in chain & self._displaced.keys():
-                _nested(path, self._displaced[above])
+        # With a single item nothing can be nested, so the walk up waits until there is a second one, or a tmp_dir.
+        if self._displaced:
+            self._not_in_displaced(key, directory, path)
         if folder_there is not None:
             me = (folder_there.st_dev, folder_there.st_ino)
-            for (other_key, _), other in self._destinations.items():
-                other_chain = self._chains.get(other_key)
-                if other_chain is None:
-                    other_chain = self._chains[other_key] = frozenset(self._by_key[other_key].ancestors())
-                if me in other_chain:
+            for other_key, other in self._used.items():
+                if me in self._chain(other_key, self._by_key[other_key]):
                     _nested(other, path)
+        self._used.setdefault(key, path)
+
+    def _not_in_displaced(self, key: tuple[int, int, int], directory: Directory, path: str) -> None:
+        for above in self._chain(key, directory) & self._displaced.keys():
+            _nested(path, self._displaced[above])
+
+    def _chain(self, key: tuple[int, int, int], directory: Directory) -> frozenset[tuple[int, int]]:
+        """A folder and all that it lies in."""
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = self._chains[key] = frozenset(directory.ancestors())
+        return chain
 
     def _refuse_inside_staged(self, parent: str, path: str) -> None:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
@@ -170,6 +175,9 @@ class Workspace:
             error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, tmp_dir, path))
             error.devices = (folder.dev, parent.dev)
             raise error
+        key = (*folder.key, folder.mount)
+        self._not_in_displaced(key, folder, tmp_dir)
+        self._used.setdefault(key, tmp_dir)
         return folder
 
     def claim(self, directory: Directory) -> Claim:
