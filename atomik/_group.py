@@ -17,23 +17,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import stat
 import time
-from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from attrs import define, field
 
 from . import _events, _journal, _kernel, _records, _swap, _tree, errors
 from ._commit import Commit, Interrupt, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, rename
+from ._journal import LiveJournal
 from ._receipt import State
 from ._records import Folder, StepRecord
 from ._staged import StagedFile
 from ._swap import Step, Undone
-
-if TYPE_CHECKING:
-    from ._journal import LiveJournal
 
 
 @define(eq=False)
@@ -44,6 +43,10 @@ class Group(Commit):
     _parents: list[Directory] = field(factory=list, init=False)
     _journal: LiveJournal | None = field(default=None, init=False)
     _begun: int = field(default=0, init=False)
+    #: folders that go from their slot in a claim to one beside the destination
+    _to_move: list[tuple[Place, Place]] = field(factory=list, init=False)
+    #: the identities of all objects that the transaction knows
+    _recorded: set[bytes] = field(factory=set, init=False)
     #: a Ctrl-C that came when there was no way back; raised at the end
     _interrupt: Interrupt | None = field(default=None, init=False)
 
@@ -52,25 +55,29 @@ class Group(Commit):
         self._lock()
         try:
             try:
-                self._prepare()
-                self.state = State.PREPARED
-                self._swap_all()
-                self.barriers.names(self._folders())
-                self.state = State.SWAPPED
-                # Once begun it must be finished: a mark that is perhaps written must not be followed by an undo.
-                _, self._interrupt = uninterrupted(lambda: self._append(_records.COMMITTED))
-            except BaseException as exc:
-                self._roll_back(exc)
-                raise
-            self._mark()
-            self._close_journal()
+                self._publish()
+            finally:
+                self._unlock()
+            self._clean_up()
         finally:
             if self._journal is not None:
                 self._journal.close()
-            self._unlock()
-        self._delete_siblings()
         if self._interrupt is not None:
             raise self._interrupt
+
+    def _publish(self) -> None:
+        try:
+            self._prepare()
+            self.state = State.PREPARED
+            self._swap_all()
+            self.barriers.names(self._folders())
+            self.state = State.SWAPPED
+            self._mark()
+        except BaseException as exc:
+            if self.state is not State.IN_DOUBT:
+                self._roll_back(exc)
+            raise
+        self._take_down(LiveJournal.withdraw)
 
     # --- prepare -------------------------------------------------------------------------------------------------
     def _lock(self) -> None:
@@ -110,12 +117,14 @@ class Group(Commit):
                 item.name_it()
         for item in self.items:
             self.steps += item.steps()
-        shared = Counter(step.slot for step in self.steps if step.folder)
-        for step in self.steps:
-            if step.folder and shared[step.slot] == 1:
-                self._keep_in_parent(step)
-        if self.journalled and self.steps:
+        for item in self.items:
+            self._keep_in_parent([step for step in self.steps if step.folder and step.slot == item.slot], item)
+        # Without a journal nobody but this process would know what a move has in hand between its two steps.
+        chained = len({step.slot for step in self.steps}) < len(self.steps)
+        if self.steps and (self.journalled or chained):
             self._journal = self._write_journal()
+        for slot, beside in self._to_move:  # now that a journal tells of it, for nothing else would
+            rename(slot, beside, 0)
         fd = None if self._journal is None else self._journal.fd
         # The claims' own names must last as well: what is displaced will lie in them.
         homes = [claim.parent for claim in self.workspace.claims.values() if claim.parent not in self._parents]
@@ -123,20 +132,22 @@ class Group(Commit):
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 
-    def _keep_in_parent(self, step: Step) -> None:
-        """A folder that this user may not write to can be renamed only within its parent (its ".." would change), so
-        its swap happens through a slot beside it."""
-        port = _kernel.port
-        ours = step.old is None or port.may_write(step.dest.name, step.dest.fd)
-        if ours and (step.new is None or port.may_write(step.slot.name, step.slot.fd)):
+    def _keep_in_parent(self, steps: list[Step], item: Item) -> None:
+        """Give a folder that may be renamed only within its parent a slot there.
+
+        Others could look into that slot, so what is staged is closed to them until right before its swap.
+        """
+        parents = {step.dest.directory.key: step.dest.directory for step in steps}
+        if len(parents) != 1 or not any(_bound(step) for step in steps):
             return
-        beside = self.workspace.sibling(step.dest.directory)
-        if step.new is not None:
-            rename(step.slot, beside, _kernel.NOREPLACE)
-        for item in self.items:
-            if item.slot == step.slot:
-                item.slot = beside
-        step.slot = beside
+        beside = self.workspace.sibling(*parents.values())
+        first, slot = steps[0], steps[0].slot
+        if first.new is not None:
+            first.mode = _close_to_others(slot)
+            self._to_move.append((slot, beside))
+        item.slot = beside
+        for step in steps:
+            step.slot = beside
 
     def _write_journal(self) -> LiveJournal:
         try:
@@ -176,12 +187,24 @@ class Group(Commit):
         total = len(self.steps)
         for at, step in enumerate(self.steps):
             self._begun = at + 1
+            if step.mode is not None:
+                self._open_to_others(step.slot, step.mode)
             _swap.swap(step)
             self.swapped(step, at)
             self.tell("swapping", at + 1, total)
         self.visible = time.perf_counter() - self._visible_from
         for item in self.items:
             self._check_displaced(item.expected_in())
+
+    def _open_to_others(self, place: Place, mode: int) -> None:
+        """Give a staged folder its mode, durably, for B1 is over."""
+        fd = _kernel.port.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+        try:
+            _kernel.port.fchmod(fd, mode)
+            if self.barriers.durable:
+                self.barriers.fsync(fd)
+        finally:
+            _kernel.port.close(fd)
 
     def _check_displaced(self, expected: tuple[object, Place, str] | None) -> None:
         """Compare-and-swap, after the swap: what we displaced must still be what the caller had seen."""
@@ -193,15 +216,12 @@ class Group(Commit):
             text = f"not what was expected: {why} at the last moment; observe it again and repeat"
             errors.fail(errors.ConflictError, errno.EBUSY, text, path)
 
-    def _append(self, kind: int) -> None:
-        if self._journal is not None:
-            self._journal.append(kind)
-
     def _mark(self) -> None:
-        """B3.  From the moment that the mark is written there is no way back, only forward or into doubt."""
-        self.state = State.IN_DOUBT
+        """B3.  From the moment that the mark may be written there is no way back, only forward or into doubt: an undo
+        behind a mark, and then a crash, would leave half of each."""
         if self._journal is not None:
             journal = self._journal
+            _, self._interrupt = uninterrupted(lambda: self._write_mark(journal))
             try:
                 # An interrupted sync has not failed: it may be asked again, unlike one that reported an error (I9).
                 _, interrupt = uninterrupted(lambda: self.barriers.mark(journal.fd))
@@ -216,12 +236,21 @@ class Group(Commit):
                 ) from exc
         self.state = State.COMMITTED
 
+    def _write_mark(self, journal: LiveJournal) -> None:
+        self.state = State.IN_DOUBT
+        try:
+            journal.append(_records.COMMITTED)
+        except OSError:
+            self.state = State.SWAPPED  # it is not whole, so it marks nothing
+            raise
+
     # --- back ----------------------------------------------------------------------------------------------------
     def _roll_back(self, cause: BaseException) -> None:
         """Undo what was begun, in reverse.  Returns with everything old; RollbackError when that is not certain."""
         begun = self.steps[: self._begun]
         if begun:
             self.state = State.IN_DOUBT
+        self._recorded = {identity for step in begun for identity in (step.new, step.old) if identity is not None}
         failures = [failure for step in reversed(begun) if (failure := self._undo(step)) is not None]
         if failures:
             self._in_doubt(failures[0], cause)
@@ -233,22 +262,24 @@ class Group(Commit):
         self.state = State.ABORTED
         if begun:
             self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
-        self._close_journal()
-        self._delete_siblings()
+        self._take_down(LiveJournal.withdraw)
+        self._clean_up()
 
     def _undo(self, step: Step) -> OSError | None:
         """Undo one step; a failure is returned, so that the others are undone all the same.
 
         Tried twice: the cause may have been of the moment, and in doubt is a bad place to be.
         """
+        recorded = self._recorded
         try:
-            result, _ = uninterrupted(lambda: _swap.undo(step))
+            result, _ = uninterrupted(lambda: _swap.undo(step, recorded))
         except OSError:
             try:
-                result, _ = uninterrupted(lambda: _swap.undo(step))
+                result, _ = uninterrupted(lambda: _swap.undo(step, recorded))
             except OSError as exc:
                 return exc
-        if result is Undone.FOREIGN and step.old is not None and step.slot.identity() == step.old:
+        held = step.slot.identity()
+        if result is Undone.FOREIGN and held is not None and (held == step.old or held not in recorded):
             self.stranded.append(step)
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "item.undone", path=str(step.dest), op=step.op, result=result.value)
@@ -258,13 +289,28 @@ class Group(Commit):
         """Make the rollback durable, and say so in the journal before any of its names goes: one that lingers must not
         start an undo over newer work (I3)."""
         if begun:
-            self.barriers.names(self._folders())
+            self._sync_anew()
         if self._journal is not None and self._journal.names:
             self._journal.append(_records.UNDONE)
             if begun:
                 self.barriers.mark(self._journal.fd)
 
+    def _sync_anew(self) -> None:
+        """Through descriptors of their own: one on which a sync has failed proves nothing any more (I9)."""
+        anew: list[Directory] = []
+        try:
+            for folder in self._folders() if self.barriers.durable else ():
+                anew.append(Directory.open(".", folder.fd))
+            self.barriers.names(anew)
+        finally:
+            for folder in anew:
+                folder.close()
+
     def _in_doubt(self, failure: OSError, cause: BaseException) -> None:
+        if self._journal is None:
+            # Without one, recovery would take what lies in the claims for rubbish.
+            with contextlib.suppress(OSError):
+                self._journal = self._write_journal()
         self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
         text = (
             f"the commit failed ({cause}), and so did undoing it: {failure.strerror or failure}; the journal stays. "
@@ -275,26 +321,27 @@ class Group(Commit):
         ) from failure
 
     # --- the end -------------------------------------------------------------------------------------------------
-    def _close_journal(self) -> None:
-        """Take the journal's names away; past here nobody will look for it."""
-        if self._journal is None:
-            return
-        if self.stranded:
-            # Theirs stands where ours belonged: the record of it stays in the claim, the well-known names go.
-            self._journal.names = [n for n in self._journal.names if n.name == JOURNAL_NAME]
-        try:
-            self._unlink_journal(self._journal)
-        except OSError:
-            try:
-                self._unlink_journal(self._journal)  # the cause may have been of the moment
-            except OSError as exc:
-                self.failed_cleanup(str(self._journal.names[-1]), exc)
-        finally:
-            self._journal.close()
+    def _clean_up(self) -> None:
+        """Delete what lies beside the destinations (what is in the claims goes with them), then the journal: until then
+        recovery finds in the claims what there is to delete."""
+        self._delete_siblings()
+        # Theirs stands where ours belonged: the record of it stays in the claim.
+        if not self.stranded:
+            self._take_down(LiveJournal.unlink)
 
-    def _unlink_journal(self, journal: LiveJournal) -> None:
-        _, interrupt = uninterrupted(journal.unlink)
-        self._interrupt = self._interrupt or interrupt
+    def _take_down(self, which: Callable[[LiveJournal], None]) -> None:
+        """Take names of the journal away; tried twice, for the cause of a failure may have been of the moment."""
+        journal = self._journal
+        for last in (False, True):
+            if journal is None:
+                return
+            try:
+                _, interrupt = uninterrupted(functools.partial(which, journal))
+                self._interrupt = self._interrupt or interrupt
+                return
+            except OSError as exc:
+                if last:
+                    self.failed_cleanup(str(journal.names[-1]), exc)
 
     def _delete_siblings(self) -> None:
         """Delete the slots that lie beside the destinations; those in claims go with them."""
@@ -311,3 +358,22 @@ class Group(Commit):
 def _below(path: str, root: str) -> tuple[str, ...]:
     rest = os.path.relpath(path, root)
     return () if rest == "." else tuple(rest.split("/"))
+
+
+def _bound(step: Step) -> bool:
+    """Whether it renames a folder that this user may not write to."""
+    return any(
+        place.stat() is not None and not _kernel.port.may_write(place.name, place.fd) for place in (step.dest, step.slot)
+    )
+
+
+def _close_to_others(place: Place) -> int:
+    """Take a staged folder's permissions from others, and let its owner rename it; the mode that it had."""
+    port = _kernel.port
+    fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+    try:
+        mode = stat.S_IMODE(port.fstat(fd).st_mode)
+        port.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+        return mode
+    finally:
+        port.close(fd)

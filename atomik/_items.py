@@ -233,7 +233,18 @@ class Item:
         The weaker rung takes more than one: dying between them, only the journal knows where the original lies.
         """
         options = self.options
-        return options.keep is None and not options.weaker and not isinstance(options.expect, Observation)
+        if options.keep is not None or options.weaker or isinstance(options.expect, Observation):
+            return False
+        return self.step_kind() != "folder" or not self.stays_in_parent()
+
+    def stays_in_parent(self) -> bool:
+        """Whether a folder takes part that this user may not write to: the kernel lets it be renamed within its parent
+        only, for its ".." would change.  Then its slot must lie beside the destination."""
+        may_write = _kernel.port.may_write
+        if self.place.stat() is not None and not may_write(self.place.name, self.place.fd):
+            return True
+        slot = self.slot
+        return slot is not None and slot.stat() is not None and not may_write(slot.name, slot.fd)
 
     def places(self) -> tuple[Place, ...]:
         """The names that it changes, whose folders must be locked."""

@@ -79,6 +79,8 @@ class Step:
     weaker: bool = False
     #: the only step of its transaction: nothing after it can fail and want it undone
     alone: bool = False
+    #: the mode that the new folder gets right before its swap, where its slot is no private place
+    mode: int | None = None
     #: whoever asked would not mind that something stands there
     overwriting: bool = False
 
