@@ -140,9 +140,9 @@ class DeadTransaction:
             detail = "somebody published there since; theirs stays" if result is Undone.FOREIGN else ""
             self.tell(str(step.dest), result.value, detail)
         if failure is not None:
-            step, exc = failure
-            text = f"recovery could not bring it back: {exc.strerror}; the journal stays. Mend the cause and recover again"
-            raise errors.RollbackError(*errors.os_args(exc.errno or errno.EIO, text, str(step.dest))) from exc
+            step, cause = failure
+            text = f"recovery could not bring it back: {cause.strerror}; the journal stays. Mend the cause and recover again"
+            raise errors.RollbackError(*errors.os_args(cause.errno or errno.EIO, text, str(step.dest))) from cause
 
     def _end(self, outcome: int) -> None:
         """Make what was done durable, then the record that says so (I2, I3)."""
@@ -160,8 +160,10 @@ class DeadTransaction:
         slots = {slot: step.dest for step in steps for slot in step.slots()}
         for place, dest in slots.items():
             identity = place.identity()
+            if identity is None or (identity in self.news and identity not in self.olds):
+                continue
             home = homes.get(identity, dest)
-            if identity is None or identity in self.news - self.olds or home.identity() == identity:
+            if home.identity() == identity:
                 continue
             if self.discard:
                 _tree.delete(place)
