@@ -1,0 +1,261 @@
+"""What is measured.  A case returns figures: one value each, named, in seconds, bytes or counts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import atomik
+from tests.benchmarks import by_hand, peers
+from tests.benchmarks.timing import interleaved
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Figures = dict[str, float]
+TEXT = "x" * 4096
+DATA = TEXT.encode()
+
+
+def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> Figures:
+    """One file of 4 KiB: atomik, by hand, and the peers (which all overwrite)."""
+
+    def ours(number: int) -> None:
+        with atomik.file(target("ours", number), "wb", overwrite, durable=durable) as f:
+            f.write(DATA)
+
+    def hand(number: int) -> None:
+        by_hand.write_file(target("hand", number), DATA, overwrite=overwrite, durable=durable)
+
+    def target(who: str, number: int) -> str:
+        return str(folder / (f"{who}" if overwrite else f"{who}-{number}"))
+
+    contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
+    if overwrite:
+        for who in ("ours", "hand"):
+            (folder / who).write_text("old")
+        for name, write in (peers.durable() if durable else peers.fast(home)).items():
+            path = str(folder / name.replace(" ", "-"))
+            contestants[name] = lambda number, write=write, path=path: write(path, TEXT)
+    for contestant in contestants.values():
+        contestant(-1)  # loads what is loaded once
+    figures = interleaved(contestants, rounds)
+    _empty(folder)
+    return figures
+
+
+def many_files(folder: Path, count: int, rounds: int) -> Figures:
+    """`count` files of 4 KiB in one durable transaction; by hand; and one by one with atomicwrites."""
+    names = [f"f{number}" for number in range(count)]
+
+    def ours(number: int) -> None:
+        with atomik.transaction() as tx:
+            for name in names:
+                with tx.file(_fresh(folder, "ours", number) / name, "wb") as f:
+                    f.write(DATA)
+
+    def hand(number: int) -> None:
+        by_hand.write_group(str(_fresh(folder, "hand", number)), names, DATA, durable=True)
+
+    contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
+    for who, write in peers.durable().items():
+
+        def one_by_one(number: int, who: str = who, write: Callable[[str, str], None] = write) -> None:
+            for name in names:
+                write(str(_fresh(folder, who, number) / name), TEXT)
+
+        contestants[who] = one_by_one
+    for who in contestants:
+        for number in range(rounds):
+            _fresh(folder, "ours" if who == "atomik" else "hand" if who == "by hand" else who, number).mkdir()
+    figures = interleaved(contestants, rounds)
+    _empty(folder)
+    return figures
+
+
+def scaling(folder: Path, counts: list[int]) -> dict[int, Figures]:
+    """Seconds, bytes of memory and open descriptors an item, for transactions of several sizes; each in a process."""
+    results = {}
+    for count in counts:
+        target = folder / f"n{count}"
+        target.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", _SCALING, str(target), str(count)], capture_output=True, text=True, check=True
+        )
+        seconds, memory, descriptors = (float(word) for word in done.stdout.split())
+        results[count] = {"seconds": seconds / count, "bytes": memory / count, "descriptors": descriptors}
+        shutil.rmtree(target)
+    return results
+
+
+_SCALING = """
+import os, sys, time, atomik
+folder, count = sys.argv[1], int(sys.argv[2])
+def run(folder, count):
+    with atomik.transaction(durable=False) as tx:
+        for number in range(count):
+            with tx.file(f"{folder}/f{number}", "wb") as f:
+                f.write(b"x")
+        most = len(os.listdir("/proc/self/fd"))
+    return most
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+os.mkdir(folder + "/warm"); run(folder + "/warm", 50)
+before, started = resident(), time.perf_counter()
+most = run(folder, count)
+import resource
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(time.perf_counter() - started, max(0, peak - before), most)
+"""
+
+
+def visibility(folder: Path, counts: list[int], rounds: int) -> dict[int, Figures]:
+    """Seconds that the swap of a whole folder takes, by the number of files in it (`Receipt.visible`)."""
+    results = {}
+    for count in counts:
+        taken = []
+        for _ in range(rounds):
+            output = atomik.folder(folder / "site", overwrite=True, durable=False)
+            with output as new:
+                for number in range(count):
+                    (new / f"{number}").write_bytes(b"x")
+            assert output.receipt is not None
+            taken.append(output.receipt.visible)
+        results[count] = {"seconds": statistics.median(taken)}
+        shutil.rmtree(folder / "site")
+    return results
+
+
+def bandwidth(folder: Path, size: int, rounds: int) -> Figures:
+    """Seconds to write `size` bytes durably: ``atomik.file`` against ``open`` and fsync."""
+    block = os.urandom(1 << 20)
+
+    def ours(number: int) -> None:
+        with atomik.file(folder / "ours", "wb", overwrite=True) as f:
+            for _ in range(size >> 20):
+                f.write(block)
+
+    def plain(number: int) -> None:
+        with open(folder / "plain", "wb") as f:
+            for _ in range(size >> 20):
+                f.write(block)
+            f.flush()
+            os.fsync(f.fileno())
+
+    figures = interleaved({"atomik": ours, "open + fsync": plain}, rounds)
+    _empty(folder)
+    return figures
+
+
+def cloning(folder: Path, count: int, rounds: int) -> Figures:
+    """Seconds to start a new version of a folder of `count` files: ``base="copy"`` against ``cp -a --reflink=auto``."""
+    source = folder / "tree"
+    for number in range(count):
+        part = source / f"{number % 50}"
+        part.mkdir(parents=True, exist_ok=True)
+        (part / f"{number}").write_bytes(DATA)
+
+    def ours(number: int) -> None:
+        output = atomik.folder(source, overwrite=True, base="copy", durable=False)
+        output.abort()
+
+    def cp(number: int) -> None:
+        subprocess.run(["cp", "-a", "--reflink=auto", source, folder / "copy"], check=True)
+        shutil.rmtree(folder / "copy")  # an abort removes its clone as well
+
+    figures = interleaved({"atomik": ours, "cp -a": cp}, rounds)
+    _empty(folder)
+    return figures
+
+
+def importing(rounds: int) -> Figures:
+    """Seconds that an interpreter needs more for an import."""
+
+    def run(code: str) -> Callable[[int], object]:
+        return lambda number: subprocess.run([sys.executable, "-c", code], check=True)
+
+    taken = interleaved(
+        {"nothing": run("pass"), "atomik": run("import atomik"), "attrs, logging": run("import attrs, logging")}, rounds
+    )
+    return {name: seconds - taken["nothing"] for name, seconds in taken.items() if name != "nothing"}
+
+
+def unheard_event() -> Figures:
+    """Seconds of an event that nobody hears."""
+    from atomik import _events
+
+    times = 100_000
+    started = time.perf_counter()
+    for _ in range(times):
+        _events.emit(_events.DEBUG, "item.swapped", tx="0", path="p", order=1)
+    return {"seconds": (time.perf_counter() - started) / times}
+
+
+def _fresh(folder: Path, who: str, number: int) -> Path:
+    return folder / f"{who.replace(' ', '-')}-{number}"
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def sized(folder: Path, size: int, rounds: int) -> Figures:
+    """Seconds of one durable overwrite of `size` bytes: atomik, by hand, and the peers."""
+    data, text = b"x" * size, "x" * size
+
+    def ours(number: int) -> None:
+        with atomik.file(folder / "ours", "wb", overwrite=True) as f:
+            f.write(data)
+
+    def hand(number: int) -> None:
+        by_hand.write_file(str(folder / "hand"), data, overwrite=True, durable=True)
+
+    (folder / "hand").write_text("old")
+    contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
+    for name, write in peers.durable().items():
+        contestants[name] = lambda number, write=write: write(str(folder / name), text)
+    figures = interleaved(contestants, rounds)
+    _empty(folder)
+    return figures
+
+
+_ONE = """
+import os, sys
+sys.path[:0] = {path!r}
+import atomik
+os.chdir(sys.argv[1])
+def write(name):
+    with atomik.file(name, "wb") as f:
+        f.write(b"x" * 4096)
+write("first")
+os.getpgid(0)
+write("second")
+os.getpgid(0)
+"""
+
+
+def system_calls(home: Path) -> tuple[int, int]:
+    """System calls between two marks: one durable new file by atomik, and the least that does the same.
+
+    The least: open, look at and close the folder; look for a journal, at the destination and whether the folder is still
+    there; open, write, sync, link and close the file; sync the folder.
+    """
+    least = 12
+    program = home / "one.py"
+    program.write_text(_ONE.format(path=[str(Path(atomik.__file__).parents[1])]))
+    target = home / "calls"
+    target.mkdir()
+    trace = home / "trace"
+    subprocess.run(["strace", "-o", trace, sys.executable, program, target], check=True, capture_output=True)
+    lines = trace.read_text().splitlines()
+    marks = [at for at, line in enumerate(lines) if line.startswith("getpgid")]
+    # What the interpreter does by itself (memory, locks, its own file objects' fstat and lseek) is no call of ours.
+    own = [line for line in lines[marks[0] + 1 : marks[1]] if not line.startswith(("brk", "mmap", "munmap", "futex"))]
+    return len(own), least

@@ -1,0 +1,125 @@
+"""What a commit costs, in calls: a regression shows here, whatever the machine is doing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+import atomik
+from atomik.testing import recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SYNCS = ("fsync", "fdatasync", "syncfs")
+
+
+def calls(action: Callable[[], object]) -> Counter[str]:
+    return Counter(name for name, _ in recorded(action))
+
+
+def syncs(counted: Counter[str]) -> int:
+    return sum(counted[name] for name in SYNCS)
+
+
+def write(path: Path, **options: object) -> None:
+    with atomik.file(path, "wb", **options) as f:  # type: ignore[call-overload]
+        f.write(b"x" * 4096)
+
+
+def group(folders: list[Path], count: int, **options: object) -> None:
+    with atomik.transaction(**options) as tx:  # type: ignore[arg-type]
+        for number in range(count):
+            with tx.file(folders[number % len(folders)] / f"f{number}", "wb") as f:
+                f.write(b"x")
+
+
+@pytest.fixture(autouse=True)
+def _warm(tmp_path: Path) -> None:
+    """What is asked once per mount is asked before anything is counted."""
+    write(tmp_path / "warm")
+    write(tmp_path / "warm", overwrite=True)
+
+
+def test_a_durable_new_file_costs_two_syncs_and_one_link(tmp_path: Path) -> None:
+    """A new file is one O_TMPFILE, one linkat, and a sync each for content and name."""
+    counted = calls(lambda: write(tmp_path / "new"))
+    assert (syncs(counted), counted["open_tmpfile"], counted["link_fd"], counted["rename"]) == (2, 1, 1, 0)
+    assert sum(counted.values()) <= 13, counted
+
+
+def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) -> None:
+    """An overwrite adds the exchange, the removal of what came out, and the looks at old owner, mode and attributes."""
+    counted = calls(lambda: write(tmp_path / "warm", overwrite=True))
+    assert (syncs(counted), counted["rename"], counted["unlink"]) == (2, 1, 1)
+    assert sum(counted.values()) <= 22, counted
+
+
+def test_without_durability_nothing_is_synced(tmp_path: Path) -> None:
+    """durable=False makes no sync call, alone and in a group."""
+    assert syncs(calls(lambda: write(tmp_path / "a", durable=False))) == 0
+    assert syncs(calls(lambda: group([tmp_path], 20, durable=False))) == 0
+
+
+@pytest.mark.parametrize(("folders", "most"), [(1, 6), (4, 12)])
+def test_the_syncs_of_a_group_do_not_grow(tmp_path: Path, folders: int, most: int) -> None:
+    """Barriers are constant (I10): as many sync calls for 200 files as for 20."""
+    made = [tmp_path / f"d{number}" for number in range(folders)]
+    for folder in made:
+        (folder / "large").mkdir(parents=True)
+    small = syncs(calls(lambda: group(made, 20)))
+    large = syncs(calls(lambda: group([folder / "large" for folder in made], 200)))
+    assert small == large <= most
+
+
+def test_calls_an_item_do_not_grow(tmp_path: Path) -> None:
+    """A journalled transaction makes the same calls for every item, and few of them."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    small = sum(calls(lambda: group([tmp_path / "a"], 100)).values())
+    large = sum(calls(lambda: group([tmp_path / "b"], 300)).values())
+    assert (large - small) / 200 <= 11
+
+
+def test_three_barriers_a_transaction_and_two_an_item(tmp_path: Path) -> None:
+    """The receipt counts the barriers: three with a journal, two without (I10)."""
+    with atomik.transaction() as tx:
+        for name in "abc":
+            tx.file(tmp_path / name).write(name)
+    assert tx.receipt is not None and tx.receipt.barriers == 3
+    output = atomik.file(tmp_path / "single")
+    with output as f:
+        f.write("x")
+    assert output.receipt is not None and output.receipt.barriers == 2
+
+
+def test_a_folder_is_one_rename_whatever_is_in_it(tmp_path: Path) -> None:
+    """Publishing a folder renames once; its files add nothing between the first swap and the end of the last."""
+    for count in (1, 100):
+
+        def publish(count: int = count) -> None:
+            with atomik.folder(tmp_path / "site", overwrite=True) as site:
+                for number in range(count):
+                    (site / f"{number}").write_text("x")
+
+        names = [name for name, _ in recorded(publish)]
+        assert names.count("rename") == 1
+
+
+def test_descriptors_do_not_grow_with_sealed_files(tmp_path: Path) -> None:
+    """However many files were sealed, the same number of descriptors is open (I10)."""
+    from pathlib import Path as RealPath
+
+    def opened(count: int) -> int:
+        tx = atomik.transaction(durable=False)
+        for number in range(count):
+            with tx.file(tmp_path / f"{count}-{number}") as f:
+                f.write("x")
+        now = len(list(RealPath("/proc/self/fd").iterdir()))
+        tx.abort()
+        return now
+
+    assert opened(40) == opened(400)
