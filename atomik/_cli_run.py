@@ -123,6 +123,7 @@ def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
 # --- write -----------------------------------------------------------------------------------------------------------
 def write(arguments: argparse.Namespace) -> Receipt:
     """Standard input to a file."""
+    _check_input()
     with Signals() as signals:
         output = file(
             arguments.destination, "wb", arguments.overwrite, durable=arguments.durable, parents=arguments.parents,
@@ -139,8 +140,15 @@ def write(arguments: argparse.Namespace) -> Receipt:
         return receipt
 
 
+def _check_input() -> None:
+    """Where it is closed, the next file that is opened would get its number, and be read as the input."""
+    try:
+        os.fstat(0)
+    except OSError as exc:
+        raise errors.system_error(exc, "cannot read standard input", "-") from exc
+
+
 def _read_input() -> bytes:
-    # The descriptor and not sys.stdin, which is None when it was closed, and may be text in a test.
     try:
         return os.read(0, _CHUNK)
     except OSError as exc:
@@ -156,7 +164,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, Receipt | None]:
         def work() -> tuple[int, Receipt | None]:
             staged = [_stage(tx, kind, path, parents=arguments.parents) for kind, path in arguments.outputs]
             names = [path for _, path in arguments.outputs]
-            code = _spawn(signals, fill_in(arguments.command, names, staged), environment(names, staged))
+            code = _spawn(signals, fill_in(arguments.program, names, staged), environment(names, staged))
             if code:
                 return code, None
             signals.check()  # the child was told to stop, and said that all is well; its output is not to be trusted

@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from . import errors
 
@@ -134,27 +134,13 @@ def _add_output_options(add: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (raises SystemExit for signals, ``--help`` and mistakes)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    program: list[str] = []
-    if given[:1] == ["run"] and "--" in given:  # by hand, for argparse takes a second "--" away from the program
-        at = given.index("--")
-        given, program = given[:at], given[at + 1 :]
-    try:
-        known = parser().parse_args(given)
-    except SystemExit as exc:
-        if exc.code == USAGE and given[:1] == ["run"]:
-            raise SystemExit(_RUN_FAILED) from None
-        raise
-    if known.name == "run":
-        known.command = program
-        if not program or not known.outputs:
-            _incomplete_run(program)
+    known = _parse(list(sys.argv[1:] if arguments is None else arguments))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # names that are no text come out as the bytes they are
     try:
         code = _COMMANDS[known.name](known)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:  # the reader of our report went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return _BROKEN_PIPE
@@ -166,10 +152,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _incomplete_run(program: list[str]) -> NoReturn:
-    missing = "say what it writes, with --file or --folder" if program else "put the program to run behind --"
-    print(f"atomik run: {missing}; see atomik run --help", file=sys.stderr)
-    raise SystemExit(_RUN_FAILED)
+def _parse(given: list[str]) -> argparse.Namespace:
+    run = given[:1] == ["run"]
+    program: list[str] = []
+    if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
+        at = given.index("--")
+        given, program = given[:at], given[at + 1 :]
+    try:
+        known = parser().parse_args(given)
+    except SystemExit as exc:
+        raise SystemExit(_RUN_FAILED if run and exc.code == USAGE else exc.code) from None
+    if run and not (program and known.outputs):
+        missing = "say what it writes, with --file or --folder" if program else "put the program to run behind --"
+        print(f"atomik run: {missing}; see atomik run --help", file=sys.stderr)
+        raise SystemExit(_RUN_FAILED)
+    known.program = program
+    return known
 
 
 def _failed(known: argparse.Namespace, exc: Exception) -> int:
