@@ -267,7 +267,8 @@ def prove_failures(report: Report, output: Path) -> None:
     assert fingerprint(output) == before, "a run that failed half-way changed something"
     theirs = output / "notes.txt"
     if os.path.lexists(theirs):
-        return  # not ours to play with
+        print(f"  not tried, for there is a {theirs.name}: a name lost to somebody else")
+        return
     try:
         what = "a name lost to somebody else at the commit"
         prove_failure(what, FileExistsError, report, output, overwrite=True, sabotage="commit")
@@ -333,6 +334,8 @@ def run(tree: Path, left_out: set[Path], output: Path, *, overwrite: bool) -> in
     total = human(sum(entry.size for entry in report.entries))
     taken = time.perf_counter() - started
     print(f"read {len(report.entries):,} files, {total}, of {shown(str(tree))} in {taken:.1f} s")
+    if output.is_dir() and (recovered := atomik.recover(output)).items:
+        print(f"  a run before was killed; cleared up after it:\n      {shown(str(recovered).splitlines()[0])}")
     there = any(os.path.lexists(output / name) for name in OUTPUTS)
     if there and not overwrite:
         print(f"{shown(str(output))} has a report already: it is left as it is; --overwrite would replace it")

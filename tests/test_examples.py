@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -310,6 +311,31 @@ def unprivileged() -> tuple[str, ...]:
     if setpriv is None:
         pytest.skip("root may read everything, and there is no setpriv here to change that")
     return (setpriv, "--bounding-set=-dac_override,-dac_read_search")
+
+
+def test_publish_report_after_a_kill(tmp_path: Path) -> None:
+    """A run killed while it draws the site leaves the old report, and the next run clears up and replaces it."""
+    source = Path(json.__file__).parent
+    run("publish_report", source, cwd=tmp_path)
+    report = tmp_path / "report"
+    before = identity(report)
+    killed = (
+        "import os, pathlib, runpy, signal, sys; sys.argv = sys.argv[1:]; write = pathlib.Path.write_text\n"
+        "def die(path, *args, **named): write(path, *args, **named); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "pathlib.Path.write_text = die; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [sys.executable, "-c", killed, EXAMPLES / "publish_report.py", source, "--overwrite"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in report.iterdir()} - {"index.json", "by_extension.csv", "site"}
+    assert all(name.startswith(".atomik-") for name in left)
+    assert left, "the kill came too early to leave anything"
+    assert {name: what for name, what in identity(report).items() if not name.startswith(".atomik-")} == before
+
+    out = run("publish_report", source, "--overwrite", cwd=tmp_path).stdout
+    assert "a run before was killed" in out
+    compare(report, source)
 
 
 def test_publish_report_refusals(tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import atomik
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -39,6 +44,22 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "it already exists; pass overwrite=True" in capsys.readouterr().out
 
 
+def test_shell_runs(tmp_path: Path) -> None:
+    """The shell block runs as it stands, with the command that belongs to the package being tested."""
+    ((_, text),) = blocks("bash")
+    prelude = 'set -euo pipefail; atomik() { "$PYTHON" -m atomik "$@"; }\n'
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
+    done = subprocess.run(
+        ["bash", "-c", prelude + text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert "P7" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["count.txt", "fruit.txt"]
+    assert (tmp_path / "fruit.txt").read_text() == "fig\nlime\n"
+    assert int((tmp_path / "count.txt").read_text()) == 2
+
+
 def test_naive_code_breaks_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The naive code loses the old results, and the changed code keeps them, in the same failure."""
     monkeypatch.chdir(tmp_path)
@@ -55,7 +76,7 @@ def test_naive_code_breaks_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_commands() -> None:
-    """There are exactly two shell blocks, one command each, and each command stands there once."""
+    """There are exactly two blocks of set-up, one command each, and each command stands there once."""
     assert [text.strip() for _, text in blocks("sh")] == COMMANDS
     assert not blocks("console")
     text = README.read_text(encoding="utf-8")
