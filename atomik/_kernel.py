@@ -123,6 +123,8 @@ class Kernel:
 
     def rename(self, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> None:
         """renameat2(2) (Linux 3.15) with 0, `NOREPLACE` or `EXCHANGE`."""
+        if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
+            raise ValueError("embedded null character")
         c = _c or _libc()
         if c.renameat2(src_fd, os.fsencode(src), dst_fd, os.fsencode(dst), flags) < 0:
             _raise((src, dst))

@@ -1,0 +1,266 @@
+"""The journal's bytes: what is written is what is read; torn is nothing; hostile is refused."""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atomik import _records
+from atomik._records import (
+    COMMITTED,
+    UNDONE,
+    BadJournal,
+    Folder,
+    Intent,
+    StepRecord,
+    decode,
+    encode_intent,
+    encode_outcome,
+)
+
+TXID = "0123456789abcdef"
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=[]), min_size=1, max_size=40).filter(
+    lambda name: name not in (".", "..") and encodable(name)
+)
+identities = st.binary(min_size=1, max_size=140)
+
+
+def encodable(name: str) -> bool:
+    try:
+        return name.encode(errors="surrogateescape").decode(errors="surrogateescape") == name
+    except UnicodeEncodeError:
+        return False
+
+
+@st.composite
+def intents(draw: st.DrawFn) -> Intent:
+    parts = st.lists(names, max_size=4).map(tuple)
+    folders = tuple(draw(st.lists(st.builds(Folder, parts, identities, st.booleans()), min_size=1, max_size=4)))
+    number = st.integers(0, len(folders) - 1)
+    steps = [
+        StepRecord(
+            op,
+            draw(st.sampled_from(_records.KINDS)),
+            draw(st.booleans()),
+            draw(number),
+            draw(names),
+            draw(number),
+            f".atomik-{TXID}-{draw(st.integers(0, 10**10 - 1))}",
+            None if op == "remove" else draw(identities),
+            None if op == "create" else draw(identities),
+            draw(st.integers(-(2**63), 2**63 - 1)),
+        )
+        for op in draw(st.lists(st.sampled_from(_records.OPS), max_size=5))
+    ]
+    return Intent(TXID, folders, tuple(steps))
+
+
+@settings(max_examples=150, deadline=None)
+@given(intents(), st.sampled_from([None, COMMITTED, UNDONE]))
+def test_round_trip(intent: Intent, outcome: int | None) -> None:
+    """Whatever can be said comes back the same, with any outcome behind it."""
+    data = encode_intent(intent)
+    if outcome is not None:
+        data += encode_outcome(outcome, TXID)
+    journal = decode(data)
+    assert journal is not None
+    assert journal.intent == intent
+    assert journal.outcome == outcome
+    assert journal.end == len(data)
+    assert _records.extent(data[: _records.HEAD_SIZE]) >= len(data)
+
+
+SIMPLE = Intent(
+    TXID,
+    (Folder((), b"parent", parent=True), Folder(("sub", os_name := "\udcff"), b"claim", parent=False)),
+    (
+        StepRecord("create", "file", False, 0, "new", 1, f".atomik-{TXID}-0", b"n", None, 0),
+        StepRecord("replace", "folder", True, 0, os_name, 1, f".atomik-{TXID}-1", b"n", b"o", -5),
+        StepRecord("remove", "other", False, 0, "gone", 1, f".atomik-{TXID}-2", None, b"o", 2**40),
+    ),
+)
+DATA = encode_intent(SIMPLE)
+MARK = encode_outcome(COMMITTED, TXID)
+
+
+def test_every_torn_intent_is_nothing() -> None:
+    """Any prefix of an intent says that nothing was swapped, also when zeros follow (space that was never written).
+
+    The header lies in one sector, which is written whole or not at all.
+    """
+    for length in range(len(DATA)):
+        assert decode(DATA[:length]) is None
+        if length == 0 or length >= _records.HEAD_SIZE:
+            assert decode(DATA[:length].ljust(len(DATA) + len(MARK), b"\0")) is None
+
+
+def test_every_missing_sector_is_nothing() -> None:
+    """Of a long intent any sector may be missing, for they are written in any order."""
+    long = attrs.evolve(SIMPLE, steps=SIMPLE.steps * 20)
+    data = encode_intent(long)
+    assert len(data) > 4 * 512
+    for at in range(0, len(data), 512):
+        holed = data[:at] + bytes(len(data[at : at + 512])) + data[at + 512 :]
+        assert decode(holed) is None
+
+
+def test_every_torn_outcome_is_none() -> None:
+    """Any prefix of the mark is no mark, and the record's place stays where it was."""
+    for length in range(len(MARK)):
+        journal = decode(DATA + MARK[:length])
+        assert journal is not None
+        assert journal.outcome is None
+        assert journal.end == len(DATA)
+    zeros = decode(DATA + bytes(len(MARK)))
+    assert zeros is not None
+    assert zeros.outcome is None
+
+
+def test_a_mark_lies_in_one_sector() -> None:
+    """Wherever it comes to stand, no sector boundary runs through it."""
+    for steps in range(30):
+        start = len(encode_intent(attrs.evolve(SIMPLE, steps=SIMPLE.steps * steps)))
+        assert len(MARK) <= 64
+        assert start % 512 + len(MARK) <= 512
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    """One bit anywhere: torn, or refused, but never another intent or another outcome."""
+    whole = DATA + MARK
+    for at in range(len(whole)):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[at] ^= 1 << bit
+            try:
+                journal = decode(bytes(damaged))
+            except BadJournal:
+                continue
+            assert journal is None or (at >= len(DATA) and journal.intent == SIMPLE and journal.outcome is None)
+            assert journal is not None or at in range(8, 16), "damage was taken for nothing swapped"
+
+
+def record(kind: int, payload: bytes, version: int = _records.VERSION, magic: bytes = b"AtmK") -> bytes:
+    """A record as somebody else might write it, with a right checksum: that is no authentication."""
+    payload += bytes(-(_records.HEAD_SIZE + len(payload) + 16) % 64)
+    body = struct.pack("<4sHHQ", magic, version, kind, len(payload)) + payload
+    return body + blake2b(body, digest_size=16).digest()
+
+
+def payload(
+    folders: bytes = b"", steps: bytes = b"", counts: tuple[int, int] = (0, 0), txid: bytes = TXID.encode()
+) -> bytes:
+    return txid + struct.pack("<HII", 0, *counts) + folders + steps
+
+
+def folder_bytes(path: bytes, identity: bytes = b"i") -> bytes:
+    return b"\1" + struct.pack("<HH", len(path), len(identity)) + path + identity
+
+
+def step_bytes(
+    op: int = 0, kind: int = 0, dest: bytes = b"x", slot: bytes = f".atomik-{TXID}-0".encode(),
+    new: bytes = b"n", old: bytes = b"", dest_folder: int = 0, slot_folder: int = 0,
+) -> bytes:  # fmt: skip
+    head = struct.pack(
+        "<BBHIIHHHHq", op, kind, 0, dest_folder, slot_folder, len(dest), len(slot), len(new), len(old), 0
+    )
+    return head + dest + slot + new + old
+
+
+ONE_FOLDER = folder_bytes(b"")
+
+
+def one_step(**fields: object) -> bytes:
+    return record(1, payload(ONE_FOLDER, step_bytes(**fields), (1, 1)))  # type: ignore[arg-type]
+
+
+def test_the_forger_writes_as_we_do() -> None:
+    """The helper above makes what `decode` accepts, or the test below would prove nothing."""
+    journal = decode(one_step())
+    assert journal is not None
+    assert journal.intent.steps[0].dest_name == "x"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"not a journal at all, but some text that is long enough",
+        record(COMMITTED, TXID.encode()),
+        record(1, payload(), magic=b"AtmX"),
+        record(1, payload(), version=2),
+        record(1, b""),
+        record(1, payload(txid=b"../../etc/passwd")),
+        record(1, payload(txid=b"0123456789ABCDEF")),
+        record(1, payload() + b"more"),
+        record(1, payload(counts=(9, 0))),
+        record(1, payload(counts=(2**32 - 1, 2**32 - 1))),
+        record(1, payload(folder_bytes(b".."), counts=(1, 0))),
+        record(1, payload(folder_bytes(b"a/../b"), counts=(1, 0))),
+        record(1, payload(folder_bytes(b"/etc"), counts=(1, 0))),
+        record(1, payload(folder_bytes(b"a//b"), counts=(1, 0))),
+        record(1, payload(folder_bytes(b"a\0b"), counts=(1, 0))),
+        one_step(dest=b""),
+        one_step(dest=b".."),
+        one_step(dest=b"."),
+        one_step(dest=b"a/b"),
+        one_step(dest=b"a\0"),
+        one_step(slot=b"passwd"),
+        one_step(slot=b".atomik-ffffffffffffffff-0"),
+        one_step(slot=f".atomik-{TXID}-0/../x".encode()),
+        one_step(slot=f".atomik-{TXID}-0\n".encode()),
+        one_step(slot=f".atomik-{TXID}-".encode()),
+        one_step(slot=b"\xff"),
+        one_step(dest_folder=1),
+        one_step(slot_folder=7),
+        one_step(op=3),
+        one_step(kind=9),
+        one_step(op=0, old=b"o"),
+        one_step(op=0, new=b""),
+        one_step(op=1),
+        one_step(op=2),
+        one_step() + record(COMMITTED, b"f" * 16),
+        one_step() + record(1, payload()),
+        one_step() + record(9, TXID.encode()),
+        one_step() + record(COMMITTED, TXID.encode()) + record(UNDONE, TXID.encode()),
+        one_step() + b"trailing text that nobody of ours wrote there",
+    ],
+    ids=lambda data: f"{len(data)} bytes",
+)  # fmt: skip
+def test_hostile_contents(data: bytes) -> None:
+    """What atomik would not write is refused, with a right checksum too."""
+    with pytest.raises(BadJournal):
+        decode(data)
+
+
+def test_length_that_lies() -> None:
+    """A header that promises more than any journal has is refused, and asks nobody to read that much."""
+    head = struct.pack("<4sHHQ", b"AtmK", 1, 1, 2**40)
+    with pytest.raises(BadJournal):
+        decode(head + bytes(100))
+    assert decode(struct.pack("<4sHHQ", b"AtmK", 1, 1, 2**24) + bytes(100)) is None
+    assert _records.extent(head) <= _records.MAX_SIZE + 1024
+    assert _records.extent(b"") == _records.HEAD_SIZE
+
+
+def test_repeated_outcome_is_the_same_outcome() -> None:
+    """An outcome written twice, after an interrupt, says the same."""
+    journal = decode(DATA + MARK + MARK)
+    assert journal is not None
+    assert (journal.outcome, journal.end) == (COMMITTED, len(DATA) + 2 * len(MARK))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes(data: bytes) -> None:
+    """Nothing but None and BadJournal comes of garbage."""
+    for candidate in (data, DATA + data, record(1, data)):
+        try:
+            journal = decode(candidate)
+        except BadJournal:
+            continue
+        assert journal is None or journal.intent == SIMPLE
