@@ -77,6 +77,11 @@ class Commit:
         if self.progress is not None:
             self.progress(phase, done, total)
 
+    def syncing(self, done: int, total: int) -> None:
+        """Report the barriers behind us; before each, for behind the last there is no way back for a failing callback."""
+        if self.barriers.durable:
+            self.tell("syncing", done, total)
+
     def settle(self, directory: Directory) -> None:
         """A journal lies in the folder: wait for its owner, or recover what a dead one left."""
         from ._settle import settle
@@ -113,6 +118,7 @@ class Single(Commit):
         parent = item.place.directory
         self._wait_for_others(parent)
         item.stands_already()
+        self.syncing(0, 2)
         self.barriers.staged([item], [], self.workspace.made_parents, None)
         if item.unchanged:
             self.barriers.names([parent])
@@ -256,6 +262,7 @@ class Single(Commit):
         if step.rung != _swap.LINKAT and step.slot.directory is not step.dest.directory:
             folders.append(step.slot.directory)
         try:
+            self.syncing(1, 2)
             self.barriers.names(folders)
         except OSError as exc:
             self.state = State.COMMITTED

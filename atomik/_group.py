@@ -70,7 +70,9 @@ class Group(Commit):
             self._prepare()
             self.state = State.PREPARED
             self._swap_all()
+            self.syncing(1, 3)
             self.barriers.names(self._folders())
+            self.syncing(2, 3)
             self.state = State.SWAPPED
             self._mark()
         except BaseException as exc:
@@ -128,6 +130,7 @@ class Group(Commit):
         fd = None if self._journal is None else self._journal.fd
         # The claims' own names must last as well: what is displaced will lie in them.
         homes = [claim.parent for claim in self.workspace.claims.values() if claim.parent not in self._parents]
+        self.syncing(0, 3)
         self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)

@@ -212,7 +212,9 @@ class Transaction(Stager):
             except OSError as exc:
                 failures.append(exc)
         keep = in_doubt or (commit is not None and bool(commit.stranded))
-        failures += self._workspace.release(keep_parents=state is not State.ABORTED, keep_claims=keep)
+        failures += self._workspace.release(
+            keep_parents=state is not State.ABORTED, keep_claims=keep, progress=self._progress
+        )
         for failure in failures:
             path = str(failure.filename or "")
             if commit is not None:

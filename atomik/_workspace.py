@@ -8,6 +8,7 @@ Not thread-safe by itself: the transaction holds its lock while it calls in here
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -18,7 +19,7 @@ from ._claim import Claim, new_txid, slot_name
 from ._directory import PREFIX, Directory, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NAME_MAX = 255
 
@@ -202,18 +203,26 @@ class Workspace:
         return Place(directory, slot_name(self.txid, next(self.numbers)))
 
     # --- the end -------------------------------------------------------------------------------------------------
-    def release(self, *, keep_parents: bool, keep_claims: bool = False) -> list[OSError]:
+    def release(
+        self,
+        *,
+        keep_parents: bool,
+        keep_claims: bool = False,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[OSError]:
         """Give everything back: what is left in the claims, the claims, made parents, descriptors.
 
+        `progress` is told "cleaning" with the number of objects deleted so far; what it raises is its own affair.
         Never raises; the failures are returned.  With `keep_claims` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
+        cleaned = None if progress is None else _counting(progress)
         for key, claim in list(self.claims.items()):
             try:
                 if keep_claims:
                     claim.folder.close()
                 else:
-                    _dissolve(claim, self.txid)
+                    _dissolve(claim, self.txid, cleaned)
             except OSError as exc:
                 failures.append(exc)
             del self.claims[key]
@@ -235,10 +244,23 @@ class Workspace:
         return failures
 
 
-def _dissolve(claim: Claim, txid: str) -> None:
+def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None]:
+    """From "so many more" to "so many so far"."""
+    total = 0
+
+    def more(count: int) -> None:
+        nonlocal total
+        total += count
+        with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
+            progress("cleaning", total, 0)
+
+    return more
+
+
+def _dissolve(claim: Claim, txid: str, cleaned: Callable[[int], None] | None) -> None:
     """Empty a claim and remove it; once more if something fails, for the cause may have been of the moment."""
     try:
-        empty(claim, txid)
+        empty(claim, txid, cleaned)
         claim.release()
     except OSError:
         try:
@@ -251,7 +273,7 @@ def _dissolve(claim: Claim, txid: str) -> None:
             raise errors.system_error(exc, "cannot clean up", claim.folder.path) from exc
 
 
-def empty(claim: Claim, txid: str) -> None:
+def empty(claim: Claim, txid: str, cleaned: Callable[[int], None] | None = None) -> None:
     """Delete what still lies in the slots of a claim, whatever fails on the way; names that are not ours stay (I6)."""
     mark = f"{PREFIX}{txid}-"
     with _kernel.port.scandir(claim.folder.fd) as entries:
@@ -259,7 +281,7 @@ def empty(claim: Claim, txid: str) -> None:
     failure = None
     for name in names:
         try:
-            _tree.delete(Place(claim.folder, name))
+            _tree.delete(Place(claim.folder, name), cleaned)
         except OSError as exc:
             failure = exc
     if failure is not None:
