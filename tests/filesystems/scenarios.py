@@ -1,0 +1,442 @@
+"""The core suite as stories: what is there before, what is done, what is there afterwards.
+
+A scenario gets a folder that :func:`before` has filled, does its work through atomik's public interface, and gives the
+tree that must be there afterwards as changes to the one before (None: gone).  It may return the receipt, for the rungs.
+A refusal is an error of atomik's; then the tree must be what it was before: that is checked in :mod:`cells`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from attrs import define
+
+import atomik
+from atomik import errors
+from atomik.testing import CrashPoint, crash_points
+from tests.kernels import Acting, Faulty, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Changes = dict[str, str | None]
+
+FOLDER = "a folder"
+SCENARIOS: dict[str, Scenario] = {}
+
+
+@define(frozen=True)
+class Scenario:
+    """One story: ``play(folder)`` gives (changes, receipt or None).  ``about`` is its line in the documentation."""
+
+    name: str
+    about: str
+    play: Callable[[Path], tuple[Changes, atomik.Receipt | None]]
+
+
+def before(folder: Path) -> None:
+    """What every scenario starts from.  Made with plain calls, so that it can be a lower layer as well."""
+    folder.mkdir(parents=True)
+    (folder / "report.csv").write_text("old report")
+    (folder / "report.csv").chmod(0o640)
+    (folder / "obsolete").write_text("old obsolete")
+    (folder / "site" / "deep").mkdir(parents=True)
+    (folder / "site" / "index.html").write_text("old index")
+    (folder / "site" / "deep" / "page").write_text("old page")
+    (folder / "site").chmod(0o750)
+    (folder / "other").mkdir()
+    (folder / "other" / "data").write_text("old data")
+    (folder / "latest").symlink_to("report.csv")
+
+
+def look(folder: Path) -> dict[str, str]:
+    """Everything below the folder: path → content, link target or "a folder", with the mode of files and folders."""
+    found = {}
+    for where, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(where, name)
+            key = str(path.relative_to(folder))
+            if path.is_symlink():
+                found[key] = f"-> {path.readlink()}"
+            elif path.is_dir():
+                found[key] = FOLDER
+            elif path.is_file():
+                found[key] = path.read_text(errors="replace")
+            else:
+                found[key] = "special"
+    return found
+
+
+def _scenario(about: str) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any]]:
+    def add(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        name = function.__name__.removeprefix("_").replace("_", "-")
+        SCENARIOS[name] = Scenario(name, about, function)
+        return function
+
+    return add
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+@_scenario("create a file")
+def file_new(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.file(folder / "new")
+    with out as f:
+        f.write("new")
+    return {"new": "new"}, out.receipt
+
+
+@_scenario("create a file while somebody else creates it: theirs stays")
+def file_race(folder: Path) -> tuple[Changes, Any]:
+    def rival(call: Any) -> None:
+        if call.paths and call.paths[-1].endswith("/new") and not (folder / "new").exists():
+            (folder / "new").write_text("theirs")
+
+    with installed(Acting("link link_fd rename", rival)) as kernel:
+        try:
+            with pytest.raises(errors.FileAlreadyExistsError, match="new"), atomik.file(folder / "new") as f:
+                f.write("ours")
+        except errors.UnsupportedFilesystemError:
+            (folder / "new").unlink()  # the rival's, so that the tree is the one before
+            raise
+    assert kernel.acted
+    return {"new": "theirs"}, None
+
+
+@_scenario("overwrite a file, its mode kept")
+def file_overwrite(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.file(folder / "report.csv", overwrite=True)
+    with out as f:
+        f.write("new report")
+    assert (folder / "report.csv").stat().st_mode & 0o777 == 0o640
+    return {"report.csv": "new report"}, out.receipt
+
+
+@_scenario("append to a file through a copy of it")
+def file_append(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.file(folder / "report.csv", "a", overwrite=True)
+    with out as f:
+        f.write(" and more")
+    return {"report.csv": "old report and more"}, out.receipt
+
+
+@_scenario("read, change and write a file")
+def file_update(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.update(folder / "report.csv")
+    with out as f:
+        text = f.read()
+        f.seek(0)
+        f.truncate()
+        f.write(text.replace("old", "new"))
+    return {"report.csv": "new report"}, out.receipt
+
+
+@_scenario("refuse a change made meanwhile (`expect`)")
+def file_expect(folder: Path) -> tuple[Changes, Any]:
+    seen = atomik.observe(folder / "report.csv", digest=True)
+    out = atomik.file(folder / "report.csv", overwrite=True, expect=seen)
+    with pytest.raises(errors.ConflictError, match=r"report\.csv"), out as f:
+        f.write("ours")
+        (folder / "report.csv").write_text("theirs")
+    return {"report.csv": "theirs"}, None
+
+
+@_scenario("keep the previous version under another name")
+def file_keep(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.file(folder / "report.csv", overwrite=True, keep="report.old")
+    with out as f:
+        f.write("new report")
+    return {"report.csv": "new report", "report.old": "old report"}, out.receipt
+
+
+@_scenario("a file with the mode that was asked for, in folders that are made for it")
+def file_permissions(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.file(folder / "a" / "b" / "new", "wb", parents=True, permissions=0o600)
+    with out as f:
+        f.write(b"new")
+    assert (folder / "a" / "b" / "new").stat().st_mode & 0o777 == 0o600
+    return {"a": FOLDER, "a/b": FOLDER, "a/b/new": "new"}, out.receipt
+
+
+@_scenario("names of 255 bytes, and names that are no UTF-8")
+def file_names(folder: Path) -> tuple[Changes, Any]:
+    odd, long = os.fsdecode(b"caf\xe9\n"), "x" * 255
+    with atomik.transaction() as tx:
+        for name in (odd, long):
+            with tx.file(folder / name) as f:
+                f.write("new")
+    return {odd: "new", long: "new"}, tx.receipt
+
+
+@_scenario("publish what a program wrote by name")
+def path_new(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.path(folder / "table.npz")
+    with out as name:
+        name.write_text("new table")
+    return {"table.npz": "new table"}, out.receipt
+
+
+@_scenario("abandon a file: nothing stays")
+def file_abandon(folder: Path) -> tuple[Changes, Any]:
+    try:
+        with atomik.file(folder / "report.csv", overwrite=True) as f:
+            f.write("half")
+            raise KeyError("the user's own")
+    except KeyError:
+        pass
+    return {}, None
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+@_scenario("create a folder")
+def folder_new(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.folder(folder / "plots")
+    with out as new:
+        (new / "loss.svg").write_text("new plot")
+    return {"plots": FOLDER, "plots/loss.svg": "new plot"}, out.receipt
+
+
+@_scenario("overwrite a folder that is not empty, its mode kept")
+def folder_overwrite(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.folder(folder / "site", overwrite=True)
+    with out as new:
+        (new / "index.html").write_text("new index")
+    assert (folder / "site").stat().st_mode & 0o777 == 0o750
+    return {"site/index.html": "new index", "site/deep": None, "site/deep/page": None}, out.receipt
+
+
+@_scenario("overwrite a folder that began as a copy")
+def folder_copy(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.folder(folder / "site", overwrite=True, base="copy")
+    with out as new:
+        (new / "index.html").write_text("new index")
+    return {"site/index.html": "new index"}, out.receipt
+
+
+@_scenario('create a folder, `fallback="weaker"`')
+def folder_new_weaker(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.folder(folder / "plots", fallback="weaker")
+    with out as new:
+        (new / "loss.svg").write_text("new plot")
+    return {"plots": FOLDER, "plots/loss.svg": "new plot"}, out.receipt
+
+
+@_scenario('overwrite a folder, `fallback="weaker"`')
+def folder_overwrite_weaker(folder: Path) -> tuple[Changes, Any]:
+    out = atomik.folder(folder / "site", overwrite=True, fallback="weaker")
+    with out as new:
+        (new / "index.html").write_text("new index")
+    return {"site/index.html": "new index", "site/deep": None, "site/deep/page": None}, out.receipt
+
+
+# --- links, removals, moves ------------------------------------------------------------------------------------------
+@_scenario("create a symlink")
+def symlink_new(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        tx.symlink(folder / "current", "site")
+    return {"current": "-> site"}, tx.receipt
+
+
+@_scenario("replace a symlink")
+def symlink_overwrite(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.symlink(folder / "latest", "obsolete")
+    return {"latest": "-> obsolete"}, tx.receipt
+
+
+@_scenario("remove a file")
+def remove_file(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        tx.remove(folder / "obsolete")
+    return {"obsolete": None}, tx.receipt
+
+
+@_scenario("remove a folder")
+def remove_folder(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        tx.remove(folder / "site")
+    return {"site": None, "site/index.html": None, "site/deep": None, "site/deep/page": None}, tx.receipt
+
+
+@_scenario("move a file to another folder")
+def move_file(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        tx.move(folder / "obsolete", folder / "other" / "moved")
+    return {"obsolete": None, "other/moved": "old obsolete"}, tx.receipt
+
+
+@_scenario("move a file over another, which is kept")
+def move_over(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.move(folder / "obsolete", folder / "other" / "data", keep="data.old")
+    return {"obsolete": None, "other/data": "old obsolete", "other/data.old": "old data"}, tx.receipt
+
+
+@_scenario("move a folder")
+def move_folder(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        tx.move(folder / "site", folder / "other" / "site")
+    moved = {"index.html": "old index", "deep": FOLDER, "deep/page": "old page"}
+    changes: Changes = {"site": None, "other/site": FOLDER}
+    for name, content in moved.items():
+        changes |= {f"site/{name}": None, f"other/site/{name}": content}
+    return changes, tx.receipt
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+def _publish_files(folder: Path, durable: bool = True) -> Any:
+    with atomik.transaction(overwrite=True, durable=durable) as tx:
+        with tx.file(folder / "new") as f:
+            f.write("new")
+        with tx.file(folder / "report.csv") as f:
+            f.write("new report")
+        tx.symlink(folder / "latest", "new")
+        with tx.file(folder / "other" / "data") as f:
+            f.write("new data")
+        tx.remove(folder / "obsolete")
+    return tx.receipt
+
+
+_FILES: Changes = {
+    "new": "new", "report.csv": "new report", "latest": "-> new", "other/data": "new data", "obsolete": None,
+}  # fmt: skip
+
+
+def _publish_all(folder: Path, durable: bool = True, fallback: Any = None) -> Any:
+    with atomik.transaction(overwrite=True, durable=durable) as tx:
+        with tx.file(folder / "new", fallback=fallback) as f:
+            f.write("new")
+        (tx.folder(folder / "site", fallback=fallback) / "index.html").write_text("new index")
+        (tx.folder(folder / "other" / "plots", fallback=fallback) / "loss.svg").write_text("new plot")
+        with tx.file(folder / "other" / "data", fallback=fallback) as f:
+            f.write("new data")
+        tx.remove(folder / "obsolete")
+    return tx.receipt
+
+
+_ALL: Changes = {
+    "new": "new", "site/index.html": "new index", "site/deep": None, "site/deep/page": None, "other/plots": FOLDER,
+    "other/plots/loss.svg": "new plot", "other/data": "new data", "obsolete": None,
+}  # fmt: skip
+
+
+@_scenario("a transaction of files, links and removals over two folders")
+def transaction_files(folder: Path) -> tuple[Changes, Any]:
+    return _FILES, _publish_files(folder)
+
+
+@_scenario("a transaction with folders in it")
+def transaction_all(folder: Path) -> tuple[Changes, Any]:
+    return _ALL, _publish_all(folder)
+
+
+def _publish_weaker(folder: Path, durable: bool = True) -> Any:
+    return _publish_all(folder, durable, "weaker")
+
+
+@_scenario("a transaction in one folder")
+def transaction_one_folder(folder: Path) -> tuple[Changes, Any]:
+    with atomik.transaction() as tx:
+        with tx.file(folder / "new") as f:
+            f.write("new")
+        tx.symlink(folder / "current", "new")
+        tx.remove(folder / "obsolete")
+    return {"new": "new", "current": "-> new", "obsolete": None}, tx.receipt
+
+
+@_scenario('a transaction with folders in it, `fallback="weaker"`')
+def transaction_weaker(folder: Path) -> tuple[Changes, Any]:
+    return _ALL, _publish_weaker(folder)
+
+
+@_scenario("a transaction of files that fails in the middle: all as before")
+def rollback_files(folder: Path) -> tuple[Changes, Any]:
+    _fail_in_the_middle(folder, _publish_files)
+    return {}, None
+
+
+@_scenario("a transaction with folders that fails in the middle: all as before")
+def rollback_all(folder: Path) -> tuple[Changes, Any]:
+    _fail_in_the_middle(folder, _publish_all)
+    return {}, None
+
+
+@_scenario('the same with `fallback="weaker"`: all as before')
+def rollback_weaker(folder: Path) -> tuple[Changes, Any]:
+    _fail_in_the_middle(folder, _publish_weaker)
+    return {}, None
+
+
+def _fail_in_the_middle(folder: Path, publish: Callable[[Path], Any]) -> None:
+    """The swap of other/data, the fourth, fails as a failing disk would."""
+    struck = []
+
+    def plan(call: Any) -> int | None:
+        hit = not struck and any(path.endswith("/other/data") for path in call.paths)
+        struck.extend([call] * hit)
+        return errno.EIO if hit else None
+
+    with installed(Faulty(plan, ("rename", "link"))), pytest.raises(errors.CommitError) as caught:
+        publish(folder)
+    assert caught.value.errno == errno.EIO
+
+
+@_scenario("a transaction of files killed at any call: all or nothing after recovery")
+def recover_files(folder: Path) -> tuple[Changes, Any]:
+    _kill_everywhere(folder, _publish_files, _FILES)
+    return _FILES, None
+
+
+@_scenario("a transaction with folders killed at any call: all or nothing after recovery")
+def recover_all(folder: Path) -> tuple[Changes, Any]:
+    _kill_everywhere(folder, _publish_all, _ALL)
+    return _ALL, None
+
+
+@_scenario('the same with `fallback="weaker"`: all or nothing after recovery')
+def recover_weaker(folder: Path) -> tuple[Changes, Any]:
+    _kill_everywhere(folder, _publish_weaker, _ALL)
+    return _ALL, None
+
+
+def _kill_everywhere(folder: Path, publish: Callable[[Path], Any], changes: Changes) -> None:
+    """At every fifth call (the crash suite takes each of them), starting anew from what was there."""
+    old = look(folder)
+    new = apply(old, changes)
+
+    def prepare() -> None:
+        _restore(folder, old)
+
+    def check(point: CrashPoint) -> None:
+        atomik.recover(folder, folder / "other")
+        found = look(folder)
+        assert found in (old, new), (found, old, new)
+        assert not point.returned or found == new
+
+    # A refusal shows here, and not as a failing child.
+    publish(folder)
+    assert look(folder) == new
+    assert crash_points(lambda: publish(folder, durable=False), check, prepare=prepare, step=5) > 5
+
+
+def _restore(folder: Path, tree: dict[str, str]) -> None:
+    """Put the names back that a finished transaction changed."""
+    for name in sorted(look(folder), reverse=True):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for name, content in sorted(tree.items()):
+        if content == FOLDER:
+            (folder / name).mkdir()
+        elif content.startswith("-> "):
+            (folder / name).symlink_to(content[3:])
+        else:
+            (folder / name).write_text(content)
+
+
+def apply(tree: dict[str, str], changes: Changes) -> dict[str, str]:
+    """The tree with the changes made."""
+    return {name: text for name, text in {**tree, **changes}.items() if text is not None}
