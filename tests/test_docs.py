@@ -7,6 +7,7 @@ stands for whatever varies.  Blocks in other languages are not run.  ``% skip: n
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import atomik
+from atomik._swap import Undone
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -154,8 +156,6 @@ def test_every_picture_is_shown_and_described() -> None:
 
 def emitted() -> dict[str, set[str]]:
     """Event name → fields, as the source has them."""
-    import ast
-
     found: dict[str, set[str]] = {}
     for path in sorted((ROOT / "atomik").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -185,9 +185,17 @@ def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
     """Every action that recovery reports is explained in the reference."""
     page = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \| (?:event|report)", page, re.MULTILINE))
-    source = "".join((ROOT / "atomik" / name).read_text(encoding="utf-8") for name in ("_settle.py", "_recovery.py"))
-    told = set(re.findall(r'(?:tell\([^"\n]*|_report\([^"\n]*|Recovered\([^"\n]*|action = )"(\w+)"', source))
-    told |= {result.value for result in __import__("atomik._swap", fromlist=["Undone"]).Undone}
+    told = {result.value for result in Undone}
+    for module in ("_dead", "_settle", "_recovery"):
+        for node in ast.walk(ast.parse((ROOT / "atomik" / f"{module}.py").read_text(encoding="utf-8"))):
+            given: list[ast.expr] = []
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                given = node.args if called in ("tell", "Recovered", "_report", "_survey_journal") else []
+            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "action":
+                given = [node.value]
+            constants = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+            told |= {word for word in constants if re.fullmatch("[a-z]+", word)}
     assert explained == told
 
 
