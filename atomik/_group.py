@@ -29,6 +29,7 @@ from . import _events, _journal, _kernel, _records, _swap, _tree, errors
 from ._commit import Commit, Interrupt, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, rename
 from ._journal import LiveJournal
+from ._items import Item
 from ._receipt import State
 from ._records import Folder, StepRecord
 from ._staged import StagedFile

@@ -18,14 +18,14 @@ import os
 import stat
 import threading
 from enum import Enum
-from typing import NoReturn, Protocol
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from attrs import define, field
 
 from . import _compare, _kernel, _metadata, _swap, _tree, errors
 from ._directory import Directory, Place
 from ._observe import Observation
+from ._options import Options
 from ._receipt import ItemReceipt
 from ._swap import Step
 from ._workspace import split
@@ -53,19 +53,6 @@ class Owner(Protocol):
 
     def sealed(self, item: Item) -> None: ...
     def discarded(self, item: Item, reason: str) -> None: ...
-
-
-@define(frozen=True)
-class Options:
-    """How an item is to be published, as the user said."""
-
-    overwrite: bool = False
-    preserve: _metadata.What = "all"
-    permissions: int | None = None
-    expect: Observation | str | None = None
-    keep: str | Callable[[str], str] | None = None
-    if_changed: bool = False
-    weaker: bool = False
 
 
 @define(eq=False)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from ._handles import StagedPath
     from ._observe import Observation
+    from ._options import BytesMode, StrPath, TextMode
     from ._receipt import Receipt
-    from ._stager import BytesMode, StrPath, TextMode
     from ._transaction import Transaction
 
 _T = TypeVar("_T")

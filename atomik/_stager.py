@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar, Unpack, overload
 
 from . import _events, _handles, _kernel, _probe
 from . import errors as _errors
 from ._handles import StagedPath
-from ._items import Item, Options
+from ._items import Item
 from ._names import Move, Removal, StagedSymlink
-from ._observe import Observation
+from ._options import BytesMode, ItemOptions, Progress, StrPath, TextMode, checked
 from ._staged import StagedFile, StagedFolder, StagedProgram
+from ._workspace import absolute
 
 if TYPE_CHECKING:
     import threading
@@ -25,30 +26,11 @@ if TYPE_CHECKING:
     from ._directory import Place
     from ._workspace import Workspace
 
-StrPath = str | os.PathLike[str]
-Progress = Callable[[str, int, int], None]
 _Item = TypeVar("_Item", bound=Item)
 
 #: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
 #: A bound, so that descriptors do not grow with the number of files (I10).
 RETAINED = 8
-
-TextMode = Literal["w", "w+", "x", "x+", "a", "a+", "r+", "wt", "w+t", "xt", "x+t", "at", "a+t", "r+t"]
-BytesMode = Literal["wb", "wb+", "w+b", "xb", "xb+", "x+b", "ab", "ab+", "a+b", "rb+", "r+b"]
-
-
-class ItemOptions(TypedDict, total=False):
-    """Keyword arguments that every output takes; `atomik.file` describes them."""
-
-    order: int
-    follow_symlinks: bool
-    parents: bool
-    preserve: Literal["all", "mode", "none"]
-    permissions: int | None
-    expect: Observation | Literal["absent"] | None
-    keep: str | Callable[[str], str] | None
-    if_changed: bool
-    fallback: Literal["weaker"] | None
 
 
 class Stager:
@@ -207,7 +189,7 @@ class Stager:
         Raises `MissingPathError` when `src` is missing, `NestedDestinationError` when a folder would go into itself,
         and like `file` for `dest`.
         """
-        origin = _absolute(src)
+        origin = absolute(src)
         with _errors.typed("cannot move", origin), self._lock:
             self._require_open()
             source = self._workspace.locate(origin, folder=True, parents=False)
@@ -232,15 +214,15 @@ class Stager:
         prepare: Callable[[_Item], None] | None = None,
     ) -> _Item:
         """Decide early whether the destination can work, and take it in."""
-        options = _options(self._overwrite if overwrite is None else bool(overwrite), given)
-        full = _absolute(path)
+        options = checked(given, overwrite=self._overwrite if overwrite is None else bool(overwrite))
+        full = absolute(path)
         if given.get("follow_symlinks") and os.path.islink(full):
             full = os.path.realpath(full)
         with _errors.typed("cannot stage there", full), self._lock:
             self._require_open()
             workspace = self._workspace
             place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))
-            stage = workspace.staging(place, None if tmp_dir is None else _absolute(tmp_dir), full)
+            stage = workspace.staging(place, None if tmp_dir is None else absolute(tmp_dir), full)
             item = kind(full, word, place, stage, workspace, options, given.get("order", 0), self._count)
             if prepare is not None:
                 prepare(item)
@@ -325,39 +307,6 @@ class Stager:
         with self._lock:
             self._forget(item)
             self._failed[item.path] = reason
-
-
-_PLAIN = {False: Options(), True: Options(overwrite=True)}
-
-
-def _options(overwrite: bool, given: ItemOptions) -> Options:
-    if unknown := given.keys() - ItemOptions.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
-    if not given:
-        return _PLAIN[overwrite]
-    preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
-    if preserve not in ("all", "mode", "none"):
-        raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")
-    if fallback not in (None, "weaker"):
-        raise ValueError(f"fallback must be None or 'weaker', not {fallback!r}")
-    if isinstance(expect, Observation):
-        overwrite = not expect.absent
-    elif expect not in (None, "absent"):
-        raise TypeError(f"expect takes what atomik.observe() returned, or 'absent', not {expect!r}")
-    return Options(
-        overwrite, preserve, given.get("permissions"), expect, given.get("keep"), bool(given.get("if_changed")),
-        fallback == "weaker",
-    )  # fmt: skip
-
-
-def _absolute(path: StrPath) -> str:
-    name = os.fsdecode(path)
-    if not name or os.path.isabs(name):
-        return name
-    try:
-        return os.path.join(os.getcwd(), name)
-    except OSError as exc:
-        raise _errors.system_error(exc, "the current folder is gone", name) from exc
 
 
 def _folder_at(place: Place) -> os.stat_result | None:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, NoReturn
 from . import _events, errors
 from ._barriers import Barriers
 from ._commit import Commit, Interrupt, Single
+from ._options import Progress
 from ._receipt import Receipt, State
-from ._stager import Progress, Stager
+from ._stager import Stager
 from ._workspace import Workspace
 
 if TYPE_CHECKING:

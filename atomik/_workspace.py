@@ -288,6 +288,17 @@ def empty(claim: Claim, txid: str, cleaned: Callable[[int], None] | None = None)
         raise failure
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, nothing folded or resolved: to fold ``..`` away would be wrong behind a symlink."""
+    name = os.fsdecode(path)
+    if not name or os.path.isabs(name):
+        return name
+    try:
+        return os.path.join(os.getcwd(), name)
+    except OSError as exc:
+        raise errors.system_error(exc, "the current folder is gone", name) from exc
+
+
 def split(path: str, *, folder: bool) -> tuple[str, str]:
     """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
     fold it away would be wrong behind a symlink."""

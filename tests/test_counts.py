@@ -89,11 +89,13 @@ def test_three_barriers_a_transaction_and_two_an_item(tmp_path: Path) -> None:
     with atomik.transaction() as tx:
         for name in "abc":
             tx.file(tmp_path / name).write(name)
-    assert tx.receipt is not None and tx.receipt.barriers == 3
+    assert tx.receipt is not None
+    assert tx.receipt.barriers == 3
     output = atomik.file(tmp_path / "single")
     with output as f:
         f.write("x")
-    assert output.receipt is not None and output.receipt.barriers == 2
+    assert output.receipt is not None
+    assert output.receipt.barriers == 2
 
 
 def test_a_folder_is_one_rename_whatever_is_in_it(tmp_path: Path) -> None:
