@@ -95,11 +95,15 @@ def transaction(
     Leaving the block well commits; leaving it with any exception (KeyboardInterrupt too) aborts, and the exception goes
     on unchanged.  ``tx.commit()`` and ``tx.abort()`` do the same explicitly.  Inside the block::
 
-        tx.file(path, mode="w")           a file object; with "with", or left to the commit to close
-        tx.folder(path, base=None)        a pathlib.Path: a private folder to fill
-        tx.path(path)                     a pathlib.Path for programs that want a file name
-        tx.symlink(path, target)          tx.remove(path, missing_ok=False)          tx.move(src, dest)
-        tx.state, tx.items, tx.receipt    what is going on, what is staged, what was done
+        tx.file(path, mode="w")             a file object to write
+        tx.folder(path, base=None)          a pathlib.Path: a private folder to fill
+        tx.path(path)                       a pathlib.Path for other programs
+        tx.symlink(path, target)
+        tx.remove(path, missing_ok=False)
+        tx.move(src, dest)
+        tx.state, tx.items, tx.receipt      where it is, what is staged, what was done
+
+    A file object may be used with ``with``, or closed, or left to the commit to close.
 
     All of them take ``order=`` (an int, default 0: lower is published first, then as staged).  The outputs take
     ``overwrite=`` and the other options of `file` as well.  Nothing is visible before the end of the block.
