@@ -33,6 +33,7 @@ myst_heading_anchors = 3
 
 intersphinx_mapping = {"python": ("https://docs.python.org/3", str(python_inventory.write(HERE / "_build")))}
 
+highlight_language = "none"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what a parameter may be; the signatures say it to type checkers
 autodoc_preserve_defaults = True
