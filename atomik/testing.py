@@ -100,7 +100,7 @@ def crash_points(
     Limit: only calls that go through atomik count; what `function` writes into files by itself is no point of its own.
     A power cut loses more than a process does: see the documentation, "how we know".
     """
-    number = first - 1 + step
+    number = first
     count = 0
     while True:
         for when in ("before", "after"):

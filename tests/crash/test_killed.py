@@ -1,0 +1,63 @@
+"""A transaction dies at every call that changes something: afterwards everything is old, or everything is new."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash import deaths, scenarios
+from tests.crash.scenarios import Expected, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Job = Callable[[World, bool | str], object]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "world")
+
+
+def killed_everywhere(world: World, job: Job, durable: bool | str, *, step: int = 1, ways: tuple[object, ...] = deaths.WAYS) -> int:
+    """Die at every call of `job`, and get well in each of the ways by turns; the number of points."""
+    expected = Expected.of(world, job)
+    turn, outcomes = count(), []
+    world.build()
+    for point in deaths.every_death(lambda: job(world, durable), step=step):
+        way = ways[next(turn) % len(ways)]
+        outcomes.append(deaths.gets_well(world, expected, point, way))
+        world.build()
+    assert outcomes[0] == "old", "the first call cannot have published anything"
+    assert outcomes[-1] == "new", "the last point is the job's end"
+    return len(outcomes)
+
+
+@pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
+def test_several_items_are_all_old_or_all_new(world: World, job: Job) -> None:
+    """I1 to I6: whatever kills a transaction of several items, it is undone as a whole or finished as a whole."""
+    assert killed_everywhere(world, job, True, step=1 if job is scenarios.mixed else 2) > 20
+
+
+@pytest.mark.parametrize("job", [scenarios.mixed, scenarios.moves], ids=lambda job: job.__name__)
+def test_without_durability_the_death_of_a_process_is_survived_all_the_same(world: World, job: Job) -> None:
+    """durable=False leaves out the syncs, not the journal."""
+    assert killed_everywhere(world, job, False, step=3) > 10
+
+
+@pytest.mark.parametrize("job", scenarios.ONE, ids=lambda job: job.__name__)
+def test_one_item_is_old_or_new(world: World, job: Job) -> None:
+    """P1: one item is a single step, and its remains are found by recovery."""
+    assert killed_everywhere(world, job, True) > 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("durable", [True, False, "fsync", "syncfs"])
+@pytest.mark.parametrize("way", deaths.WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("job", [*scenarios.SEVERAL, *scenarios.ONE], ids=lambda job: job.__name__)
+def test_every_job_every_way_and_every_durability(world: World, job: Job, way: object, durable: bool | str) -> None:
+    """The same with each way to get well at every point."""
+    killed_everywhere(world, job, durable, ways=(way,))
