@@ -3,7 +3,8 @@
 The workspace resolves each path once, decides as early as possible whether a destination can work (exists, wrong kind,
 second filesystem, duplicate, nested), and knows everything that must be given back at the end.
 
-Not thread-safe by itself: the transaction holds its lock while it calls in here.
+Not thread-safe by itself: the transaction holds its lock while it calls in here, except for slots, which items take by
+themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import errno
 import itertools
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from . import _kernel, _tree, errors
@@ -31,6 +33,7 @@ class Workspace:
         self.txid = new_txid()
         self.numbers: Iterator[int] = itertools.count()
         self.claims: dict[tuple[int, int, int], Claim] = {}
+        self._claiming = threading.Lock()
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
         self._made: list[str] = []
@@ -184,14 +187,10 @@ class Workspace:
     def claim(self, directory: Directory) -> Claim:
         """The private folder in `directory`, made when first needed."""
         key = directory.place_key
-        claim = self.claims.get(key)
-        if claim is None:
-            try:
+        with self._claiming, errors.typed("cannot stage in the folder", directory.path):
+            claim = self.claims.get(key)
+            if claim is None:
                 claim = self.claims[key] = Claim(directory, self.txid)
-            except errors.AtomikError:
-                raise
-            except OSError as exc:
-                raise errors.system_error(exc, "cannot stage in the folder", directory.path) from exc
         return claim
 
     def slot(self, directory: Directory) -> Place:
