@@ -68,15 +68,17 @@ class Barriers:
         if self.whole(items[0].stage) and (len(one_by_one) < len(unsynced) or len(one_by_one) > FEW):
             self.syncfs(items[0].stage.fd)
             return
+        # Made folders first: a journal that outlives a power cut must not name a folder that does not.
+        for path in made:
+            self._path(path)
         for item in unsynced:
-            self._content(item)
+            self.content(item)
         if journal_fd is not None:
             self.fsync(journal_fd)
         self._folders(folders)
-        for path in made:
-            self._path(path)
 
-    def _content(self, item: Item) -> None:
+    def content(self, item: Item) -> None:
+        """fsync one item's content, all of it."""
         if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged:
             self.fsync(item.fd)
         else:

@@ -20,7 +20,7 @@ from attrs import define, field
 from . import _events, _kernel, _swap, _tree, errors
 from ._directory import JOURNAL_NAME, Directory, identify
 from ._receipt import State
-from ._staged import StagedFile
+from ._staged import NO_NAME, StagedFile
 from ._swap import Step
 
 if TYPE_CHECKING:
@@ -180,9 +180,9 @@ class Single(Commit):
             raise _swap.lost_race(item.path) from None
         except OSError as exc:
             self.steps.clear()
-            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+            if exc.errno not in (*NO_NAME, errno.EXDEV):
                 raise
-            item.name_it()  # no hard links for unnamed files here: give it a slot, and rename
+            self._name(item)  # no hard links for unnamed files here: give it a slot, and rename
             return None
         return step
 
@@ -223,10 +223,24 @@ class Single(Commit):
         assert isinstance(item, StagedFile)
         parent = item.place.directory
         if item.stage is parent and parent.fs.trusted and parent.try_lock(shared=True):
-            item.slot = slot = self.workspace.sibling(parent)
-            _kernel.port.link_fd(item.fd, slot.name, slot.fd)
-        else:
-            item.name_it()
+            slot = self.workspace.sibling(parent)
+            try:
+                item.slot = slot
+                _kernel.port.link_fd(item.fd, slot.name, slot.fd)
+            except OSError as exc:
+                item.slot = None
+                if exc.errno not in NO_NAME:
+                    raise
+            else:
+                return
+        self._name(item)
+
+    def _name(self, item: StagedFile) -> None:
+        """Give the file a slot in a claim; if that took a copy, the copy must be made durable."""
+        before = item.fd
+        item.name_it()
+        if self.barriers.durable and item.fd != before:
+            self.barriers.content(item)
 
     def _displaced(self, step: Step) -> Step:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""

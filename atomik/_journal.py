@@ -122,6 +122,18 @@ def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], par
 
     `HotJournal` when a parent holds one already; nothing is left then.
     """
+    try:
+        return _create(txid, encode, claims, parents)
+    except _Unnameable:
+        claims[0].folder.fs.tmpfile = False
+        return _create(txid, encode, claims, parents)
+
+
+class _Unnameable(Exception):  # noqa: N818  a signal to start again
+    """There is O_TMPFILE here, but no way to give such a file a name."""
+
+
+def _create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]) -> LiveJournal:
     home = claims[0].folder
     private = [Place(claim.folder, journal_name(txid)) for claim in claims]
     journal = LiveJournal(_unnamed(home, private[0].name), txid, 0)
@@ -133,7 +145,7 @@ def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], par
         _write_all(journal.fd, data, 0)
         journal.end = len(data)
         if home.fs.tmpfile:
-            _kernel.port.link_fd(journal.fd, private[0].name, home.fd)
+            _name(journal.fd, private[0])
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
             _add_name(journal, private[0], place)
     except BaseException:
@@ -143,6 +155,15 @@ def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], par
             journal.close()
         raise
     return journal
+
+
+def _name(fd: int, place: Place) -> None:
+    try:
+        _kernel.port.link_fd(fd, place.name, place.fd)
+    except OSError as exc:
+        if exc.errno not in (*_NO_LINKS, errno.ENOENT):
+            raise
+        raise _Unnameable from exc
 
 
 def _unnamed(home: Directory, name: str) -> int:

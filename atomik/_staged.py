@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from . import _compare, _handles, _kernel, _tree, errors
+from . import _compare, _handles, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
 from ._workspace import NAME_MAX
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 #: errno of O_TMPFILE where the filesystem (EOPNOTSUPP; EINVAL, ENOSYS or EISDIR on FUSE) has none.  Not ENOENT: that
 #: the folder itself was removed says nothing about the others on its filesystem.
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
+
+#: errno of linkat for an unnamed file: a filesystem without hard links (EPERM, EOPNOTSUPP, ENOSYS, EINVAL), or a sandbox
+#: without /proc on a kernel before 6.10 (ENOENT)
+NO_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
 
 
 @define(eq=False)
@@ -90,10 +94,35 @@ class StagedFile(Item):
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
-        if self.slot is None:
-            slot = self.workspace.slot(self.stage)
+        if self.slot is not None:
+            return
+        slot = self.workspace.slot(self.stage)
+        try:
             _kernel.port.link_fd(self.fd, slot.name, slot.fd)
-            self.slot = slot
+        except OSError as exc:
+            if exc.errno not in NO_NAME:
+                raise
+            self._copy_into(slot)
+        self.slot = slot
+
+    def _copy_into(self, slot: Place) -> None:
+        """There is O_TMPFILE here, but no way to give such a file a name: copy it into one that has.
+
+        Where that is so shows with the first file of a mount; the later ones have names from the start.
+        """
+        from ._content import copy_content
+
+        self.stage.fs.tmpfile = False
+        metadata = _metadata.Metadata.held(self.fd, _kernel.port.fstat(self.fd))
+        fd = _kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
+        try:
+            copy_content(self.fd, fd)
+            self.not_preserved += _metadata.apply(fd, metadata, "all", same_content=True)
+        except BaseException:
+            _kernel.port.close(fd)
+            raise
+        self.close()
+        self.fd, self.synced = fd, False
 
     def finish_slot(self) -> None:
         if self.fd < 0:

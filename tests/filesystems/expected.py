@@ -39,6 +39,7 @@ REFUSED: dict[str, frozenset[str]] = {
     # Overwriting is refused altogether; folders in any way.
     "fuse-ignores": _NO_FLAGS | _OVERWRITES_FILE | (_WEAKER - {"folder-new-weaker"}),
     "no-links": _TWO_FOLDERS,
+    "no-names": _TWO_FOLDERS,
 }  # fmt: skip
 REFUSED["nothing"] = (
     _NO_FLAGS | _TWO_FOLDERS

@@ -157,6 +157,7 @@ GROUNDS: Mapping[str, Ground] = {
         _tmpfs_without("no-exchange", "NOREPLACE, but no EXCHANGE", ("rename", no_exchange)),
         _tmpfs_without("no-tmpfile", "no O_TMPFILE", _TMPFILE),
         _tmpfs_without("no-links", "no hard links, no O_TMPFILE", _LINK, _TMPFILE),
+        _tmpfs_without("no-names", "O_TMPFILE, but no hard links", _LINK),
         _tmpfs_without("nothing", "no flags, no hard links, no O_TMPFILE", _RENAME, _LINK, _TMPFILE),
     )
 }  # fmt: skip
