@@ -116,10 +116,18 @@ class Stager:
         buffering: int = -1,
         **options: Unpack[ItemOptions],
     ) -> IO[Any]:
-        """Stage a file and return the file object to write it with; see `atomik.file` for the parameters.
+        """Stage a file and return the file object to write it with; see `atomik.file` for the parameters and errors.
 
-        The object may be used with ``with``, or closed, or left to the commit.  ``overwrite=None`` takes the
-        transaction's default.
+        The object may be used with ``with``, or closed, or left to the commit.  Leaving its ``with`` by an exception
+        drops this output alone; the commit then wants it staged again.
+
+        :param overwrite: ``None`` takes the transaction's default.
+        :param int order: when it is published, among the items; lower first, then as staged.
+        :returns: a real, seekable file object, text or binary.
+        :raises atomik.errors.DuplicateDestinationError: the destination is staged already in this transaction.
+        :raises atomik.errors.NestedDestinationError: it lies inside another destination, or the reverse.
+        :raises atomik.errors.CrossFilesystemError: it lies on another filesystem or mount than the first one.
+        :raises atomik.errors.TransactionStateError: the transaction is not open, or this is a forked child.
         """
         parsed = _handles.parse_mode(mode)
         text: dict[str, Any] = {"encoding": encoding, "errors": errors, "newline": newline, "buffering": buffering}
@@ -140,7 +148,13 @@ class Stager:
         base: StrPath | None = None,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
-        """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters."""
+        """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters.
+
+        :returns: a `pathlib.Path`; with ``with``, leaving the block by an exception drops this output alone.  It pickles
+            as a plain path, for worker processes.
+
+        Raises like `Transaction.file`.
+        """
         item = self._add(StagedFolder, "folder", path, overwrite, tmp_dir, options)
         progress = self._progress
         cloned = None if progress is None else lambda done: progress("cloning", done, 0)
@@ -153,7 +167,12 @@ class Stager:
         tmp_dir: StrPath | None = None,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
-        """Stage a path for a program that opens files by name; see `atomik.path` for the parameters."""
+        """Stage a path for a program that opens files by name; see `atomik.path` for the parameters.
+
+        :returns: a `pathlib.Path`, at which nothing stands yet.
+
+        Raises like `Transaction.file`.
+        """
         item = self._add(StagedProgram, "path", path, overwrite, tmp_dir, options)
         return StagedPath.of(self._open(item, item.open), item)
 
@@ -162,7 +181,13 @@ class Stager:
     ) -> None:
         """Stage a symbolic link at `path` that says `target`; the target need not exist.
 
-        With `overwrite`, anything but a folder may be replaced.  Raises like `file`.
+        With `overwrite`, anything but a folder may be replaced.
+
+        :param target: what the link says, a str or path, absolute or relative to the link's folder.
+        :param int order: when it is published, among the items; lower first.
+        :param bool parents: make missing folders above `path`.
+
+        Raises like `Transaction.file`.
         """
         item = self._add(StagedSymlink, "symlink", path, overwrite, None, {"order": order, "parents": parents})
         self._open(item, lambda: item.open(os.fsdecode(target)))
@@ -170,8 +195,12 @@ class Stager:
     def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
         """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
 
-        :param missing_ok: nothing there is fine; else `MissingPathError`.
-        :param order: when it is swapped, among the items; lower first.
+        It is renamed away by the commit and deleted after it, so until then it can come back.
+
+        :param bool missing_ok: nothing there is fine; else `MissingPathError`.
+        :param int order: when it is swapped, among the items; lower first.
+
+        Raises like `Transaction.file`.
         """
         self._require_open()
         if missing_ok and not os.path.lexists(path):
