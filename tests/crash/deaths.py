@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING
 
 import atomik
 from atomik import testing
 from atomik.testing import CrashPoint
 
+from tests.crash.scenarios import Expected, World
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.crash.scenarios import Expected, World
+    Job = Callable[[World, bool | str], object]
+    Way = Callable[[World], object]
 
 
 def die(function: Callable[[], object], number: int, when: str) -> CrashPoint:
@@ -85,3 +89,19 @@ def gets_well(world: World, expected: Expected, point: CrashPoint, way: Callable
     assert expected.which(world, f"{point}, after recovery") == seen, f"recovery changed its mind, {point}"
     assert not world.leftovers(), f"left over, {point}, after {way.__name__}: {world.leftovers()}"
     return seen
+
+
+def killed_everywhere(
+    world: World, job: Job, durable: bool | str, *, step: int = 1, ways: tuple[Way, ...] = WAYS
+) -> int:
+    """Die at every call of `job`, and get well in each of the ways by turns; the number of points."""
+    expected = Expected.of(world, job)
+    turn, outcomes = count(), []
+    world.build()
+    for point in every_death(lambda: job(world, durable), step=step):
+        way = ways[next(turn) % len(ways)]
+        outcomes.append(gets_well(world, expected, point, way))
+        world.build()
+    assert outcomes[0] == "old", "the first call cannot have published anything"
+    assert outcomes[-1] == "new", "the last point is the job's end"
+    return len(outcomes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.crash import deaths, scenarios
-from tests.crash.scenarios import Expected, World
+from tests.crash.deaths import killed_everywhere
+from tests.crash.scenarios import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path / "world")
-
-
-def killed_everywhere(world: World, job: Job, durable: bool | str, *, step: int = 1, ways: tuple[object, ...] = deaths.WAYS) -> int:
-    """Die at every call of `job`, and get well in each of the ways by turns; the number of points."""
-    expected = Expected.of(world, job)
-    turn, outcomes = count(), []
-    world.build()
-    for point in deaths.every_death(lambda: job(world, durable), step=step):
-        way = ways[next(turn) % len(ways)]
-        outcomes.append(deaths.gets_well(world, expected, point, way))
-        world.build()
-    assert outcomes[0] == "old", "the first call cannot have published anything"
-    assert outcomes[-1] == "new", "the last point is the job's end"
-    return len(outcomes)
 
 
 @pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)

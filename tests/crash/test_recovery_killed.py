@@ -69,7 +69,7 @@ def test_a_recovery_of_every_kind_of_item_may_be_killed(world: World) -> None:
 
 def test_a_recovery_of_moves_may_be_killed_twice(world: World) -> None:
     """The same for objects that are neither new nor displaced, with two deaths in a row."""
-    assert recovery_killed(world, scenarios.moves, recover_all, first=10, step=4, inner=4, twice=7) > 40
+    assert recovery_killed(world, scenarios.moves, recover_all, first=10, step=3, inner=3, twice=7) > 40
 
 
 def test_a_reader_that_recovers_may_be_killed(world: World) -> None:
