@@ -31,12 +31,12 @@ class State(Enum):
 class ItemReceipt:
     """What happened to one destination.
 
-    ``path``: the destination.  ``kind``: "file", "folder", "symlink", "removal", "move".  ``op``: "create", "replace",
-    "remove", "move" or "unchanged".  ``rung``: how it was swapped ("renameat2", "linkat", "link", "weaker"; "" when
-    nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.  ``not_preserved``: names
-    of what could not be carried over from the displaced original ("owner", "xattr …").  ``broken_links``: how many
-    other hard links of the displaced original keep the old content.  ``kept``: the path where the previous version
-    now stands.
+    ``path``: the destination.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
+    "replace", "remove", "move" or "unchanged".  ``rung``: how it was swapped ("renameat2", "linkat", "link", "rename",
+    "weaker"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
+    ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
+    "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
+    ``kept``: the path where the previous version now stands, None when it was not kept.
     """
 
     path: str

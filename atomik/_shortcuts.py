@@ -217,8 +217,8 @@ def file(
     :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.
     :param keep: a name in the same folder (or a function from path to name) under which the previous version stays.
     :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
-    :param fallback: "weaker" accepts, for folders on filesystems without the flags of renameat2, a moment in which the
-        destination is empty or missing.
+    :param fallback: "weaker" accepts, where the filesystem cannot publish in one step (a folder without the flags of
+        renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
         (O_TMPFILE), so nothing is left even after SIGKILL.
 
@@ -319,7 +319,9 @@ def update(
     from ._observe import observe
 
     if options.get("follow_symlinks"):
-        path = os.path.realpath(path)
+        from ._workspace import followed
+
+        path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text: Any = {"encoding": encoding, "errors": errors, "newline": newline}
     tx, rest = _begin(options=options, overwrite=True)
