@@ -8,8 +8,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-import atomik  # noqa: E402
 import python_inventory  # noqa: E402
+
+import atomik  # noqa: E402
 
 project = "atomik"
 author = "The atomik developers"

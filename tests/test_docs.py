@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 import atomik
-from atomik._swap import Undone
+from atomik._step import Undone
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -28,7 +28,19 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts
 #: Languages of blocks: those that run, and those that are only shown.
 RUN = {"python", "console", "output"}
 SHOWN = {"text", "ini", "toml", "yaml", "json", "c", "sh"}
-DIRECTIVES = {"toctree", "picture", "eval-rst", "note", "warning", "list-table", "only", "image", "figure", "raw", "tip"}
+DIRECTIVES = {
+    "toctree",
+    "picture",
+    "eval-rst",
+    "note",
+    "warning",
+    "list-table",
+    "only",
+    "image",
+    "figure",
+    "raw",
+    "tip",
+}
 
 
 def like(wanted: str, got: str) -> bool:

@@ -32,9 +32,8 @@ def _public() -> dict[str, str]:
     return found
 
 
-def _role(
-    name: str, rawtext: str, text: str, lineno: int, inliner: Any, options: Any = None, content: Any = ()
-) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+def _role(*given: Any) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    _name, rawtext, text, _line, inliner = given[:5]
     code = nodes.literal(rawtext, text, classes=["code"])
     target = _PUBLIC.get(text.removesuffix("()"))
     if target is None:

@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
     """Write the inventory below `folder`, which is no part of the sources, and return its path."""
     lines = [f"{name} py:exception 1 {page}#$ -" for name, page in _CLASSES.items()]
     lines += [f"{name} {role} 1 {page}#$ -" for (role, name), page in _OTHERS.items()]
-    head = "# Sphinx inventory version 2\n# Project: Python\n# Version: 3\n# The remainder of this file is compressed using zlib.\n"
+    head = "# Sphinx inventory version 2\n# Project: Python\n# Version: 3\n# The rest is compressed using zlib.\n"
     folder.mkdir(exist_ok=True)
     path = folder / "python.inv"
     path.write_bytes(head.encode() + zlib.compress("".join(line + "\n" for line in lines).encode()))

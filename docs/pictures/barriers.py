@@ -9,7 +9,13 @@ _STRETCHES = (
     ("B1", "", "", "", ""),
     ("swap … swap", "one renameat2 for\neach destination", "all old", "old", "recovery undoes what\nthe disk kept"),
     ("B2", "", "", "", ""),
-    ("mark", "append “committed”\nto the journal", "all old or all new", "log", "whether the mark\nreached the disk decides"),
+    (
+        "mark",
+        "append “committed”\nto the journal",
+        "all old or all new",
+        "log",
+        "whether the mark\nreached the disk decides",
+    ),
     ("B3", "", "", "", ""),
     ("clean up", "delete the old versions", "all new", "new", "recovery deletes\nwhat is left over"),
 )
@@ -36,7 +42,7 @@ def draw() -> list[Picture]:
             p.add(
                 f'<rect x="8" y="{y:g}" width="424" height="26" rx="3" fill="var(--ink)"/>'
                 f'<text x="44" y="{y + 17.5:g}" fill="var(--paper)" '
-                f'style="font:600 12px system-ui,\'DejaVu Sans\',sans-serif">{name}: {_WHAT[name]}</text>'
+                f"style=\"font:600 12px system-ui,'DejaVu Sans',sans-serif\">{name}: {_WHAT[name]}</text>"
             )
             y += 26
             continue

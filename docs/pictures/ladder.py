@@ -16,30 +16,38 @@ def _answer(p: Picture, y: float, title: str, words: str, tone: str, height: flo
     p.lines(312, y + 36, words, size=11, colour="ink", leading=14)
 
 
+_ROWS = (
+    ("a new file, and the\nonly output?", "linkat", "one linkat(2) of a file that\nhad no name until now", "new"),
+    (
+        "FUSE or unknown: does the\nprobe show it lying?",
+        "refused",
+        "for overwriting, before\nanything is touched",
+        "bad",
+    ),
+    ("does it know the flag\nof renameat2?", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new"),
+    ("no folder, and\nhard links exist?", "link", "hard link, then unlink\nor rename over", "new"),
+    ("a single file that\noverwrites another?", "rename", "a plain rename: one step,\nbut no way back", "old"),
+    ('fallback="weaker"\nasked for?', "weaker", "a moment with nothing there,\nor an empty folder", "old"),
+)
+
+
 def draw() -> list[Picture]:
     p = Picture(
-        "ladder", 516, 516, "The ladder",
+        "ladder", 500, 588, "The ladder",
         "A new file that is the only output: linkat. Else, if a probe shows that the filesystem ignores the flags, "
-        "overwriting is refused. If it knows the flag: renameat2. If not, and it is no folder: hard links, and where "
-        "there are none, a refusal. A folder without the flags: a refusal, unless the caller asked for the weaker rung.",
+        "overwriting is refused. If it knows the flag: renameat2. If not, and it is no folder, and there are hard links: "
+        "link. Without hard links, a single file that overwrites another: a plain rename. Else the weaker rung, if the "
+        "caller asked for it by name, or a refusal.",
     )  # fmt: skip
-    rows = (
-        (14, "a new file, and the\nonly output?", "yes", "linkat", "one linkat(2) of a file that\nhad no name until now", "new", "no"),
-        (98, "FUSE or unknown: does the\nprobe show it lying?", "yes", "refused", "for overwriting, before\nanything is touched", "bad", "no"),
-        (182, "does it know the flag\nof renameat2?", "yes", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new", "no"),
-        (266, "is it a folder?", "no", "link", "hard link, then unlink\nor rename over", "new", "yes"),
-        (350, 'fallback="weaker"\nasked for?', "yes", "weaker", "a moment with an empty\nfolder, or none", "old", "no"),
-    )  # fmt: skip
-    for y, question, across, title, words, tone, down in rows:
+    for at, (question, title, words, tone) in enumerate(_ROWS):
+        y = 14 + at * 84
         _question(p, y, question)
         _answer(p, y - 7, title, words, tone)
         p.line([(230, y + 22), (298, y + 22)], colour="ink", arrow=True)
-        p.text(262, y + 16, across, size=11.5, anchor="middle")
+        p.text(262, y + 16, "yes", size=11.5, anchor="middle")
         p.line([(125, y + 44), (125, y + 82)], colour="ink", arrow=True)
-        p.text(133, y + 66, down, size=11.5)
-    p.box(20, 434, 210, 66, tone="bad")
-    p.text(32, 454, "refused", bold=True, size=12.5, colour="bad")
-    p.lines(32, 470, "UnsupportedFilesystemError,\nall destinations as before", size=11, leading=14)
-    p.line([(490, 288), (502, 288), (502, 467), (232, 467)], colour="bad", dashed=True, arrow=True)
-    p.text(494, 482, "no hard links either", size=11, colour="bad", anchor="end")
+        p.text(133, y + 66, "no", size=11.5)
+    p.box(20, 518, 210, 58, tone="bad")
+    p.text(32, 538, "refused", bold=True, size=12.5, colour="bad")
+    p.lines(32, 554, "UnsupportedFilesystemError,\nall destinations as before", size=11, leading=14)
     return [p]
