@@ -17,7 +17,7 @@ from ._items import Item
 from ._names import Move, Removal, StagedSymlink
 from ._options import BytesMode, ItemOptions, Progress, StrPath, TextMode, checked
 from ._staged import StagedFile, StagedFolder, StagedProgram
-from ._workspace import absolute
+from ._workspace import absolute, followed
 
 if TYPE_CHECKING:
     import threading
@@ -245,8 +245,8 @@ class Stager:
         """Decide early whether the destination can work, and take it in."""
         options = checked(given, overwrite=self._overwrite if overwrite is None else bool(overwrite))
         full = absolute(path)
-        if given.get("follow_symlinks") and os.path.islink(full):
-            full = os.path.realpath(full)
+        if given.get("follow_symlinks"):
+            full = followed(full)
         with _errors.typed("cannot stage there", full), self._lock:
             self._require_open()
             workspace = self._workspace

@@ -298,6 +298,16 @@ def absolute(path: str | os.PathLike[str]) -> str:
         raise errors.system_error(exc, "the current folder is gone", name) from exc
 
 
+def followed(path: str) -> str:
+    """Where a link at `path` leads in the end, there or not; anything else is left as it is."""
+    if not os.path.islink(path):
+        return path
+    target = os.path.realpath(path)
+    if os.path.islink(target):
+        raise errors.system_error(OSError(errno.ELOOP, ""), "cannot follow the link", path)
+    return target
+
+
 def split(path: str, *, folder: bool) -> tuple[str, str]:
     """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
     fold it away would be wrong behind a symlink."""

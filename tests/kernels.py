@@ -28,6 +28,7 @@ closes, so its fault strikes afterwards, or a descriptor would leak that no real
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
@@ -272,3 +273,30 @@ def every_call(
             assert number > 1, "no call was looked at: the loop tested nothing"
             return
         number += 1
+
+
+class Poor(Watching):
+    """A filesystem that lacks things: any of "noreplace", "exchange" (EINVAL), "link" (EPERM), "tmpfile" (EOPNOTSUPP).
+
+    With "lies", it says yes to an exchange and makes a plain rename of it, as some FUSE servers do.
+    """
+
+    def __init__(self, *lacks: str) -> None:
+        super().__init__({"rename", "link", "link_fd", "open_tmpfile"})
+        self.lacks = lacks
+
+    def around(self, call: Call, go: Callable[[], Any]) -> Any:
+        lacks = self.lacks
+        if call.name == "rename":
+            flags = call.args[4]
+            if flags == _kernel.EXCHANGE and "lies" in lacks:
+                return self.under.rename(*call.args[:4], 0)
+            if (flags == _kernel.NOREPLACE and "noreplace" in lacks) or (
+                flags == _kernel.EXCHANGE and "exchange" in lacks
+            ):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        elif "link" in call.name and "link" in lacks:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        elif call.name == "open_tmpfile" and "tmpfile" in lacks:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return go()
