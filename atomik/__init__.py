@@ -14,7 +14,7 @@ Layout, from the top down (arrows of import point down only):
     _group, _commit           the commit protocol: several steps with a journal, one step without
     _barriers                 which syncs make what durable
     _staged, _names, _items   what is to happen at one destination: stage, seal, discard
-    _swap, _probe             the ladder: publish one step, undo one step
+    _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it
     _journal, _records        the journal on disk, and its bytes
     _workspace, _claim        held folders, private staging folders, rules between destinations
     _tree, _clone, _metadata  trees and attributes, by descriptor
@@ -33,10 +33,10 @@ from . import errors, flags, rename
 from ._shortcuts import Output, file, folder, path, transaction, update
 from .errors import AtomikError
 from .flags import Flag, Mode
-from .rename import swap
 
 if TYPE_CHECKING:
     from ._capabilities import Capabilities, probe
+    from ._exchange import swap
     from ._observe import Observation, observe
     from ._reading import reading
     from ._receipt import ItemReceipt, Receipt, State
@@ -85,6 +85,7 @@ _LATER = {
     "probe": "_capabilities",
     "reading": "_reading",
     "recover": "_recovery",
+    "swap": "_exchange",
     "testing": "testing",
 }
 

@@ -21,7 +21,8 @@ from . import _events, _kernel, _swap, _tree, errors
 from ._directory import JOURNAL_NAME, Directory, identify
 from ._receipt import State
 from ._staged import NO_NAME, StagedFile
-from ._swap import Step
+from ._step import LINKAT, RENAME, Step, same_kind
+from ._undo import undo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ class Single(Commit):
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
         assert isinstance(item, StagedFile)
         place = item.place
-        step = Step("create", "file", place, self.workspace.sibling(place.directory), None, rung=_swap.LINKAT)
+        step = Step("create", "file", place, self.workspace.sibling(place.directory), None, rung=LINKAT)
         self._visible_from = time.perf_counter()
         self.steps.append(step)
         try:
@@ -246,14 +247,14 @@ class Single(Commit):
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
         if step.op == "create":
             return step
-        if step.rung == _swap.RENAME:
+        if step.rung == RENAME:
             self.state = State.COMMITTED  # what was there is gone: there is no way back
             return step
         came_out = step.slot.stat()
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
             text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
             errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
-        if not _swap.same_kind(came_out.st_mode, step.kind):
+        if not same_kind(came_out.st_mode, step.kind):
             text = "another kind of object came to stand there meanwhile; it was left alone"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
         return step
@@ -273,7 +274,7 @@ class Single(Commit):
     def _confirm(self, step: Step) -> None:
         """Make the swap durable.  A failure leaves the new version visible: to undo it would be no more durable."""
         folders = [step.dest.directory]
-        if step.rung != _swap.LINKAT and step.slot.directory is not step.dest.directory:
+        if step.rung != LINKAT and step.slot.directory is not step.dest.directory:
             folders.append(step.slot.directory)
         try:
             self.syncing(1, 2)
@@ -303,14 +304,14 @@ class Single(Commit):
         item = self.items[0]
         for step in self.steps:
             self._identify(item, step)
-            _swap.undo(step)  # a stranger's newer object stays, and supersedes what we displaced
-            if step.rung == _swap.LINKAT:
+            undo(step)  # a stranger's newer object stays, and supersedes what we displaced
+            if step.rung == LINKAT:
                 _tree.delete(step.slot)  # where undo took the new file away to
         if item.slot is not None and item.slot.directory is item.place.directory:
             _tree.delete(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
-        if step.op == "create" or step.rung == _swap.RENAME or step.slot.directory is not step.dest.directory:
+        if step.op == "create" or step.rung == RENAME or step.slot.directory is not step.dest.directory:
             return  # claims are emptied as a whole
         try:
             _tree.delete(step.slot)

@@ -18,11 +18,12 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from . import _events, _journal, _kernel, _records, _swap, _tree, errors
+from . import _events, _journal, _kernel, _records, _tree, errors
 from ._claim import journal_name
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
 from ._records import Intent, Journal, StepRecord
-from ._swap import Step, Undone
+from ._step import Step, Undone, put
+from ._undo import undo
 
 
 @define(frozen=True)
@@ -131,7 +132,7 @@ class DeadTransaction:
         recorded = self.news | self.olds
         for step in reversed(steps):
             try:
-                result = _swap.undo(step, recorded)
+                result = undo(step, recorded)
             except OSError as exc:
                 failure = failure or (step, exc)  # the others are brought back all the same
                 continue
@@ -203,7 +204,7 @@ class DeadTransaction:
         ]
         if claims and not any(place.identity() == self.journal.identity for place in claims):
             for place in self._well_known():
-                _swap.put(place, claims[0], folder=False)
+                put(place, claims[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:

@@ -28,12 +28,13 @@ from attrs import define, field
 from . import _events, _journal, _kernel, _records, _swap, _tree, errors
 from ._commit import Commit, Interrupt, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, rename
-from ._journal import LiveJournal
 from ._items import Item
+from ._journal import LiveJournal
 from ._receipt import State
 from ._records import Folder, StepRecord
 from ._staged import StagedFile
-from ._swap import Step, Undone
+from ._step import Step, Undone
+from ._undo import undo
 
 
 @define(eq=False)
@@ -276,10 +277,10 @@ class Group(Commit):
         """
         recorded = self._recorded
         try:
-            result, _ = uninterrupted(lambda: _swap.undo(step, recorded))
+            result, _ = uninterrupted(lambda: undo(step, recorded))
         except OSError:
             try:
-                result, _ = uninterrupted(lambda: _swap.undo(step, recorded))
+                result, _ = uninterrupted(lambda: undo(step, recorded))
             except OSError as exc:
                 return exc
         held = step.slot.identity()

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from attrs import define, field
 
-from . import _compare, _kernel, _metadata, _swap, _tree, errors
+from . import _compare, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._observe import Observation
 from ._options import Options
 from ._receipt import ItemReceipt
-from ._swap import Step
+from ._step import Step, same_kind
 from ._workspace import split
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Item:
         if there is None or place is None:
             return None
         # Where the destination is still empty its kind may not be known; then nothing will be kept either.
-        if self.step_kind() and not _swap.same_kind(there.st_mode, self.step_kind()):
+        if self.step_kind() and not same_kind(there.st_mode, self.step_kind()):
             text = "the name for the previous version is taken by another kind of object; remove it or choose another"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
         self.check_mounts(there, place)
@@ -280,7 +280,7 @@ class Item:
         return self.place.identity()
 
     def _check_kind(self, mode: int) -> None:
-        if self.step_kind() and not _swap.same_kind(mode, self.step_kind()):
+        if self.step_kind() and not same_kind(mode, self.step_kind()):
             there = "a folder" if stat.S_ISDIR(mode) else "no folder"
             text = f"cannot put a {self.step_kind()} there: what exists is {there}"
             text += "; remove it first, or choose another name"
@@ -344,7 +344,7 @@ class Item:
         options = self.options
         if options.overwrite and options.preserve != "none":
             self._source = _metadata.Metadata.of(self.place)
-            if self._source is not None and _swap.same_kind(self._source.type, self.step_kind()):
+            if self._source is not None and same_kind(self._source.type, self.step_kind()):
                 self.not_preserved = _metadata.apply(fd, self._source, options.preserve)
         if options.permissions is not None:
             _kernel.port.fchmod(fd, options.permissions)

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from . import _kernel, _records, _swap, errors
+from . import _kernel, _records, errors
 from ._claim import Claim, journal_name
 from ._directory import JOURNAL_NAME, Directory, Place, identify
+from ._step import put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,7 +203,7 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
     try:
-        _swap.put(first, place, folder=False)
+        put(first, place, folder=False)
     except FileExistsError:
         raise HotJournal(place.directory) from None
     journal.names.remove(first)

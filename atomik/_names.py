@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import os
 
     from ._directory import Place
-    from ._swap import Step
+    from ._step import Step
 
 
 @define(eq=False)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from . import _kernel, errors
 from ._directory import Directory, Place, rename
-from ._swap import NO_FLAG
+from ._step import NO_FLAG
 
 if TYPE_CHECKING:
     from ._items import Item
     from ._workspace import Workspace
+
+LIES = "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
 
 
 def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool) -> None:
@@ -29,10 +31,7 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
     if not fs.trusted and fs.exchange is None:
         try_flags(workspace, stage)
     if fs.lies and overwriting and item.kind != "removal":  # to take away needs no flag: the slot's name is free
-        text = (
-            "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
-        )
-        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, LIES, item.path)
     needed = fs.exchange if overwriting else fs.noreplace
     if item.step_kind() == "folder" and item.kind != "removal" and needed is False and not item.options.weaker:
         text = (
