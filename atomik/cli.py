@@ -226,7 +226,7 @@ def _run(known: argparse.Namespace) -> int:
 
 def _swap(known: argparse.Namespace) -> int:
     from ._directory import Directory
-    from .rename import swap
+    from ._exchange import swap
 
     swap(known.first, known.second)
     if known.durable:

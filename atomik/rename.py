@@ -74,7 +74,7 @@ def swap(
     """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
 
     No observer sees one of them missing.  One renameat2(2) with RENAME_EXCHANGE (Linux 3.15) and no sync.
-    Raises like `rename`.
+    Raises like `rename`.  `atomik.swap` makes sure before that the filesystem does not ignore the flag.
     """
     rename(first, second, Flag.RENAME_EXCHANGE, src_dir_fd=first_dir_fd, dst_dir_fd=second_dir_fd)
 

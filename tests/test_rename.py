@@ -54,7 +54,9 @@ def test_swap_exchanges_any_pair(folder: Path, first: str, second: str) -> None:
     assert swap("a", "b") is None
     assert is_("a", "b", second)
     assert is_("b", "a", first)
-    assert exchange is swap is atomik.swap
+    assert exchange is swap
+    assert atomik.swap("a", "b") is None
+    assert is_("a", "a", first)
 
 
 @pytest.mark.parametrize("kind", KINDS)
