@@ -6,6 +6,7 @@ Docstrings are read in a terminal first, where `recover` says more than a role w
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from docutils import nodes
@@ -45,11 +46,19 @@ def _role(*given: Any) -> tuple[list[nodes.Node], list[nodes.system_message]]:
     return [reference], []
 
 
+def _several(_app: Any, _what: str, _name: str, _value: Any, _options: Any, lines: list[str]) -> None:
+    """``:param a, b:`` speaks of two parameters; Sphinx would take the first for the type of the second."""
+    lines[:] = [
+        re.sub(r"(?<=:param )\w+(, \w+)+(?=:)", lambda names: names[0].replace(" ", ""), line) for line in lines
+    ]
+
+
 _PUBLIC = _public()
 
 
 def setup(app: Any) -> dict[str, bool]:
     app.add_role("name", _role)
     app.add_config_value("names_role", "name", "env")
+    app.connect("autodoc-process-docstring", _several)
     app.connect("builder-inited", lambda app: setattr(app.config, "default_role", "name"))
     return {"parallel_read_safe": True}
