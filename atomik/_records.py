@@ -113,9 +113,7 @@ def encode_intent(intent: Intent) -> bytes:
     return encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps))
 
 
-def encode(
-    txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int
-) -> bytes:
+def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int) -> bytes:
     """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
     out = bytearray(_HEAD.size)
     out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _COUNTS.pack(len(folders), count)
@@ -162,20 +160,18 @@ def decode(data: bytes) -> Journal | None:
 
     Raises `BadJournal` for whatever atomik would not have written, and for a newer version.
     """
-    first = _read_record(data, 0)
+    first = _read_record(data, 0, (INTENT,))
     if first is None:
         return None
-    kind, payload, end = first
-    if kind != INTENT:
-        raise BadJournal("it does not begin with an intent")
+    _, payload, end = first
     try:
         intent = _decode_intent(payload)
     except (struct.error, IndexError, ValueError) as exc:
         raise BadJournal(f"its intent is malformed ({exc})") from exc
     outcome = None
-    while (record := _read_record(data, end)) is not None:
+    while (record := _read_record(data, end, (COMMITTED, UNDONE))) is not None:
         kind, payload, after = record
-        if kind not in (COMMITTED, UNDONE) or payload.rstrip(b"\0") != intent.txid.encode():
+        if payload.rstrip(b"\0") != intent.txid.encode():
             raise BadJournal("a record behind the intent does not belong to it")
         if outcome not in (None, kind):
             raise BadJournal("it says both committed and undone")
@@ -183,21 +179,24 @@ def decode(data: bytes) -> Journal | None:
     return Journal(intent, outcome, end)
 
 
-def _read_record(data: bytes, at: int) -> tuple[int, bytes, int] | None:
+def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, bytes, int] | None:
     """(type, payload, end) of the record at `at`; None when it is absent or torn."""
+    head = data[at : at + _HEAD.size]
+    if not _MAGIC.startswith(head[:4].rstrip(b"\0")):
+        raise BadJournal("it does not carry the mark of atomik")
     if len(data) - at < _HEAD.size + _DIGEST:
         return None
-    magic, version, kind, length = _HEAD.unpack_from(data, at)
-    if magic != _MAGIC:
-        if any(data[at : at + _HEAD.size]):
-            raise BadJournal("it does not carry the mark of atomik")
-        return None  # zeros: space that was allocated and never written
-    if version > VERSION:
+    magic, version, kind, length = _HEAD.unpack(head)
+    if magic == _MAGIC and version > VERSION:
         raise BadJournal(f"it has format version {version}, and this atomik knows only {VERSION}; use the newer one")
-    if not version or length > MAX_SIZE:
+    if not any(data[at + _HEAD.size : at + _HEAD.size + _DIGEST]):
+        return None  # space that was allocated and never written: a payload does not begin with zeros
+    if magic != _MAGIC or version != VERSION or kind not in kinds or length > MAX_SIZE:
         raise BadJournal("its header is damaged")
     end = at + _HEAD.size + length
     if len(data) < end + _DIGEST:
+        if any(_fits(data[at:], size) for size in (len(data) - at, len(data) - at - _ALIGN)):
+            raise BadJournal("its header is damaged")  # it is whole, only its length is wrong
         return None
     digest = blake2b(memoryview(data)[at:end], digest_size=_DIGEST).digest()
     if digest != data[end : end + _DIGEST]:
@@ -205,6 +204,14 @@ def _read_record(data: bytes, at: int) -> tuple[int, bytes, int] | None:
             raise BadJournal("its bytes are damaged")
         return None
     return kind, data[at + _HEAD.size : end], end + _DIGEST
+
+
+def _fits(record: bytes, size: int) -> bool:
+    """Whether this would be a good record, if its header gave `size` bytes for all of it."""
+    length = size - _HEAD.size - _DIGEST
+    head = record[:8] + max(length, 0).to_bytes(8, "little")
+    body = head + record[_HEAD.size : _HEAD.size + length]
+    return length > 0 and blake2b(body, digest_size=_DIGEST).digest() == record[size - _DIGEST : size]
 
 
 def _torn(record: bytes, digest: bytes) -> bool:
