@@ -10,14 +10,17 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import logging
 import os
 import re
 import subprocess
 import sys
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 import atomik
 from atomik._step import Undone
@@ -55,13 +58,15 @@ class Runner:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.printed = ""
+        self.out = io.StringIO()  # one for the whole page: a logger that a block sets up goes on writing to it
 
     def python(self, example) -> str | None:
         source = "\n" * (example.line + example.parsed.line_offset) + example.parsed
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
+        with contextlib.redirect_stdout(self.out):
             exec(compile(source, example.path, "exec", dont_inherit=True), example.namespace)
-        self.printed = out.getvalue()
+        self.printed = self.out.getvalue()
+        self.out.seek(0)
+        self.out.truncate()
         return None
 
     def output(self, example) -> str | None:
@@ -105,6 +110,19 @@ def commands(block: str) -> list[tuple[str, str]]:
     return [(command, output) for command, output in found]
 
 
+@pytest.fixture
+def settings_of_the_process() -> Iterator[None]:
+    """What a page may change for the whole process, and is put back afterwards."""
+    root = logging.getLogger()
+    umask, handlers, level = os.umask(0o022), root.handlers[:], root.level
+    yield
+    os.umask(umask)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("settings_of_the_process")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_code_in_a_page_does_what_the_page_says(page: Path, folder: Path) -> None:
     """Every block of code in the documentation runs, and prints what is said to be printed."""
@@ -178,10 +196,11 @@ def emitted() -> dict[str, set[str]]:
                 continue
             name = node.args[1]
             fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+            bound = {"tx"} if called == "event" else set()  # the method of a commit binds it
             if isinstance(name, ast.Constant):
-                found.setdefault(name.value, set()).update(fields | {"tx"})
+                found.setdefault(name.value, set()).update(fields | bound)
             elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-                found.setdefault(f"{name.values[0].value}<action>", set()).update(fields | {"tx"})
+                found.setdefault(f"{name.values[0].value}<action>", set()).update(fields | bound)
     return found
 
 
