@@ -43,17 +43,19 @@ def _structlog() -> Any:
     structlog = sys.modules.get("structlog")
     if structlog is None or not structlog.is_configured():
         return None
-    # capture_logs leaves "configured" behind with the defaults that it found.  Those print, so they do not count; while
-    # it captures there is one processor, its own.
-    config = structlog.get_config()
-    default = getattr(structlog._config, "_BUILTIN_DEFAULT_LOGGER_FACTORY", None)
-    untouched = config["logger_factory"] is default and _are_defaults(structlog, config["processors"])
-    return None if untouched else structlog
+    # capture_logs leaves "configured" behind, with the defaults that it found.  Those print, so they do not count.
+    return None if _are_defaults(structlog) else structlog
 
 
-def _are_defaults(structlog: Any, processors: list[Any]) -> bool:
-    """Whether these are the processors of a structlog that nobody configured: it ends by rendering for a console."""
-    return bool(processors) and isinstance(processors[-1], structlog.dev.ConsoleRenderer)
+def _are_defaults(structlog: Any) -> bool:
+    """Whether everything is as in a structlog that nobody configured."""
+    config, builtin = structlog.get_config(), structlog._config
+    usual = getattr(builtin, "_BUILTIN_DEFAULT_PROCESSORS", ())
+    return (
+        config["logger_factory"] is getattr(builtin, "_BUILTIN_DEFAULT_LOGGER_FACTORY", None)
+        and config["wrapper_class"] is getattr(builtin, "_BUILTIN_DEFAULT_WRAPPER_CLASS", None)
+        and [*map(id, config["processors"])] == [*map(id, usual)]
+    )
 
 
 def _has_handler() -> bool:
