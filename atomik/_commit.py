@@ -223,7 +223,7 @@ class Single(Commit):
         """
         assert isinstance(item, StagedFile)
         parent = item.place.directory
-        if item.stage is parent and parent.fs.trusted and parent.try_lock(shared=True):
+        if item.stage is parent and parent.fs.trusted and not parent.append_only and parent.try_lock(shared=True):
             slot = self.workspace.sibling(parent)
             try:
                 item.slot = slot

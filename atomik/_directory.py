@@ -49,6 +49,8 @@ class Directory:
     ino: int
     mount: int
     unique_mount: bool
+    #: names can be added to it and never taken away (chattr +a)
+    append_only: bool = False
     _fs: Filesystem | None = field(default=None, init=False)
     #: (st_dev, st_ino, mount): one tuple for all who use it as a key
     place_key: tuple[int, int, int] = field(init=False)

@@ -78,6 +78,8 @@ class Item:
     kept: str | None = field(default=None, init=False)
     #: whether something stood at the destination when it was staged
     found: bool = field(default=False, init=False, repr=False)
+    #: how many names besides the destination what stands there has
+    links: int = field(default=0, init=False, repr=False)
     #: its content is durable already
     synced: bool = field(default=False, init=False, repr=False)
     _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
@@ -264,6 +266,7 @@ class Item:
         if not self.options.overwrite or expect == "absent":
             self._refuse_existing()
         self._check_kind(found.st_mode)
+        self.links = found.st_nlink - 1
         return found
 
     def _refuse_existing(self) -> NoReturn:
@@ -328,7 +331,7 @@ class Item:
         replaced = step.op != "create"
         kept = str(self.kept_place) if replaced and self.kept is not None else None
         op = "move" if self.kind == "move" else step.op
-        links = 0 if self._source is None or step.folder or not replaced else self._source.nlink - 1
+        links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(self.path, self.kind, op, step.rung, self.order, replaced, self.not_preserved, links, kept)
 
     def _seal(self) -> None:

@@ -279,9 +279,9 @@ class Kernel:
         """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
         return os.scandir(fd)
 
-    def mount_of(self, fd: int, name: str = "") -> tuple[int, int, int, bool]:
+    def mount_of(self, fd: int, name: str = "") -> tuple[int, int, int, bool, bool]:
         """statx(2) of an open folder, or of a name in it, links not followed:
-        (st_dev, st_ino, mount id, whether that id is never reused)."""
+        (st_dev, st_ino, mount id, whether that id is never reused, whether it is append-only (chattr +a))."""
         c = _libc()
         out = c.Statx()
         want = c.STATX_BASIC | c.STATX_MNT_ID | c.STATX_MNT_ID_UNIQUE
@@ -290,7 +290,8 @@ class Kernel:
             _raise((name,))
         unique = bool(out.mask & c.STATX_MNT_ID_UNIQUE)
         mount = out.mnt_id if out.mask & (c.STATX_MNT_ID | c.STATX_MNT_ID_UNIQUE) else 0
-        return os.makedev(out.dev_major, out.dev_minor), out.ino, mount, unique
+        append_only = bool(out.attributes & c.STATX_ATTR_APPEND)
+        return os.makedev(out.dev_major, out.dev_minor), out.ino, mount, unique, append_only
 
     def filesystem_magic(self, fd: int) -> int:
         """fstatfs(2): the type of the filesystem."""

@@ -24,6 +24,7 @@ AT_HANDLE_FID = 0x200  # name_to_handle_at for comparison only; works on overlay
 MAX_HANDLE = 128
 
 STATX_MNT_ID = 0x1000  # Linux 5.8
+STATX_ATTR_APPEND = 0x20
 STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
 STATX_BASIC = 0x7FF
 

@@ -17,7 +17,7 @@ from ._items import Item
 from ._names import Move, Removal, StagedSymlink
 from ._options import BytesMode, ItemOptions, Progress, StrPath, TextMode, checked
 from ._staged import StagedFile, StagedFolder, StagedProgram
-from ._workspace import absolute, followed
+from ._workspace import absolute, followed, refuse_append_only
 
 if TYPE_CHECKING:
     import threading
@@ -262,6 +262,7 @@ class Stager:
             try:
                 if found is not None:
                     item.check_mounts(found)
+                    refuse_append_only(place.directory, full)
                 if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
                     _probe.flags(workspace, stage, item, found is not None)
                 item.choose_kept()

@@ -9,6 +9,7 @@ that a slow sync of one does not stop the others.  A forked child gets a dead co
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -157,6 +158,9 @@ class Transaction(Stager):
                 _events.INFO, "transaction.committed", items=len(items), durable=bool(self._barriers.durable),
                 synced_by=self._barriers.how, sync_calls=self._barriers.calls, duration=round(self._duration, 6),
             )  # fmt: skip
+            for each in self.receipt.items if self.receipt is not None else ():
+                if each.broken_links:
+                    commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
 
     def _choose(self, items: list[Item]) -> Commit:
         """One step is atomic by itself; several need the journal."""
@@ -282,4 +286,17 @@ def _let_go() -> None:
             folder.close()
 
 
+def _drop_open() -> None:
+    """The program ends with open transactions: as if they had been collected, while that still works."""
+    for reference in list(_live.values()):
+        transaction = reference()
+        # One that another thread is committing this very moment is not open, only late.
+        if transaction is not None and transaction._lock.acquire(blocking=False):
+            try:
+                transaction.__del__()
+            finally:
+                transaction._lock.release()
+
+
 os.register_at_fork(after_in_child=_let_go)
+atexit.register(_drop_open)

@@ -186,6 +186,7 @@ class Workspace:
 
     def claim(self, directory: Directory) -> Claim:
         """The private folder in `directory`, made when first needed."""
+        refuse_append_only(directory, directory.path)
         key = directory.place_key
         with self._claiming, errors.typed("cannot stage in the folder", directory.path):
             claim = self.claims.get(key)
@@ -337,6 +338,13 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
         except OSError as exc:
             raise errors.system_error(exc, "the current folder is gone", path) from exc
     return head.rstrip("/") or "/", name
+
+
+def refuse_append_only(directory: Directory, path: str) -> None:
+    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
+    if directory.append_only:
+        text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
+        errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; take the flag away, or write elsewhere", path)
 
 
 def _nested(inner: str, outer: str) -> None:
