@@ -1,0 +1,411 @@
+"""An fsspec filesystem for local folders whose writes are all or nothing: protocol ``atomik``.
+
+    import fsspec
+    fs = fsspec.filesystem("atomik")
+
+    df.to_csv("atomik:///data/out.csv")                 # one file: published when it is complete, or never
+    with fs.transaction:                                # many: published together, or none of them
+        fs.rm("/data/set", recursive=True)
+        fs.makedirs("/data/set")
+        df.to_parquet("/data/set", partition_cols=["year"], filesystem=fs)
+        fs.mv("/data/new-index.json", "/data/index.json")
+
+Like fsspec's own local filesystem, with these differences:
+
+* every file written by `open`, `pipe`, `put`, `cp`, `touch` appears in one step and durable, keeps mode, owner and
+  attributes of what it replaces, and does not appear when its writing fails (see `_fsspec_files`).  `mv`, and `rm` of
+  several paths or of folders, are one atomik transaction;
+* inside ``with fs.transaction`` everything, `mkdir`, `rm` and `mv` too, becomes visible at the end in one atomik
+  transaction (with its journal: also a crash leaves all old or all new).  What reads through this instance sees the
+  new state before (see `_fsspec_view`).  All of it must lie on one filesystem;
+* names that begin with ``.atomik-`` are not listed: they belong to transactions at work.
+
+Storage options: ``auto_mkdir=False``, ``durable=True`` (see `atomik.transaction`), ``lock_timeout=60.0``.
+
+Limits: `link`, `symlink`, `mkdir`, `chmod` outside a transaction are the plain system calls.  An instance, and so its
+transaction, belongs to the thread that asked fsspec for it; hand the instance itself to other threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from fsspec.compression import compr
+from fsspec.core import get_compression
+from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
+from fsspec.transaction import Transaction as FsspecTransaction
+from fsspec.utils import isfilelike
+
+from . import errors
+from . import transaction as begin
+from ._directory import PREFIX
+from ._fsspec_files import TextWriter, Writer
+from ._fsspec_view import Changes, copy
+from ._shortcuts import file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._receipt import Receipt
+
+__all__ = ["AtomikFileSystem", "AtomikTransaction"]
+
+
+class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
+    """``fs.transaction``: one atomik transaction.  ``receipt``: what it did, when it is over."""
+
+    fs: Any
+
+    def __init__(self, fs: AtomikFileSystem, **keywords: Any) -> None:
+        super().__init__(fs, **keywords)
+        self.changes = fs._changes()
+        self.receipt: Receipt | None = None
+
+    def complete(self, commit: bool = True) -> None:
+        """Publish everything or, with ``commit=False``, drop it."""
+        fs = self.fs
+        writers = list(self.files)
+        self.fs = None
+        self.files.clear()
+        try:
+            still_open = [writer for writer in writers if not writer.closed]
+            for writer in still_open:
+                writer.discard()
+            if commit:
+                for writer in still_open:
+                    text = f"{writer.path!r} is still open at the end of the transaction; close it before"
+                    raise errors.TransactionStateError(text)
+                self.receipt = self.changes.publish()
+        finally:
+            self.changes.abort()
+            fs._intrans = False
+            fs._transaction = None
+
+
+class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
+    """Local files, written all or nothing; see the module."""
+
+    protocol = "atomik"
+    transaction_type = AtomikTransaction
+
+    def __init__(
+        self, auto_mkdir: bool = False, durable: bool = True, lock_timeout: float = 60.0, **keywords: Any
+    ) -> None:
+        super().__init__(auto_mkdir=auto_mkdir, **keywords)
+        self.durable = durable
+        self.lock_timeout = lock_timeout
+
+    @property
+    def fsid(self) -> str:
+        """The files are the local ones."""
+        return "local"
+
+    # --- the transaction ---------------------------------------------------------------------------------------------
+    def _changes(self) -> Changes:
+        return Changes(durable=self.durable, lock_timeout=self.lock_timeout)
+
+    @property
+    def _view(self) -> Changes | None:
+        """The changes of the running transaction."""
+        return self.transaction.changes if self._intrans else None
+
+    @contextlib.contextmanager
+    def _editing(self) -> Iterator[Changes]:
+        """The running transaction's changes, or, outside, those of one that ends with the block."""
+        view = self._view
+        if view is not None:
+            yield view
+            return
+        view = self._changes()
+        try:
+            yield view
+            view.publish()
+        finally:
+            view.abort()
+
+    def _where(self, path: Any, *, follow: bool = True) -> str:
+        """Where to read a path."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            return str(path)
+        where = view.where(path, follow=follow)
+        if where is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return where
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+    def info(self, path: Any, **keywords: Any) -> dict[str, Any]:
+        """As of the local filesystem."""
+        if isinstance(path, os.DirEntry):
+            return dict(super().info(path, **keywords))
+        found = dict(super().info(self._where(path, follow=False), **keywords))
+        found["name"] = self._strip_protocol(path)
+        return found
+
+    def ls(self, path: Any, detail: bool = False, **keywords: Any) -> list[Any]:
+        """As of the local filesystem."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            found = super().ls(path, detail=detail, **keywords)
+            return [each for each in found if not _is_ours(each["name"] if detail else each)]
+        if not view.is_folder(path):
+            found = self.info(path)
+            return [found if detail else found["name"]]
+        paths = [os.path.join(path, name) for name in view.names(path)]
+        return [self.info(each) for each in paths] if detail else paths
+
+    def isfile(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.isfile, path)
+
+    def isdir(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.isdir, path)
+
+    def islink(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.islink, path, follow=False)
+
+    def lexists(self, path: Any, **keywords: Any) -> bool:  # noqa: ARG002  fsspec's signature
+        """As of the local filesystem."""
+        return self._asks(os.path.lexists, path, follow=False)
+
+    def _asks(self, question: Any, path: Any, *, follow: bool = True) -> bool:
+        try:
+            return bool(question(self._where(path, follow=follow)))
+        except FileNotFoundError:
+            return False
+
+    # --- files -------------------------------------------------------------------------------------------------------
+    def open(  # noqa: PLR0913  fsspec's signature
+        self, path: Any, mode: str = "rb", block_size: int | None = None, cache_options: Any = None,
+        compression: str | None = None, **keywords: Any,
+    ) -> Any:  # fmt: skip
+        """As of any fsspec filesystem; what it gives for writing is a `Writer`, or text on one."""
+        if "r" in mode and "+" not in mode:
+            return super().open(path, mode, block_size, cache_options, compression, **keywords)
+        path = self._strip_protocol(path)
+        text = {name: keywords.pop(name) for name in ("encoding", "errors", "newline") if name in keywords}
+        autocommit = keywords.pop("autocommit", True)
+        binary = mode.replace("t", "").replace("b", "") + "b"
+        writer = self._writer(path, binary, get_compression(path, compression), autocommit=autocommit)
+        return writer if "b" in mode else TextWriter.of(writer, **text)
+
+    def _open(self, path: Any, mode: str = "rb", block_size: int | None = None, **keywords: Any) -> Any:  # noqa: ARG002
+        if "r" in mode and "+" not in mode:
+            return LocalFileOpener(self._where(path), mode, fs=self, **keywords)
+        return self._writer(self._strip_protocol(path), mode, None, autocommit=keywords.get("autocommit", True))
+
+    def _writer(self, path: str, mode: str, compression: str | None, *, autocommit: bool) -> Writer:
+        self._make_parent(path)
+        view = self._view
+        if view is None:
+            made = file(
+                path, mode, overwrite="x" not in mode, durable=self.durable, lock_timeout=self.lock_timeout,
+                follow_symlinks=True,
+            )  # fmt: skip
+            layers = _layers(made.output, compression, mode, made.abort)
+            return Writer(path, mode, layers, made.commit, made.abort, autocommit=autocommit)
+        return self._staged_writer(view, path, mode, compression)
+
+    def _staged_writer(self, view: Changes, path: str, mode: str, compression: str | None) -> Writer:
+        target = view.resolve(path)
+        present = view.stat(target)
+        if present is not None and "x" in mode:
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
+        if view.is_folder(target):
+            errors.fail(errors.WrongKindError, errno.EISDIR, "cannot write a file there: a folder stands there", path)
+        view.check_parent(target)
+        place = view.slot(target)
+        if present is not None and ("a" in mode or "r" in mode):
+            copy(view.where(target) or target, place)
+        elif "r" in mode:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+        inner = open(place, mode)  # noqa: SIM115  the writer closes it
+
+        def drop() -> None:
+            inner.close()
+            with contextlib.suppress(FileNotFoundError):  # it went with the transaction
+                os.unlink(place)
+
+        layers = _layers(inner, compression, mode, drop)
+        writer = Writer(
+            path, mode, layers, lambda: view.put(target, place, fresh="x" in mode), drop,
+            failed=lambda reason: view.failed.__setitem__(target, reason),
+        )  # fmt: skip
+        self.transaction.files.append(writer)
+        return writer
+
+    def cp_file(self, path1: Any, path2: Any, **keywords: Any) -> None:  # noqa: ARG002
+        """As of the local filesystem."""
+        if not self.exists(path1):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path1)
+        self._copy_in(self._where(path1), path2)
+
+    def put_file(self, path1: Any, path2: Any, callback: Any = None, **keywords: Any) -> None:  # noqa: ARG002
+        """As of the local filesystem; `path1` is no path of a transaction's."""
+        self._copy_in(LocalFileSystem._strip_protocol(path1), path2)
+
+    def _copy_in(self, source: str, path: Any) -> None:
+        if os.path.isdir(source):
+            self.makedirs(path, exist_ok=True)
+            return
+        from ._content import copy_content
+
+        with open(source, "rb") as reader, self.open(path, "wb") as writer:
+            copy_content(reader.fileno(), writer.fileno())
+
+    def get_file(self, path1: Any, path2: Any, callback: Any = None, **keywords: Any) -> None:  # noqa: ARG002
+        """As of the local filesystem; `path2` is no path of a transaction's, and written plainly."""
+        source = self._where(path1)
+        if isfilelike(path2):
+            with open(source, "rb") as reader:
+                shutil.copyfileobj(reader, path2)
+        elif os.path.isdir(source):
+            os.makedirs(path2, exist_ok=True)
+        else:
+            if self.auto_mkdir:
+                os.makedirs(os.path.dirname(os.path.abspath(path2)), exist_ok=True)
+            shutil.copyfile(source, path2)
+
+    def touch(self, path: Any, truncate: bool = True, **keywords: Any) -> None:  # noqa: ARG002
+        """As of the local filesystem."""
+        path = self._strip_protocol(path)
+        if truncate or not self.exists(path):
+            self.open(path, "wb").close()
+        elif self._view is None:
+            os.utime(path)
+        else:
+            with self.open(path, "ab") as writer:
+                os.utime(writer.fileno())
+
+    # --- names -------------------------------------------------------------------------------------------------------
+    def _make_parent(self, path: str) -> None:
+        if self.auto_mkdir:
+            self.makedirs(self._parent(path), exist_ok=True)
+
+    def mkdir(self, path: Any, create_parents: bool = True, **keywords: Any) -> None:
+        """As of the local filesystem."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            super().mkdir(path, create_parents, **keywords)
+        elif self.lexists(path):
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
+        else:
+            if create_parents:
+                self.makedirs(self._parent(path), exist_ok=True)
+            view.mkdir(path)
+
+    def makedirs(self, path: Any, exist_ok: bool = False) -> None:
+        """As of the local filesystem."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            os.makedirs(path, exist_ok=exist_ok)
+        elif self.isdir(path) and exist_ok:
+            return
+        else:
+            self.mkdir(path, create_parents=True)
+
+    def rmdir(self, path: Any) -> None:
+        """As of the local filesystem."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            os.rmdir(path)
+            return
+        if not view.is_folder(path, follow=False):
+            errors.fail(errors.WrongKindError, errno.ENOTDIR, "not a folder", path)
+        if view.names(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        view.remove(path)
+
+    def rm_file(self, path: Any) -> None:
+        """As of the local filesystem."""
+        self._remove([self._strip_protocol(path)], recursive=None)
+
+    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:  # noqa: ARG002
+        """As of the local filesystem; all of them, or none."""
+        self._remove([self._strip_protocol(each) for each in (path if isinstance(path, list) else [path])], recursive)
+
+    def _remove(self, paths: list[str], recursive: bool | None) -> None:
+        with self._editing() as view:
+            for path in paths:
+                found = view.stat(path, follow=False)
+                if found is None:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+                if view.is_folder(path, follow=False) and not recursive:
+                    if recursive is None:
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+                    raise ValueError("Cannot delete directory, set recursive=True")
+                if os.path.abspath(path) == os.getcwd():
+                    raise ValueError("Cannot delete current working directory")
+                view.remove(path)
+
+    def mv(self, path1: Any, path2: Any, recursive: bool = True, **keywords: Any) -> None:  # noqa: ARG002
+        """As of the local filesystem: a folder at `path2` gets `path1` into it, a file is replaced."""
+        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        self._make_parent(target)
+        try:
+            with self._editing() as view:
+                if view.stat(source, follow=False) is None:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+                if view.is_folder(target):
+                    target = os.path.join(target, os.path.basename(source))
+                    if view.stat(target, follow=False) is not None:
+                        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", target)
+                view.move(source, target)
+        except errors.CrossFilesystemError:
+            if self._intrans:
+                raise
+            self._move_across(source, target)
+
+    def _move_across(self, source: str, target: str) -> None:
+        """To another filesystem: the copy appears in one step, and then the original goes, in one step as well."""
+        with begin(overwrite=True, durable=self.durable, lock_timeout=self.lock_timeout) as tx:
+            copy(source, str(tx.path(target)))
+        self._remove([source], recursive=True)
+
+    def link(self, src: Any, dst: Any, **keywords: Any) -> None:
+        """A hard link."""
+        self._name(os.link, self._where(src), dst, keywords)
+
+    def symlink(self, src: Any, dst: Any, **keywords: Any) -> None:
+        """A symbolic link that says `src`."""
+        self._name(os.symlink, self._strip_protocol(src), dst, keywords)
+
+    def _name(self, call: Any, said: str, path: Any, keywords: dict[str, Any]) -> None:
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            call(said, path, **keywords)
+            return
+        if view.stat(path, follow=False) is not None:
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
+        view.check_parent(path)
+        place = view.slot(path)
+        call(said, place, **keywords)
+        view.put(path, place, fresh=True)
+
+    def chmod(self, path: Any, mode: int) -> None:
+        """Set the permission bits; inside a transaction, of what it has written."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            os.chmod(path, mode)
+        else:
+            view.set_permissions(path, mode)
+
+
+def _is_ours(path: str) -> bool:
+    return os.path.basename(path).startswith(PREFIX)
+
+
+def _layers(inner: Any, compression: str | None, mode: str, drop: Any) -> list[Any]:
+    """The staged file, and what compresses on top of it."""
+    try:
+        return [inner] if compression is None else [inner, compr[compression](inner, mode=mode[0])]
+    except BaseException:
+        drop()
+        raise
