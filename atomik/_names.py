@@ -104,6 +104,10 @@ class Move(Item):
         self._there = _kind_of(found.st_mode)
         if self._there == "folder":
             self._refuse_into_itself(found)
+        directory = self.source.directory
+        if directory.mount and _kernel.port.mount_of(self.source.fd, self.source.name)[2] != directory.mount:
+            text = "a mount point cannot be moved; unmount it, or move what lies in it"
+            errors.fail(errors.MountPointError, errno.EBUSY, text, str(self.source), self.path)
 
     def _refuse_into_itself(self, found: os.stat_result) -> None:
         if (found.st_dev, found.st_ino) in self.place.directory.ancestors():

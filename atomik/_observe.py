@@ -91,6 +91,9 @@ def _digest(place: Place) -> bytes | None:
     """BLAKE2b-256 of a regular file, None of anything else."""
     from hashlib import blake2b
 
+    found = place.stat()
+    if found is None or not _kernel.is_file(found.st_mode):
+        return None  # not even opened: with a device or a FIFO that may have effects of its own
     try:
         fd = _kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except OSError as exc:

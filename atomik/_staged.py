@@ -68,14 +68,18 @@ class StagedFile(Item):
 
     def _copy_present(self) -> None:
         """Modes "a" and "r+" begin with a copy of what is there."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            source = _kernel.port.open(self.place.name, flags, self.place.fd)
-        except FileNotFoundError as exc:
+        found = self.place.stat()
+        if found is None:
             if self.mode[0] == "a":
                 return
             text = 'mode "r+" needs an existing file; use mode "w" to make one'
-            raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, self.path)) from exc
+            errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
+        if not _kernel.is_file(found.st_mode):  # only to open a device or a FIFO may have effects of its own
+            text = 'what exists is no regular file, so there is no content to start from; use mode "w" to replace it'
+            text += ", or follow_symlinks=True" * stat.S_ISLNK(found.st_mode)
+            errors.fail(errors.WrongKindError, errno.EINVAL, text, self.path)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        source = _kernel.port.open(self.place.name, flags, self.place.fd)
         try:
             from ._clone import copy_content
 
