@@ -131,13 +131,14 @@ class DeadTransaction:
         failure: tuple[Step, OSError] | None = None
         recorded = self.news | self.olds
         for step in reversed(steps):
+            published = step.new is None or step.slot.identity() != step.new
             try:
                 result = undo(step, recorded)
             except OSError as exc:
                 failure = failure or (step, exc)  # the others are brought back all the same
                 continue
-            if result is Undone.FOREIGN and step.new is not None and step.slot.identity() == step.new:
-                result = Undone.UNTOUCHED  # it was never published, so theirs is no business of ours
+            if result is Undone.FOREIGN and not published:
+                result = Undone.UNTOUCHED  # theirs is no business of ours
             detail = "somebody published there since; theirs stays" if result is Undone.FOREIGN else ""
             self.tell(str(step.dest), result.value, detail)
         if failure is not None:

@@ -95,7 +95,7 @@ def recover(
             directory.close()
         if progress is not None:
             progress("recovering", at + 1, len(folders))
-    return RecoveryReport(tuple(found))
+    return RecoveryReport(tuple(dict.fromkeys(found)))  # what is kept is told by every folder of its transaction
 
 
 def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> list[Recovered]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import traceback
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ from atomik import testing
 from atomik.testing import CrashPoint
 
 from tests.crash.scenarios import Expected, World
+from tests.kernels import Acting, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,3 +109,19 @@ def killed_everywhere(
     assert outcomes[0] == "old", "the first call cannot have published anything"
     assert outcomes[-1] == "new", "the last point is the job's end"
     return len(outcomes)
+
+
+def die_at(function: Callable[[], object], call: str, nth: int = 1, *, after: bool = True) -> None:
+    """Run `function` in a child that is killed right behind (or before) its `nth` call of that name."""
+    child = os.fork()
+    if child == 0:
+        left = count(nth, -1)
+        kill = Acting(call, lambda _: os.kill(os.getpid(), signal.SIGKILL), when=lambda _: next(left) == 1, after=after)
+        try:
+            with installed(kill):
+                function()
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), f"it outlived its {call} number {nth}"
