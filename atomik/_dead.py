@@ -84,7 +84,8 @@ class DeadTransaction:
         else:
             if outcome is None:
                 self._undo(steps)
-                self._end(_records.UNDONE)
+            # Also when it says so already: its owner may have died between writing that and making it durable (I3).
+            self._end(_records.UNDONE)
             outcome = _records.UNDONE
         stranded = [] if outcome == _records.COMMITTED else self._stranded(steps)
         self._clean(steps, stranded, committed=outcome == _records.COMMITTED)
