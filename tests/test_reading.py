@@ -1,0 +1,149 @@
+"""`reading`: a reader that never sees half of a transaction."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import atomik
+from atomik import errors
+from atomik._directory import JOURNAL_NAME
+from tests.crash.deaths import die_at
+from tests.kernels import Acting, Faulty, installed
+from tests.state import in_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def publish(folder: Path, text: str = "new", timeout: float = 60.0) -> None:
+    with atomik.transaction(overwrite=True, lock_timeout=timeout) as tx:
+        tx.file(folder / "one").write(text)
+        tx.file(folder / "two").write(text)
+
+
+def refused(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except errors.LockTimeoutError as exc:
+        return str(exc.filename)
+    return "allowed"
+
+
+def test_a_transaction_waits_for_its_readers(folder: Path) -> None:
+    """While somebody reads, nothing of several items is published."""
+    with atomik.reading(folder):
+        assert in_child(lambda: refused(lambda: publish(folder, timeout=0.05))) == str(folder)
+    publish(folder)
+
+
+def test_a_reader_waits_for_the_end_of_a_commit(folder: Path) -> None:
+    """In the middle of the swaps, no reader comes in."""
+    answers: list[str] = []
+
+    def read() -> None:
+        with atomik.reading(folder, lock_timeout=0.05):
+            pass
+
+    with installed(Acting("rename", lambda _: answers.append(in_child(lambda: refused(read))))):
+        publish(folder)
+    assert answers == [str(folder)] * 2
+
+
+def test_readers_do_not_stop_each_other(folder: Path) -> None:
+    """Their locks are shared."""
+    with atomik.reading(folder), atomik.reading(folder, folder):
+        assert in_child(lambda: refused(lambda: atomik.reading(folder, lock_timeout=0.05).__enter__())) == "allowed"
+
+
+def test_one_item_writes_are_not_held_off(folder: Path) -> None:
+    """They are atomic by themselves."""
+    (folder / "one").write_text("old")
+    with atomik.reading(folder), atomik.file(folder / "one", overwrite=True, lock_timeout=0.0) as f:
+        f.write("new")
+    assert (folder / "one").read_text() == "new"
+
+
+def test_what_the_dead_left_is_recovered_first(folder: Path) -> None:
+    """The block sees everything old."""
+    for name in ("one", "two"):
+        (folder / name).write_text("old")
+    die_at(lambda: publish(folder), "rename")
+    with atomik.reading(folder):
+        assert [(folder / name).read_text() for name in ("one", "two")] == ["old", "old"]
+
+
+@pytest.mark.leftovers("a journal that is none")
+def test_a_journal_that_cannot_be_trusted_is_an_error(folder: Path) -> None:
+    """The block is not entered."""
+    (folder / JOURNAL_NAME).symlink_to("elsewhere")
+    with pytest.raises(errors.JournalError), atomik.reading(folder):
+        pytest.fail("it was entered")
+
+
+def test_a_failed_recovery_is_an_error_of_ours(folder: Path) -> None:
+    """Nothing but AtomikError comes out."""
+    die_at(lambda: publish(folder), "rename")
+    with installed(Faulty.every("fsync", errno.EIO)), pytest.raises(errors.RollbackError), atomik.reading(folder):
+        pytest.fail("it was entered")
+    atomik.recover(folder)
+
+
+def test_it_locks_what_stands_at_the_path_now(folder: Path) -> None:
+    """The folder was published anew between looking and locking: the lock is on the new one."""
+    for name in ("set", "newer"):
+        (folder / name).mkdir()
+        (folder / name / "one").write_text(name)
+    exchanged: list[int] = []
+
+    def exchange(_: object) -> None:
+        if not exchanged:
+            exchanged.append(1)
+            atomik.swap(folder / "set", folder / "newer")
+
+    with installed(Acting("flock", exchange)), atomik.reading(folder / "set"):
+        assert (folder / "set" / "one").read_text() == "newer"
+        assert in_child(lambda: refused(lambda: publish(folder / "set", timeout=0.05))) != "allowed"
+    publish(folder / "newer")
+
+
+def test_the_locks_go_when_the_block_is_left(folder: Path) -> None:
+    """Whatever happens in it."""
+    with pytest.raises(ZeroDivisionError), atomik.reading(folder):
+        _ = 1 / 0
+    publish(folder, timeout=0.0)
+
+
+def test_a_missing_folder_is_named(folder: Path) -> None:
+    """And nothing stays locked."""
+    with pytest.raises(errors.MissingPathError) as caught, atomik.reading(folder, folder / "none"):
+        pytest.fail("it was entered")
+    assert caught.value.filename == str(folder / "none")
+    publish(folder, timeout=0.0)
+
+
+def test_relative_paths_and_bytes(folder: Path) -> None:
+    """Any path will do."""
+    with atomik.reading(".", os.fsencode(folder)):  # type: ignore[arg-type]
+        assert in_child(lambda: refused(lambda: publish(folder, timeout=0.05))) == str(folder)
+
+
+def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
+    """The lock is the reader's, not that of a child that outlives the block."""
+    reader, writer = os.pipe()
+    with atomik.reading(folder):
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            os.read(reader, 1)  # lives until the parent lets it go
+            os._exit(0)
+    os.close(reader)
+    try:
+        publish(folder, timeout=0.0)
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
