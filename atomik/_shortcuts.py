@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
 
+from .flags import formerly
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -183,6 +185,7 @@ def file(
 ) -> Output[IO[Any]]: ...
 
 
+@formerly(file_name="path")
 def file(
     path: StrPath,
     mode: str = "w",
@@ -245,6 +248,7 @@ def file(
     return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **text, **rest))
 
 
+@formerly(file_name="path")
 def folder(
     path: StrPath,
     overwrite: bool = False,

@@ -1,6 +1,18 @@
-"""The small vocabularies of the interface."""
+"""The small vocabularies of the interface, and the names that its parameters had in atomik 0.0.3."""
 
+from __future__ import annotations
+
+import functools
 from enum import Enum
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Flag", "Mode"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class Flag(str, Enum):
@@ -19,3 +31,19 @@ class Mode(str, Enum):
 
     TEXT = "TEXT"
     BYTES = "BYTES"
+
+
+def formerly(**new: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Let programs of 0.0.3 pass parameters by their old names: ``formerly(old="new")``.  Unknown to type checkers."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            for old, name in new.items():
+                if old in kwargs and name not in kwargs:
+                    kwargs[name] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

@@ -12,7 +12,7 @@ import os
 
 from . import _kernel
 from . import errors as _errors
-from .flags import Flag
+from .flags import Flag, formerly
 
 __all__ = ["exchange", "rename", "renameat2", "swap"]
 
@@ -22,6 +22,7 @@ _AT_FDCWD = -100
 _BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: _kernel.NOREPLACE, Flag.RENAME_EXCHANGE: _kernel.EXCHANGE}
 
 
+@formerly(src_path="src", dst_path="dst")
 def rename(
     src: StrOrBytesPath,
     dst: StrOrBytesPath,
