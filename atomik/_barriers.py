@@ -13,7 +13,6 @@ A failed sync is never repeated: the kernel reports an error once and then says 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -58,7 +57,7 @@ class Barriers:
             self.fsync(item.fd)
             item.synced = True
 
-    def staged(self, items: list[Item], folders: list[Directory], made: list[str], journal_fd: int | None) -> None:
+    def staged(self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None) -> None:
         """B1.  `folders` are those that hold slots or the journal's names."""
         if not self.durable:
             return
@@ -69,8 +68,7 @@ class Barriers:
             self.syncfs(items[0].stage.fd)
             return
         # Made folders first: a journal that outlives a power cut must not name a folder that does not.
-        for path in made:
-            self._path(path)
+        self._folders(made)
         for item in unsynced:
             self.content(item)
         if journal_fd is not None:
@@ -106,13 +104,6 @@ class Barriers:
             self.calls += 1
             self._how.add("fsync")
             folder.sync()
-
-    def _path(self, path: str) -> None:
-        fd = _kernel.port.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            self.fsync(fd)
-        finally:
-            _kernel.port.close(fd)
 
     def fsync(self, fd: int) -> None:
         """One fsync."""

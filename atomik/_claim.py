@@ -25,6 +25,7 @@ from . import _kernel, errors
 from ._directory import PREFIX, Directory, Place
 
 _ATTEMPTS = 8
+_SAMPLE = "sample"
 
 
 def new_txid() -> str:
@@ -96,6 +97,7 @@ def _try_to_make(parent: Directory, name: str) -> Directory | None:
     try:
         folder = Directory.open(name, parent.fd, follow=False)
         folder.path = parent.child(name)
+        _refuse_foreign(folder)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
         if found is not None and (found.st_dev, found.st_ino) == folder.key:
@@ -107,6 +109,26 @@ def _try_to_make(parent: Directory, name: str) -> Directory | None:
         raise
     _unmake(parent, name, folder)
     return None
+
+
+def _refuse_foreign(folder: Directory) -> None:
+    """Between mkdir and open, whoever may rename things in the parent can put a folder of his own in the place of ours.
+
+    What was made here belongs to us and to nobody else.  Where the filesystem gives all things one owner and mode (FAT,
+    a server that maps users), it does so to a folder that is made in it as well.
+    """
+    port = _kernel.port
+    mine = port.fstat(folder.fd)
+    if mine.st_uid == os.geteuid() and not mine.st_mode & 0o077:
+        return
+    port.mkdir(_SAMPLE, 0o700, folder.fd)
+    try:
+        sample = port.lstat(_SAMPLE, folder.fd)
+    finally:
+        port.rmdir(_SAMPLE, folder.fd)
+    if (sample.st_uid, sample.st_mode & 0o777) != (mine.st_uid, mine.st_mode & 0o777):
+        text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
+        errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
 
 
 def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:

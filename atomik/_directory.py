@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from . import _filesystem, _kernel, errors
+from ._resolve import open_folder
 
 if TYPE_CHECKING:
     from ._filesystem import Filesystem
@@ -60,12 +61,16 @@ class Directory:
 
     @classmethod
     def open(cls, path: str, dir_fd: int | None = None, *, follow: bool = True) -> Directory:
-        """Open the folder at `path`; with `dir_fd` and not `follow`, a single name below it that must be a real folder.
+        """Open the folder at `path` (see `_resolve`); with `dir_fd` and not `follow`, a single name below it that must
+        be a real folder.
 
         Read permission is needed, for fsync and flock want a readable descriptor (EBADF on O_PATH).
         """
         kernel = _kernel.port
-        fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+        if dir_fd is None:
+            fd = open_folder(path)
+        else:
+            fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
             return cls(path, fd, *kernel.mount_of(fd))
         except BaseException:

@@ -36,7 +36,8 @@ class Workspace:
         self._claiming = threading.Lock()
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
-        self._made: list[str] = []
+        self._made: list[Place] = []
+        self._made_in: list[Directory] = []
         self._destinations: dict[tuple[tuple[int, int, int], str], str] = {}
         self._chains: dict[tuple[int, int, int], frozenset[tuple[int, int]]] = {}
         self._displaced: dict[tuple[int, int], str] = {}
@@ -74,23 +75,34 @@ class Workspace:
         return folder
 
     def _make_parents(self, path: str) -> None:
-        missing = []
+        missing: list[str] = []
         while path and not os.path.lexists(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for each in reversed(missing):
-            self._made.append(each)  # before it is there: an interrupt may come right behind the call
-            try:
-                _kernel.port.mkdir(each, 0o777, None)
-            except OSError as exc:
-                self._made.pop()
-                if not isinstance(exc, FileExistsError):
-                    raise errors.system_error(exc, "cannot create the parent folder", each) from exc
+            path, name = os.path.split(path)
+            missing.append(name)
+        above = Directory.open(path)
+        self._made_in.append(above)
+        while missing:
+            place = Place(above, missing.pop())
+            with errors.typed("cannot create the parent folder", str(place)):
+                self._make_folder(place)
+                above = Directory.open(place.name, place.fd, follow=False)
+            above.path = str(place)
+            self._made_in.append(above)
+
+    def _make_folder(self, place: Place) -> None:
+        self._made.append(place)  # before it is there: an interrupt may come right behind the call
+        try:
+            _kernel.port.mkdir(place.name, 0o777, place.fd)
+        except FileExistsError:
+            self._made.pop()
+        except OSError:
+            self._made.pop()
+            raise
 
     @property
-    def made_parents(self) -> list[str]:
+    def made_parents(self) -> list[Directory]:
         """The parents of folders that ``parents=True`` made, whose new entries must become durable too."""
-        return [os.path.dirname(each) for each in self._made]
+        return [place.directory for place in self._made]
 
     def held(self) -> list[Directory]:
         """Every descriptor that may carry a lock."""
@@ -228,19 +240,20 @@ class Workspace:
             del self.claims[key]
         for each in () if keep_parents else reversed(self._made):
             try:
-                _kernel.port.rmdir(each, None)
+                _kernel.port.rmdir(each.name, each.fd)
             except OSError as exc:
                 # Somebody put something into it, or removed it: theirs now.
                 if exc.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
                     failures.append(exc)
         self._made.clear()
-        for folder in self._by_key.values():
+        for folder in (*self._by_key.values(), *self._made_in):
             try:
                 folder.close()
             except OSError as exc:
                 failures.append(exc)
         self._by_key.clear()
         self._by_path.clear()
+        self._made_in.clear()
         return failures
 
 
