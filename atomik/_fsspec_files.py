@@ -10,6 +10,7 @@ A file that is forgotten without `close` is dropped, with a ResourceWarning.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import warnings
@@ -138,9 +139,14 @@ class Writer(io.BufferedIOBase):
 
     def discard(self) -> None:
         """Drop what was written."""
-        if not self._over:
-            self._over = True
-            self._drop()
+        if self._over:
+            return
+        self._over = True
+        for layer in reversed(self._layers[1:]):
+            # Now, while what is below can take it: their finalizers would complain later.
+            with contextlib.suppress(OSError, ValueError):
+                layer.close()
+        self._drop()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None

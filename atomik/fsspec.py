@@ -241,10 +241,17 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         self.transaction.files.append(writer)
         return writer
 
+    def pipe_file(self, path: Any, value: bytes, mode: str = "overwrite", **keywords: Any) -> None:
+        """Set the content of a file; with ``mode="create"`` nothing is replaced, whoever wins the race."""
+        with self.open(path, "xb" if mode == "create" else "wb", **keywords) as writer:
+            writer.write(value)
+
     def cp_file(self, path1: Any, path2: Any, **keywords: Any) -> None:  # noqa: ARG002
         """As of the local filesystem."""
         if not self.exists(path1):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path1)
+        if self.isfile(path1) and self.exists(path2) and os.path.samefile(self._where(path1), self._where(path2)):
+            raise shutil.SameFileError(path1)
         self._copy_in(self._where(path1), path2)
 
     def put_file(self, path1: Any, path2: Any, callback: Any = None, **keywords: Any) -> None:  # noqa: ARG002
@@ -280,7 +287,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
             self.open(path, "wb").close()
         elif self._view is None:
             os.utime(path)
-        else:
+        elif not self.isdir(path):  # a folder's times change anyway, with what is put into it
             with self.open(path, "ab") as writer:
                 os.utime(writer.fileno())
 
@@ -351,12 +358,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         self._make_parent(target)
         try:
             with self._editing() as view:
-                if view.stat(source, follow=False) is None:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
-                if view.is_folder(target):
-                    target = os.path.join(target, os.path.basename(source))
-                    if view.stat(target, follow=False) is not None:
-                        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", target)
+                target = _target(view, source, target)
                 view.move(source, target)
         except errors.CrossFilesystemError:
             if self._intrans:
@@ -396,6 +398,23 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
             os.chmod(path, mode)
         else:
             view.set_permissions(path, mode)
+
+
+def _target(view: Changes, source: str, target: str) -> str:
+    """Where `source` is to go: into a folder, in the place of a file."""
+    found, there = view.stat(source, follow=False), view.stat(target)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+    if there is None or view.resolve(source, follow=False) == view.resolve(target):
+        return target
+    if view.is_folder(target):
+        target = os.path.join(target, os.path.basename(source))
+        if view.stat(target, follow=False) is not None:
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", target)
+    elif view.is_folder(source, follow=False):
+        text = "cannot move a folder there: what exists is no folder"
+        errors.fail(errors.WrongKindError, errno.ENOTDIR, text, source, target)
+    return target
 
 
 def _is_ours(path: str) -> bool:
