@@ -21,7 +21,7 @@ from . import _events, _kernel, _swap, _tree, errors
 from ._directory import JOURNAL_NAME, Directory, identify
 from ._receipt import State
 from ._staged import NO_NAME, StagedFile
-from ._step import LINKAT, RENAME, Step, same_kind
+from ._step import LINKAT, RENAME, Step, Undone, same_kind
 from ._undo import undo
 
 if TYPE_CHECKING:
@@ -304,7 +304,11 @@ class Single(Commit):
         item = self.items[0]
         for step in self.steps:
             self._identify(item, step)
-            undo(step)  # a stranger's newer object stays, and supersedes what we displaced
+            result = undo(step)  # a stranger's newer object stays, and supersedes what we displaced
+            if result is Undone.UNDONE and self.barriers.durable:
+                # The swap may be on the disk already, and must be off it before what was staged is deleted (I3).
+                for folder in {step.dest.directory, step.slot.directory}:
+                    folder.sync()
             if step.rung == LINKAT:
                 _tree.delete(step.slot)  # where undo took the new file away to
         if item.slot is not None and item.slot.directory is item.place.directory:
