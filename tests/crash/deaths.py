@@ -42,12 +42,12 @@ def every_death(function: Callable[[], object], *, step: int = 1, first: int = 1
 
 def next_transaction(world: World) -> None:
     """A transaction in every folder, which changes nothing to be seen."""
-    with atomik.transaction() as tx:
+    with atomik.transaction(overwrite=True) as tx:
         for folder in world.folders[:3]:
             tx.symlink(folder / "passing", "by")
     with atomik.transaction() as tx:
         for folder in world.folders[:3]:
-            tx.remove(folder / "passing")
+            tx.remove(folder / "passing", missing_ok=True)
 
 
 def next_one_item(world: World) -> None:

@@ -79,14 +79,15 @@ class World:
             (folder / "source set" / "x").write_text("moved")
 
     def look(self) -> Seen:
-        """What an observer sees; empty folders that ``parents=True`` made are nothing to see."""
+        """What an observer sees.  Empty folders that ``parents=True`` made are nothing to see, nor are the "passing"
+        things by which a later writer looked in."""
         seen: Seen = {}
         for where, folders, files in os.walk(self.top):
             folders[:] = [name for name in folders if not name.startswith(".atomik")]
             for name in (*folders, *files):
                 path = Path(where, name)
                 relative = str(path.relative_to(self.top))
-                if not name.startswith(".atomik") and not (name.startswith("made") and not _has_files(path)):
+                if not name.startswith((".atomik", "passing")) and not (name.startswith("made") and not _has_files(path)):
                     seen[relative] = _shown(path)
         return seen
 
