@@ -297,7 +297,10 @@ class Item:
         if stat.S_ISDIR(found.st_mode):
             inside = _tree.has_foreign_mount(place)
         else:
-            there = _kernel.port.mount_of(place.fd, place.name)[2] if mount else 0
+            try:
+                there = _kernel.port.mount_of(place.fd, place.name)[2] if mount else 0
+            except FileNotFoundError:
+                return  # removed since it was looked at
             inside = str(place) if there != mount else None
         if inside is not None:
             text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
