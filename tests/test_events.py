@@ -202,7 +202,7 @@ def test_nothing_but_warnings_in_development_mode(folder: Path) -> None:
 
 CONFIGURED = {
     "JSON": "structlog.configure(processors=[structlog.processors.JSONRenderer()])",
-    "console": "structlog.configure(processors=[structlog.processors.add_log_level, structlog.dev.ConsoleRenderer(colors=False)])",
+    "console": "structlog.configure(processors=[structlog.dev.ConsoleRenderer(colors=False)])",
     "filtering": "structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(10))",
     "factory": "structlog.configure(logger_factory=structlog.WriteLoggerFactory())",
 }
