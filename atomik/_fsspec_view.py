@@ -169,6 +169,9 @@ class Changes:
         """What was staged at `place` becomes `path`; `fresh`: only if nobody else makes something there."""
         with self.lock:
             path = self.resolve(path, follow=False)
+            if fresh and self.stat(path, follow=False) is not None:
+                _delete(place)
+                errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
             self.failed.pop(path, None)
             above = self._at_or_above(os.path.dirname(path))
             if above is not None:
@@ -184,7 +187,7 @@ class Changes:
             self._changes[path] = Change(place, fresh=new, permissions=permissions)
 
     def mkdir(self, path: str) -> None:
-        """Make a folder in an existing one."""
+        """Make a folder in an existing one; FileExistsError when another thread has been faster."""
         with self.lock:
             self.check_parent(path)
             place = self.slot(path)

@@ -313,10 +313,12 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         path, view = self._strip_protocol(path), self._view
         if view is None:
             os.makedirs(path, exist_ok=exist_ok)
-        elif self.isdir(path) and exist_ok:
-            return
-        else:
-            self.mkdir(path, create_parents=True)
+        elif not (exist_ok and self.isdir(path)):
+            try:
+                self.mkdir(path, create_parents=True)
+            except FileExistsError:
+                if not (exist_ok and self.isdir(path)):
+                    raise
 
     def rmdir(self, path: Any) -> None:
         """As of the local filesystem."""

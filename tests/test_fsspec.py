@@ -397,8 +397,9 @@ class TestTransaction:
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda number: fs.pipe(f"set/{number}", b"x"), range(100)))
                 list(pool.map(lambda number: fs.pipe(f"top{number}", b"x"), range(20)))
+                list(pool.map(lambda number: fs.makedirs(f"deep/{number % 3}/er", exist_ok=True), range(300)))
             assert len(fs.ls("set")) == 100
-        assert (len(os.listdir("set")), len(os.listdir())) == (100, 21)
+        assert (len(os.listdir("set")), len(os.listdir("deep")), len(os.listdir())) == (100, 3, 22)
 
     def test_every_crash(self, folder: Path) -> None:
         """Killed at whatever call of the commit: after recovery all old or all new."""
