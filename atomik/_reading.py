@@ -33,8 +33,7 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
     deadline = time.monotonic() + lock_timeout
     try:
         while True:
-            for folder in folders:
-                held.append(_open(os.path.join(os.getcwd(), os.fsdecode(folder))))
+            held.extend(_open(os.path.join(os.getcwd(), os.fsdecode(folder))) for folder in folders)
             _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout, deadline)
             if all(directory.still_there() for directory in held) or time.monotonic() >= deadline:
                 break

@@ -96,7 +96,9 @@ def _take_over(
         _refuse_copy(place, content.intent.txid, "is a copy")
     folders = reach(content.intent, place)
     try:
-        parents = [f for f, entry in zip(folders, content.intent.folders, strict=True) if f is not None and entry.parent]
+        parents = [
+            f for f, entry in zip(folders, content.intent.folders, strict=True) if f is not None and entry.parent
+        ]
         for parent in sorted({parent.key: parent for parent in parents}.values(), key=lambda p: p.key):
             parent.lock(timeout, deadline)  # I8
         live = _journal.LiveJournal(fd, content.intent.txid, content.end, identity)
@@ -131,8 +133,7 @@ def reach(intent: Intent, found: Place) -> list[Directory | None]:
     up = "../" * len(mine.parts)
     folders: list[Directory | None] = []
     try:
-        for entry in intent.folders:
-            folders.append(_reach_one(start, up + "/".join(entry.parts) or ".", entry))
+        folders.extend(_reach_one(start, up + "/".join(entry.parts) or ".", entry) for entry in intent.folders)
     except BaseException:
         for folder in folders:
             if folder is not None:

@@ -186,7 +186,13 @@ def state(top: Path) -> dict[str, object]:
             path = Path(where, name)
             seen = path.lstat()
             small = stat.S_ISREG(seen.st_mode) and seen.st_size < 1 << 20
-            found[str(path)] = (seen.st_mode, seen.st_uid, seen.st_ino, seen.st_size, path.read_bytes() if small else None)
+            found[str(path)] = (
+                seen.st_mode,
+                seen.st_uid,
+                seen.st_ino,
+                seen.st_size,
+                path.read_bytes() if small else None,
+            )
     return found
 
 
@@ -365,7 +371,10 @@ def test_a_tree_that_takes_the_place_of_a_slot_is_not_deleted(shared: Path) -> N
         (shared / SLOT).rename(shared / "bait")
         (shared / "victim").rename(shared / SLOT)
 
-    with installed(Acting("unlink", exchange, when=lambda call: call.args[0] == SLOT)), pytest.raises(errors.AtomikError):
+    with (
+        installed(Acting("unlink", exchange, when=lambda call: call.args[0] == SLOT)),
+        pytest.raises(errors.AtomikError),
+    ):
         atomik.recover(shared)
     assert (shared / SLOT / "x").read_text() == "secret"
 

@@ -18,7 +18,17 @@ from hypothesis import strategies as some
 import atomik
 from atomik import _journal, _records, errors
 from atomik._directory import JOURNAL_NAME, Directory, Place
-from atomik._records import COMMITTED, UNDONE, BadJournal, Folder, Intent, StepRecord, decode, encode_intent, encode_outcome
+from atomik._records import (
+    COMMITTED,
+    UNDONE,
+    BadJournal,
+    Folder,
+    Intent,
+    StepRecord,
+    decode,
+    encode_intent,
+    encode_outcome,
+)
 from tests.kernels import Acting, Recording, installed
 from tests.state import left_in
 
@@ -49,18 +59,17 @@ identities = some.binary(min_size=1, max_size=40)
 
 @some.composite
 def intents(draw: some.DrawFn) -> Intent:
-    folders = draw(
-        some.lists(some.builds(Folder, some.lists(names, max_size=3).map(tuple), identities, some.booleans()), min_size=1, max_size=4)
-    )
+    folder = some.builds(Folder, some.lists(names, max_size=3).map(tuple), identities, some.booleans())
+    folders = draw(some.lists(folder, min_size=1, max_size=4))
     numbers = some.integers(0, len(folders) - 1)
     steps = []
     for at in range(draw(some.integers(0, 5))):
         op = draw(some.sampled_from(_records.OPS))
         steps.append(
             StepRecord(
-                op, draw(some.sampled_from(_records.KINDS)), draw(some.booleans()), draw(numbers), draw(names), draw(numbers),
-                f".atomik-{TXID}-{at}", None if op == "remove" else draw(identities), None if op == "create" else draw(identities),
-                draw(some.integers(-(2**40), 2**40)),
+                op, draw(some.sampled_from(_records.KINDS)), draw(some.booleans()), draw(numbers), draw(names),
+                draw(numbers), f".atomik-{TXID}-{at}", None if op == "remove" else draw(identities),
+                None if op == "create" else draw(identities), draw(some.integers(-(2**40), 2**40)),
             )
         )  # fmt: skip
     return Intent(TXID, tuple(folders), tuple(steps), draw(some.binary(max_size=40)))
@@ -91,7 +100,8 @@ def test_a_journal_torn_at_any_byte_says_that_nothing_was_swapped() -> None:
 def test_a_journal_with_a_lost_sector_says_that_nothing_was_swapped() -> None:
     """Sectors reach the disk in any order."""
     many = tuple(
-        StepRecord("create", "file", False, 0, f"{n}.txt", 1, f".atomik-{TXID}-{n}", b"hN%d" % n, None, 0) for n in range(99)
+        StepRecord("create", "file", False, 0, f"{n}.txt", 1, f".atomik-{TXID}-{n}", b"hN%d" % n, None, 0)
+        for n in range(99)
     )
     data = encode_intent(Intent(TXID, EXAMPLE.folders, many, b"hJ"))
     assert len(data) > 4096
@@ -128,27 +138,38 @@ def test_a_newer_format_is_refused() -> None:
         decode(bytes(data))
 
 
+def step(
+    op: str = "create", folder: int = 0, name: str = "x", slots: int = 1, slot: str = f".atomik-{TXID}-0", **ids: bytes
+) -> Intent:
+    """The example's folders, with this step."""
+    return Intent(
+        TXID, EXAMPLE.folders,
+        (StepRecord(op, "file", False, folder, name, slots, slot, ids.get("new"), ids.get("old"), 0),),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "intent",
     [
         Intent("0123456789ABCDEF", EXAMPLE.folders, ()),
-        Intent(TXID, (Folder(("..",), b"h", True),), ()),
-        Intent(TXID, (Folder(("a", "", "b"), b"h", True),), ()),
-        Intent(TXID, (Folder((".",), b"h", True),), ()),
-        Intent(TXID, (Folder(("a\0",), b"h", True),), ()),
+        *(Intent(TXID, (Folder(parts, b"h", True),), ()) for parts in (("..",), ("a", "", "b"), (".",), ("a\0",))),
+        *(step(name=name, new=b"h") for name in ("/etc/passwd", "..", ".", "", "a/b", "a\0")),
         *(
-            Intent(TXID, EXAMPLE.folders, (StepRecord("create", "file", False, 0, name, 1, f".atomik-{TXID}-0", b"h", None, 0),))
-            for name in ("/etc/passwd", "..", ".", "", "a/b", "a\0")
+            step(slot=slot, new=b"h")
+            for slot in (
+                "x",
+                "../x",
+                f".atomik-{TXID}",
+                f".atomik-{TXID}-x",
+                f".atomik-{TXID}-0/x",
+                ".atomik-fedcba9876543210-0",
+            )
         ),
-        *(
-            Intent(TXID, EXAMPLE.folders, (StepRecord("create", "file", False, 0, "x", 1, slot, b"h", None, 0),))
-            for slot in ("x", "../x", f".atomik-{TXID}", f".atomik-{TXID}-x", f".atomik-{TXID}-0/x", ".atomik-fedcba9876543210-0")
-        ),
-        Intent(TXID, EXAMPLE.folders, (StepRecord("create", "file", False, 2, "x", 1, f".atomik-{TXID}-0", b"h", None, 0),)),
-        Intent(TXID, EXAMPLE.folders, (StepRecord("create", "file", False, 0, "x", 9, f".atomik-{TXID}-0", b"h", None, 0),)),
-        Intent(TXID, EXAMPLE.folders, (StepRecord("create", "file", False, 0, "x", 1, f".atomik-{TXID}-0", b"h", b"h", 0),)),
-        Intent(TXID, EXAMPLE.folders, (StepRecord("remove", "file", False, 0, "x", 1, f".atomik-{TXID}-0", b"h", b"h", 0),)),
-        Intent(TXID, EXAMPLE.folders, (StepRecord("replace", "file", False, 0, "x", 1, f".atomik-{TXID}-0", b"h", None, 0),)),
+        step(folder=2, new=b"h"),
+        step(slots=9, new=b"h"),
+        step(new=b"h", old=b"h"),
+        step("remove", new=b"h", old=b"h"),
+        step("replace", new=b"h"),
     ],
 )
 def test_what_atomik_would_not_write_is_refused(intent: Intent) -> None:
@@ -299,64 +320,72 @@ def test_of_a_large_file_only_the_head_is_read(place: Place, folder: Path) -> No
 
 
 # --- the documentation -----------------------------------------------------------------------------------------------
-def annotated() -> str:
-    """The example's bytes, field by field."""
-    data = encode_intent(EXAMPLE) + encode_outcome(COMMITTED, TXID)
-    lines: list[str] = []
-    at = 0
+class Dump:
+    """Bytes, explained field by field."""
 
-    def field(size: int, meaning: str) -> bytes:
-        nonlocal at
-        piece = data[at : at + size]
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at, self.lines = data, 0, list[str]()
+
+    def field(self, size: int, meaning: str) -> None:
         for start in range(0, size, 16):
-            row = piece[start : start + 16]
-            lines.append(f"{at + start:04x}  {row.hex(' '):<47}  {meaning if not start else ''}".rstrip())
-        at += size
-        return piece
+            row = self.data[self.at + start : self.at + min(start + 16, size)].hex(" ")
+            self.lines.append(f"{self.at + start:04x}  {row:<47}  {'' if start else meaning}".rstrip())
+        self.at += size
 
-    def number(size: int, meaning: str) -> int:
-        value = int.from_bytes(data[at : at + size], "little")
-        field(size, f"{meaning}: {value}")
+    def number(self, size: int, meaning: str) -> int:
+        value = int.from_bytes(self.data[self.at : self.at + size], "little")
+        self.field(size, f"{meaning}: {value}")
         return value
 
-    def text(size: int, meaning: str) -> None:
-        field(size, f"{meaning}: {data[at : at + size].decode()!r}" if size else f"{meaning}: none")
+    def text(self, size: int, meaning: str) -> None:
+        self.field(size, f"{meaning}: {self.data[self.at : self.at + size].decode()!r}")
 
-    def head(meaning: str) -> int:
-        field(4, f'magic "AtmK": {meaning}')
-        number(2, "version")
-        number(2, "type")
-        return at + 8 + number(8, "length of the payload")
+    def head(self, meaning: str) -> int:
+        self.field(4, f'magic "AtmK": {meaning}')
+        self.number(2, "version")
+        self.number(2, "type")
+        return self.at + 8 + self.number(8, "length of the payload")
 
-    end = head("an intent")
-    text(16, "transaction id")
-    text(number(2, "length of the journal's identity"), "the journal's identity")
-    folders, steps = number(4, "folders"), number(4, "steps")
-    for folder in range(folders):
-        number(1, f"folder {folder}: 1 a parent, 0 holds slots only")
-        path, identity = number(2, "length of its path"), number(2, "length of its identity")
-        if path:
-            text(path, "its path below the common ancestor")
-        text(identity, "its identity")
-    for step in range(steps):
-        number(1, f"step {step}: 0 create, 1 replace, 2 remove")
-        number(1, "0 file, 1 folder, 2 symlink, 3 other")
-        number(2, "1 the weaker rung is allowed")
-        number(4, "number of the destination's folder")
-        number(4, "number of the slot's folder")
-        sizes = [number(2, f"length of {what}") for what in ("the name", "the slot", "the new identity", "the old identity")]
-        number(8, "order")
-        for size, what in zip(sizes, ("name of the destination", "name of the slot", "identity of the new", "identity of the old"), strict=True):
-            if size:
-                text(size, what)
-    field(end - at, "zeros, up to a multiple of 64")
-    field(16, "BLAKE2b-128 of all of the record above")
-    end = head("the commit mark")
-    text(16, "transaction id")
-    field(end - at, "zeros, up to a multiple of 64")
-    field(16, "BLAKE2b-128 of all of the record above")
-    assert at == len(data)
-    return "\n".join(lines)
+    def foot(self, end: int) -> None:
+        self.field(end - self.at, "zeros, up to a multiple of 64")
+        self.field(16, "BLAKE2b-128 of all of the record above")
+
+    def folder(self, number: int) -> None:
+        self.number(1, f"folder {number}: 1 a parent, 0 holds slots only")
+        path, identity = self.number(2, "length of its path"), self.number(2, "length of its identity")
+        self.text(path, "its path below the common ancestor")
+        self.text(identity, "its identity")
+
+    def step(self, number: int) -> None:
+        self.number(1, f"step {number}: 0 create, 1 replace, 2 remove")
+        self.number(1, "0 file, 1 folder, 2 symlink, 3 other")
+        self.number(2, "1 the weaker rung is allowed")
+        self.number(4, "number of the destination's folder")
+        self.number(4, "number of the slot's folder")
+        fields = ("name of the destination", "name of the slot", "identity of the new", "identity of the old")
+        sizes = [self.number(2, f"length of the {field}") for field in fields]
+        self.number(8, "order")
+        for size, field in zip(sizes, fields, strict=True):
+            self.text(size, field)
+
+
+def annotated() -> str:
+    """The example's bytes, field by field."""
+    dump = Dump(encode_intent(EXAMPLE) + encode_outcome(COMMITTED, TXID))
+    end = dump.head("an intent")
+    dump.text(16, "transaction id")
+    dump.text(dump.number(2, "length of the journal's identity"), "the journal's identity")
+    folders, steps = dump.number(4, "folders"), dump.number(4, "steps")
+    for number in range(folders):
+        dump.folder(number)
+    for number in range(steps):
+        dump.step(number)
+    dump.foot(end)
+    end = dump.head("the commit mark")
+    dump.text(16, "transaction id")
+    dump.foot(end)
+    assert dump.at == len(dump.data)
+    return "\n".join(dump.lines)
 
 
 def test_the_documented_bytes_are_true() -> None:

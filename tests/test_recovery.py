@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,9 +20,6 @@ from tests.kernels import Acting, Faulty, Recording, installed
 from tests.lab import mounts
 from tests.lab.need import need
 from tests.state import left_in
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import atomik
 from atomik import testing
 from atomik.testing import CrashPoint
-
 from tests.crash.scenarios import Expected, World
 from tests.kernels import Acting, installed
 

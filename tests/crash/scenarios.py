@@ -87,7 +87,9 @@ class World:
             for name in (*folders, *files):
                 path = Path(where, name)
                 relative = str(path.relative_to(self.top))
-                if not name.startswith((".atomik", "passing")) and not (name.startswith("made") and not _has_files(path)):
+                if not name.startswith((".atomik", "passing")) and not (
+                    name.startswith("made") and not _has_files(path)
+                ):
                     seen[relative] = _shown(path)
         return seen
 

@@ -10,7 +10,6 @@ And a sync that failed is not asked again on the same descriptor, for it would s
 
 from __future__ import annotations
 
-import contextlib
 import errno
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from tests.kernels import Faulty, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from tests.kernels import Call
 
@@ -40,7 +38,20 @@ ERRNOS = (
 SYNCS = frozenset({"fsync", "fdatasync", "syncfs"})
 
 #: what these cannot do is told by the receipt and is no failure (see tests/test_metadata.py)
-ATTRIBUTES = frozenset("fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime".split())
+ATTRIBUTES = frozenset(
+    {
+        "fchmod",
+        "fchown",
+        "lchown",
+        "chmod",
+        "setxattr",
+        "removexattr",
+        "setxattr_of",
+        "removexattr_of",
+        "utime",
+        "futime",
+    }
+)
 
 
 class Strict(Faulty):
@@ -109,16 +120,16 @@ def check(world: World, expected: Expected, error: BaseException | None, what: s
 
 def points(action: Callable[[Strict], bool], faults: Iterator[int], *, forever: bool, step: int = 1) -> int:
     """Call `action` with a failing kernel for every call in turn; the number of calls that failed."""
-    struck = 0
-    for number in range(1, 10_000, step):
+    for struck, number in enumerate(range(1, 10_000, step)):
         kernel = failing(number, next(faults), forever=forever)
         if not action(kernel):
             return struck
-        struck += 1
     raise AssertionError("it never ended")
 
 
-def faults_in_commit(world: World, job: Job, faults: Iterator[int], *, forever: bool, durable: bool | str = True) -> int:
+def faults_in_commit(
+    world: World, job: Job, faults: Iterator[int], *, forever: bool, durable: bool | str = True
+) -> int:
     expected = Expected.of(world, job)
 
     def one(kernel: Strict) -> bool:
@@ -164,6 +175,7 @@ def faults_in_recovery(
     expected = Expected.of(world, job)
     struck = 0
     for death, when in deaths:
+
         def one(kernel: Strict, death: int = death, when: str = when) -> bool:
             world.build()
             point = die(lambda: job(world, False), death, when)
@@ -198,10 +210,3 @@ def test_every_errno_in_every_recovery(world: World, job: Job, number: int, fore
     """All of it."""
     deaths = ((at, when) for at in range(10, 60, 5) for when in ("before", "after"))
     faults_in_recovery(world, job, deaths, cycle((number,)), forever=forever, step=2)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    yield World(tmp_path / "world")
-    with contextlib.suppress(FileNotFoundError):
-        recover_all(World(tmp_path / "world"))

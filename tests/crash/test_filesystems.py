@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.filesystems]
 
-KINDS = ("ext4", "xfs", "btrfs", "btrfs-subvolume", "tmpfs", "overlay-redirect-on", "overlay-redirect-off", "bind", "fuse-honours")
+KINDS = (
+    "ext4", "xfs", "btrfs", "btrfs-subvolume", "tmpfs", "overlay-redirect-on", "overlay-redirect-off", "bind", "fuse-honours",
+)  # fmt: skip
+ONE = (scenarios.one_overwritten, scenarios.one_folder_over, scenarios.one_new)
 
 
 @pytest.mark.parametrize("job", [scenarios.mixed, scenarios.moves, scenarios.kept], ids=lambda job: job.__name__)
@@ -34,7 +37,7 @@ def test_a_killed_transaction_is_all_old_or_all_new(kind: str, job: Job) -> None
         assert killed_everywhere(World(place.folder / "world"), job, True, step=3) > 12
 
 
-@pytest.mark.parametrize("job", [scenarios.one_overwritten, scenarios.one_folder_over, scenarios.one_new], ids=lambda job: job.__name__)
+@pytest.mark.parametrize("job", ONE, ids=lambda job: job.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_one_item_write_is_old_or_new(kind: str, job: Job) -> None:
     """The same for one item."""

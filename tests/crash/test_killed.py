@@ -12,14 +12,8 @@ from tests.crash.scenarios import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Job = Callable[[World, bool | str], object]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "world")
 
 
 @pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
@@ -32,6 +26,11 @@ def test_several_items_are_all_old_or_all_new(world: World, job: Job) -> None:
 def test_without_durability_the_death_of_a_process_is_survived_all_the_same(world: World, job: Job) -> None:
     """durable=False leaves out the syncs, not the journal."""
     assert killed_everywhere(world, job, False, step=3) > 10
+
+
+def test_the_same_on_disk(world_on_disk: World) -> None:
+    """Where the other tests are in memory."""
+    assert killed_everywhere(world_on_disk, scenarios.mixed, True, step=4) > 20
 
 
 @pytest.mark.parametrize("job", scenarios.ONE, ids=lambda job: job.__name__)

@@ -12,17 +12,11 @@ from tests.crash.scenarios import Expected, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from atomik.testing import CrashPoint
 
     Job = Callable[[World, bool | str], object]
     Way = Callable[[World], object]
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "world")
 
 
 def deaths_of(world: World, job: Job, durable: bool, first: int, step: int) -> Iterator[tuple[int, str, CrashPoint]]:
@@ -37,7 +31,15 @@ def deaths_of(world: World, job: Job, durable: bool, first: int, step: int) -> I
 
 
 def recovery_killed(
-    world: World, job: Job, way: Way, *, durable: bool = False, first: int = 1, step: int = 1, inner: int = 1, twice: int = 0
+    world: World,
+    job: Job,
+    way: Way,
+    *,
+    durable: bool = False,
+    first: int = 1,
+    step: int = 1,
+    inner: int = 1,
+    twice: int = 0,
 ) -> int:
     """Kill `job`, kill `way` at every `inner`-th call of it, with `twice` also its successor at every such call; get well.
 

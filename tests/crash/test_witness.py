@@ -48,10 +48,13 @@ MADE_BY = {
 CALLS = tuple(call for calls in MADE_BY for call in calls)
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> World:
+@pytest.fixture(autouse=True)
+def traced() -> None:
     need(strace.missing_strace())
-    world = World(tmp_path / "world")
+
+
+@pytest.fixture
+def built(world: World) -> World:
     world.build()
     return world
 
@@ -65,10 +68,12 @@ def command(world: World, job: Job, *how: str) -> list[str]:
     return [PYTHON, str(JOB), str(world.top), job.__name__, *how]
 
 
-@pytest.mark.parametrize("job", [scenarios.mixed, scenarios.moves, scenarios.one_overwritten], ids=lambda job: job.__name__)
-def test_no_call_by_passes_the_port(world: World, job: Job) -> None:
+@pytest.mark.parametrize(
+    "job", [scenarios.mixed, scenarios.moves, scenarios.one_overwritten], ids=lambda job: job.__name__
+)
+def test_no_call_by_passes_the_port(built: World, job: Job) -> None:
     """Every system call that changes something is one that a recording kernel saw, and the other way round."""
-    traced = strace.run(command(world, job, "record"), calls=CALLS, env=ENVIRONMENT)
+    traced = strace.run(command(built, job, "record"), calls=CALLS, env=ENVIRONMENT)
     assert traced.returncode == 0, traced.stderr
     asked = Counter(traced.stdout.split())
     for calls, methods in MADE_BY.items():
@@ -90,7 +95,9 @@ def killed(world: World, job: Job, points: list[tuple[str, int]]) -> set[str]:
     outcomes = set()
     for number, (call, nth) in enumerate(points):
         world.build()
-        traced = strace.run(command(world, job), calls=("renameat2",), inject=strace.kill_at(call, nth), env=ENVIRONMENT)
+        traced = strace.run(
+            command(world, job), calls=("renameat2",), inject=strace.kill_at(call, nth), env=ENVIRONMENT
+        )
         assert traced.returncode == -9, f"it outlived {call} {nth}: {traced.stderr}"
         point = _Point(f"killed at {call} {nth}")
         outcomes.add(gets_well(world, expected, point, WAYS[number % len(WAYS)]))  # type: ignore[arg-type]
@@ -109,25 +116,24 @@ class _Point:
         return self.text
 
 
-def test_a_process_killed_from_outside_gets_well(world: World) -> None:
+def test_a_process_killed_from_outside_gets_well(built: World) -> None:
     """A real process, killed at some of its calls by strace: all old or all new."""
-    counts = calls_of(world, scenarios.moves)
+    counts = calls_of(built, scenarios.moves)
     every = [(call, nth) for call in ("renameat2", "linkat", "unlinkat", "fsync") for nth in range(1, counts[call] + 1)]
     assert len(every) > 15
-    assert killed(world, scenarios.moves, every[::2]) == {"old", "new"}
+    assert killed(built, scenarios.moves, every[::2]) == {"old", "new"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
-def test_a_process_killed_from_outside_at_every_call_gets_well(world: World, job: Job) -> None:
+def test_a_process_killed_from_outside_at_every_call_gets_well(built: World, job: Job) -> None:
     """At every call that changes something."""
-    counts = calls_of(world, job)
-    assert killed(world, job, [(call, nth) for call in CALLS for nth in range(1, counts[call] + 1)]) == {"old", "new"}
+    counts = calls_of(built, job)
+    assert killed(built, job, [(call, nth) for call in CALLS for nth in range(1, counts[call] + 1)]) == {"old", "new"}
 
 
 def test_strace_counts_few_syncs(tmp_path: Path) -> None:
     """I10: the number of sync calls is bounded, whatever the number of items, as seen from outside."""
-    need(strace.missing_strace())
     for items, folders, most in ((1, 1, 3), (1000, 1, 6), (1000, 4, 12)):
         traced = strace.run(
             [PYTHON, "-c", _MANY, str(tmp_path), str(items), str(folders)],
