@@ -27,7 +27,11 @@ def descriptors() -> dict[int, str]:
 
 def child_processes() -> set[str]:
     """The ids of this process's children."""
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 def left_in(top: Path) -> list[str]:

@@ -193,7 +193,7 @@ def test_the_forger_writes_as_we_do() -> None:
         record(COMMITTED, TXID.encode()),
         record(1, payload(), magic=b"AtmX"),
         record(1, payload(), version=2),
-        record(1, b""),
+        record(1, b"x"),
         record(1, payload(txid=b"../../etc/passwd")),
         record(1, payload(txid=b"0123456789ABCDEF")),
         record(1, payload() + b"more"),
@@ -241,8 +241,8 @@ def test_length_that_lies() -> None:
     """A header that promises more than any journal has is refused, and asks nobody to read that much."""
     head = struct.pack("<4sHHQ", b"AtmK", 1, 1, 2**40)
     with pytest.raises(BadJournal):
-        decode(head + bytes(100))
-    assert decode(struct.pack("<4sHHQ", b"AtmK", 1, 1, 2**24) + bytes(100)) is None
+        decode(head + b"x" * 100)
+    assert decode(struct.pack("<4sHHQ", b"AtmK", 1, 1, 2**24) + b"x" * 100) is None
     assert _records.extent(head) <= _records.MAX_SIZE + 1024
     assert _records.extent(b"") == _records.HEAD_SIZE
 
