@@ -193,21 +193,30 @@ class Group(Commit):
         for at, step in enumerate(self.steps):
             self._begun = at + 1
             if step.mode is not None:
-                self._open_to_others(step.slot, step.mode)
+                self._set_mode(step.slot, step.mode)
             _swap.swap(step)
             self.swapped(step, at)
             self.tell("swapping", at + 1, total)
         self.visible = time.perf_counter() - self._visible_from
+        for step in self.steps:
+            if step.mode is not None and self.barriers.durable:
+                self._set_mode(step.dest, None)
         for item in self.items:
             self._check_displaced(item.expected_in())
 
-    def _open_to_others(self, place: Place, mode: int) -> None:
-        """Give a staged folder its mode, durably, for B1 is over."""
-        fd = _kernel.port.open(place.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+    def _set_mode(self, place: Place, mode: int | None) -> None:
+        """Give a folder that was closed to others its mode, right before its swap; None: make that durable."""
+        flags = os.O_RDONLY if mode is None else os.O_PATH
         try:
-            _kernel.port.fchmod(fd, mode)
-            if self.barriers.durable:
+            fd = _kernel.port.open(place.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+        except PermissionError:  # a mode that does not let its owner read, as fsync would have to
+            self.barriers.syncfs(place.fd)
+            return
+        try:
+            if mode is None:
                 self.barriers.fsync(fd)
+            else:
+                _kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
         finally:
             _kernel.port.close(fd)
 
@@ -256,9 +265,11 @@ class Group(Commit):
         if begun:
             self.state = State.IN_DOUBT
         self._recorded = {identity for step in begun for identity in (step.new, step.old) if identity is not None}
-        failures = [failure for step in reversed(begun) if (failure := self._undo(step)) is not None]
+        failures = [failure for step in reversed(begun) if (failure := self._undo(step, cause)) is not None]
         if failures:
             self._in_doubt(failures[0], cause)
+        if self.stranded:
+            self._keep_journal()
         try:
             uninterrupted(lambda: self._end_journal(bool(begun)))
         except OSError as exc:
@@ -270,7 +281,7 @@ class Group(Commit):
         self._take_down(LiveJournal.withdraw)
         self._clean_up()
 
-    def _undo(self, step: Step) -> OSError | None:
+    def _undo(self, step: Step, cause: BaseException) -> OSError | None:
         """Undo one step; a failure is returned, so that the others are undone all the same.
 
         Tried twice: the cause may have been of the moment, and in doubt is a bad place to be.
@@ -286,6 +297,10 @@ class Group(Commit):
         held = step.slot.identity()
         if result is Undone.FOREIGN and held is not None and (held == step.old or held not in recorded):
             self.stranded.append(step)
+            cause.add_note(
+                f"somebody published at {step.dest} meanwhile, and theirs stays; the original lies at {step.slot} until "
+                "atomik.recover(…, discard=True)"
+            )
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "item.undone", path=str(step.dest), op=step.op, result=result.value)
         return None
@@ -311,11 +326,17 @@ class Group(Commit):
             for folder in anew:
                 folder.close()
 
+    def _keep_journal(self) -> None:
+        """Originals stay in the claims; without a journal there, recovery would take them for rubbish."""
+        with contextlib.suppress(OSError):
+            if self._journal is None:
+                self._journal = self._write_journal()
+            if self.stranded:
+                self._journal.keep(next(iter(self.workspace.claims.values())).folder)
+
     def _in_doubt(self, failure: OSError, cause: BaseException) -> None:
         if self._journal is None:
-            # Without one, recovery would take what lies in the claims for rubbish.
-            with contextlib.suppress(OSError):
-                self._journal = self._write_journal()
+            self._keep_journal()
         self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
         text = (
             f"the commit failed ({cause}), and so did undoing it: {failure.strerror or failure}; the journal stays. "

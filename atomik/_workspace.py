@@ -64,6 +64,8 @@ class Workspace:
                 raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, path)) from exc
             self._make_parents(path)
             folder = Directory.open(path)
+        except errors.AtomikError:
+            raise
         except OSError as exc:
             raise errors.system_error(exc, "cannot open the folder", path) from exc
         key = folder.place_key

@@ -152,9 +152,9 @@ def test_no_missing_moment_on_the_link_rung(folder: Path) -> None:
     with lacking("no flags"):
         prepare(folder)
         seen = set()
-        with installed(Acting("rename link unlink link_fd", lambda call: seen.add((folder / "report").read_text()))):
-            with atomik.file("report", overwrite=True) as f:
-                f.write("new report")
+        look_on = Acting("rename link unlink link_fd", lambda call: seen.add((folder / "report").read_text()))
+        with installed(look_on), atomik.file("report", overwrite=True) as f:
+            f.write("new report")
         assert seen == {"old report", "new report"}
 
 
@@ -295,8 +295,8 @@ def test_death_at_every_call_on_a_server_without_flags() -> None:
 def test_a_failing_flag_is_no_missing_flag(folder: Path) -> None:
     """EIO of an exchange is an error, and no reason to go down the ladder."""
     prepare(folder)
-    with installed(Faulty.every("rename", errno.EIO)), pytest.raises(errors.CommitError) as caught:
-        with atomik.file("report", overwrite=True) as f:
-            f.write("new")
+    out = atomik.file("report", overwrite=True)
+    with installed(Faulty.every("rename", errno.EIO)), pytest.raises(errors.CommitError) as caught, out as f:
+        f.write("new")
     assert caught.value.errno == errno.EIO
     assert (folder / "report").read_text() == "old report"

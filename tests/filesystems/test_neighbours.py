@@ -1,0 +1,419 @@
+"""A folder that others can write to as well: nothing outside is ever touched, nothing staged is read, nothing blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import stat
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik import errors
+from tests.filesystems.neighbours import (
+    ATTACKS,
+    STRANGER,
+    VICTIM,
+    Shared,
+    acting_as,
+    ours_for_folders,
+    racing,
+    root,
+    shared,
+)
+from tests.kernels import ALL, Acting, Call, installed
+from tests.state import NOBODY, in_child, left_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.filesystems.neighbours import Attack
+
+pytestmark = [pytest.mark.root, root]
+
+SECRET = "not for the stranger"
+
+
+@pytest.fixture(autouse=True)
+def no_blocking() -> Iterator[None]:
+    """Whatever blocks for ever on somebody's FIFO or lock is killed by the alarm."""
+    signal.alarm(500)
+    yield
+    signal.alarm(0)
+
+
+def write_file(place: Shared) -> None:
+    """A new file, or an overwritten one."""
+    with atomik.file(place.inner / "out", overwrite=True, durable=False) as f:
+        f.write(SECRET)
+
+
+def write_copy(place: Shared) -> None:
+    """A file that begins with what is there."""
+    with atomik.file(place.inner / "out", "a", overwrite=True, durable=False) as f:
+        f.write(SECRET)
+
+
+def write_below(place: Shared) -> None:
+    """A file in folders that are made for it, and go again."""
+    with contextlib.suppress(KeyError), atomik.file(place.inner / "a" / "b" / "out", parents=True, durable=False) as f:
+        f.write(SECRET)
+        raise KeyError
+
+
+def write_several(place: Shared) -> None:
+    """A transaction of all kinds over two folders."""
+    with atomik.transaction(overwrite=True, durable=False, lock_timeout=0.2) as tx:
+        tx.file(place.inner / "out").write(SECRET)
+        tx.symlink(place.inner / "link", "out")
+        tx.file(place.base / "report").write(SECRET)
+        tx.remove(place.inner / "gone", missing_ok=True)
+
+
+def recover(place: Shared) -> None:
+    """What the next one would do."""
+    atomik.recover(place.inner, place.base, lock_timeout=0.1)
+
+
+WORK: tuple[Callable[[Shared], None], ...] = (write_file, write_copy, write_below, write_several, recover)
+
+
+@pytest.mark.filesystems
+@pytest.mark.parametrize("uid", [0, VICTIM])
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("work", WORK)
+def test_an_attack_between_any_two_calls(work: Callable[[Shared], None], attack: Attack, uid: int) -> None:
+    """Whatever the stranger swaps before whichever call: everything outside is as it was, for root and for users."""
+    in_child(_attack_at_every_call, work, attack, uid)
+
+
+def _attack_at_every_call(work: Callable[[Shared], None], attack: Attack, uid: int) -> None:
+    for number in count(1):
+        with shared(owner=uid) as place:
+            before = place.untouched()
+            (place.inner / "out").write_text("old")
+
+            def strike(call: Call, place: Shared = place) -> None:
+                os.seteuid(0)
+                with acting_as(STRANGER), contextlib.suppress(OSError):
+                    attack(place)
+                os.seteuid(uid)
+
+            kernel = Acting(" ".join(ALL), strike, when=lambda call, number=number: call.number == number)  # type: ignore[misc]
+            os.setegid(uid)
+            os.seteuid(uid)
+            try:
+                with installed(kernel), contextlib.suppress(errors.AtomikError):
+                    work(place)
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+            assert place.untouched() == before, f"{attack.__name__} before call {number}"
+        if not kernel.acted:
+            assert number > 5
+            return
+
+
+@pytest.mark.parametrize("work", [write_several, write_copy])
+def test_a_staging_folder_that_was_swapped(work: Callable[[Shared], None]) -> None:
+    """Right behind its mkdir the staging folder makes room for one that the stranger can read: nothing goes in there."""
+    with shared() as place:
+        (place.inner / "out").write_text("old")
+
+        def strike(call: Call) -> None:
+            with acting_as(STRANGER):
+                ours_for_folders(place)
+
+        first = Acting("open", strike, when=lambda call: str(call.args[0]).startswith(".atomik-") and not first.acted)
+        lock = os.open(place.inner, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that a single write takes a staging folder as well
+        with installed(first), pytest.raises(errors.AtomikError) as caught:
+            work(place)
+        os.close(lock)
+        assert first.acted == 1
+        assert "put another folder in the place" in str(caught.value)
+        assert (place.inner / "out").read_text() == "old"
+        assert not _readable(place.base)
+
+
+def test_a_racing_stranger() -> None:
+    """A privileged program at work in a stranger's folder, 2,000 rounds: no write, chmod, chown or unlink outside."""
+    _race(2000)
+
+
+@pytest.mark.slow
+def test_a_racing_stranger_for_long() -> None:
+    """The same, 10,000 rounds."""
+    _race(10_000)
+
+
+def _race(rounds: int) -> None:
+    done = 0
+    with shared() as place:
+        before = place.untouched()
+        with racing(place, seed=rounds):
+            for number in range(rounds):
+                with contextlib.suppress(errors.AtomikError):
+                    WORK[number % len(WORK)](place)
+                    done += 1
+                if not number % 100:
+                    assert place.untouched() == before
+        assert place.untouched() == before
+    assert done > rounds // 100, "hardly anything was written: the race was none"
+
+
+# --- staged content --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "folder", "path", "several"])
+def test_staged_content_is_read_by_nobody(kind: str, overwrite: bool) -> None:
+    """Before every call of a whole transaction another user opens all that he can: he sees nothing before it is there.
+
+    One exception is known: a single overwritten file has a name of its own for the moment of its exchange.
+    """
+    with shared() as place:
+        place.inner.chmod(0o755)
+        os.chown(place.inner, 0, 0)
+        if overwrite:
+            (place.inner / "out").mkdir() if kind == "folder" else (place.inner / "out").write_text("old")
+        early: list[tuple[str, str]] = []
+
+        def look(call: Call) -> None:
+            with acting_as(STRANGER):
+                published = {place.inner / "out", place.inner / "out" / "f", place.inner / "link"}
+                seen = [path for path in _readable(place.inner) if path not in published]
+            early.extend((call.name, str(path.relative_to(place.inner))) for path in seen)
+
+        with installed(Acting(" ".join(ALL), look)) as kernel:
+            _stage(kind, place.inner, overwrite)
+        assert kernel.acted > 10
+        if kind == "file" and overwrite:
+            early = [(call, path) for call, path in early if call != "rename"]
+        assert early == []
+
+
+def _readable(top: Path) -> list[Path]:
+    """Every file below with the secret in it that can be read."""
+    found = []
+    for where, _, files in os.walk(top):
+        for name in files:
+            with contextlib.suppress(OSError):
+                if SECRET in Path(where, name).read_text():
+                    found.append(Path(where, name))
+    return found
+
+
+def _stage(kind: str, folder: Path, overwrite: bool) -> None:
+    if kind == "file":
+        with atomik.file(folder / "out", overwrite=overwrite) as f:
+            f.write(SECRET)
+    elif kind == "folder":
+        with atomik.folder(folder / "out", overwrite=overwrite) as new:
+            (new / "f").write_text(SECRET)
+    elif kind == "path":
+        with atomik.path(folder / "out", overwrite=overwrite) as name:
+            name.write_text(SECRET)
+            name.chmod(0o644)
+    else:
+        with atomik.transaction(overwrite=overwrite) as tx:
+            tx.file(folder / "out").write(SECRET)
+            tx.symlink(folder / "link", "out")
+
+
+def test_a_read_only_folder_is_closed_while_it_waits() -> None:
+    """A 0555 folder waits beside its destination, for its user may not move it: others cannot look in before the swap."""
+    with shared() as place:
+        seen: list[str] = []
+
+        def look(call: Call) -> None:
+            os.seteuid(0)
+            with acting_as(STRANGER):
+                seen.extend(call.name for path in _readable(place.base) if path.parent.name != "out")
+            os.seteuid(VICTIM)
+
+        def work() -> None:
+            os.setegid(VICTIM)
+            os.seteuid(VICTIM)
+            watch = Acting("rename fsync syncfs link link_fd flock mkdir", look)
+            with installed(watch), atomik.folder(place.base / "out", permissions=0o555) as new:
+                (new / "f").write_text(SECRET)
+            os.seteuid(0)
+            assert watch.acted > 5
+            assert stat.S_IMODE((place.base / "out").stat().st_mode) == 0o555
+            assert seen in ([], ["rename"])  # at the very moment of its swap
+            assert not left_in(place.base)
+
+        in_child(work)
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+def test_a_strangers_link_into_ones_own_folder_is_not_followed() -> None:
+    """On the way to a destination, or as tmp_dir: refused, with both paths' owners named and a cure."""
+    with shared(owner=VICTIM) as place:
+        os.symlink(place.outside, place.base / "trap")
+        os.lchown(place.base / "trap", STRANGER, STRANGER)
+        for uid in (0, VICTIM):
+            message = in_child(_refusal, place.base / "trap" / "new", None, become=uid)
+            assert "name the real path" in message
+            assert str(STRANGER) in message
+            assert "name the real path" in in_child(_refusal, place.base / "new", place.base / "trap", become=uid)
+        assert not (place.outside / "new").exists()
+
+
+def _refusal(path: Path, tmp_dir: Path | None) -> str:
+    with pytest.raises(errors.AccessDeniedError) as caught, atomik.file(path, tmp_dir=tmp_dir) as f:
+        f.write("x")
+    return str(caught.value)
+
+
+def test_honest_links_are_followed() -> None:
+    """One's own links, root's, and a stranger's into his own folder lead where they say."""
+    with shared(owner=VICTIM) as place:
+        for name, owner, target in (
+            ("mine", VICTIM, place.outside), ("roots", 0, place.outside), ("theirs", STRANGER, place.inner),
+        ):  # fmt: skip
+            os.symlink(target, place.base / name)
+            os.lchown(place.base / name, owner, owner)
+            in_child(_write, place.base / name / name, become=VICTIM)
+            assert (target / name).read_text() == "x"
+        in_child(_write, Path(f"/proc/self/fd/{_kept(place.outside)}/by-descriptor"), become=VICTIM)
+        assert (place.outside / "by-descriptor").read_text() == "x"
+        (place.base / "loop").symlink_to("loop")
+        with pytest.raises(errors.AtomikOSError, match="symbolic links"):
+            atomik.file(place.base / "loop" / "x")
+
+
+_open: list[int] = []
+
+
+def _kept(folder: Path) -> int:
+    _open.append(os.open(folder, os.O_RDONLY))
+    return _open[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_kept() -> Iterator[None]:
+    yield
+    while _open:
+        os.close(_open.pop())
+
+
+def _write(path: Path) -> None:
+    with atomik.file(path, overwrite=True) as f:
+        f.write("x")
+
+
+# --- sticky folders, locks, special files ----------------------------------------------------------------------------
+def test_a_sticky_folder() -> None:
+    """In a folder like /tmp: new files work; another user's file cannot be replaced, and the error says why."""
+    with shared() as place:
+        os.chown(place.base, 0, 0)
+        place.base.chmod(0o1777)
+        (place.base / "theirs").write_text("theirs")
+        (place.base / "theirs").chmod(0o666)
+        os.chown(place.base / "theirs", STRANGER, STRANGER)
+        in_child(_write, place.base / "mine", become=VICTIM)
+        in_child(_write, place.base / "mine", become=VICTIM)
+        message = in_child(_commit_error, place.base, become=VICTIM)
+        assert "sticky" in message
+        assert str(place.base / "theirs") in message
+        assert (place.base / "theirs").read_text() == "theirs"
+        assert (place.base / "mine").read_text() == "x"
+        assert not left_in(place.base)
+
+
+def _commit_error(folder: Path) -> str:
+    messages = []
+    for work in (_write_theirs, _write_both, _remove_theirs):
+        with pytest.raises(errors.CommitError) as caught:
+            work(folder)
+        messages.append(str(caught.value))
+    return min(messages, key=lambda text: ("sticky" in text, str(folder / "theirs") in text))
+
+
+def _write_theirs(folder: Path) -> None:
+    _write(folder / "theirs")
+
+
+def _write_both(folder: Path) -> None:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.file(folder / "mine").write("never")
+        tx.file(folder / "theirs").write("never")
+
+
+def _remove_theirs(folder: Path) -> None:
+    with atomik.transaction() as tx:
+        tx.remove(folder / "theirs")
+
+
+def test_a_lock_held_for_ever() -> None:
+    """Who may read a folder may lock it: a transaction gives up after its timeout; single writes do not wait."""
+    with shared() as place:
+        fd = os.open(place.base, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with pytest.raises(errors.LockTimeoutError, match="lock_timeout") as caught, \
+                    atomik.transaction(overwrite=True, lock_timeout=0.1) as tx:  # fmt: skip
+                tx.file(place.base / "one").write("1")
+                tx.file(place.base / "two").write("2")
+            assert caught.value.filename == str(place.base)
+            for _ in range(2):
+                _write(place.base / "one")
+            with atomik.folder(place.base / "site", overwrite=True) as new:
+                (new / "f").write_text("x")
+        finally:
+            os.close(fd)
+        assert sorted(os.listdir(place.base)) == ["inner", "one", "site"]
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _device(path: Path) -> None:
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o666)
+
+
+@pytest.mark.parametrize("make", [_fifo, _device, _socket])
+def test_special_files_are_replaced_and_never_opened(make: Any, tmp_path: Path) -> None:
+    """A FIFO, device or socket at a destination is replaced; what would have to read it is refused; nothing blocks."""
+    path = tmp_path / "special"
+    make(path)
+    opened: list[Call] = []
+    watch = Acting("open", opened.append, when=lambda call: call.args[0] == "special" and not call.args[1] & os.O_PATH)
+    with installed(watch):
+        for work in (lambda: atomik.file(path, "a", overwrite=True), lambda: atomik.update(path)):
+            with pytest.raises(errors.WrongKindError, match='mode "w"'):
+                work()
+        with pytest.raises(errors.WrongKindError):
+            atomik.folder(path, overwrite=True)
+        with atomik.file(path, overwrite=True, if_changed=True, keep="special.old") as f:
+            f.write("new")
+        with atomik.transaction() as tx:
+            tx.move(tmp_path / "special.old", tmp_path / "moved")
+        with atomik.transaction() as tx:
+            tx.remove(tmp_path / "moved")
+    assert opened == []
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["special"]
+
+
+def test_somebody_else_s_staging_folder_is_left_alone(tmp_path: Path) -> None:
+    """A claim that belongs to another user is reported by recovery and not touched, by root either."""
+    theirs = tmp_path / ".atomik-0123456789abcdef"
+    theirs.mkdir(mode=0o700)
+    (theirs / ".atomik-0123456789abcdef-0").write_text("theirs")
+    os.chown(theirs, NOBODY, NOBODY)
+    report = atomik.recover(tmp_path)
+    assert [item.action for item in report.items] == ["left"]
+    assert (theirs / ".atomik-0123456789abcdef-0").read_text() == "theirs"
+    os.chown(theirs, 0, 0)
+    atomik.recover(tmp_path)
