@@ -39,18 +39,30 @@ class Run:
             with places.place(kind, 3 * GIB) as folder:
                 for overwrite in (False, True):
                     word = "overwrite" if overwrite else "new"
-                    self.note(f"1 file, {word}", kind, cases.one_file(folder, rounds, self.home, overwrite=overwrite, durable=False))
-                    self.note(f"1 durable file, {word}", kind, cases.one_file(folder, rounds // 5, self.home, overwrite=overwrite, durable=True))
+                    self.note(
+                        f"1 file, {word}",
+                        kind,
+                        cases.one_file(folder, rounds, self.home, overwrite=overwrite, durable=False),
+                    )
+                    self.note(
+                        f"1 durable file, {word}",
+                        kind,
+                        cases.one_file(folder, rounds // 5, self.home, overwrite=overwrite, durable=True),
+                    )
                 self.note("1,000 files", kind, cases.many_files(folder, 1000, 3 if self.quick else 7))
                 self.note("1 GiB", kind, cases.bandwidth(folder, GIB // 8 if self.quick else GIB, 3))
-                self.note("clone 10,000", kind, cases.cloning(folder, 1000 if self.quick else 10_000, 3 if self.quick else 7))
+                self.note(
+                    "clone 10,000", kind, cases.cloning(folder, 1000 if self.quick else 10_000, 3 if self.quick else 7)
+                )
                 swaps = cases.visibility(folder, [10, 1000 if self.quick else 100_000], 3)
                 self.note("swap", kind, {str(count): found["seconds"] for count, found in swaps.items()})
                 counts = [1000, 10_000] if self.quick else [1000, 10_000, 100_000]
                 scaling = cases.scaling(folder, counts)
                 self.note("seconds an item", kind, {str(count): found["seconds"] for count, found in scaling.items()})
                 self.figures.setdefault("memory", {})[kind] = {str(c): f["bytes"] for c, f in scaling.items()}
-                self.figures.setdefault("descriptors", {})[kind] = {str(c): f["descriptors"] for c, f in scaling.items()}
+                self.figures.setdefault("descriptors", {})[kind] = {
+                    str(c): f["descriptors"] for c, f in scaling.items()
+                }
                 if kind == self.kinds[0]:
                     self.curves(folder)
         self.note("import", "any", cases.importing(10 if self.quick else 40))
@@ -83,7 +95,13 @@ class Run:
             return dict.fromkeys([*self.kinds, "any"], limit)
 
         rows = [
-            ratio_row(f"1 file of 4 KiB, `durable=False`, {word}", "by hand", "≤ 1.6 (tmpfs 2.2)", self.ratio(f"1 file, {word}", "atomik", "by hand"), limits)
+            ratio_row(
+                f"1 file of 4 KiB, `durable=False`, {word}",
+                "by hand",
+                "≤ 1.6 (tmpfs 2.2)",
+                self.ratio(f"1 file, {word}", "atomik", "by hand"),
+                limits,
+            )
             for word in ("new", "overwrite")
         ]
         rows += [
@@ -91,39 +109,113 @@ class Run:
             for peer in ("atomik 0.0.3", "boltons", "safer")
         ]
         rows += [
-            ratio_row(f"1 durable file of 4 KiB, {word}", "by hand", "≤ 1.1", self.ratio(f"1 durable file, {word}", "atomik", "by hand"), all_(1.1))
+            ratio_row(
+                f"1 durable file of 4 KiB, {word}",
+                "by hand",
+                "≤ 1.1",
+                self.ratio(f"1 durable file, {word}", "atomik", "by hand"),
+                all_(1.1),
+            )
             for word in ("new", "overwrite")
         ]
-        rows.append(ratio_row("the same, overwrite", "atomicwrites", "< 1", self.ratio("1 durable file, overwrite", "atomik", "atomicwrites"), all_(1)))
-        rows.append(ratio_row("1,000 files in one durable transaction: times faster", "1,000 atomicwrites", "≥ 10", self.ratio("1,000 files", "atomicwrites", "atomik"), all_(-10)))
-        rows.append(ratio_row("the same", "whole protocol by hand", "≤ 1.5", self.ratio("1,000 files", "atomik", "by hand"), all_(1.5)))
+        rows.append(
+            ratio_row(
+                "the same, overwrite",
+                "atomicwrites",
+                "< 1",
+                self.ratio("1 durable file, overwrite", "atomik", "atomicwrites"),
+                all_(1),
+            )
+        )
+        rows.append(
+            ratio_row(
+                "1,000 files in one durable transaction: times faster",
+                "1,000 atomicwrites",
+                "≥ 10",
+                self.ratio("1,000 files", "atomicwrites", "atomik"),
+                all_(-10),
+            )
+        )
+        rows.append(
+            ratio_row(
+                "the same", "whole protocol by hand", "≤ 1.5", self.ratio("1,000 files", "atomik", "by hand"), all_(1.5)
+            )
+        )
         most = str(max(map(int, next(iter(self.figures["seconds an item"].values())))))
-        rows.append(ratio_row(f"seconds an item, {int(most):,} items", "1,000 items", "≤ 1.3", self.ratio("seconds an item", most, "1000"), all_(1.3)))
+        rows.append(
+            ratio_row(
+                f"seconds an item, {int(most):,} items",
+                "1,000 items",
+                "≤ 1.3",
+                self.ratio("seconds an item", most, "1000"),
+                all_(1.3),
+            )
+        )
         memory = {kind: found[most] for kind, found in self.figures["memory"].items()}
-        rows.append(Row(f"memory an item at {int(most):,}", "–", "≤ 1,024 B", {k: f"{v:,.0f} B" for k, v in memory.items()}, {k: v <= 1024 for k, v in memory.items()}))
+        rows.append(
+            Row(
+                f"memory an item at {int(most):,}",
+                "–",
+                "≤ 1,024 B",
+                {k: f"{v:,.0f} B" for k, v in memory.items()},
+                {k: v <= 1024 for k, v in memory.items()},
+            )
+        )
         descriptors = {kind: (found[most], found["1000"]) for kind, found in self.figures["descriptors"].items()}
-        rows.append(Row(f"open descriptors at {int(most):,} items", "at 1,000", "the same", {k: f"{a:.0f} / {b:.0f}" for k, (a, b) in descriptors.items()}, {k: a == b for k, (a, b) in descriptors.items()}))
+        rows.append(
+            Row(
+                f"open descriptors at {int(most):,} items",
+                "at 1,000",
+                "the same",
+                {k: f"{a:.0f} / {b:.0f}" for k, (a, b) in descriptors.items()},
+                {k: a == b for k, (a, b) in descriptors.items()},
+            )
+        )
         largest = str(max(map(int, next(iter(self.figures["swap"].values())))))
         swap = self.ratio("swap", largest, "10")
-        rows.append(Row(f"swap of a folder of {int(largest):,} files", "of 10 files", "does not grow", {k: f"{v:.2f} ({self.figures['swap'][k][largest] * 1e6:.0f} µs)" for k, v in swap.items()}, {k: v <= 1.5 or self.figures["swap"][k][largest] < 1e-3 for k, v in swap.items()}))
-        rows.append(ratio_row("1 GiB through `file()`: share of the bandwidth", "`open` + fsync", "≥ 0.95", self.ratio("1 GiB", "open + fsync", "atomik"), all_(-0.95)))
-        rows.append(ratio_row('`folder(base="copy")` of 10,000 files', "`cp -a --reflink=auto`", "≤ 1.5", self.ratio("clone 10,000", "atomik", "cp -a"), all_(1.5)))
+        rows.append(
+            Row(
+                f"swap of a folder of {int(largest):,} files",
+                "of 10 files",
+                "does not grow",
+                {k: f"{v:.2f} ({self.figures['swap'][k][largest] * 1e6:.0f} µs)" for k, v in swap.items()},
+                {k: v <= 1.5 or self.figures["swap"][k][largest] < 1e-3 for k, v in swap.items()},
+            )
+        )
+        rows.append(
+            ratio_row(
+                "1 GiB through `file()`: share of the bandwidth",
+                "`open` + fsync",
+                "≥ 0.95",
+                self.ratio("1 GiB", "open + fsync", "atomik"),
+                all_(-0.95),
+            )
+        )
+        rows.append(
+            ratio_row(
+                '`folder(base="copy")` of 10,000 files',
+                "`cp -a --reflink=auto`",
+                "≤ 1.5",
+                self.ratio("clone 10,000", "atomik", "cp -a"),
+                all_(1.5),
+            )
+        )
         return rows
 
     def remarks(self) -> str:
         """What does not depend on the filesystem, and the plots."""
         imports = self.figures["import"]["any"]
+        ours, base = imports["atomik"], imports["attrs, logging"]
         event = self.figures["unheard event"]["any"]["seconds"]
         calls, least = cases.system_calls(self.home) if strace.missing_strace() is None else (0, 0)
         lines = [
-            f"- `import atomik`: {imports['atomik'] * 1e3:.1f} ms, {imports['atomik'] / imports['attrs, logging']:.2f} of "
-            f"`import attrs, logging` (goal ≤ 1.3).",
+            f"- `import atomik`: {ours * 1e3:.1f} ms, {ours / base:.2f} of `import attrs, logging` (goal ≤ 1.3).",
             f"- An event that nobody hears: {event * 1e6:.2f} µs (goal ≤ 1 µs).",
         ]
         if calls:
             lines.append(
-                f"- System calls of one durable `file()`: {calls}, against {least} by hand for a new file with the same looks "
-                f"at folder and destination ({calls / least:.2f}, goal ≤ 1.3)."
+                f"- System calls of one durable `file()`: {calls}, against {least} by hand for a new file with the same "
+                f"looks at folder and destination ({calls / least:.2f}, goal ≤ 1.3)."
             )
         return "\n".join(lines) + (
             "\n\n![Cost an item against the number of items](performance-items.svg)\n\n"
@@ -134,7 +226,9 @@ class Run:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller sizes: a look, not a measurement")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and smaller sizes: a look, not a measurement"
+    )
     parser.add_argument("--output", default=str(DOCS / "performance.md"), help="the page to write, - to print")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
@@ -147,7 +241,9 @@ def main() -> None:
     page = Path(chosen.output)
     report.write(page, rows, run.kinds, remarks)
     first = run.kinds[0]
-    report.plot(page.parent / "performance-items.svg", run.items, f"items in the transaction ({first}, durable)", "µs an item")
+    report.plot(
+        page.parent / "performance-items.svg", run.items, f"items in the transaction ({first}, durable)", "µs an item"
+    )
     report.plot(page.parent / "performance-sizes.svg", run.sizes, f"bytes in the file ({first}, durable)", "µs a file")
 
 

@@ -143,8 +143,7 @@ def bandwidth(folder: Path, size: int, rounds: int) -> Figures:
 
     def plain(number: int) -> None:
         with open(folder / "plain", "wb") as f:
-            for _ in range(size >> 20):
-                f.write(block)
+            f.writelines(block for _ in range(size >> 20))
             f.flush()
             os.fsync(f.fileno())
 
@@ -220,7 +219,7 @@ def sized(folder: Path, size: int, rounds: int) -> Figures:
     (folder / "hand").write_text("old")
     contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
     for name, write in peers.durable().items():
-        contestants[name] = lambda number, write=write: write(str(folder / name), text)
+        contestants[name] = lambda number, write=write, name=name: write(str(folder / name), text)
     figures = interleaved(contestants, rounds)
     _empty(folder)
     return figures

@@ -25,7 +25,8 @@ def atomik_003(home: Path) -> Any:
     spec = importlib.util.spec_from_file_location(
         "atomik_003", package / "__init__.py", submodule_search_locations=[str(package)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["atomik_003"] = module
     spec.loader.exec_module(module)

@@ -29,7 +29,9 @@ class Row:
 def ratio_row(work: str, against: str, goal: str, ratios: Mapping[str, float], limits: Mapping[str, float]) -> Row:
     """A row of ratios by filesystem; a limit below zero means "at least"."""
     measured = {kind: f"{ratio:.2f}" for kind, ratio in ratios.items()}
-    met = {kind: ratio >= -limits[kind] if limits[kind] < 0 else ratio <= limits[kind] for kind, ratio in ratios.items()}
+    met = {
+        kind: ratio >= -limits[kind] if limits[kind] < 0 else ratio <= limits[kind] for kind, ratio in ratios.items()
+    }
     return Row(work, against, goal, measured, met)
 
 

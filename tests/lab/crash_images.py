@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import crash_states, disks, images, namespace
 from tests.lab.crash_states import CrashState
 from tests.lab.recorder import Event, Recording, Write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 
 class UnmountableError(RuntimeError):

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tests.lab.recorder import START, Event, Flush, Mark, Write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 BLOCK = 4096
 _SECTOR = 512
@@ -186,9 +189,7 @@ def _apply(write: Write, digest: int, changed: dict[int, int], below: dict[int, 
     """The digest of a disk after ``write``; ``changed`` over ``below`` is what its sectors hold."""
     for start in range(0, len(write.data), _SECTOR):
         sector = (write.offset + start) // _SECTOR
-        content = hashlib.blake2b(
-            write.data[start : start + _SECTOR], digest_size=16, salt=sector.to_bytes(8)
-        ).digest()
+        content = hashlib.blake2b(write.data[start : start + _SECTOR], digest_size=16, salt=sector.to_bytes(8)).digest()
         value = int.from_bytes(content)
         # XOR takes the sector's old content out and puts the new one in, whatever the order.
         digest ^= changed.get(sector, below.get(sector, 0)) ^ value

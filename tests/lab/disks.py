@@ -12,10 +12,13 @@ import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import images, linux, loops, mounting, namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _FORGET_DEVICE = 0x50009405
 
@@ -26,9 +29,7 @@ def missing_disk(kind: str) -> str | None:
 
 
 @contextlib.contextmanager
-def disk(
-    kind: str, image: Path | None = None, *, size: int | None = None, options: str = ""
-) -> Iterator[Disk]:
+def disk(kind: str, image: Path | None = None, *, size: int | None = None, options: str = "") -> Iterator[Disk]:
     """A mounted :class:`Disk` of ``kind``, on a fresh image of ``size`` bytes or on the ``image`` given.
 
     Raises OSError if it cannot be mounted (a damaged image gives EUCLEAN or EINVAL).

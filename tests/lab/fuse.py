@@ -29,12 +29,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from types import TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tests.lab import fuse_wire, linux, mounting, namespace
 from tests.lab.fuse_wire import Opcode, Request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
 
 _PATIENCE_MS = 5000
 _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)

@@ -11,12 +11,15 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import linux, namespace
 from tests.lab.linux import StrPath
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MIB = 1 << 20
 _BLOCK = 4096

@@ -11,9 +11,12 @@ import errno
 import fcntl
 import os
 import struct
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tests.lab.linux import StrPath
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 _LOOP_CONFIGURE = 0x4C0A
 _LOOP_CTL_GET_FREE = 0x4C82

@@ -8,13 +8,16 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import fuse_wire, linux
 from tests.lab.fuse import FileSystem
 from tests.lab.fuse_wire import ROOT_NODE, Request, Valid
 from tests.lab.mirror_nodes import Node, NodeTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 _NOT_PASSED_ON = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_DIRECT | os.O_TRUNC
 _NANO = 10**9
@@ -66,9 +69,7 @@ class MirrorFileSystem(FileSystem):
 
     def setattr(self, request: Request) -> bytes:
         node = self._nodes[request.node]
-        valid, _, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = request.unpack(
-            fuse_wire.SETATTR_IN
-        )
+        valid, _, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = request.unpack(fuse_wire.SETATTR_IN)
         if valid & Valid.SIZE:
             os.truncate(node.path, size)
         if valid & (Valid.UID | Valid.GID):
@@ -149,9 +150,7 @@ class MirrorFileSystem(FileSystem):
 
     def _rename(self, source: int, target: int, names: list[bytes], flags: int) -> None:
         old, new = names
-        linux.renameat2(
-            old, new, flags, source_folder=self._nodes[source].fd, target_folder=self._nodes[target].fd
-        )
+        linux.renameat2(old, new, flags, source_folder=self._nodes[source].fd, target_folder=self._nodes[target].fd)
 
     # --- files ---------------------------------------------------------------
 

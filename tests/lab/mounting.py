@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import linux
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _BUSY_WAITS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.3)
 
@@ -23,9 +26,7 @@ class StillInUseError(RuntimeError):
 
 
 @contextlib.contextmanager
-def attached(
-    source: linux.StrPath, point: Path, fstype: str, flags: int = 0, options: str = ""
-) -> Iterator[Path]:
+def attached(source: linux.StrPath, point: Path, fstype: str, flags: int = 0, options: str = "") -> Iterator[Path]:
     """Have ``source`` mounted on ``point`` for the length of the block.
 
     Raises StillInUseError at the end if files there are still open (unless the
@@ -56,9 +57,7 @@ def unmount(point: Path) -> None:
             return
     open_files = _open_below(point)
     linux.umount(point, linux.MNT_DETACH)
-    raise StillInUseError(
-        f"{point} was still in use when it was to be unmounted: {open_files or 'unknown by whom'}"
-    )
+    raise StillInUseError(f"{point} was still in use when it was to be unmounted: {open_files or 'unknown by whom'}")
 
 
 def detach(point: Path) -> None:

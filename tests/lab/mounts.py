@@ -19,14 +19,17 @@ import fcntl
 import functools
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import disks, images, linux, namespace, passthrough
 from tests.lab.mounting import attached, read_only, remount, unmount
 from tests.lab.passthrough import Mirror, Renames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 __all__ = [
     "FILESYSTEMS",
@@ -221,9 +224,7 @@ def fill(place: Mounted, leave: int) -> Path:
 
 
 @contextlib.contextmanager
-def _mirror(
-    kind: str, opened: Callable[..., AbstractContextManager[Mirror]], **options: object
-) -> Iterator[Mounted]:
+def _mirror(kind: str, opened: Callable[..., AbstractContextManager[Mirror]], **options: object) -> Iterator[Mounted]:
     with opened(**options) as mirror:
         folder = mirror.folder / "work"
         folder.mkdir(exist_ok=True)
@@ -250,9 +251,7 @@ FILESYSTEMS: Mapping[str, Kind] = {
     "bind": Kind(_bind, _nothing_missing),
     **{
         f"fuse-{renames.value}": Kind(
-            functools.partial(
-                _mirror, f"fuse-{renames.value}", functools.partial(passthrough.passthrough, renames)
-            ),
+            functools.partial(_mirror, f"fuse-{renames.value}", functools.partial(passthrough.passthrough, renames)),
             passthrough.missing_fuse,
         )
         for renames in Renames

@@ -22,13 +22,16 @@ import os
 import select
 import shutil
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import linux, mounting, namespace
 from tests.lab.fuse import FuseMount, missing_fuse
 from tests.lab.mirror_fs import MirrorFileSystem, Renames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Mirror", "Renames", "bindfs", "missing_bindfs", "missing_fuse", "passthrough"]
 

@@ -29,14 +29,17 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from tests.lab import disks, fuse_wire, images, linux, loops, namespace
 from tests.lab.fuse import FileSystem, FuseMount, missing_fuse
 from tests.lab.fuse_wire import Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+    from types import TracebackType
 
 _RECORD = struct.Struct("=B7xQQ")
 _WRITE, _FLUSH, _MARK = 1, 2, 3

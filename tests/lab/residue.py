@@ -13,11 +13,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import linux, namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FIRST_WAIT = 0.001
 
@@ -34,14 +37,10 @@ class Residue:
     """Mount points in this process's namespace."""
 
     def __sub__(self, other: Residue) -> Residue:
-        return Residue(
-            self.loops - other.loops, self.connections - other.connections, self.mounts - other.mounts
-        )
+        return Residue(self.loops - other.loops, self.connections - other.connections, self.mounts - other.mounts)
 
     def __and__(self, other: Residue) -> Residue:
-        return Residue(
-            self.loops & other.loops, self.connections & other.connections, self.mounts & other.mounts
-        )
+        return Residue(self.loops & other.loops, self.connections & other.connections, self.mounts & other.mounts)
 
     def __bool__(self) -> bool:
         return bool(self.loops or self.connections or self.mounts)

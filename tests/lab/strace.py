@@ -21,11 +21,14 @@ import signal
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.lab import linux
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 _LINE = re.compile(r"^(?:(?P<pid>\d+) +)?(?P<name>[a-z]\w*)\((?P<rest>.*)$")
 _RESUMED = re.compile(r"^(?:(?P<pid>\d+) +)?<\.\.\. (?P<name>\w+) resumed>(?P<rest>.*)$")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab.crash_states import BLOCK, CrashState, crash_states, state_at
 from tests.lab.recorder import START, Event, Flush, Mark, Write, load_events, save_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DISK = 8 * BLOCK
 
@@ -82,15 +85,9 @@ def test_nothing_before_the_start_mark_can_be_lost() -> None:
 
 def test_no_disk_is_given_twice_with_the_same_marks() -> None:
     """Each state differs from all others in content or marks, and de-duplication loses none."""
-    events: list[Event] = [
-        event for n in range(6) for event in (block(n % 3, b"ab"[n % 2 : n % 2 + 1], 3), Flush())
-    ]
-    distinct = [
-        (disk_of(events, state), state.marks) for state in crash_states(events, seed=5, distinct=True)
-    ]
-    everything = {
-        (disk_of(events, state), state.marks) for state in crash_states(events, seed=5, distinct=False)
-    }
+    events: list[Event] = [event for n in range(6) for event in (block(n % 3, b"ab"[n % 2 : n % 2 + 1], 3), Flush())]
+    distinct = [(disk_of(events, state), state.marks) for state in crash_states(events, seed=5, distinct=True)]
+    everything = {(disk_of(events, state), state.marks) for state in crash_states(events, seed=5, distinct=False)}
     assert len(distinct) == len(set(distinct))
     assert set(distinct) == everything
 

@@ -39,7 +39,7 @@ def test_each_kind_mounts_what_it_says_and_lets_go(kind: str) -> None:
     namespace.enter()
     before = namespace.lab_mounts()
     with mounts.mounted(kind) as place:
-        expected = _TYPES.get(kind, "fuse.passthrough" if kind.startswith("fuse-") else kind.split("-")[0])
+        expected = _TYPES.get(kind, "fuse.passthrough" if kind.startswith("fuse-") else kind.split("-", maxsplit=1)[0])
         assert type_of(place.root) == expected
         assert list(place.folder.iterdir()) == []
         (place.folder / "x").write_text("there")

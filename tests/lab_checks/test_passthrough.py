@@ -8,8 +8,8 @@ import mmap
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +18,9 @@ from tests.lab.fuse import FileSystem, FuseMount, FuseServerError
 from tests.lab.fuse_wire import Request
 from tests.lab.need import need
 from tests.lab.passthrough import Mirror, Renames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 
@@ -156,9 +159,7 @@ def test_objects_belong_to_who_made_them(mirror: Mirror) -> None:
     shared.chmod(0o2777)
     (mirror.folder / "root").touch()
     script = "touch mine shared/mine && if echo x 2>/dev/null > root; then exit 9; fi"
-    subprocess.run(
-        ["sh", "-c", script], check=True, cwd=mirror.folder, user=1234, group=5678, extra_groups=[]
-    )
+    subprocess.run(["sh", "-c", script], check=True, cwd=mirror.folder, user=1234, group=5678, extra_groups=[])
     mine, grouped = (mirror.source / "mine").stat(), (mirror.source / "shared" / "mine").stat()
     assert (mine.st_uid, mine.st_gid) == (1234, 5678)
     assert (grouped.st_uid, grouped.st_gid) == (1234, 4321)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +12,10 @@ from tests.lab import disks, linux, namespace
 from tests.lab.crash_images import CrashImages
 from tests.lab.need import need
 from tests.lab.recorder import Flush, Mark, Recording, Write, missing_recorder, recording
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 pytestmark = pytest.mark.root
 
@@ -134,9 +137,7 @@ def test_a_mark_stands_after_what_was_synced_before_it(kind: str) -> None:
     start = [event for event in tape.events if isinstance(event, Mark)]
     assert [mark.text for mark in start[1:]] == ["synced", "from a child", "last"]
     before = tape.events[: tape.events.index(Mark("synced"))]
-    data = next(
-        n for n, event in enumerate(before) if isinstance(event, Write) and NEW[:512] in bytes(event.data)
-    )
+    data = next(n for n, event in enumerate(before) if isinstance(event, Write) and NEW[:512] in bytes(event.data))
     assert any(isinstance(event, Flush) for event in before[data:])
 
 

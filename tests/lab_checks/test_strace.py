@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab import strace
 from tests.lab.need import need
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROGRAM = """
 import os
