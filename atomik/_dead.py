@@ -188,14 +188,21 @@ class DeadTransaction:
         if stranded:
             return  # the claims, with the journal in them, stay until they are discarded
         for folder, entry in zip(self.folders, self.intent.folders, strict=True):
-            if folder is not None and not entry.parent:
-                self._remove(folder.path, functools.partial(_remove_claim, folder, entry.parts[-1], self.intent.txid))
+            if folder is None or entry.parent:
+                continue
+            done = self._remove(
+                folder.path, functools.partial(_remove_claim, folder, entry.parts[-1], self.intent.txid)
+            )
+            if done and not self.found:
+                self.tell(folder.path, "removed", "left by a transaction that had ended")
 
-    def _remove(self, path: str, action: Callable[[], object]) -> None:
+    def _remove(self, path: str, action: Callable[[], object]) -> bool:
         try:
             action()
         except OSError as exc:
             self.tell(path, "left", exc.strerror or str(exc))
+            return False
+        return True
 
     def _keep_private(self) -> None:
         """Without hard links the well-known name is the journal's only one: it goes into a claim, to stop nobody."""

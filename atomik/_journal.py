@@ -65,6 +65,14 @@ class LiveJournal:
         """Take its well-known names away: it stops nobody any more, and recovery finds it in the claims only."""
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
 
+    def keep(self, home: Directory) -> None:
+        """What it tells of stays, and so must it, but where it stops nobody: in a claim.  It is there already, unless the
+        filesystem has no hard links."""
+        if all(place.name == JOURNAL_NAME for place in self.names):
+            private = Place(home, journal_name(self.txid))
+            put(self.names[0], private, folder=False)
+            self.names[0] = private
+
     def unlink(self) -> None:
         """Take all its names away: the well-known ones first, for they stop others."""
         self.withdraw()

@@ -195,7 +195,9 @@ class Transaction(Stager):
 
     def _finish(self, commit: Commit | None) -> None:
         """Give everything back, whatever happened.  Failures are logged, and listed in the receipt."""
-        state = State.ABORTED if commit is None or commit.state in (State.OPEN, State.PREPARED) else commit.state
+        state = State.ABORTED if commit is None or commit.state is State.OPEN else commit.state
+        if state in (State.PREPARED, State.SWAPPED):
+            state = State.IN_DOUBT  # a second interrupt, in the rollback: what is displaced is for recovery to bring back
         interrupt: Interrupt | None = None
         while True:
             try:
@@ -210,13 +212,13 @@ class Transaction(Stager):
 
     def _give_back(self, commit: Commit | None, state: State) -> None:
         failures: list[OSError] = []
-        in_doubt = state is State.IN_DOUBT
+        # In a slot there may be an original that only recovery can bring back, or that has no place to go back to.
+        keep = state is State.IN_DOUBT or (commit is not None and bool(commit.stranded))
         for item in self._items:
             try:
-                item.end(done=state is State.COMMITTED or in_doubt)
+                item.end(done=state is State.COMMITTED or keep)
             except OSError as exc:
                 failures.append(exc)
-        keep = in_doubt or (commit is not None and bool(commit.stranded))
         failures += self._workspace.release(
             keep_parents=state is not State.ABORTED, keep_claims=keep, progress=self._progress
         )

@@ -162,12 +162,16 @@ def test_no_lock_outlives_its_owner(folder: Path) -> None:
 def forked(action: Callable[[], object]) -> tuple[int, int]:
     """A child that does nothing, and lives until the pipe is closed: (its id, the pipe)."""
     reader, writer = os.pipe()
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writer)
+        os.write(tell, b"x")
         os.read(reader, 1)
         os._exit(0)
-    os.close(reader)
+    assert os.read(told, 1) == b"x"
+    for fd in (reader, told, tell):
+        os.close(fd)
     action()
     return child, writer
 
@@ -176,10 +180,12 @@ def forked(action: Callable[[], object]) -> tuple[int, int]:
 def test_a_child_forked_in_a_commit_keeps_no_lock(folder: Path, call: str) -> None:
     """Its owner dies, and its journal is free to be recovered, although a child lives on with copies of everything."""
     reader, writer = os.pipe()
+    told, tell = os.pipe()
 
     def fork_and_die(_: object) -> None:
         if os.fork() == 0:
             os.close(writer)
+            os.write(tell, b"x")  # it has begun its own life
             os.read(reader, 1)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -192,13 +198,14 @@ def test_a_child_forked_in_a_commit_keeps_no_lock(folder: Path, call: str) -> No
         os._exit(1)
     os.waitpid(owner, 0)
     try:
+        assert os.read(told, 1) == b"x"
         atomik.recover(folder, lock_timeout=0.0)
         assert len(os.listdir(folder)) in (0, 2)
         assert not [name for name in os.listdir(folder) if name.startswith(".atomik")]
         publish(folder, timeout=0.0)
     finally:
-        os.close(writer)
-        os.close(reader)
+        for fd in (reader, writer, told, tell):
+            os.close(fd)
 
 
 def test_a_child_forked_in_a_recovery_keeps_no_lock(folder: Path) -> None:

@@ -135,13 +135,17 @@ def test_relative_paths_and_bytes(folder: Path) -> None:
 def test_a_forked_child_keeps_no_lock(folder: Path) -> None:
     """The lock is the reader's, not that of a child that outlives the block."""
     reader, writer = os.pipe()
+    told, tell = os.pipe()
     with atomik.reading(folder):
         child = os.fork()
         if child == 0:
             os.close(writer)
-            os.read(reader, 1)  # lives until the parent lets it go
+            os.write(tell, b"x")  # it has begun its own life
+            os.read(reader, 1)  # which lasts until the parent lets it go
             os._exit(0)
-    os.close(reader)
+        assert os.read(told, 1) == b"x"
+    for fd in (reader, told, tell):
+        os.close(fd)
     try:
         publish(folder, timeout=0.0)
     finally:

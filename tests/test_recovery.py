@@ -550,3 +550,46 @@ def test_a_report_reads_well(pair: tuple[Path, Path]) -> None:
     hot(*pair)
     lines = str(atomik.recover(pair[0])).splitlines()
     assert lines == [f"untouched: {pair[0]}/y", f"untouched: {pair[1]}/x", f"undone: {pair[0]}/x"]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path], journal: bool) -> None:
+    """A stranger publishes in the middle, and something fails: theirs stays, and the original lies in its slot."""
+    swaps: list[int] = []
+
+    def theirs(call: object) -> int | None:
+        swaps.append(1)
+        if len(swaps) == 2:
+            (pair[0] / "theirs").write_text("theirs")
+            os.rename(pair[0] / "theirs", pair[0] / "x")
+            return 5
+        return None
+
+    with installed(Faulty(theirs, {"rename"})), pytest.raises(errors.CommitError) as caught:  # noqa: SIM117
+        with atomik.transaction(overwrite=True, journal=journal) as tx:
+            for folder in pair:
+                tx.file(folder / "x").write("new")
+    assert not [path for path in left_in(pair[0].parent) if path.endswith(JOURNAL_NAME)], "it stops nobody"
+    assert contents(*pair) == ["theirs", "old"]
+    assert "theirs stays" in caught.value.__cause__.__notes__[0]  # type: ignore[union-attr]
+    (kept,) = atomik.recover(*pair).kept
+    assert Path(kept.detail.removeprefix("the displaced original lies at ")).read_text() == "old"
+    atomik.recover(*pair, discard=True)
+    assert not left_in(pair[0].parent)
+
+
+@pytest.mark.parametrize("gap", range(1, 4))
+def test_two_interrupts_in_a_row_leave_it_to_recovery(pair: tuple[Path, Path], gap: int) -> None:
+    """Ctrl-C in the swaps, and another one in the rollback: nothing is deleted that recovery needs."""
+    calls: list[str] = []
+
+    def twice(call: object) -> BaseException | None:
+        calls.append(call.name)  # type: ignore[attr-defined]
+        since = len(calls) - calls.index("rename") if "rename" in calls else 0
+        return KeyboardInterrupt() if since in (2, 2 + gap) else None
+
+    with installed(Faulty(twice, {"rename", "handle", "fsync", "pwrite"})), pytest.raises(KeyboardInterrupt):
+        publish(*pair)
+    atomik.recover(*pair)
+    assert contents(*pair) == ["old", "old"]
+    assert not left_in(pair[0].parent)
