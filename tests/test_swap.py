@@ -14,7 +14,7 @@ import atomik
 from atomik import _filesystem, _kernel, _swap, _undo, errors
 from atomik._directory import Directory, Place
 from atomik._step import Step, Undone
-from tests.kernels import Acting, Poor, every_call, installed
+from tests.kernels import Acting, Faulty, Poor, every_call, installed
 from tests.state import left_in, tree
 
 if TYPE_CHECKING:
@@ -125,6 +125,76 @@ def test_a_failing_call_on_a_poor_filesystem(folder: Path, lacks: tuple[str, ...
 def overwrite_one() -> None:
     with atomik.file("a", overwrite=True) as f:
         f.write("new")
+
+
+NOTHING = (*NO_FLAGS, "link", "tmpfile")  # as on vfat without its flags, or a minimal FUSE server
+
+
+@pytest.mark.usefixtures("unknown")
+def test_neither_flags_nor_links(folder: Path) -> None:
+    """One overwritten file is still one rename; what nothing can do in one step is refused, or done on request."""
+    Path("a").write_text("old")
+    with installed(Poor(*NOTHING)):
+        output = atomik.file("a", overwrite=True)
+        with output as f:
+            f.write("new")
+        assert rung(output.receipt) == ["rename"]
+        with pytest.raises(errors.UnsupportedFilesystemError, match="weaker"), atomik.file("b") as f:
+            f.write("new")
+        with pytest.raises(errors.FileAlreadyExistsError), atomik.file("a", fallback="weaker") as f:
+            f.write("newer")
+        output = atomik.file("b", fallback="weaker")
+        with output as f:
+            f.write("new")
+        assert rung(output.receipt) == ["weaker"]
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"a": "new", "b": "new"}
+
+
+@pytest.mark.usefixtures("unknown")
+def test_a_plain_rename_has_no_way_back(folder: Path) -> None:
+    """The last rung: a failure behind it leaves the new version, and says so."""
+    Path("a").write_text("old")
+    with (
+        installed(Poor(*NOTHING)),
+        installed(Faulty(fails_on_folders, {"fsync"})),
+        pytest.raises(errors.DurabilityError),
+    ):
+        overwrite_one()
+    assert Path("a").read_text() == "new"
+
+
+def fails_on_folders(call: Any) -> int | None:
+    return errno.EIO if os.path.isdir(call.paths[0]) else None
+
+
+@pytest.mark.usefixtures("unknown")
+def test_groups_without_flags_and_links(folder: Path) -> None:
+    """A group needs a way back, so it is refused with everything as it was, unless the weaker one will do."""
+    Path("a").write_text("old")
+    with installed(Poor(*NOTHING)):
+        with pytest.raises(errors.UnsupportedFilesystemError), atomik.transaction(overwrite=True) as tx:
+            tx.file("a").write("new")
+            tx.file("b").write("new")
+        assert tree(folder).keys() == {"a"}
+        with atomik.transaction(overwrite=True) as tx:
+            tx.file("a", fallback="weaker").write("new")
+            tx.file("b", fallback="weaker").write("new")
+        Path("sub").mkdir()
+        with pytest.raises(errors.UnsupportedFilesystemError, match="hard links"), atomik.transaction() as tx:
+            tx.file("c", fallback="weaker")
+            tx.file("sub/c", fallback="weaker")
+    assert sorted(tree(folder)) == ["a", "b", "sub"]
+
+
+def test_exchange_says_EXDEV_inside_one_mount(folder: Path) -> None:
+    """A folder in an overlay's lower layer: the error says what helps, and nothing is changed."""
+    Path("d").mkdir()
+    broken = Faulty.every("rename", errno.EXDEV)
+    wanted = pytest.raises(errors.UnsupportedFilesystemError, match="redirect_dir=on")
+    with installed(broken), wanted as caught, atomik.folder("d", overwrite=True):
+        pass
+    assert caught.value.errno == errno.EXDEV
+    assert os.listdir() == ["d"]
 
 
 @pytest.mark.usefixtures("unknown")
