@@ -6,8 +6,9 @@ noise       what other programs do between the swaps: kernels that sync somethin
 strict      the strictest disk there can be, as a kernel: nothing lasts that was not synced by name
 mutants     the library with one barrier, or one rule of order, taken out
 tape        record a history on a real filesystem; judge each crash state; cut the recovery in its turn
+gate        which mutant a crash state gives away, on which filesystem
 campaign    many recordings within a time: counts, and the first finding in a form that can be replayed
-picture     the counts as an SVG
+figures     the counts, written into the documentation
 __main__    ``python -m tests.powercut --seed 7 --minutes 30``
 
 The promise under test, for each crash state: mount it, run ``recover()``, and find all old or all new, and new if

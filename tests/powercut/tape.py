@@ -5,7 +5,7 @@
         if (wrong := judge(take, state)) is not None: ...
 
 Marks in the log say what the history had reached: ``may N`` when tree N may show from now on, ``is N`` when it must.
-`recut` records the recovery of one crash state, and judges the crash states of that.
+`recut` records the recovery of one crash state, whose crash states can be judged in their turn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -191,27 +191,19 @@ def verdict(take: Take, root: Path, allowed: list[Tree], label: str) -> str | No
     return None
 
 
-def recut(take: Take, state: CrashState, noise: str, *, seed: int, samples: int = 3) -> Iterator[tuple[str, str | None]]:
-    """Record the recovery of `state`; (label, what is wrong) for each crash state of that.
+def recut(take: Take, state: CrashState, noise: str) -> Take:
+    """Record the recovery of `state`: a take of its own, whose crash states are to be judged in their turn.
 
     Recovery decides by the disk alone, so every cut of it must come to the same tree as the one that was not cut.
     """
     image = namespace.scratch("crashed") / "disk.img"
-    namespace.remove_with(take, image.parent)
     take.images.build(state, image)
     with recording(take.kind, image=image) as tape:
+        namespace.remove_with(tape, image.parent)
         tape.start()
         with neighbours(tape.folder, noise):
             recover(take.history, tape.folder, state.label)
-        wanted = look(tape.folder)
-        tape.mark("recovered")
+        second = Take(take.kind, take.history, f"{noise} while {state.label} recovers", [look(tape.folder)])
         _last_noise(tape.folder)
-    images = CrashImages.of(tape)
-    for second in images.states(seed=seed, samples=samples):
-        label = f"{state.label}+{noise}+{second.label}"
-        try:
-            with images.mounted(second) as root:
-                yield label, verdict(take, root, [wanted], second.label)
-        except UnmountableError as error:
-            yield label, str(error)
-    image.unlink()
+    second.images = CrashImages.of(tape)
+    return second

@@ -101,6 +101,12 @@ MANY: tuple[Operation, ...] = tuple(
     Write(f"{'ab'[n % 2]}/{'f' if n < 2 else n}", content(f"new {n}", SIZES[n % 5])) for n in range(200)
 )
 
+LONG: tuple[Operation, ...] = (
+    *(Write(f"a/{n:0230}", content(f"new {n}")) for n in range(16)),
+    Remove("a/obsolete"),
+)
+"""An intent of more than a block, so that a power cut can leave a part of it."""
+
 ALONE: dict[str, Operation] = {
     "file-new": Write("a/n", content("new n", 9000)),
     "file-over": Write("a/f", content("new f", 5000)),
@@ -140,14 +146,9 @@ def _named() -> Iterator[History]:
             yield _history(f"{name}/{how}", Phase((op,), how, alone=True), tmp=("tmp",) if "tmp" in name else ())
         for name, op in ONE_ITEM.items():
             yield _history(f"{name}/{how}", Phase((op,), how))
-    yield _history("straddle", Phase(_straddling(), "fsync"))
+    yield _history("long-names", Phase(LONG, "fsync"))
     yield from _twice()
     yield from _failing()
-
-
-def _straddling() -> tuple[Operation, ...]:
-    """An intent of about a block, so that the record behind it may lie across the boundary: see the unit test of it."""
-    return tuple(Write(f"a/{n:0230}", content(f"new {n}")) for n in range(13)) + (Remove("a/obsolete"),)
 
 
 def _twice() -> Iterator[History]:
