@@ -161,4 +161,4 @@ GROUNDS: Mapping[str, Ground] = {
         _tmpfs_without("nothing", "no flags, no hard links, no O_TMPFILE", _RENAME, _LINK, _TMPFILE),
     )
 }  # fmt: skip
-ALL_NAMES = tuple(SCENARIOS)
+ALL_NAMES = (*SCENARIOS, "probe")

@@ -40,7 +40,7 @@ def run() -> tuple[Results, Mapping[str, atomik.Capabilities]]:
         if (why := ground.missing()) is not None:
             print(f"{name}: {why}", file=sys.stderr)
             continue
-        with ground.open((*ALL_NAMES, "probe")) as folder_for:
+        with ground.open(ALL_NAMES) as folder_for:
             results[name] = {key: play(scenario, folder_for(key)) for key, scenario in SCENARIOS.items()}
             probed[name] = atomik.probe(folder_for("probe"))
     return results, probed
