@@ -1,0 +1,146 @@
+"""The reading half of `AtomikFileSystem`: its transaction, and looking at files through it.
+
+Outside a transaction this is fsspec's local filesystem, less the names of atomik's own.  Inside, paths lead to where
+their content lies at present (`_fsspec_view`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.transaction import Transaction as FsspecTransaction
+
+from . import errors
+from ._directory import PREFIX
+from ._fsspec_view import Changes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._receipt import Receipt
+
+
+class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
+    """``fs.transaction``: one atomik transaction.  ``receipt``: what it did, when it is over."""
+
+    fs: Any
+
+    def __init__(self, fs: ReadingFileSystem, **keywords: Any) -> None:
+        super().__init__(fs, **keywords)
+        self.changes = fs._changes()
+        self.receipt: Receipt | None = None
+
+    def complete(self, commit: bool = True) -> None:
+        """Publish everything or, with ``commit=False``, drop it."""
+        fs = self.fs
+        writers = list(self.files)
+        self.fs = None
+        self.files.clear()
+        try:
+            still_open = [writer for writer in writers if not writer.closed]
+            for writer in still_open:
+                writer.discard()
+            if commit:
+                for writer in still_open:
+                    text = f"{writer.path!r} is still open at the end of the transaction; close it before"
+                    raise errors.TransactionStateError(text)
+                self.receipt = self.changes.publish()
+        finally:
+            self.changes.abort()
+            fs._intrans = False
+            fs._transaction = None
+
+
+class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
+    """Looking, and the transaction."""
+
+    transaction_type = AtomikTransaction
+
+    def __init__(self, auto_mkdir: bool, durable: bool, lock_timeout: float, **keywords: Any) -> None:
+        super().__init__(auto_mkdir=auto_mkdir, **keywords)
+        self.durable = durable
+        self.lock_timeout = lock_timeout
+
+    # --- the transaction ---------------------------------------------------------------------------------------------
+    def _changes(self) -> Changes:
+        return Changes(durable=self.durable, lock_timeout=self.lock_timeout)
+
+    @property
+    def _view(self) -> Changes | None:
+        """The changes of the running transaction."""
+        return self.transaction.changes if self._intrans else None
+
+    @contextlib.contextmanager
+    def _editing(self) -> Iterator[Changes]:
+        """The running transaction's changes, or, outside, those of one that ends with the block."""
+        view = self._view
+        if view is not None:
+            yield view
+            return
+        view = self._changes()
+        try:
+            yield view
+            view.publish()
+        finally:
+            view.abort()
+
+    def _where(self, path: Any, *, follow: bool = True) -> str:
+        """Where to read a path."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            return str(path)
+        where = view.where(path, follow=follow)
+        if where is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return where
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+    def info(self, path: Any, **keywords: Any) -> dict[str, Any]:
+        """As of the local filesystem."""
+        if isinstance(path, os.DirEntry):
+            return dict(super().info(path, **keywords))
+        found = dict(super().info(self._where(path, follow=False), **keywords))
+        found["name"] = self._strip_protocol(path)
+        return found
+
+    def ls(self, path: Any, detail: bool = False, **keywords: Any) -> list[Any]:
+        """As of the local filesystem."""
+        path, view = self._strip_protocol(path), self._view
+        if view is None:
+            found = super().ls(path, detail=detail, **keywords)
+            return [each for each in found if not _is_ours(each["name"] if detail else each)]
+        if not view.is_folder(path):
+            found = self.info(path)
+            return [found if detail else found["name"]]
+        paths = [os.path.join(path, name) for name in view.names(path)]
+        return [self.info(each) for each in paths] if detail else paths
+
+    def isfile(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.isfile, path)
+
+    def isdir(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.isdir, path)
+
+    def islink(self, path: Any) -> bool:
+        """As of the local filesystem."""
+        return self._asks(os.path.islink, path, follow=False)
+
+    def lexists(self, path: Any, **keywords: Any) -> bool:  # noqa: ARG002  fsspec's signature
+        """As of the local filesystem."""
+        return self._asks(os.path.lexists, path, follow=False)
+
+    def _asks(self, question: Any, path: Any, *, follow: bool = True) -> bool:
+        try:
+            return bool(question(self._where(path, follow=follow)))
+        except FileNotFoundError:
+            return False
+
+
+def _is_ours(path: str) -> bool:
+    return os.path.basename(path).startswith(PREFIX)
