@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.transaction import Transaction as FsspecTransaction
+from fsspec.utils import stringify_path
 
 from . import errors
 from ._directory import PREFIX
@@ -64,6 +65,22 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
         super().__init__(auto_mkdir=auto_mkdir, **keywords)
         self.durable = durable
         self.lock_timeout = lock_timeout
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        # fsspec before 2025.5 knows only its own local protocols.
+        if isinstance(path, list):
+            return [cls._strip_protocol(each) for each in path]
+        path = stringify_path(path)
+        for prefix in (f"{cls.protocol}://", f"{cls.protocol}:"):
+            if path.startswith(prefix):
+                path = path.removeprefix(prefix)
+                break
+        return super()._strip_protocol(path)
+
+    def unstrip_protocol(self, name: str) -> str:
+        """The URL of a path."""
+        return f"{self.protocol}://{self._strip_protocol(name)}"
 
     # --- the transaction ---------------------------------------------------------------------------------------------
     def _changes(self) -> Changes:

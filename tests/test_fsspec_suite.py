@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: Of fixtures in the suites of older versions.
+pytestmark = pytest.mark.filterwarnings("ignore:Class-scoped fixtures")
+
+
 class Fixtures(abstract.AbstractFixtures):  # type: ignore[misc]
     """A fresh folder for each test, with durability left out for speed."""
 
