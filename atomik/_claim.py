@@ -117,18 +117,26 @@ def _refuse_foreign(folder: Directory) -> None:
     What was made here belongs to us and to nobody else.  Where the filesystem gives all things one owner and mode (FAT,
     a server that maps users), it does so to a folder that is made in it as well.
     """
+    mine = _kernel.port.fstat(folder.fd)
+    if (mine.st_uid != os.geteuid() or mine.st_mode & 0o077) and not like_all(folder):
+        text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
+        errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
+
+
+def like_all(folder: Directory) -> bool:
+    """Whether a folder that is made in this one has the same owner and mode, although it is we who make it, for us
+    alone: then owner and mode say nothing here about who made what."""
     port = _kernel.port
-    mine = port.fstat(folder.fd)
-    if mine.st_uid == os.geteuid() and not mine.st_mode & 0o077:
-        return
-    port.mkdir(_SAMPLE, 0o700, folder.fd)
+    try:
+        port.mkdir(_SAMPLE, 0o700, folder.fd)
+    except OSError:
+        return False
     try:
         sample = port.lstat(_SAMPLE, folder.fd)
     finally:
         port.rmdir(_SAMPLE, folder.fd)
-    if (sample.st_uid, sample.st_mode & 0o777) != (mine.st_uid, mine.st_mode & 0o777):
-        text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
-        errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
+    found = port.fstat(folder.fd)
+    return (sample.st_uid, sample.st_mode & 0o777) == (found.st_uid, found.st_mode & 0o777)
 
 
 def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:

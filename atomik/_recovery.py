@@ -16,7 +16,7 @@ from collections.abc import Callable
 from attrs import define
 
 from . import _events, _journal, _kernel, _settle, errors
-from ._claim import journal_name
+from ._claim import journal_name, like_all
 from ._dead import Recovered, clear_claim, remove_folder
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
 
@@ -134,7 +134,7 @@ def _not_ours(found: os.stat_result) -> str | None:
     return None
 
 
-def _open_claim(directory: Directory, name: str) -> Directory | Recovered | None:
+def _open_claim(directory: Directory, name: str, *, dry: bool = False) -> Directory | Recovered | None:
     """The claim, locked; or why not; None when it went meanwhile."""
     path, txid = directory.child(name), name.removeprefix(PREFIX)
     found = directory.stat(name)
@@ -142,16 +142,24 @@ def _open_claim(directory: Directory, name: str) -> Directory | Recovered | None
         return None
     if not stat.S_ISDIR(found.st_mode):
         return _report(path, "left", txid, "it is no folder")
-    if (why := _not_ours(found)) is not None:
+    why = _not_ours(found)
+    if why is None and stat.S_IMODE(found.st_mode) & 0o077:
+        why = "others may enter it, so atomik did not make it"
+    if why is not None and dry:
         return _report(path, "left", txid, why)
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        return _report(path, "left", txid, "others may enter it, so atomik did not make it")
     try:
         claim = Directory.open(name, directory.fd, follow=False)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        if why is None:
+            raise
+        return _report(path, "left", txid, why)
     claim.path = path
     try:
+        if why is not None and not like_all(claim):
+            claim.close()
+            return _report(path, "left", txid, why)
         _kernel.port.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         claim.close()
@@ -218,7 +226,7 @@ def _survey(directory: Directory) -> list[Recovered]:
     found = _survey_journal(directory, JOURNAL_NAME, "hot")
     claims, slots = _names(directory)
     for name in claims:
-        claim = _open_claim(directory, name)
+        claim = _open_claim(directory, name, dry=True)
         if isinstance(claim, Directory):
             try:
                 txid = name.removeprefix(PREFIX)
