@@ -75,13 +75,15 @@ def prepare(folder: Path) -> None:
     (folder / "site" / "index").write_text("old index")
 
 
-@pytest.mark.parametrize("what", ["no flags", "no flags, no O_TMPFILE", "no exchange"])
+@pytest.mark.parametrize(
+    "what", ["no flags", pytest.param("no flags, no O_TMPFILE", marks=pytest.mark.filesystems), "no exchange"]
+)
 def test_lower_rungs_survive_death_at_every_call(folder: Path, what: str) -> None:
     """Killed before or after any call on the link rung, recovery brings all old or all new, and nothing is left."""
     _every_death(folder, what, publish)
 
 
-@pytest.mark.parametrize("what", ["no flags", "no links, no exchange"])
+@pytest.mark.parametrize("what", ["no flags", pytest.param("no links, no exchange", marks=pytest.mark.filesystems)])
 def test_the_weaker_rung_survives_death_at_every_call(folder: Path, what: str) -> None:
     """Weaker is about the moment of the swap: after a crash it is all or nothing like the others, folders too."""
     _every_death(folder, what, publish_folder)
