@@ -11,7 +11,7 @@ Layout, from the top down (arrows of import point down only):
     _shortcuts                file(), folder(), path(), update(): one-item transactions
     _transaction, _stager     Transaction: how outputs get in and out
     _reading, _recovery       readers, and what is done about a dead transaction
-    _group, _commit           the commit protocol: several steps with a journal, one step without
+    _group, _prepare, _commit the commit protocol: several steps with a journal, one step without
     _barriers                 which syncs make what durable
     _staged, _names, _items   what is to happen at one destination: stage, seal, discard
     _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it
