@@ -76,8 +76,8 @@ def address(fd: int) -> str:
 class Metadata:
     """What one object carries besides its content.
 
-    ``mode`` is without the type, which is ``type``; ``unread`` names attributes that exist and could not be read ("*" for the list
-    itself); ``stamp`` is (inode, ctime in ns), which changes when anything here does.
+    ``mode`` is without the type, which is ``type``; ``unread`` names attributes that exist and could not be read ("*" for
+    the list itself); ``stamp`` is (inode, ctime in ns), which changes when anything here does.
     """
 
     mode: int
