@@ -157,20 +157,25 @@ def _open_claim(directory: Directory, name: str, *, dry: bool = False) -> Direct
         return _report(path, "left", txid, why)
     claim.path = path
     try:
-        if why is not None and not like_all(claim):
-            claim.close()
-            return _report(path, "left", txid, why)
-        _kernel.port.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        claim.close()
-        return Recovered(path, "live", txid, "its owner is at work")
+        refusal = _lock_claim(claim, txid, why)
     except BaseException:
         claim.close()
         raise
-    if claim.key != (found.st_dev, found.st_ino):
+    if refusal is not None or claim.key != (found.st_dev, found.st_ino):
         claim.close()
-        return None
+        return refusal
     return claim
+
+
+def _lock_claim(claim: Directory, txid: str, why: str | None) -> Recovered | None:
+    """Take the lock of an open claim; else the report. `why` it seems not to be ours, which need not mean anything."""
+    if why is not None and not like_all(claim):
+        return _report(claim.path, "left", txid, why)
+    try:
+        _kernel.port.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Recovered(claim.path, "live", txid, "its owner is at work")
+    return None
 
 
 def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:
