@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
 def test_several_items_are_all_old_or_all_new(world: World, job: Job) -> None:
     """I1 to I6: whatever kills a transaction of several items, it is undone as a whole or finished as a whole."""
-    assert killed_everywhere(world, job, True, step=1 if job is scenarios.mixed else 2) > 20
+    assert killed_everywhere(world, job, True, step=2 if job is scenarios.mixed else 3) > 12
 
 
 @pytest.mark.parametrize("job", [scenarios.mixed, scenarios.moves], ids=lambda job: job.__name__)
