@@ -1,0 +1,37 @@
+"""Many writers in the same folders, killed with SIGKILL again and again: readers see whole generations only."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import atomik
+from tests.shutdown.crowd import Member, idle, prepare, recover, whole
+
+ROUNDS = int(os.environ.get("ATOMIK_KILL_ROUNDS", "20"))
+WRITERS = 8
+
+
+def test_eight_writers_are_killed_at_random(tmp_path: Path) -> None:
+    """Each death leaves work for the next writer or reader; none of them ever sees or leaves half a generation."""
+    rng = random.Random(7)
+    root = tmp_path / "shared"
+    prepare(root, "before")
+    members = [Member(root, durable=False, label=str(number)) for number in range(WRITERS)]
+    born, generations = WRITERS, set[str]()
+    try:
+        for _ in range(ROUNDS):
+            idle(rng, 0.03)
+            place = rng.randrange(WRITERS)
+            members[place].kill()
+            members[place] = Member(root, durable=False, label=str(born))
+            born += 1
+            with atomik.reading(root / "a", root / "b", lock_timeout=20):
+                generations.add(whole(root))
+    finally:
+        for member in members:
+            member.kill()
+    recover(root)
+    generations.add(whole(root))
+    assert len(generations) > ROUNDS // 8, "the writers got nowhere: this tested nothing"
