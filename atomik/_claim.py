@@ -33,6 +33,10 @@ def new_txid() -> str:
     return os.urandom(8).hex()
 
 
+#: Behind a slot's name: an original that could not be brought back, and that only the user may delete.
+KEPT = "-kept"
+
+
 def slot_name(txid: str, number: int) -> str:
     """The name of a slot."""
     return f"{PREFIX}{txid}-{number}"

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import define, field
 
 from . import _events, _kernel, _swap, _tree, errors
-from ._directory import JOURNAL_NAME, Directory, identify
+from ._claim import KEPT
+from ._directory import JOURNAL_NAME, Directory, Place, identify, rename
 from ._receipt import State
 from ._staged import NO_NAME, StagedFile
 from ._step import LINKAT, RENAME, Step, Undone, same_kind
@@ -35,6 +36,9 @@ _T = TypeVar("_T")
 
 #: How often a single overwrite starts again because somebody else keeps creating and removing the destination.
 _ATTEMPTS = 1000
+
+#: Seconds between the swap of a folder and the deletion of the old one, for readers that list the old one just then.
+GRACE = 0.005
 
 
 @define(eq=False)
@@ -100,6 +104,14 @@ class Commit:
         self.leftovers.append(f"{path}: {exc.strerror or exc}")
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
+    def spare_readers(self) -> None:
+        """Who opened a folder right before it was displaced is perhaps listing it this very moment, and would see it
+        being emptied: give them a moment.  A commit that waited for its barriers has given it already."""
+        if any(step.folder and step.op != "create" for step in self.steps):
+            left = self._visible_from + self.visible + GRACE - time.perf_counter()
+            if left > 0:
+                time.sleep(left)
+
     def swapped(self, step: Step, order: int) -> None:
         """Log one swap."""
         if _events.heard(_events.DEBUG):
@@ -132,6 +144,7 @@ class Single(Commit):
             if self.state is not State.COMMITTED:
                 self._back()
             raise
+        self.spare_readers()
         _, interrupt = uninterrupted(lambda: self._remove_displaced(step))
         if interrupt is not None:
             raise interrupt
@@ -162,6 +175,8 @@ class Single(Commit):
         if found is None and isinstance(item, StagedFile) and item.slot is None:
             return self._link(item)
         if found is not None:
+            if _kernel.is_folder(found.st_mode):
+                item.check_mounts(found)  # one that came since would move away with the old folder
             item.refresh(found)
         return self._rename(item, there=found is not None)
 
@@ -294,11 +309,22 @@ class Single(Commit):
             uninterrupted(self._undo)
         except OSError as exc:
             self.state = State.IN_DOUBT
-            text = f"the commit failed, and so did undoing it: {exc.strerror}; the original lies beside it"
-            raise errors.RollbackError(
-                *errors.os_args(exc.errno or errno.EIO, text, self.items[0].path, str(self.items[0].slot or ""))
-            ) from exc
+            raise self._in_doubt(exc) from exc
         self.state = State.ABORTED
+
+    def _in_doubt(self, exc: OSError) -> errors.RollbackError:
+        """There is no journal that would tell recovery of the original, so it gets a name that says "keep me"."""
+        item = self.items[0]
+        where, told = item.slot, "the original"
+        if where is not None:
+            kept = Place(where.directory, where.name + KEPT)
+            try:
+                rename(where, kept, 0)
+                where = kept
+            except OSError:
+                told = "the original, which recovery would delete: take it away first,"
+        text = f"the commit failed, and so did undoing it: {exc.strerror}; {told} may lie beside it"
+        return errors.RollbackError(*errors.os_args(exc.errno or errno.EIO, text, item.path, str(where or "")))
 
     def _undo(self) -> None:
         item = self.items[0]

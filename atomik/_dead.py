@@ -19,7 +19,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from . import _events, _journal, _kernel, _records, _tree, errors
-from ._claim import journal_name
+from ._claim import KEPT, journal_name
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
 from ._records import Intent, Journal, StepRecord
 from ._step import Step, Undone, put
@@ -241,10 +241,10 @@ def _remove_claim(claim: Directory, name: str, txid: str) -> None:
 
 
 def clear_claim(claim: Directory, txid: str) -> None:
-    """Delete everything in a claim that carries the transaction's id, its journal last."""
+    """Delete everything in a claim that carries the transaction's id, its journal last; but what is to be kept."""
     mark, last = f"{PREFIX}{txid}-", journal_name(txid)
     with _kernel.port.scandir(claim.fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(mark)]
+        names = [entry.name for entry in entries if entry.name.startswith(mark) and not entry.name.endswith(KEPT)]
     for name in sorted(names, key=lambda name: name == last):
         _tree.delete(Place(claim, name))
 

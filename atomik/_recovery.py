@@ -15,12 +15,13 @@ from collections.abc import Callable
 
 from attrs import define
 
-from . import _events, _journal, _kernel, _settle, errors
+from . import _events, _journal, _kernel, _settle, _tree, errors
 from ._claim import journal_name, like_all
 from ._dead import Recovered, clear_claim, remove_folder
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
 
 _CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
+_KEPT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept\Z")
 _SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new)?\Z")
 
 
@@ -103,6 +104,7 @@ def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> l
     claims, slots = _names(directory)
     for name in claims:
         found += _recover_claim(directory, name, timeout, discard=discard)
+    found += _kept(directory, private=False, discard=discard)
     if slots:
         directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
         try:
@@ -187,6 +189,7 @@ def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: 
         found = _settle.settle(claim, timeout, discard=discard, name=journal_name(txid))
         if claim.exists(journal_name(txid)) or directory.stat(name) is None:
             return found  # its journal keeps a displaced original; or all is done
+        found += _kept(claim, private=True, discard=discard)
         _make_last(claim, directory)
         clear_claim(claim, txid)  # never prepared (I6): no other destination hangs on what is in it
         found.append(_report(claim.path, "removed", txid, "staged, never committed"))
@@ -195,6 +198,31 @@ def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: 
         return found
     finally:
         claim.close()
+
+
+def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]:
+    """Originals that a one-item write could not bring back: theirs who lost them, to move away or to discard.
+
+    A folder is deleted only in a claim, which is `private`: elsewhere anybody may have given it that name.
+    """
+    with _kernel.port.scandir(folder.fd) as entries:
+        names = sorted(entry.name for entry in entries if _KEPT.match(entry.name))
+    found = []
+    for name in names:
+        place, txid = Place(folder, name), name.removeprefix(PREFIX).split("-")[0]
+        seen = place.stat()
+        if seen is None or _not_ours(seen) is not None:
+            continue
+        if discard and private:
+            _tree.delete(place)
+        elif discard and not stat.S_ISDIR(seen.st_mode):
+            _kernel.port.unlink(name, folder.fd)
+        else:
+            text = "an original that could not be brought back; move it away"
+            found.append(_report(str(place), "kept", txid, text))
+            continue
+        found.append(_report(str(place), "discarded", txid))
+    return found
 
 
 def _make_last(claim: Directory, directory: Directory) -> None:

@@ -32,6 +32,8 @@ class StagedFile(Item):
 
     fd: int = field(default=-1, init=False, repr=False)
     handle: IO[Any] | None = field(default=None, init=False, repr=False)
+    #: the layer below a text file, which the user may detach and write to
+    below: IO[bytes] | None = field(default=None, init=False, repr=False)
     mode: tuple[str, bool, bool] = field(default=("w", False, False), init=False, repr=False)
 
     def open(self, mode: tuple[str, bool, bool], **text: Any) -> IO[Any]:
@@ -42,6 +44,7 @@ class StagedFile(Item):
             if mode[0] in "ar":
                 self._copy_present()
             self.handle = _handles.open_handle(self.fd, self, self.path, mode, **text)
+            self.below = getattr(self.handle, "buffer", None)
         except BaseException as exc:
             self.discard()
             if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
@@ -92,8 +95,11 @@ class StagedFile(Item):
         assert handle is not None
         handle._item = None  # type: ignore[attr-defined]
         self.handle = None
+        below, self.below = self.below, None
         if not _closed(handle):
             handle.close()  # flushes; the descriptor stays ours
+        elif below is not None and not _closed(below):
+            below.flush()  # it was detached: what was written to it counts all the same
         self.finish(self.fd)
 
     def name_it(self) -> None:

@@ -61,11 +61,11 @@ class Transaction(Stager):
         self._retained = []
         self._count = 0
         self._commit: Commit | None = None
-        self._state = State.OPEN
         self._receipt: Receipt | None = None
         self._duration = 0.0
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._state = State.OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
@@ -267,9 +267,11 @@ class Transaction(Stager):
     def __del__(self) -> None:
         if getattr(self, "_state", None) is not State.OPEN or self._pid != os.getpid():
             return
-        warnings.warn(f"{self!r} was never committed nor aborted", ResourceWarning, source=self, stacklevel=2)
+        said = f"{self!r} was never committed nor aborted"
         if not sys.is_finalizing():
             self._finish(None)
+        # Last, for a filter may turn it into an exception, and nothing may be left for that.
+        warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
 
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one

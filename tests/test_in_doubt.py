@@ -1,0 +1,84 @@
+"""When even the undo of a one-item write fails: the original is kept, and recovery does not delete it."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik import _kernel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Stuck(_kernel.Kernel):
+    """Ctrl-C comes in the sync behind the swap, and from then on `renames` renames fail."""
+
+    def __init__(self, renames: int) -> None:
+        self.renames, self.swapped, self.struck = renames, False, False
+
+    def rename(self, *args: Any) -> None:
+        if self.struck and self.renames:
+            self.renames -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        super().rename(*args)
+        self.swapped = True
+
+    def fsync(self, fd: int) -> None:
+        if self.swapped and not self.struck:
+            self.struck = True
+            raise KeyboardInterrupt
+        super().fsync(fd)
+
+
+@pytest.mark.leftovers("the original that could not be brought back")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_original_survives_recovery(folder: Path, kind: str) -> None:
+    """A RollbackError names where the original lies; recover() reports it, and deletes it only when told to."""
+    dest = folder / "dest"
+    if kind == "file":
+        dest.write_text("old")
+    else:
+        dest.mkdir()
+        (dest / "inner").write_text("old")
+    output: Any = (atomik.file if kind == "file" else atomik.folder)(dest, overwrite=True)
+    output.__enter__()
+    before = _kernel.install(Stuck(renames=1))
+    try:
+        with pytest.raises(atomik.errors.RollbackError) as caught:
+            output.__exit__(None, None, None)
+    finally:
+        _kernel.install(before)
+    report = atomik.recover(folder)
+    assert [item.action for item in report.kept] == ["kept"]
+    kept = folder / report.kept[0].path
+    assert str(kept) == caught.value.filename2
+    assert (kept if kind == "file" else kept / "inner").read_text() == "old"
+    again = atomik.recover(folder, discard=True)
+    assert "discarded" in [item.action for item in again.items]
+    assert [entry.name for entry in folder.iterdir()] == ["dest"]
+
+
+def test_a_detached_text_file_keeps_what_was_written_to_its_buffer(folder: Path) -> None:
+    """Who detaches the buffer of a text file and writes to that has written to the file."""
+    with atomik.file(folder / "a") as f:
+        buffer = f.detach()  # type: ignore[attr-defined]
+        buffer.write(b"hello")
+    assert (folder / "a").read_text() == "hello"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_warning_that_is_an_error_does_not_stop_the_clean_up(folder: Path) -> None:
+    """Filters may turn the ResourceWarning into an exception; by then nothing is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        tx = atomik.transaction()
+        tx.folder(folder / "site")
+        del tx
+        gc.collect()
+    assert list(folder.iterdir()) == []
