@@ -222,10 +222,11 @@ class Group(Prepared):
     def _keep_journal(self) -> None:
         """Originals stay in the claims; without a journal there, recovery would take them for rubbish."""
         with contextlib.suppress(OSError):
-            if self._journal is None:
-                self._journal = self._write_journal()
+            journal = self._journal = self._journal or LiveJournal(-1, self.txid, 0)
+            if journal.fd < 0:
+                self._write_journal(journal)
             if self.stranded:
-                self._journal.keep(next(iter(self.workspace.claims.values())).folder)
+                journal.keep(next(iter(self.workspace.claims.values())).folder)
 
     def _in_doubt(self, failure: OSError, cause: BaseException) -> None:
         if self._journal is None:

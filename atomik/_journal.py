@@ -126,26 +126,31 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
-def create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]) -> LiveJournal:
+def create(
+    journal: LiveJournal, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]
+) -> None:
     """Write the intent, which `encode` makes for the identity of the journal's file, and give the file its names.
 
+    `journal` is filled in rather than returned: an interrupt on the way back must not lose what is on the disk by then.
     `HotJournal` when a parent holds one already; nothing is left then.
     """
     try:
-        return _create(txid, encode, claims, parents)
+        _create(journal, encode, claims, parents)
     except _Unnameable:
         claims[0].folder.fs.tmpfile = False
-        return _create(txid, encode, claims, parents)
+        _create(journal, encode, claims, parents)
 
 
 class _Unnameable(Exception):  # noqa: N818  a signal to start again
     """There is O_TMPFILE here, but no way to give such a file a name."""
 
 
-def _create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]) -> LiveJournal:
+def _create(
+    journal: LiveJournal, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]
+) -> None:
     home = claims[0].folder
-    private = [Place(claim.folder, journal_name(txid)) for claim in claims]
-    journal = LiveJournal(_unnamed(home, private[0].name), txid, 0)
+    private = [Place(claim.folder, journal_name(journal.txid)) for claim in claims]
+    journal.fd = _unnamed(home, private[0].name)
     try:
         journal.identity = identity(journal.fd, home)
         journal.names.append(private[0])
@@ -163,7 +168,6 @@ def _create(txid: str, encode: Callable[[bytes], bytes], claims: list[Claim], pa
         finally:
             journal.close()
         raise
-    return journal
 
 
 def _name(fd: int, place: Place) -> None:

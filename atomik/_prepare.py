@@ -75,7 +75,8 @@ class Prepared(Commit):
         # Without a journal nobody but this process would know what a move has in hand between its two steps.
         chained = len({step.slot for step in self.steps}) < len(self.steps)
         if self.steps and (self.journalled or chained):
-            self._journal = self._write_journal()
+            self._journal = LiveJournal(-1, self.txid, 0)
+            self._write_journal(self._journal)
         for slot, beside in self._to_move:  # now that a journal tells of it, for nothing else would
             rename(slot, beside, 0)
         fd = None if self._journal is None else self._journal.fd
@@ -103,10 +104,10 @@ class Prepared(Commit):
         for step in steps:
             step.slot = beside
 
-    def _write_journal(self) -> LiveJournal:
+    def _write_journal(self, journal: LiveJournal) -> None:
         try:
             claims = list(self.workspace.claims.values())
-            return _journal.create(self.txid, self._intent, claims, self._parents)
+            _journal.create(journal, self._intent, claims, self._parents)
         except _journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None

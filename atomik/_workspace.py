@@ -200,8 +200,11 @@ class Workspace:
 
     def claim(self, directory: Directory) -> Claim:
         """The private folder in `directory`, made when first needed."""
-        refuse_append_only(directory, directory.path)
         key = directory.place_key
+        made = self.claims.get(key)
+        if made is not None:
+            return made
+        refuse_append_only(directory, directory.path)
         with self._claiming, errors.typed("cannot stage in the folder", directory.path):
             claim = self.claims.get(key)
             if claim is None:
