@@ -57,7 +57,9 @@ class Barriers:
             self.fsync(item.fd)
             item.synced = True
 
-    def staged(self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None) -> None:
+    def staged(
+        self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None
+    ) -> None:
         """B1.  `folders` are those that hold slots or the journal's names."""
         if not self.durable:
             return

@@ -145,7 +145,8 @@ def _below(path: str, root: str) -> tuple[str, ...]:
 def _bound(step: Step) -> bool:
     """Whether it renames a folder that this user may not write to."""
     return any(
-        place.stat() is not None and not _kernel.port.may_write(place.name, place.fd) for place in (step.dest, step.slot)
+        place.stat() is not None and not _kernel.port.may_write(place.name, place.fd)
+        for place in (step.dest, step.slot)
     )
 
 

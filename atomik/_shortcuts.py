@@ -216,7 +216,8 @@ def file(
         attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and named in the receipt.
     :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
     :param bool follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
-    :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing.
+    :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
+        (after SIGKILL or a power cut empty ones may stay).
     :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.
     :param keep: a name in the same folder (or a function from path to name) under which the previous version stays.
     :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".

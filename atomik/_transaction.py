@@ -197,7 +197,9 @@ class Transaction(Stager):
         """Give everything back, whatever happened.  Failures are logged, and listed in the receipt."""
         state = State.ABORTED if commit is None or commit.state is State.OPEN else commit.state
         if state in (State.PREPARED, State.SWAPPED):
-            state = State.IN_DOUBT  # a second interrupt, in the rollback: what is displaced is for recovery to bring back
+            state = (
+                State.IN_DOUBT
+            )  # a second interrupt, in the rollback: what is displaced is for recovery to bring back
         interrupt: Interrupt | None = None
         while True:
             try:

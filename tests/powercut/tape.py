@@ -129,15 +129,16 @@ def _last_noise(folder: Path) -> None:
         os.close(fd)
 
 
-def killed(function: Callable[[], object], call: str, number: int) -> bool:
-    """Run `function` in a fork that dies by SIGKILL right after its `number`-th call of that name; False if it lived."""
+def killed(function: Callable[[], object], calls: str, number: int, *, after: bool = True) -> bool:
+    """Run `function` in a fork that dies by SIGKILL right after (or before) its `number`-th call of one of these names;
+    False if it lived."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 1
         try:
             linux.die_with_parent()
-            with installed(Acting(call, lambda _: os.kill(os.getpid(), signal.SIGKILL), after=True)) as kernel:
+            with installed(Acting(calls, lambda _: os.kill(os.getpid(), signal.SIGKILL), after=after)) as kernel:
                 kernel.when = lambda found: found.number == number
                 function()
             code = 0
