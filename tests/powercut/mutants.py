@@ -209,8 +209,8 @@ _SWAPPING = (
     Mutant("B2-claims", "I2: folders of slots", "every/fsync", _without(lambda s, c: s.between() and s.is_claim(c))),
     Mutant("B2-syncfs", "I2: B2 by syncfs", "every/syncfs", _without(lambda s, c: s.between() and c.name == "syncfs"), {"btrfs": "sync"}),
     Mutant("B2-after-B3", "I2: swaps durable before the mark", "every/fsync", lambda: installed(PutOff())),
-    Mutant("B3", "I3: the commit mark", "four/fsync", _without(lambda s, c: s.ended and s.is_journal(c))),
-    Mutant("displaced-early", "I3: displaced content outlives the mark", "four/fsync", _hasty(lambda s, c: s.is_outcome(c))),
+    Mutant("B3", "I3: the commit mark", "four/fsync", _without(lambda s, c: s.ended and s.is_journal(c)), _all("quiet")),
+    Mutant("displaced-early", "I3: displaced content outlives the mark", "four/fsync", _hasty(lambda s, c: s.is_outcome(c)), {"ext4": "file", "xfs": "file", "btrfs": "sync+claims"}),
 )  # fmt: skip
 
 _BACK = (
@@ -218,20 +218,20 @@ _BACK = (
     Mutant("rollback-names", "I2: the rollback is durable before it is recorded", "rollback:3", _without(lambda s, c: s.between() and s.is_sync(c))),
     Mutant("undone", "I3: the record of a rollback", "rollback:3", _without(lambda s, c: s.swapped and (c.name == "pwrite" or s.is_journal(c)))),
     Mutant("undone-sync", "I3: the sync of that record", "rollback:3", _without(lambda s, c: s.ended and s.is_journal(c))),
-    Mutant("recovery-names", "I2: recovery's undo is durable before it is recorded", "killed:rename:3", _without(lambda s, c: s.recovering() and not s.ended and s.is_sync(c))),
+    Mutant("recovery-names", "I2: recovery's undo is durable before it is recorded", "killed:rename:3", _without(lambda s, c: s.recovering() and not s.ended and s.is_sync(c)), {"btrfs": "sync"}),
     Mutant("recovery-record", "I3: recovery's record", "killed:rename:3", _without(lambda s, c: s.recovering() and s.ended and s.is_journal(c))),
-    Mutant("recovery-last", "I3: what a dead one-item write swapped outlives its slot", "folder-over/killed", _without(lambda s, c: s.recovering() and s.is_sync(c))),
-    Mutant("recovery-last-file", "I3: the same for a file", "file-over/killed", _without(lambda s, c: s.recovering() and s.is_sync(c))),
+    Mutant("recovery-last", "I3: what a dead one-item write swapped outlives its slot", "folder-over/killed", _without(lambda s, c: s.recovering() and s.is_sync(c)), _all("quiet")),
+    Mutant("recovery-last-file", "I3: the same for a file", "file-over/killed", _without(lambda s, c: s.recovering() and s.is_sync(c)), _all("quiet")),
 )  # fmt: skip
 
 _ALONE = (
-    Mutant("one-content", "I1: one file", "file-over/fsync", _without(lambda s, c: s.is_content(c))),
-    Mutant("one-tree", "I1: one folder", "folder-over/fsync", _without(lambda s, c: s.is_inner(c) or s.is_content(c))),
-    Mutant("one-syncfs", "I1: one folder by syncfs", "folder-over/syncfs", _without(lambda s, c: c.name == "syncfs")),
-    Mutant("one-names", "P5: the folder of one file", "file-over/fsync", _without(lambda s, c: s.is_folder(c))),
-    Mutant("one-new-names", "P5: the folder of one new file", "file-new/fsync", _without(lambda s, c: s.is_folder(c))),
+    Mutant("one-content", "I1: one file", "file-over/fsync", _without(lambda s, c: s.is_content(c)), _all("quiet")),
+    Mutant("one-tree", "I1: one folder", "folder-over/fsync", _without(lambda s, c: s.is_inner(c) or s.is_content(c)), {"ext4": "quiet", "xfs": "quiet", "btrfs": "parents"}),
+    Mutant("one-syncfs", "I1: one folder by syncfs", "folder-over/syncfs", _without(lambda s, c: c.name == "syncfs"), _all("quiet")),
+    Mutant("one-names", "P5: the folder of one file", "file-over/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
+    Mutant("one-new-names", "P5: the folder of one new file", "file-new/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
     Mutant("one-claim", "P5: the slot's folder of one folder", "folder-over/fsync", _without(lambda s, c: s.swapped and s.is_claim(c))),
-    Mutant("one-removed", "P5: the folder of one removal", "remove-file/fsync", _without(lambda s, c: s.is_folder(c))),
+    Mutant("one-removed", "P5: the folder of one removal", "remove-file/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
     Mutant("one-made", "P5: folders made for one file", "file-parents/fsync", _without(lambda s, c: s.is_made_in(c))),
     Mutant("one-displaced-early", "I3: one displaced folder outlives the sync of its swap", "folder-over/fsync", _hasty(lambda s, c: s.swapped and s.is_sync(c))),
 )  # fmt: skip

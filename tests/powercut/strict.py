@@ -127,7 +127,9 @@ class StrictDisk(Watching):
             self._synced.discard(made)
             if txid is not None and call.paths[0].endswith(f".atomik-{txid}"):
                 self._transaction(txid).claims.add(call.paths[0])
-            self._name(args[2] if args[2] is not None else os.path.dirname(args[0]), f"stage {txid}" if txid else "made")
+            self._name(
+                args[2] if args[2] is not None else os.path.dirname(args[0]), f"stage {txid}" if txid else "made"
+            )
         elif is_swap(call):
             if txid is not None:  # a new file goes straight to its destination, without a slot
                 self._transaction(txid).swapped = True
