@@ -29,6 +29,14 @@ PROGRAM = "echo new > {a}; echo new > {b}/new; echo $$ > told; exec sleep 1000"
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT]
 
 
+@pytest.fixture(autouse=True)
+def hangup_counts() -> Iterator[None]:
+    """Under nohup SIGHUP is ignored, and children inherit that: then it would rightly stop nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def answering(code: int) -> str:
     """A program that waits for SIGTERM, and ends with that exit code when it comes."""
     script = (

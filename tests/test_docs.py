@@ -52,6 +52,10 @@ def like(wanted: str, got: str) -> bool:
     return re.fullmatch(r"\s*.*?\s*".join(parts), got.strip(), re.DOTALL) is not None
 
 
+#: packages that pages are about, and that a plain test environment has not
+OPTIONAL = {"dask", "distributed", "fsspec", "jinja2", "numpy", "pandas", "pyarrow", "xarray", "zarr"}
+
+
 class Runner:
     """Evaluates the blocks of one page."""
 
@@ -62,8 +66,13 @@ class Runner:
 
     def python(self, example) -> str | None:
         source = "\n" * (example.line + example.parsed.line_offset) + example.parsed
-        with contextlib.redirect_stdout(self.out):
-            exec(compile(source, example.path, "exec", dont_inherit=True), example.namespace)
+        try:
+            with contextlib.redirect_stdout(self.out):
+                exec(compile(source, example.path, "exec", dont_inherit=True), example.namespace)
+        except ModuleNotFoundError as exc:
+            if exc.name not in OPTIONAL:
+                raise
+            pytest.skip(f"needs {exc.name}, which is not installed")
         self.printed = self.out.getvalue()
         self.out.seek(0)
         self.out.truncate()

@@ -10,6 +10,7 @@ transaction is open; at every swap: each destination is what it was or what it b
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -49,6 +50,7 @@ from tests.powercut.histories import (
     plant,
     without,
 )
+from tests.powercut.noise import is_swap
 from tests.powercut.tape import killed
 
 EXAMPLES = int(os.environ.get("ATOMIK_MODEL_EXAMPLES", "0"))
@@ -241,7 +243,8 @@ class Machine(RuleBasedStateMachine):
             return
         old, new = self.tree, Phase(ops).apply(self.tree)
         with installed(Acting("rename", lambda call: self._put(path, node))) as kernel:
-            kernel.when = lambda call: call.number == at
+            swaps = itertools.count(1)
+            kernel.when = lambda call: is_swap(call) and next(swaps) == at
             with contextlib.suppress(errors.AtomikError):
                 Phase(ops, durable=False).perform(self.root)
         allowed = [old, new]
@@ -249,7 +252,7 @@ class Machine(RuleBasedStateMachine):
             idle = node is None and path not in old  # nothing was there to be removed, unless it came after the swap
             allowed = [self._with(old, path, node), self._with(new, path, node), *(allowed if idle else [])]
         atomik.recover(*(self.root / name for name in (*FOLDERS, "tmp")), discard=True, lock_timeout=5)
-        self._settle(allowed, f"a stranger at rename {at} of {ops}")
+        self._settle(allowed, f"a stranger at swap {at} of {ops}")
 
     @rule(
         wanted=st.lists(operations, min_size=1, max_size=4),

@@ -12,13 +12,14 @@ import barriers  # noqa: E402
 import commit  # noqa: E402
 import exchange  # noqa: E402
 import ladder  # noqa: E402
+import powercut  # noqa: E402
 import states  # noqa: E402
 
 
 def main() -> int:
     check = "--check" in sys.argv[1:]
     stale = []
-    for module in (states, exchange, barriers, ladder, commit):
+    for module in (states, exchange, barriers, ladder, commit, powercut):
         for picture in module.draw():
             path, drawn = HERE / f"{picture.name}.svg", picture.svg()
             if not path.exists() or path.read_text(encoding="utf-8") != drawn:
