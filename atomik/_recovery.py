@@ -22,7 +22,7 @@ from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
 
 _CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
 _KEPT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept\Z")
-_SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new)?\Z")
+_SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new[0-9]*)?\Z")
 
 
 @define(frozen=True)

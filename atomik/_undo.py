@@ -6,6 +6,7 @@ neither the recorded new nor the recorded old object is *foreign* and stays (I4)
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from . import _kernel
@@ -54,8 +55,10 @@ def _return_stranger(step: Step, now: bytes | None) -> Undone:
 
 def _undo_create(step: Step) -> Undone:
     # Take it away first and look afterwards: a stranger who published between look and rename gets theirs back.
-    # Where the slot holds the same inode (link rung, killed between link and unlink) a rename onto it would do nothing.
-    away = step.twin("new") if step.slot.identity() is not None else step.slot
+    # To a free name, for a rename onto another name of the same inode would do nothing: the link rung killed between
+    # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
+    places = itertools.chain([step.slot], (step.twin(f"new{number or ''}") for number in itertools.count()))
+    away = next(place for place in places if place.identity() is None)
     try:
         rename(step.dest, away, 0)
     except FileNotFoundError:

@@ -1,0 +1,39 @@
+"""Crash states that broke the promise once, made by hand, so that they need no recorder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import atomik
+from tests.powercut.histories import Phase, Write, look, plant
+from tests.powercut.tape import killed
+
+
+def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
+    """btrfs, ``keep=``, a recovery cut by a second power cut: the original had its kept name, the slot and the slot's
+    twin.  The rename of one to the other did nothing, for they were one inode, and the kept name stayed."""
+    old = {"a": None, "a/f": b"old"}
+    plant(tmp_path, old)
+    phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
+    assert killed(lambda: phase.perform(tmp_path), "rename", 2)
+    (claim,) = (tmp_path / "a").glob(".atomik-*[!l]")
+    slot = claim / f"{claim.name}-0"
+    for name in (slot, f"{slot}-new"):
+        os.link(tmp_path / "a" / "f.before", name)
+    assert atomik.recover(tmp_path / "a").clean
+    assert look(tmp_path) == old
+
+
+def test_again_when_that_recovery_was_cut_as_well(tmp_path: Path) -> None:
+    """However many names it has by then."""
+    old = {"a": None, "a/f": b"old"}
+    plant(tmp_path, old)
+    phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
+    assert killed(lambda: phase.perform(tmp_path), "rename", 2)
+    (claim,) = (tmp_path / "a").glob(".atomik-*[!l]")
+    slot = claim / f"{claim.name}-0"
+    for name in (slot, f"{slot}-new", f"{slot}-new1", f"{slot}-new2"):
+        os.link(tmp_path / "a" / "f.before", name)
+    assert atomik.recover(tmp_path / "a").clean
+    assert look(tmp_path) == old
