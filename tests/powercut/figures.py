@@ -84,7 +84,7 @@ def _counts(figures: dict[str, Any]) -> str:
 
 def _gate(figures: dict[str, Any]) -> str:
     lines = ["| left out or turned round | what it breaks | ext4 | xfs | btrfs |", "|---|---|---|---|---|"]
-    for row in figures["gate"]:
+    for row in figures.get("gate", []):
         cells = " | ".join(row["caught"].get(kind, "–") for kind in KINDS)
         lines.append(f"| {row['name']} | {row['rule']} | {cells} |")
     return "\n".join(lines) + "\n"
