@@ -32,7 +32,7 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
 
     def __init__(self, fs: ReadingFileSystem, **keywords: Any) -> None:
         super().__init__(fs, **keywords)
-        self.changes = fs._changes()
+        self.changes: Changes = fs._changes()
         self.receipt: Receipt | None = None
 
     def complete(self, commit: bool = True) -> None:

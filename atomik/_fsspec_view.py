@@ -60,7 +60,7 @@ class Changes:
     def __init__(self, *, durable: bool = True, lock_timeout: float = 60.0) -> None:
         self._options: dict[str, Any] = {"durable": durable, "lock_timeout": lock_timeout}
         self._tx: Transaction | None = None
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         #: paths whose writing failed, with the reason
         self.failed: dict[str, str] = {}
         self._changes: dict[str, Change] = {}

@@ -30,7 +30,7 @@ class Workspace:
     """The shared ground of one transaction; see the module."""
 
     def __init__(self) -> None:
-        self.txid = new_txid()
+        self.txid: str = new_txid()
         self.numbers: Iterator[int] = itertools.count()
         self.claims: dict[tuple[int, int, int], Claim] = {}
         self._claiming = threading.Lock()

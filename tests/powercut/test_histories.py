@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.powercut import tape
+from tests.powercut import figures, tape
 from tests.powercut.histories import History, Phase, Write, difference, inside, look, moved, plant, without_empty
 from tests.powercut.mutants import MUTANTS
 from tests.powercut.tape import KINDS
@@ -78,3 +78,9 @@ def test_the_tables_are_consistent() -> None:
     for mutant in MUTANTS.values():
         assert mutant.history in NAMED
         assert set(mutant.shows) <= set(KINDS)
+
+
+def test_the_page_says_what_the_run_wrote() -> None:
+    """The tables of how-we-know.md are those of the figures."""
+    text = figures.PAGE.read_text(encoding="utf-8")
+    assert figures.filled(text) == text
