@@ -5,8 +5,9 @@
     finding.save(path)                # log, disk and label in one file
     Finding.load(path).replay()       # the very same crash state again
 
-First come the named histories, each with another noise every round; from the second round on, as many random ones.  In
-every recording some crash states of an unfinished commit have their recovery recorded and cut as well.
+The named histories come round by round, each time with another noise, and between them random ones: for every third at
+first, for every one from the second round on.  In every recording the recovery of some crash states of an unfinished
+commit is recorded and cut as well.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Campaign:
             for at, history in enumerate(NAMED.values()):
                 for shift, kind in enumerate(self.kinds):
                     yield kind, history, self.noise(at + number + 3 * shift, number)
-                if number:
+                if number or at % 3 == 0:
                     for kind in self.kinds:
                         name = f"{self.seed}.{number}.{at}.{kind}"
                         yield kind, random_history(name), self.noise(random.Random(name).randrange(99), number)

@@ -148,7 +148,8 @@ class StrictDisk(Watching):
                 self._break(f"{call} changes a destination, and is no transaction's")
             return
         transaction = self._transaction(txid)
-        if self.recovering or transaction.outcome or transaction.prepared:
+        undoing = transaction.journal is None and transaction.swapped
+        if self.recovering or transaction.outcome or transaction.prepared or undoing:
             return
         self.checked += 1
         if transaction.journal is None:

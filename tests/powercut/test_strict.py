@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernels import installed
+from tests.kernels import Faulty, installed
 from tests.powercut import tape
 from tests.powercut.histories import History, look, plant, without_empty
 from tests.powercut.mutants import MUTANTS, Mutant
@@ -63,3 +63,25 @@ def test_every_mutant_breaks_a_rule(mutant: Mutant, tmp_path: Path) -> None:
     broken, _ = watched(NAMED[mutant.history], tmp_path / "work", mutant.around)
     assert broken, f"the mutant {mutant.name} ({mutant.rule}) survives"
     assert any(line.startswith(mutant.rule[:2]) for line in broken), broken
+
+
+@pytest.mark.parametrize("name", ["file-over", "path-over", "folder-over", "folder-tmp"])
+def test_one_item_that_is_taken_back_keeps_the_order(name: str, tmp_path: Path) -> None:
+    """Ctrl-C right after the swap of a single item: the swap is undone, and that is durable before anything goes."""
+    history = NAMED[f"{name}/fsync"]
+    plant(tmp_path, history.tree)
+    disk = StrictDisk()
+    with installed(disk):
+        interrupted = Faulty(
+            lambda call: KeyboardInterrupt() if swapped(disk) and not interrupted.struck else None, {"fsync"}
+        )
+        with installed(interrupted), pytest.raises(KeyboardInterrupt):
+            history.phases[0].perform(tmp_path)
+    assert interrupted.struck
+    assert disk.broken == []
+    assert look(tmp_path) == history.tree
+
+
+def swapped(disk: StrictDisk) -> bool:
+    """Whether anything has been swapped on this disk."""
+    return any(one.swapped for one in disk._known.values())
