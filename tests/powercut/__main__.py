@@ -48,10 +48,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _campaign(options: argparse.Namespace) -> int:
     run = campaign.Campaign(options.seed, options.minutes, tuple(options.kinds), options.limit)
+    interrupted = False
+    finding = None
     try:
         finding = run.run()
     except KeyboardInterrupt:
-        finding = None
+        interrupted = True
         print("interrupted")
     for kind, count in run.counts.items():
         print(
@@ -63,7 +65,7 @@ def _campaign(options: argparse.Namespace) -> int:
         print(f"FOUND on {finding}\nagain: python -m tests.powercut --replay {path}")
         return 1
     print("no violation")
-    if options.record:
+    if options.record and not interrupted:
         figures.record_counts(options.seed, options.minutes, run.counts)
     return 0
 

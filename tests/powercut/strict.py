@@ -60,6 +60,7 @@ class StrictDisk(Watching):
         self._known: dict[str, _Transaction] = {}
         self._changed: set[Key] = set()  # objects with content that is not durable
         self._synced: set[Key] = set()  # objects synced by name since they were made
+        self._moded: set[Key] = set()  # folders that got their mode late
         self._whole = False  # a syncfs since something was staged last
         #: folder -> why its names are not durable: "stage TXID", "swap TXID" or "made"
         self._names: dict[Key, set[str]] = {}
@@ -100,10 +101,12 @@ class StrictDisk(Watching):
             key = _key(args[0])
             self._synced.add(key)
             self._changed.discard(key)
+            self._moded.discard(key)
             self._names.pop(key, None)
         elif name == "syncfs":
             self._whole = True
             self._changed.clear()
+            self._moded.clear()
             self._names.clear()
         elif name in ("open_tmpfile", "create"):
             self._changed.add(_key(result))
@@ -114,6 +117,8 @@ class StrictDisk(Watching):
             self._changed.add(_key(args[0]))
         elif name == "copy_range":
             self._changed.add(_key(args[1]))
+        elif name == "chmod":  # of /proc/self/fd/N, right before a swap; the sync may come behind all swaps
+            self._moded.add(_stat(args[0]))
         elif name in ("mkdir", "symlink", "link", "link_fd", "rename"):
             self._named(call, txid)
 
@@ -181,6 +186,8 @@ class StrictDisk(Watching):
             return
         self.checked += 1
         transaction.outcome = True
+        if self._moded:
+            self._break("I2: the outcome is written before the mode of what was published is durable")
         for key, reasons in self._names.items():
             if f"swap {txid}" in reasons:
                 self._break(f"I2: the outcome is written before the names in {self._say(key)} are durable")

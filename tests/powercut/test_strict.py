@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.kernels import Faulty, installed
+import atomik
+from tests.kernels import Call, Faulty, Recording, Watching, installed
 from tests.powercut import tape
 from tests.powercut.histories import History, look, plant, without_empty
 from tests.powercut.mutants import MUTANTS, Mutant
@@ -85,3 +87,41 @@ def test_one_item_that_is_taken_back_keeps_the_order(name: str, tmp_path: Path) 
 def swapped(disk: StrictDisk) -> bool:
     """Whether anything has been swapped on this disk."""
     return any(one.swapped for one in disk._known.values())
+
+
+class Unwritable(Watching):
+    """Every folder is one that this user may not write to: it is swapped through a slot beside it."""
+
+    def around(self, call: Call, go: Callable[[], Any]) -> Any:
+        return False if call.name == "may_write" else go()
+
+
+@pytest.mark.parametrize("name", ["four/fsync", "every/True", "every/syncfs"])
+def test_folders_that_stay_in_their_parent_keep_the_order(name: str, tmp_path: Path) -> None:
+    """The slot lies beside the destination, and the mode is set late: both last before the outcome is written."""
+    broken, checked = watched(NAMED[name], tmp_path / "work", lambda: installed(Unwritable({"may_write"})))
+    assert broken == []
+    assert checked
+
+
+@pytest.mark.parametrize("name", ["four/fsync", "many/True", "file-new/fsync", "file-over/fsync", "file-over/True"])
+def test_files_that_cannot_get_a_name_keep_the_order(name: str, tmp_path: Path) -> None:
+    """Where an unnamed file cannot be linked it is copied, and the copy is made durable."""
+    without = Faulty(lambda call: errno.EPERM if call.name == "link_fd" else None, {"link_fd"})
+    broken, checked = watched(NAMED[name], tmp_path / "work", lambda: installed(without))
+    assert without.struck
+    assert broken == []
+    assert checked
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_stands_already_is_made_durable(count: int, tmp_path: Path) -> None:
+    """With if_changed and equal content nothing is swapped; what stands there lasts all the same."""
+    names = [tmp_path / str(number) for number in range(count)]
+    for name in names:
+        name.write_text("equal")
+    with installed(Recording({"fsync", "syncfs"})) as kernel, atomik.transaction(overwrite=True, durable="fsync") as tx:
+        for name in names:
+            tx.file(name, if_changed=True).write("equal")
+    synced = {path for call in kernel.calls for path in call.paths}
+    assert {str(tmp_path), *map(str, names)} <= synced
