@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,8 @@ def plot(path: Path, curves: Mapping[str, Mapping[int, float]], across: str, up:
 
 def write(path: Path, rows: list[Row], kinds: list[str], remarks: str) -> None:
     """Replace what stands between the markers of the page, or make the page."""
-    body = f"Measured {machine()}.\n\n{table(rows, kinds)}\n\n{remarks}"
+    command = " ".join(["python -m tests.benchmarks", *sys.argv[1:]])
+    body = f"Measured {machine()}, by `{command}`.\n\n{table(rows, kinds)}\n\n{remarks}"
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"
     text = path.read_text() if path.exists() else f"# Performance\n\n{begin}\n{end}\n"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
