@@ -21,7 +21,7 @@ import os
 
 from attrs import define, field
 
-from . import _kernel, errors
+from . import _forked, _kernel, errors
 from ._directory import PREFIX, Directory, Place
 
 _ATTEMPTS = 8
@@ -102,6 +102,7 @@ def _try_to_make(parent: Directory, name: str) -> Directory | None:
         folder = Directory.open(name, parent.fd, follow=False)
         folder.path = parent.child(name)
         _refuse_foreign(folder)
+        _forked.guard(folder.fd)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
         if found is not None and (found.st_dev, found.st_ino) == folder.key:

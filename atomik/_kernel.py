@@ -75,7 +75,7 @@ class Kernel:
 
     def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
         """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
-        c = _libc()
+        c = _c or _libc()
         while (fd := c.openat2(dir_fd, os.fsencode(path), flags | os.O_CLOEXEC, 0, resolve)) < 0:
             if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
                 _raise((path,))
@@ -279,19 +279,19 @@ class Kernel:
         """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
         return os.scandir(fd)
 
-    def mount_of(self, fd: int, name: str = "") -> tuple[int, int, int, bool, bool]:
-        """statx(2) of an open folder, or of a name in it, links not followed:
-        (st_dev, st_ino, mount id, whether that id is never reused, whether it is append-only (chattr +a))."""
-        c = _libc()
-        out = c.Statx()
-        want = c.STATX_BASIC | c.STATX_MNT_ID | c.STATX_MNT_ID_UNIQUE
+    def mount_of(self, fd: int, name: str = "") -> tuple[int, int, int, bool, bool, int, int]:
+        """statx(2) of an open folder, or of a name in it, links not followed: (st_dev, st_ino, mount id, whether that
+        id is never reused, whether it is append-only (chattr +a), st_mode, st_nlink)."""
+        c = _c or _libc()
         flags = c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH
-        if c.statx(fd, os.fsencode(name), flags, want, c.byref(out)) < 0:
+        found = c.statx(fd, os.fsencode(name), flags)
+        if found is None:
             _raise((name,))
-        unique = bool(out.mask & c.STATX_MNT_ID_UNIQUE)
-        mount = out.mnt_id if out.mask & (c.STATX_MNT_ID | c.STATX_MNT_ID_UNIQUE) else 0
-        append_only = bool(out.attributes & c.STATX_ATTR_APPEND)
-        return os.makedev(out.dev_major, out.dev_minor), out.ino, mount, unique, append_only
+        mask, attributes, nlink, mode, ino, major, minor, mount = found
+        if not mask & c.STATX_MOUNT:
+            mount = 0
+        unique, append_only = mask & c.STATX_MNT_ID_UNIQUE != 0, attributes & c.STATX_ATTR_APPEND != 0
+        return os.makedev(major, minor), ino, mount, unique, append_only, mode, nlink
 
     def filesystem_magic(self, fd: int) -> int:
         """fstatfs(2): the type of the filesystem."""

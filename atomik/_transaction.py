@@ -284,14 +284,6 @@ def _position(item: Item) -> tuple[int, int]:
     return item.order, item.index
 
 
-def _let_go() -> None:
-    """In a forked child: drop the descriptors that hold the parent's locks, or they outlive the parent (I11)."""
-    for reference in list(_live.values()):
-        transaction = reference()
-        for folder in () if transaction is None else transaction._workspace.held():
-            folder.close()
-
-
 def _drop_open() -> None:
     """The program ends with open transactions: as if they had been collected, while that still works."""
     for reference in list(_live.values()):
@@ -304,5 +296,4 @@ def _drop_open() -> None:
                 transaction._lock.release()
 
 
-os.register_at_fork(after_in_child=_let_go)
 atexit.register(_drop_open)

@@ -106,10 +106,6 @@ class Workspace:
         """The parents of folders that ``parents=True`` made, whose new entries must become durable too."""
         return [place.directory for place in self._made]
 
-    def held(self) -> list[Directory]:
-        """Every descriptor that may carry a lock."""
-        return [*self._by_key.values(), *(claim.folder for claim in self.claims.values())]
-
     # --- rules between destinations ------------------------------------------------------------------------------
     def register(self, place: Place, path: str, folder_there: os.stat_result | None) -> None:
         """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
