@@ -28,9 +28,21 @@ _ATTEMPTS = 8
 _SAMPLE = "sample"
 
 
+#: random bytes from the kernel, fetched for many ids at once
+_random: list[bytes] = []
+
+
 def new_txid() -> str:
     """A transaction id: 64 random bits in hex, so that nobody guesses the names made of it."""
-    return os.urandom(8).hex()
+    try:
+        return _random.pop().hex()
+    except IndexError:
+        fresh = os.urandom(8 * 64)
+        _random.extend(fresh[at : at + 8] for at in range(8, len(fresh), 8))
+        return fresh[:8].hex()
+
+
+os.register_at_fork(after_in_child=_random.clear)  # or parent and child would use the same ones
 
 
 #: Behind a slot's name: an original that could not be brought back, and that only the user may delete.

@@ -24,7 +24,7 @@ import fcntl
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
@@ -209,9 +209,8 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
 
 
-@define(frozen=True)
-class Place:
-    """A name in a held folder."""
+class Place(NamedTuple):
+    """A name in a held folder.  A tuple, for there are two of them for each output and they serve as keys."""
 
     directory: Directory
     name: str
