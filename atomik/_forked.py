@@ -8,6 +8,8 @@ the descriptors that are guarded here::
     release(fd)      # before the descriptor is closed
 
 The numbers stay taken in the child, for the objects that it inherited may close them; what they lead to is /dev/null.
+
+``me`` is the id of this process, for objects that must not be used in a child; asking the kernel each time costs a call.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ guard = _guarded.add
 release = _guarded.discard
 
 
-def _let_go() -> None:
+me = os.getpid()
+
+
+def _in_child() -> None:
+    global me  # noqa: PLW0603  it is another process now
+    me = os.getpid()
     if _guarded:
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         for fd in _guarded:
@@ -32,4 +39,4 @@ def _let_go() -> None:
         _guarded.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_in_child)

@@ -24,7 +24,7 @@ import warnings
 import weakref
 from typing import IO, TYPE_CHECKING, Any
 
-from . import _events, _handles, _kernel
+from . import _events, _forked, _handles, _kernel
 from ._claim import new_txid, slot_name
 from ._commit import Phase
 from ._directory import JOURNAL_NAME, Directory, Place
@@ -109,7 +109,7 @@ class PlainFile(Output[IO[Any]]):
     ) -> None:  # fmt: skip
         self._path, self._folder, self._name, self._mode = path, folder, name, mode
         self._fd, self._overwrite, self._durable, self._replaces = fd, overwrite, durable, replaces
-        self._pid = os.getpid()
+        self._pid = _forked.me
         self._lock = threading.RLock()
         self._below = None if mode[2] else handle.buffer  # type: ignore[attr-defined]
         self.output = handle
@@ -179,7 +179,7 @@ class PlainFile(Output[IO[Any]]):
 
     # --- the good way --------------------------------------------------------------------------------------------
     def _is_plain(self) -> bool:
-        return self._transaction is None and self._state is State.OPEN and self._pid == os.getpid()
+        return self._transaction is None and self._state is State.OPEN and self._pid == _forked.me
 
     def _publish(self) -> None:
         """The commit, for as long as everything is as expected."""

@@ -19,7 +19,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _events, errors
+from . import _events, _forked, errors
 from ._barriers import Barriers
 from ._commit import Commit, Interrupt, Phase, Single
 from ._items import ItemState
@@ -67,7 +67,7 @@ class Transaction(Stager):
         self._receipt: Receipt | None = None
         self._duration = 0.0
         self._lock = threading.RLock()
-        self._pid = os.getpid()
+        self._pid = _forked.me
         self._state = State.OPEN  # last: from here on there is something to give back
         live[id(self)] = weakref.ref(self)
         if _events.heard(_events.DEBUG):
@@ -260,7 +260,7 @@ class Transaction(Stager):
             live.pop(id(self), None)
 
     def _require_open(self) -> None:
-        if self._pid != os.getpid():
+        if self._pid != _forked.me:
             self._fail_state("this is a forked child: only the process that began a transaction can use it")
         if self._state is not State.OPEN or self._commit is not None:
             self._fail_state(f"the transaction is {self.state.value}; begin a new one")
@@ -279,7 +279,7 @@ class Transaction(Stager):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pid != os.getpid():
+        if self._pid != _forked.me:
             if kind is None:
                 self._require_open()
             return
@@ -295,7 +295,7 @@ class Transaction(Stager):
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not State.OPEN or self._pid != os.getpid():
+        if getattr(self, "_state", None) is not State.OPEN or self._pid != _forked.me:
             return
         said = f"{self!r} was never committed nor aborted"
         if not sys.is_finalizing():
