@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -34,6 +35,52 @@ def write_file(path: str, data: bytes, *, overwrite: bool, durable: bool) -> Non
         os.unlink(slot, dir_fd=folder)
     os.close(fd)
     os.close(folder)
+
+
+def write_file_with_looks(path: str, data: bytes, *, overwrite: bool, durable: bool) -> None:
+    """The same with every look that atomik takes: links on the way, mounts, kind, mode, attributes, journal, folder."""
+    head, name = os.path.split(path)
+    folder = openat2(head)
+    fstatx(folder, b"")
+    if os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False):
+        fstatx(folder, os.fsencode(name))
+    fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    if overwrite:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        os.listxattr(f"/proc/self/fd/{folder}/{name}", follow_symlinks=False)
+        os.fstat(fd)
+        os.listxattr(fd)
+    if durable:
+        os.fsync(fd)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(".atomik-journal", dir_fd=folder, follow_symlinks=False)
+    os.stat(head)
+    if overwrite:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        slot = f".slot-{os.getpid()}"
+        os.link(f"/proc/self/fd/{fd}", slot, dst_dir_fd=folder, follow_symlinks=True)
+        rename(folder, slot, folder, name, EXCHANGE)
+    else:
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
+    if durable:
+        os.fsync(folder)
+    if overwrite:
+        os.unlink(slot, dir_fd=folder)
+    os.close(fd)
+    os.close(folder)
+
+
+def openat2(path: str) -> int:
+    """openat2(2) with RESOLVE_NO_SYMLINKS, of a folder."""
+    how = (ctypes.c_uint64 * 3)(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, 4)
+    return int(_libc.syscall(437, -100, os.fsencode(path), ctypes.byref(how), 24))
+
+
+def fstatx(folder: int, name: bytes) -> None:
+    """statx(2), with the mount id."""
+    _libc.statx(folder, name, 0x100 if name else 0x1000, 0x57FF, ctypes.create_string_buffer(256))
 
 
 def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> None:

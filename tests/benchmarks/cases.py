@@ -24,7 +24,13 @@ DATA = TEXT.encode()
 
 
 def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> Figures:
-    """One file of 4 KiB: atomik, by hand, and the peers (which all overwrite)."""
+    """One file of 4 KiB: atomik, by hand, by hand with the same looks; and against the peers (which all overwrite).
+
+    The peers run apart, with atomik once more ("atomik*"): some make the disk work, and whoever comes next pays for it.
+    """
+
+    def target(who: str, number: int) -> str:
+        return str(folder / (f"{who}" if overwrite else f"{who}-{number}"))
 
     def ours(number: int) -> None:
         with atomik.file(target("ours", number), "wb", overwrite, durable=durable) as f:
@@ -33,21 +39,27 @@ def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable:
     def hand(number: int) -> None:
         by_hand.write_file(target("hand", number), DATA, overwrite=overwrite, durable=durable)
 
-    def target(who: str, number: int) -> str:
-        return str(folder / (f"{who}" if overwrite else f"{who}-{number}"))
+    def looks(number: int) -> None:
+        by_hand.write_file_with_looks(target("looks", number), DATA, overwrite=overwrite, durable=durable)
 
-    contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
     if overwrite:
-        for who in ("ours", "hand"):
+        for who in ("ours", "hand", "looks"):
             (folder / who).write_text("old")
+    figures = _taking_turns({"atomik": ours, "by hand": hand, "with looks": looks}, rounds)
+    if overwrite:
+        contestants: dict[str, Callable[[int], object]] = {"atomik*": ours}
         for name, write in (peers.durable() if durable else peers.fast(home)).items():
             path = str(folder / name.replace(" ", "-"))
             contestants[name] = lambda number, write=write, path=path: write(path, TEXT)
-    for contestant in contestants.values():
-        contestant(-1)  # loads what is loaded once
-    figures = interleaved(contestants, rounds)
+        figures |= _taking_turns(contestants, rounds)
     _empty(folder)
     return figures
+
+
+def _taking_turns(contestants: dict[str, Callable[[int], object]], rounds: int) -> Figures:
+    for contestant in contestants.values():
+        contestant(-1)  # loads what is loaded once
+    return interleaved(contestants, rounds)
 
 
 def many_files(folder: Path, count: int, rounds: int) -> Figures:
@@ -244,7 +256,7 @@ def system_calls(home: Path) -> tuple[int, int]:
     """System calls between two marks: one durable new file by atomik, and the least that does the same.
 
     The least: open, look at and close the folder; look for a journal, at the destination and whether the folder is still
-    there; open, write, sync, link and close the file; sync the folder.
+    there; open, write, sync, link and close the file; sync the folder.  A file object of Python's adds fstat and lseek.
     """
     least = 12
     program = home / "one.py"
