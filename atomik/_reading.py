@@ -18,9 +18,12 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
     >>> with atomik.reading("out"):                              # doctest: +SKIP
     ...     model, config = load("out/model.bin"), load("out/config.json")
 
-    :param folders: the folders that hold the destinations (their parents).  Shared locks: readers do not stop each other.
-    :param lock_timeout: seconds to wait for a transaction in the middle of its commit.
-    :raises atomik.errors.MissingPathError, atomik.errors.AccessDeniedError: a folder cannot be opened.
+    :param folders: str or path objects: the folders that hold the destinations (their parents).  Shared locks: readers do
+        not stop each other.
+    :param float lock_timeout: seconds to wait for a transaction in the middle of its commit.
+    :returns: a context manager that gives nothing.
+    :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
+        be opened.
     :raises atomik.errors.LockTimeoutError: a transaction held a folder for longer.
     :raises atomik.errors.JournalError, atomik.errors.RollbackError: a dead transaction's journal lies there and could
         not be recovered.

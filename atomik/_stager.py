@@ -306,7 +306,7 @@ class Stager:
             )  # fmt: skip
         return result
 
-    def sealed(self, item: Item) -> None:
+    def _sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
@@ -332,7 +332,7 @@ class Stager:
                 raise _errors.system_error(exc, "cannot stage the file", item.path) from exc
             raise
 
-    def discarded(self, item: Item, reason: str) -> None:
+    def _discarded(self, item: Item, reason: str) -> None:
         """An item's block failed: the transaction may go on only if the destination is staged again."""
         with self._lock:
             self._forget(item)
