@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -38,8 +39,12 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
         while True:
             held.extend(_open(os.path.join(os.getcwd(), os.fsdecode(folder))) for folder in folders)
             _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout, deadline)
-            if all(directory.still_there() for directory in held) or time.monotonic() >= deadline:
+            moved = next((directory for directory in held if not directory.still_there()), None)
+            if moved is None:
                 break
+            if time.monotonic() >= deadline:
+                text = f"the folder was published anew again and again for {lock_timeout:g} s; raise lock_timeout"
+                errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
             _close(held)  # published anew while we waited: the lock belongs on what is there now
         yield
     finally:
