@@ -24,7 +24,8 @@ class Observation:
     Made by `observe`.  ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None
     when there was nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they
     show changes made in place, as far as the clock of the filesystem tells them apart (about 4 ms before Linux 6.13).
-    ``digest``: BLAKE2b of the content, when asked for: it shows every change.  Of a folder, only changes of its own entries show.
+    ``digest``: BLAKE2b of the content, when asked for: it shows every change.  Of a folder,
+    only changes of its own entries show.
     """
 
     path: str

@@ -321,7 +321,8 @@ def path(
     :param path: the destination, a str or path object; this and all the other options as for `file`.
     :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
         name and extension, in a private folder.  What stands there at the end, a file or a folder, is published; what
-        else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`: close it first.
+        else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`:
+        close it first.
 
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.

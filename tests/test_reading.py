@@ -119,9 +119,9 @@ def test_no_time_is_left_to_lock_what_stands_there_now(folder: Path) -> None:
     def exchange(_: object) -> None:
         atomik.rename.swap(folder / "set", folder / "newer")
 
-    with installed(Acting("flock", exchange)), pytest.raises(errors.LockTimeoutError) as caught:
-        with atomik.reading(folder / "set", lock_timeout=0.0):
-            pytest.fail("it was entered")
+    late = atomik.reading(folder / "set", lock_timeout=0.0)
+    with installed(Acting("flock", exchange)), pytest.raises(errors.LockTimeoutError) as caught, late:
+        pytest.fail("it was entered")
     assert caught.value.filename == str(folder / "set")
     for name in ("set", "newer"):
         publish(folder / name, timeout=0.0)
