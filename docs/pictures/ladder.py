@@ -40,9 +40,9 @@ def draw() -> list[Picture]:
     p = Picture(
         "ladder", 500, 588, "The ladder",
         "A new file without a name (O_TMPFILE) that is the only output: linkat. Else, if a probe shows that the "
-        "filesystem ignores the flags, overwriting is refused. If it knows the flag: renameat2. If not, and it is no folder, and there are hard links: "
-        "link. Without hard links, a single file that overwrites another: a plain rename. Else the weaker rung, if the "
-        "caller asked for it by name, or a refusal.",
+        "filesystem ignores the flags, overwriting is refused. If it knows the flag: renameat2. If not, and it is no "
+        "folder, and there are hard links: link. Without hard links, a single file that overwrites another: a plain "
+        "rename. Else the weaker rung, if the caller asked for it by name, or a refusal.",
     )  # fmt: skip
     for at, (question, title, words, tone) in enumerate(_ROWS):
         y = 14 + at * 84
