@@ -63,8 +63,9 @@ class Observation:
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
     """Look at `path` (links are not followed) and remember what stands there, for ``expect=``.
 
-    >>> seen = atomik.observe("config.json", digest=True)        # doctest: +SKIP
-    >>> with atomik.file("config.json", expect=seen) as f: ...   # ConflictError if it changed in between
+    >>> seen = atomik.observe("config.json", digest=True)  # doctest: +SKIP
+    >>> with atomik.file("config.json", expect=seen) as f:  # ConflictError if it changed
+    ...     json.dump(config, f)
 
     :param path: a str or path object; that nothing is there is an observation too.
     :param bool digest: also read a regular file's content, so that even a change that keeps inode, size and times is

@@ -101,14 +101,14 @@ def transaction(
     Nothing is visible before the end of the block.  Leaving it well commits; leaving it with any exception
     (KeyboardInterrupt too) aborts, and the exception goes on unchanged.  Inside the block::
 
-        f = tx.file(path, mode="w")         a file object; close it, or leave that to the commit
-        new = tx.folder(path, base=None)    a pathlib.Path: a private, empty folder to fill
-        name = tx.path(path)                a pathlib.Path for a program that writes by name
-        tx.symlink(path, target)            a symbolic link that says target
-        tx.remove(path, missing_ok=False)   a file, a link or a whole folder goes
-        tx.move(src, dest)                  what stands at src goes to dest
-        tx.commit(), tx.abort()             the end, by hand
-        tx.state, tx.items, tx.receipt      where it is, what is staged, what was done
+        f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
+        new = tx.folder(path, base=None)   a pathlib.Path: a private, empty folder to fill
+        name = tx.path(path)               a pathlib.Path for a program that writes by name
+        tx.symlink(path, target)           a symbolic link that says target
+        tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
+        tx.move(src, dest)                 what stands at src goes to dest
+        tx.commit(), tx.abort()            the end, by hand
+        tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
     Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
     `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
