@@ -86,7 +86,8 @@ def recover(
     for at, folder in enumerate(folders):
         path = os.fsdecode(folder)
         try:
-            directory = Directory.open(os.path.join(os.getcwd(), path))
+            # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
+            directory = Directory.open(os.path.join(os.getcwd(), path).removesuffix("/.") or "/")
         except OSError as exc:
             raise errors.system_error(exc, "cannot recover", path) from exc
         try:

@@ -259,7 +259,8 @@ def file(
     :raises atomik.errors.AccessDeniedError: no permission on the folder.
     :raises atomik.errors.CrossFilesystemError: `tmp_dir` lies on another filesystem.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem cannot keep the promise; nothing was touched.
-    :raises atomik.errors.ConflictError: on leaving the block: `expect` not met, or the folder was moved or replaced.
+    :raises atomik.errors.ConflictError: `expect` not met, at once or on leaving the block; or, on leaving it, the folder
+        was moved or replaced.
     :raises atomik.errors.LockTimeoutError: on leaving the block: an unfinished transaction is at work in the folder.
     :raises atomik.errors.JournalError: on leaving the block: a dead transaction's journal lies there, and may not be
         trusted.

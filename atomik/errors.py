@@ -266,7 +266,7 @@ _CURE = {
     _errno.ESTALE: "the network filesystem lost the folder: open it again",
     _errno.EBUSY: "a mount point cannot be replaced: write to a path inside it, or unmount it",
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
-    _errno.ENOENT: "create the missing folder, or pass parents=True",
+    _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
