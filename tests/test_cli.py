@@ -316,7 +316,9 @@ class TestRecover:
         abandon(folder)
         done = call("recover", "missing", ".")
         assert done.returncode == 1
-        said = b"atomik: missing: cannot recover: No such file or directory; create what is missing, or correct the path\n"
+        said = (
+            b"atomik: missing: cannot recover: No such file or directory; create what is missing, or correct the path\n"
+        )
         assert done.stderr == said
         assert os.listdir() == []
 
