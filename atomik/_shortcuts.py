@@ -141,9 +141,10 @@ def transaction(
     `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
     `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
     The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
-    call failed), `TransactionStateError` (an output failed and was not staged again): then every destination is as it
-    was.  Only after `DurabilityError` (all new, not surely durable) and `RollbackError` (in doubt: call `recover`) it is
-    not.  All are in `atomik.errors`, derive from `AtomikError`, and say in their docstrings what cures them.
+    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
+    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
+    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
+    `AtomikError`, and say in their docstrings what cures them.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
@@ -319,7 +320,8 @@ def path(
     >>> with atomik.path("data.npz") as name:                   # doctest: +SKIP
     ...     numpy.savez(name, **arrays)
 
-    :param path: the destination, a str or path object; this and all the other options as for `file`.
+    :param path: the destination, a str or path object.
+    :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
     :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
         name and extension, in a private folder.  What stands there at the end, a file or a folder, is published; what
         else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`:
@@ -348,7 +350,8 @@ def update(
     ...     config["workers"] = 8
     ...     f.seek(0); f.truncate(); json.dump(config, f)
 
-    :param path: an existing file, a str or path object; the other options are as for `file`.
+    :param path: an existing file, a str or path object; ``encoding``, ``errors``, ``newline`` and the options are as for
+        `file`.
     :param str mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
     :returns: an `Output`; ``with`` gives a real, seekable file object.
     :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by

@@ -126,6 +126,40 @@ def test_options() -> None:
     assert set(ItemOptions.__annotations__) == {*OPTIONS.split(), "order"} - own
 
 
+DESCRIBED = [
+    "file", "folder", "path", "update", "transaction", "observe", "reading", "recover", "probe", "swap",
+    "rename.rename", "rename.renameat2", "rename.swap", "testing.crash_points", "testing.recorded",
+    "Transaction.symlink", "Transaction.remove", "Transaction.move",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_every_parameter_is_described(name: str) -> None:
+    """Help names each parameter, and none that is not there; shared options are those of `file`."""
+    function = found(name)
+    text = inspect.getdoc(function) or ""
+    parameters = {each for each in inspect.signature(function).parameters if each not in ("self", "options")}
+    for parameter in parameters:
+        assert re.search(rf"[`: ,]{parameter}[`:,=]", text), parameter
+    told = {
+        each
+        for names in re.findall(r":param (?:int |str |bool |float )?([\w, ]+):", text)
+        for each in names.split(", ")
+    }
+    assert told <= parameters | set(OPTIONS.split()), told - parameters
+
+
+def test_help_of_a_transaction_is_enough() -> None:
+    """It shows every method, every option of an output, and every error."""
+    text = inspect.getdoc(atomik.transaction) or ""
+    for method in "file folder path symlink remove move commit abort".split():
+        assert f"tx.{method}(" in text
+    for option in {*OPTIONS.split(), "order", "overwrite", "tmp_dir"}:
+        assert re.search(rf"\b{option}[=:`]", text), option
+    for error in ERRORS - {"AtomikOSError", "InvalidCrossDeviceError"}:
+        assert f"`{error}`" in text, error
+
+
 def modules() -> list[str]:
     return [name for _, name, _ in pkgutil.iter_modules(atomik.__path__, "atomik.")]
 
