@@ -21,7 +21,6 @@ pytestmark = pytest.mark.root
 USER = """
 import contextlib, json, signal, sys
 from tests.lab import mounts, namespace, passthrough, recorder, residue
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background with it ignored
 before = residue.look()
 with contextlib.ExitStack() as stack:
     kinds = sys.argv[1].split(",")
