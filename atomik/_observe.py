@@ -63,7 +63,7 @@ class Observation:
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
     """Look at `path` (links are not followed) and remember what stands there, for ``expect=``.
 
-    >>> seen = atomik.observe("config.json", digest=True)  # doctest: +SKIP
+    >>> seen = atomik.observe("config.json", digest=True)
     >>> with atomik.file("config.json", expect=seen) as f:  # ConflictError if it changed
     ...     json.dump(config, f)
 

@@ -16,8 +16,8 @@ from ._directory import JOURNAL_NAME, Directory
 def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Iterator[None]:
     """Hold transactions off while the block reads from `folders` (P6).
 
-    >>> with atomik.reading("out"):                              # doctest: +SKIP
-    ...     model, config = load("out/model.bin"), load("out/config.json")
+    >>> with atomik.reading("out"):
+    ...     model, index = load("out/model.bin"), load("out/index.json")
 
     :param folders: str or path objects: the folders that hold the destinations (their parents).  Shared locks: readers do
         not stop each other.

@@ -91,7 +91,7 @@ def transaction(
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
 
-    >>> with atomik.transaction() as tx:                       # doctest: +SKIP
+    >>> with atomik.transaction() as tx:
     ...     with tx.file("model.bin", "wb") as f:
     ...         f.write(weights)
     ...     plots = tx.folder("plots")
@@ -222,7 +222,7 @@ def file(
 ) -> Output[Any]:
     """Write one file, all or nothing.
 
-    >>> with atomik.file("result.json", overwrite=True) as f:   # doctest: +SKIP
+    >>> with atomik.file("result.json", overwrite=True) as f:
     ...     json.dump(result, f)
 
     :param path: the destination, a str or path object.  Its folder must exist (or pass ``parents=True``).
@@ -289,7 +289,7 @@ def folder(
 ) -> Output[StagedPath]:
     """Write a whole folder, all or nothing.
 
-    >>> with atomik.folder("site", overwrite=True) as new:      # doctest: +SKIP
+    >>> with atomik.folder("site", overwrite=True) as new:
     ...     (new / "index.html").write_text(page)
 
     :param path: the destination, a str or path object; a trailing slash is fine.
@@ -317,7 +317,7 @@ def path(
 ) -> Output[StagedPath]:
     """A path for programs that want a file name, published all or nothing.
 
-    >>> with atomik.path("data.npz") as name:                   # doctest: +SKIP
+    >>> with atomik.path("data.npz") as name:
     ...     numpy.savez(name, **arrays)
 
     :param path: the destination, a str or path object.
@@ -345,10 +345,12 @@ def update(
 ) -> Output[IO[Any]]:
     """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
 
-    >>> with atomik.update("config.json") as f:                 # doctest: +SKIP
+    >>> with atomik.update("config.json") as f:
     ...     config = json.load(f)
     ...     config["workers"] = 8
-    ...     f.seek(0); f.truncate(); json.dump(config, f)
+    ...     f.seek(0)
+    ...     f.truncate()
+    ...     json.dump(config, f)
 
     :param path: an existing file, a str or path object; ``encoding``, ``errors``, ``newline`` and the options are as for
         `file`.

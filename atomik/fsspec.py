@@ -55,9 +55,9 @@ __all__ = ["AtomikFileSystem", "AtomikTransaction"]
 class AtomikFileSystem(ReadingFileSystem):
     """Local files, written all or nothing, for whatever writes through fsspec: protocol ``atomik``.
 
-    >>> fs = fsspec.filesystem("atomik")                         # doctest: +SKIP
+    >>> fs = fsspec.filesystem("atomik")
     >>> with fs.transaction:
-    ...     frame.to_parquet("/data/set", partition_cols=["year"], filesystem=fs)
+    ...     frame.to_parquet("set", partition_cols=["year"], filesystem=fs)
 
     :param bool auto_mkdir: make missing folders above what is written.
     :param bool durable: as for `atomik.transaction`.
