@@ -11,7 +11,8 @@ Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are
 Layout, for those who read the code, from the top down (arrows of import point down only):
 
     cli, fsspec, testing      doors for the shell and for other ecosystems
-    _shortcuts                file(), folder(), path(), update(): one-item transactions
+    _shortcuts, _output       file(), folder(), path(), update(): one-item transactions
+    _plain                    the short way of one plain file
     _transaction, _stager     Transaction: how outputs get in and out
     _reading, _recovery       readers, and what is done about a dead transaction
     _group, _prepare, _commit the commit protocol: several steps with a journal, one step without
@@ -33,7 +34,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors, flags, rename
-from ._shortcuts import Output, file, folder, path, transaction, update
+from ._output import Output
+from ._shortcuts import file, folder, path, transaction, update
 from .errors import AtomikError
 from .flags import Flag, Mode
 

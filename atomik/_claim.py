@@ -21,16 +21,28 @@ import os
 
 from attrs import define, field
 
-from . import _kernel, errors
+from . import _forked, _kernel, errors
 from ._directory import PREFIX, Directory, Place
 
 _ATTEMPTS = 8
 _SAMPLE = "sample"
 
 
+#: random bytes from the kernel, fetched for many ids at once
+_random: list[bytes] = []
+
+
 def new_txid() -> str:
     """A transaction id: 64 random bits in hex, so that nobody guesses the names made of it."""
-    return os.urandom(8).hex()
+    try:
+        return _random.pop().hex()
+    except IndexError:
+        fresh = os.urandom(8 * 64)
+        _random.extend(fresh[at : at + 8] for at in range(8, len(fresh), 8))
+        return fresh[:8].hex()
+
+
+os.register_at_fork(after_in_child=_random.clear)  # or parent and child would use the same ones
 
 
 #: Behind a slot's name: an original that could not be brought back, and that only the user may delete.
@@ -102,6 +114,7 @@ def _try_to_make(parent: Directory, name: str) -> Directory | None:
         folder = Directory.open(name, parent.fd, follow=False)
         folder.path = parent.child(name)
         _refuse_foreign(folder)
+        _forked.guard(folder.fd)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
         if found is not None and (found.st_dev, found.st_ino) == folder.key:

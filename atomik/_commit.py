@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING, TypeVar
+from enum import Enum
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from attrs import define, field
 
@@ -121,6 +122,16 @@ class Commit:
             )  # fmt: skip
 
 
+class Phase(Enum):
+    """How far a commit of one item came in the short way (see `_plain`)."""
+
+    STAGED = "staged"  # the destination is old
+    BEGUN = "begun"  # it may be new
+    CONFIRMING = "confirming"  # it is new, and its folder is being synced
+    PUBLISHED = "published"  # as durable as it shall be; what came out is to be deleted
+    CLEAN = "clean"  # nothing is left but to close
+
+
 @define(eq=False)
 class Single(Commit):
     """Publish one item by one atomic step."""
@@ -148,6 +159,27 @@ class Single(Commit):
         _, interrupt = uninterrupted(lambda: self._remove_displaced(step))
         if interrupt is not None:
             raise interrupt
+
+    def resume(self, step: Step, exc: BaseException, phase: Phase) -> None:
+        """Bring to its end what the short way began with `step`, and `exc` stopped; returns when it is published."""
+        self.steps.append(step)
+        try:
+            if isinstance(exc, OSError) and phase is Phase.CONFIRMING:
+                self._unconfirmed(step, exc)
+            if isinstance(exc, OSError) and phase is not Phase.CLEAN:
+                self._displaced(step)  # what cannot be looked at or unlinked is perhaps no file
+            if phase in (Phase.BEGUN, Phase.CONFIRMING):
+                raise exc
+        except BaseException:
+            if self.state is not State.COMMITTED:
+                self._back()
+            raise
+        self.state = State.COMMITTED
+        self._remove_displaced(step)
+        if not isinstance(exc, OSError):
+            raise exc
+        if phase is Phase.CLEAN:
+            self.failed_cleanup(str(step.dest), exc)
 
     def _wait_for_others(self, parent: Directory) -> None:
         # An unfinished transaction may be about to put back what stands at our destination.
@@ -295,13 +327,16 @@ class Single(Commit):
             self.syncing(1, 2)
             self.barriers.names(folders)
         except OSError as exc:
-            self.state = State.COMMITTED
-            self._remove_displaced(step)
-            text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"
-            raise errors.DurabilityError(
-                *errors.os_args(exc.errno or errno.EIO, f"{text}; check the disk and write again", str(step.dest))
-            ) from exc
+            self._unconfirmed(step, exc)
         self.state = State.COMMITTED
+
+    def _unconfirmed(self, step: Step, exc: OSError) -> NoReturn:
+        self.state = State.COMMITTED
+        self._remove_displaced(step)
+        text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"
+        raise errors.DurabilityError(
+            *errors.os_args(exc.errno or errno.EIO, f"{text}; check the disk and write again", str(step.dest))
+        ) from exc
 
     def _back(self) -> None:
         """Bring the step back; whatever brought us here stays the error, unless even that fails."""

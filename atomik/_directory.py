@@ -24,12 +24,11 @@ import fcntl
 import os
 import stat
 import time
-import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from attrs import define, field
 
-from . import _filesystem, _kernel, errors
+from . import _filesystem, _forked, _kernel, errors
 from ._resolve import open_folder
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Directory:
         else:
             fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
-            return cls(path, fd, *kernel.mount_of(fd))
+            return cls(path, fd, *kernel.mount_of(fd)[:5])
         except BaseException:
             kernel.close(fd)
             raise
@@ -83,7 +82,7 @@ class Directory:
         kernel = _kernel.port
         fd = kernel.open_beneath(path, _OPEN, start.fd, resolve)
         try:
-            return cls(os.path.normpath(start.child(path)), fd, *kernel.mount_of(fd))
+            return cls(os.path.normpath(start.child(path)), fd, *kernel.mount_of(fd)[:5])
         except BaseException:
             kernel.close(fd)
             raise
@@ -106,9 +105,9 @@ class Directory:
 
     def close(self) -> None:
         """Close the descriptor, which drops its lock; harmless when repeated."""
-        _locked.pop(id(self), None)
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            _forked.release(fd)
             _kernel.port.close(fd)
 
     def still_there(self) -> bool:
@@ -167,7 +166,7 @@ class Directory:
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         deadline = time.monotonic() + timeout if deadline is None else deadline
         pause = 0.0005
-        _locked[id(self)] = weakref.ref(self)
+        _forked.guard(self.fd)
         while True:
             try:
                 _kernel.port.flock(self.fd, operation)
@@ -185,7 +184,7 @@ class Directory:
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """Take the lock if that needs no waiting."""
-        _locked[id(self)] = weakref.ref(self)
+        _forked.guard(self.fd)
         try:
             _kernel.port.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -195,21 +194,6 @@ class Directory:
     def unlock(self) -> None:
         """Let go of the lock."""
         _kernel.port.flock(self.fd, fcntl.LOCK_UN)
-
-
-#: folders of this process that hold a lock, or may
-_locked: dict[int, weakref.ref[Directory]] = {}
-
-
-def _let_go() -> None:
-    """In a forked child: a lock is its owner's alone, and must not live on in a copy of the descriptor (I11)."""
-    for reference in list(_locked.values()):
-        if (directory := reference()) is not None:
-            directory.close()
-    _locked.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
@@ -225,9 +209,8 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
 
 
-@define(frozen=True)
-class Place:
-    """A name in a held folder."""
+class Place(NamedTuple):
+    """A name in a held folder.  A tuple, for there are two of them for each output and they serve as keys."""
 
     directory: Directory
     name: str

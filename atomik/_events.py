@@ -26,7 +26,9 @@ _wrapped: Any = None
 
 def heard(level: int) -> bool:
     """Whether anybody would hear an event of that level."""
-    return _structlog() is not None or (_logger.isEnabledFor(level) and _has_handler())
+    if "structlog" in sys.modules and _structlog() is not None:
+        return True
+    return _logger.isEnabledFor(level) and _has_handler()
 
 
 def emit(level: int, event: str, **fields: Any) -> None:

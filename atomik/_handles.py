@@ -108,7 +108,7 @@ def parse_mode(mode: str) -> tuple[str, bool, bool]:
 
 def open_handle(
     fd: int,
-    item: Sealable,
+    item: Sealable | None,
     name: str,
     mode: tuple[str, bool, bool],
     *,

@@ -7,8 +7,6 @@ finds it.  All these names are one inode, so one mark commits everywhere at once
 `load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
 reached without following a link, of bounded size; the rest is `_records`' business.  It also holds its own identity,
 so that a copy (cp -a, a restored backup) is not taken for a journal.
-
-Its lock must not outlive its owner, so a forked child gives its copies of these descriptors up (I11).
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from . import _kernel, _records, errors
+from . import _forked, _kernel, _records, errors
 from ._claim import Claim, journal_name
 from ._directory import JOURNAL_NAME, Directory, Place, identify
 from ._step import put
@@ -93,13 +91,9 @@ class LiveJournal:
                 close(fd)
 
 
-#: descriptors of this process that hold, or are about to hold, the lock on a journal
-_locked: set[int] = set()
-
-
 def lock(fd: int) -> bool:
     """Take the lock on an open journal; False while somebody else has it."""
-    _locked.add(fd)
+    _forked.guard(fd)
     try:
         _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,21 +103,8 @@ def lock(fd: int) -> bool:
 
 def close(fd: int) -> None:
     """Close a journal, and so let go of its lock."""
-    _locked.discard(fd)
+    _forked.release(fd)
     _kernel.port.close(fd)
-
-
-def _let_go() -> None:
-    """In a forked child: the numbers stay taken, for their owners will close them; what they lead to does not."""
-    if _locked:
-        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for fd in _locked:
-            os.dup2(nothing, fd, inheritable=False)
-        os.close(nothing)
-        _locked.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)
 
 
 def create(

@@ -10,7 +10,9 @@ musl and an old glibc work too.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import struct
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,9 +28,11 @@ MAX_HANDLE = 128
 STATX_MNT_ID = 0x1000  # Linux 5.8
 STATX_ATTR_APPEND = 0x20
 STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
+STATX_MOUNT = STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 STATX_BASIC = 0x7FF
 
 OPEN_HOW = ctypes.c_uint64 * 3
+_HOW_SIZE = ctypes.sizeof(OPEN_HOW)
 
 # The numbers of calls newer than 5.1 are the same on every architecture; older ones are not.
 _OPENAT2 = 437
@@ -64,30 +68,30 @@ def handle_buffer() -> ctypes.Array[ctypes.c_char]:
     return _HANDLE.from_buffer_copy(_EMPTY_HANDLE)
 
 
-class Statx(ctypes.Structure):
-    """``struct statx``, as far as atomik reads it."""
+#: ``struct statx``: mask, attributes, nlink, mode, ino, device (major, minor), mount id; the rest is not read
+_STATX = struct.Struct("=I4xQI8xH2xQ88x8xIIQ")
+_STATX_SIZE = 256
+_WANTED = STATX_BASIC | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
+#: Buffers that no call is using: the kernel writes, without the lock of the interpreter, where nobody else may read.
+_buffers: list[tuple[bytearray, int]] = []
 
-    _fields_ = (
-        ("mask", ctypes.c_uint32),
-        ("blksize", ctypes.c_uint32),
-        ("attributes", ctypes.c_uint64),
-        ("nlink", ctypes.c_uint32),
-        ("uid", ctypes.c_uint32),
-        ("gid", ctypes.c_uint32),
-        ("mode", ctypes.c_uint16),
-        ("_0", ctypes.c_uint16),
-        ("ino", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("blocks", ctypes.c_uint64),
-        ("attributes_mask", ctypes.c_uint64),
-        ("_times", ctypes.c_uint64 * 8),
-        ("rdev_major", ctypes.c_uint32),
-        ("rdev_minor", ctypes.c_uint32),
-        ("dev_major", ctypes.c_uint32),
-        ("dev_minor", ctypes.c_uint32),
-        ("mnt_id", ctypes.c_uint64),
-        ("_rest", ctypes.c_uint64 * 13),
-    )
+
+def _buffer() -> tuple[bytearray, int]:
+    """A buffer for statx(2), and where it lies.  It keeps its size as long as ctypes points into it: for ever."""
+    memory = bytearray(_STATX_SIZE)
+    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def statx(fd: int, name: bytes, flags: int) -> tuple[int, ...] | None:
+    """(mask, attributes, nlink, mode, ino, major, minor, mount id) of statx(2); None when it failed (see `errno`)."""
+    try:
+        held = _buffers.pop()
+    except IndexError:
+        held = _buffer()
+    try:
+        return None if _statx(fd, name, flags, _WANTED, held[1]) < 0 else _STATX.unpack_from(held[0])
+    finally:
+        _buffers.append(held)
 
 
 class Statfs(ctypes.Structure):
@@ -114,20 +118,21 @@ _int, _name, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
 renameat2 = _bind("renameat2", _int, _name, _int, _name, ctypes.c_uint)
 linkat = _bind("linkat", _int, _name, _int, _name, _int)
 name_to_handle_at = _bind("name_to_handle_at", _int, _name, _pointer, _pointer, _int)
-statx = _bind("statx", _int, _name, _int, ctypes.c_uint, _pointer)
+_statx = _bind("statx", _int, _name, _int, ctypes.c_uint, _pointer)
 fstatfs = _bind("fstatfs", _int, _pointer)
 syncfs = _bind("syncfs", _int)
 sync_file_range = _bind("sync_file_range", _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
+_how = functools.cache(OPEN_HOW)  # nobody writes to them, so they are shared
+_openat2 = ctypes.CDLL(None, use_errno=True).syscall
+_openat2.argtypes = (ctypes.c_long, _int, _name, _pointer, ctypes.c_size_t)
+_openat2.restype = ctypes.c_long
+
+
 def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
     """openat2(2), Linux 5.6; the C library has no wrapper."""
-    how = OPEN_HOW(flags, mode, resolve)
-    return int(
-        _c.syscall(
-            ctypes.c_long(_OPENAT2), _int(dir_fd), _name(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
-        )
-    )
+    return int(_openat2(_OPENAT2, dir_fd, path, _how(flags, mode, resolve), _HOW_SIZE))
 
 
 byref = ctypes.byref

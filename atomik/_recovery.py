@@ -7,7 +7,6 @@ Names that are not ours, or belong to somebody else, are reported and left alone
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -177,11 +176,7 @@ def _lock_claim(claim: Directory, txid: str, why: str | None) -> Recovered | Non
     """Take the lock of an open claim; else the report. `why` it seems not to be ours, which need not mean anything."""
     if why is not None and not like_all(claim):
         return _report(claim.path, "left", txid, why)
-    try:
-        _kernel.port.flock(claim.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return Recovered(claim.path, "live", txid, "its owner is at work")
-    return None
+    return None if claim.try_lock() else Recovered(claim.path, "live", txid, "its owner is at work")
 
 
 def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:

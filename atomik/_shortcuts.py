@@ -7,21 +7,22 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TextIO, TypedDict, TypeVar, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, overload
 
+from ._output import Output
 from .flags import formerly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from ._handles import StagedPath
     from ._observe import Observation
     from ._options import BytesMode, StrPath, TextMode
-    from ._receipt import Receipt
     from ._transaction import Transaction
 
-_T = TypeVar("_T")
+
+#: what the short way of one plain file understands
+_PLAIN = frozenset({"durable"})
 
 
 class OutputOptions(TypedDict, total=False):
@@ -38,47 +39,6 @@ class OutputOptions(TypedDict, total=False):
     keep: str | Callable[[str], str] | None
     if_changed: bool
     fallback: Literal["weaker"] | None
-
-
-class Output(Generic[_T]):
-    """A one-item transaction: enter it for the file object or path, leave it to publish.
-
-    Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
-    behind it.  Without ``with``, end it by `commit` or `abort`.
-    """
-
-    transaction: Transaction
-    output: _T
-
-    def __init__(self, transaction: Transaction, stage: Callable[[], _T]) -> None:
-        self.transaction = transaction
-        try:
-            self.output = stage()
-        except BaseException:
-            transaction.abort()
-            raise
-
-    def commit(self) -> Receipt:
-        """Publish now, and return what was done; `Transaction.commit` says what it raises."""
-        return self.transaction.commit()
-
-    def abort(self) -> None:
-        """Drop what was written; see `Transaction.abort`."""
-        self.transaction.abort()
-
-    @property
-    def receipt(self) -> Receipt | None:
-        """What the commit did; None before it."""
-        return self.transaction.receipt
-
-    def __enter__(self) -> _T:
-        self.transaction.__enter__()
-        return self.output
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.transaction.__exit__(kind, exc, trace)
 
 
 def transaction(
@@ -274,6 +234,10 @@ def file(
     renameat2(2).  Two syncs when durable.
     """
     text: Any = {"encoding": encoding, "errors": errors, "newline": newline, "buffering": buffering}
+    if tmp_dir is None and options.keys() <= _PLAIN and (durable := options.get("durable", True)) in (True, False):
+        plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), bool(durable), text)
+        if plain is not None:
+            return plain
     tx, rest = _begin(overwrite, options)
     return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **text, **rest))
 
@@ -373,6 +337,18 @@ def update(
     text: Any = {"encoding": encoding, "errors": errors, "newline": newline}
     tx, rest = _begin(options=options, overwrite=True)
     return Output(tx, lambda: tx.file(path, mode, overwrite=True, **text, **rest))
+
+
+def _load_plain(*args: Any) -> Any:
+    """`_plain.begin`, which takes this one's place once it is loaded."""
+    global _begin_plain  # noqa: PLW0603  loaded once, when first needed
+    from ._plain import begin
+
+    _begin_plain = begin
+    return begin(*args)
+
+
+_begin_plain = _load_plain
 
 
 def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:

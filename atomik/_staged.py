@@ -96,9 +96,9 @@ class StagedFile(Item):
         handle._item = None  # type: ignore[attr-defined]
         self.handle = None
         below, self.below = self.below, None
-        if not _closed(handle):
+        if not is_closed(handle):
             handle.close()  # flushes; the descriptor stays ours
-        elif below is not None and not _closed(below):
+        elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
         self.finish(self.fd)
 
@@ -156,21 +156,22 @@ class StagedFile(Item):
         if handle is not None:
             handle._item = None  # type: ignore[attr-defined]
         try:
-            if handle is not None and not _closed(handle):
-                _close_quietly(handle)
+            if handle is not None and not is_closed(handle):
+                close_quietly(handle)
         finally:
             self.close()
             super()._drop()
 
 
-def _closed(handle: IO[Any]) -> bool:
+def is_closed(handle: IO[Any]) -> bool:
+    """Whether a file object is closed, or can no more be (its buffer was detached)."""
     try:
         return handle.closed
     except ValueError:  # the user detached the buffer, and so took flushing upon himself
         return True
 
 
-def _close_quietly(handle: IO[Any]) -> None:
+def close_quietly(handle: IO[Any]) -> None:
     """Close a file object whose content is not wanted: a full disk must not hide the error that brought us here."""
     try:
         handle.close()

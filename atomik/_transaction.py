@@ -17,11 +17,12 @@ import threading
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _events, errors
 from ._barriers import Barriers
-from ._commit import Commit, Interrupt, Single
+from ._commit import Commit, Interrupt, Phase, Single
+from ._items import ItemState
 from ._options import Progress
 from ._receipt import Receipt, State
 from ._stager import Stager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ._items import Item
+    from ._staged import StagedFile
+    from ._step import Step
 
 
 class Transaction(Stager):
@@ -70,7 +73,7 @@ class Transaction(Stager):
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._state = State.OPEN  # last: from here on there is something to give back
-        _live[id(self)] = weakref.ref(self)
+        live[id(self)] = weakref.ref(self)
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
@@ -151,18 +154,9 @@ class Transaction(Stager):
                 commit.run()
             else:
                 commit.state = State.COMMITTED
-        except errors.AtomikError as exc:
+        except BaseException as exc:  # noqa: BLE001  goes on from there
             self._duration = time.perf_counter() - started
-            self._finish(commit)
-            if isinstance(exc, errors.DurabilityError):
-                exc.receipt = self.receipt
-            raise
-        except OSError as exc:
-            self._finish(commit)
-            raise self._commit_error(exc, commit) from exc
-        except BaseException:
-            self._finish(commit)
-            raise
+            self._fail(exc, commit)
         self._duration = time.perf_counter() - started
         self._finish(commit)
         if _events.heard(_events.INFO):
@@ -173,6 +167,28 @@ class Transaction(Stager):
             for each in self.receipt.items if self.receipt is not None else ():
                 if each.broken_links:
                     commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+
+    def _fail(self, exc: BaseException, commit: Commit | None) -> NoReturn:
+        """The commit ended with `exc`: give everything back, and raise what the caller is to see."""
+        self._finish(commit)
+        if isinstance(exc, errors.DurabilityError):
+            exc.receipt = self.receipt
+        if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
+            raise self._commit_error(exc, commit) from exc
+        raise exc
+
+    def _resume(self, step: Step | None, exc: BaseException, phase: Phase) -> None:
+        """Bring to its end what `_plain` began: `step`, if it came to one, and what stopped it, and where."""
+        commit: Single | None = None
+        try:
+            if step is None:
+                raise exc
+            commit = Single(self._workspace, self._items, self._barriers, self._lock_timeout)
+            self._commit = commit
+            commit.resume(step, exc, phase)
+        except BaseException as final:  # noqa: BLE001  goes on from there
+            self._fail(final, commit)
+        self._finish(commit)
 
     def _choose(self, items: list[Item]) -> Commit:
         """One step is atomic by itself; several need the journal."""
@@ -220,7 +236,7 @@ class Transaction(Stager):
             except (KeyboardInterrupt, SystemExit) as exc:  # everything in there may be repeated
                 interrupt = exc
         self._state = state
-        _live.pop(id(self), None)
+        live.pop(id(self), None)
         if interrupt is not None:
             raise interrupt
 
@@ -242,6 +258,18 @@ class Transaction(Stager):
                 commit.failed_cleanup(path, failure)
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
+
+    def _take_over(self, item: StagedFile, state: State, receipt: Receipt | None, pid: int) -> None:
+        """Begin with an item that the short way has staged in process `pid`, or ended already (see `_plain`)."""
+        self._workspace.hold(item.place.directory)
+        self._workspace.register(item.place, item.path, None)
+        item.owner = self
+        self._items.append(item)
+        self._count += 1
+        self._state, self._receipt, self._pid = state, receipt, pid
+        if state is not State.OPEN:
+            item.state = ItemState.DONE
+            live.pop(id(self), None)
 
     def _require_open(self) -> None:
         if self._pid != os.getpid():
@@ -289,24 +317,16 @@ class Transaction(Stager):
 
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
-_live: dict[int, weakref.ref[Transaction]] = {}
+live: dict[int, weakref.ref[Any]] = {}
 
 
 def _position(item: Item) -> tuple[int, int]:
     return item.order, item.index
 
 
-def _let_go() -> None:
-    """In a forked child: drop the descriptors that hold the parent's locks, or they outlive the parent (I11)."""
-    for reference in list(_live.values()):
-        transaction = reference()
-        for folder in () if transaction is None else transaction._workspace.held():
-            folder.close()
-
-
 def _drop_open() -> None:
     """The program ends with open transactions: as if they had been collected, while that still works."""
-    for reference in list(_live.values()):
+    for reference in list(live.values()):
         transaction = reference()
         # One that another thread is committing this very moment is not open, only late.
         if transaction is not None and transaction._lock.acquire(blocking=False):
@@ -316,5 +336,4 @@ def _drop_open() -> None:
                 transaction._lock.release()
 
 
-os.register_at_fork(after_in_child=_let_go)
 atexit.register(_drop_open)

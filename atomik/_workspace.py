@@ -77,6 +77,10 @@ class Workspace:
         self._by_path[path] = self._by_key[key] = folder
         return folder
 
+    def hold(self, folder: Directory) -> None:
+        """Take in a folder that is open already."""
+        self._by_path[folder.path] = self._by_key[folder.place_key] = folder
+
     def _make_parents(self, path: str) -> None:
         missing: list[str] = []
         while path and not os.path.lexists(path):
@@ -106,10 +110,6 @@ class Workspace:
     def made_parents(self) -> list[Directory]:
         """The parents of folders that ``parents=True`` made, whose new entries must become durable too."""
         return [place.directory for place in self._made]
-
-    def held(self) -> list[Directory]:
-        """Every descriptor that may carry a lock."""
-        return [*self._by_key.values(), *(claim.folder for claim in self.claims.values())]
 
     # --- rules between destinations ------------------------------------------------------------------------------
     def register(self, place: Place, path: str, folder_there: os.stat_result | None) -> None:
@@ -309,8 +309,8 @@ def empty(claim: Claim, txid: str, cleaned: Callable[[int], None] | None = None)
 
 def absolute(path: str | os.PathLike[str]) -> str:
     """The path from the root, nothing folded or resolved: to fold ``..`` away would be wrong behind a symlink."""
-    name = os.fsdecode(path)
-    if not name or os.path.isabs(name):
+    name = path if type(path) is str else os.fsdecode(path)
+    if not name or name[0] == "/":
         return name
     try:
         return os.path.join(os.getcwd(), name)
@@ -331,6 +331,20 @@ def followed(path: str) -> str:
 def split(path: str, *, folder: bool) -> tuple[str, str]:
     """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
     fold it away would be wrong behind a symlink."""
+    head, _, name = path.rpartition("/")
+    # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
+    if name in ("", ".", "..") or 4 * len(name) > NAME_MAX or name.startswith(PREFIX) or "\0" in path:
+        head, name = _split_odd(path, folder=folder)
+    if head[:1] != "/" and path[0] != "/":
+        try:
+            head = os.path.join(os.getcwd(), head)
+        except OSError as exc:
+            raise errors.system_error(exc, "the current folder is gone", path) from exc
+    return head.rstrip("/") or "/", name
+
+
+def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
+    """The same for a path with something remarkable in it, or the error for it."""
     if not path:
         errors.fail(
             errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path
@@ -341,7 +355,7 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
     if bare != path and not folder:
         text = "a file's name cannot end with a slash; drop it, or use folder()"
         errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, path)
-    head, name = os.path.split(bare)
+    head, _, name = bare.rpartition("/")
     if name in ("", ".", ".."):
         text = "the destination must end with a name, not with '.', '..' or '/'"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
@@ -351,12 +365,7 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
     if name.startswith(PREFIX):
         text = f"names that begin with {PREFIX!r} are atomik's own; choose another"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
-    if not os.path.isabs(head):
-        try:
-            head = os.path.join(os.getcwd(), head)
-        except OSError as exc:
-            raise errors.system_error(exc, "the current folder is gone", path) from exc
-    return head.rstrip("/") or "/", name
+    return head, name
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import mmap
 import os
 import pickle
+import pkgutil
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import atomik
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +92,7 @@ def _answer(pid: int, reader: int) -> Any:
 def _child(writer: int, function: Callable[..., Any], args: tuple[Any, ...], become: int | None) -> int:
     try:
         if become is not None:
+            _load_everything()
             os.setgroups([])
             os.setresgid(become, become, become)
             os.setresuid(become, become, become)
@@ -97,6 +102,13 @@ def _child(writer: int, function: Callable[..., Any], args: tuple[Any, ...], bec
     with os.fdopen(writer, "wb") as pipe:
         pickle.dump(answer, pipe)
     return 0
+
+
+def _load_everything() -> None:
+    """What the library loads only when it is needed may lie where another user cannot read it."""
+    for module in pkgutil.iter_modules(atomik.__path__, "atomik."):
+        if "fsspec" not in module.name and module.name != "atomik.__main__":
+            importlib.import_module(module.name)
 
 
 def in_children(*work: Callable[[], Any]) -> list[Any]:

@@ -67,7 +67,7 @@ def test_nothing_else_is_public() -> None:
 #: What each class offers; the rest of its names begin with an underscore.
 MEMBERS = {
     "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
-    "Output": "abort commit receipt",
+    "Output": "abort commit receipt transaction",
     "Observation": "absent ctime_ns digest identity mtime_ns path size",
     "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
     "ItemReceipt": "broken_links kept kind not_preserved op order path replaced rung",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import atomik
-from atomik import _journal, errors
+from atomik import _forked, errors
 from atomik._directory import JOURNAL_NAME
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, Recording, installed
@@ -542,7 +542,7 @@ def test_no_lock_is_kept(pair: tuple[Path, Path]) -> None:
     """Nor a descriptor, whatever happened."""
     hot(*pair)
     atomik.recover(*pair)
-    assert not _journal._locked
+    assert not _forked._guarded
 
 
 def test_a_report_reads_well(pair: tuple[Path, Path]) -> None:

@@ -1,0 +1,35 @@
+"""A lock dies with its owner, and not with the last copy of its descriptor (I11).
+
+flock(2) belongs to the open file description, which a forked child shares: its copies would keep the lock alive after
+its owner's death, and recovery would wait for a process that knows nothing of it.  So a child gives up its copies of
+the descriptors that are guarded here::
+
+    guard(fd)        # before the lock is tried
+    release(fd)      # before the descriptor is closed
+
+The numbers stay taken in the child, for the objects that it inherited may close them; what they lead to is /dev/null.
+"""
+
+from __future__ import annotations
+
+import os
+
+_guarded: set[int] = set()
+
+#: A descriptor of this process holds, or is about to hold, a lock.
+guard = _guarded.add
+
+#: It does no more.
+release = _guarded.discard
+
+
+def _let_go() -> None:
+    if _guarded:
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        for fd in _guarded:
+            os.dup2(nothing, fd, inheritable=False)
+        os.close(nothing)
+        _guarded.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
