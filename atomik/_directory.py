@@ -101,7 +101,7 @@ class Directory:
 
     def child(self, name: str) -> str:
         """The path of a name in it, for messages."""
-        return os.path.join(self.path, name)
+        return self.path + name if self.path[-1:] == "/" else f"{self.path}/{name}"
 
     def close(self) -> None:
         """Close the descriptor, which drops its lock; harmless when repeated."""

@@ -63,7 +63,8 @@ class Item:
     ``order`` and ``index`` decide when it is swapped (lower ``order`` first, then as staged); ``state`` an `ItemState`.
     """
 
-    path: str
+    #: the path as given, where it is not the one of `place`: memory counts when there are many items
+    given: str | None = field(repr=False)
     kind: str
     place: Place = field(repr=False)
     stage: Directory = field(repr=False)
@@ -91,16 +92,22 @@ class Item:
     #: whether staging it writes content that must be synced
     content = True
 
+    @property
+    def path(self) -> str:
+        """The destination as given, absolute."""
+        return self.given or self.place.directory.child(self.place.name)
+
     def seal(self) -> None:
         """Finish the content; idempotent.  A failure discards the item and is raised."""
         with self._lock:
             if self.state is not ItemState.OPEN:
                 return
             try:
-                with errors.typed("cannot finish the output", self.path):
-                    self._seal()
+                self._seal()
             except BaseException as exc:
                 self.discard(f"sealing failed: {exc}")
+                if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
+                    raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
             self.state = ItemState.SEALED
             self._lock = _SHARED  # nothing slow comes any more, and memory counts when there are many items
@@ -254,7 +261,8 @@ class Item:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
         expect = self.options.expect
         if not self.options.overwrite and expect is None:
-            if self.place.directory.exists(self.place.name):
+            # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
+            if _kernel.port.exists(self.place.name, self.place.fd):
                 self._refuse_existing()
             return None
         if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:

@@ -108,7 +108,7 @@ def close(fd: int) -> None:
 
 
 def create(
-    journal: LiveJournal, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]
+    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
 ) -> None:
     """Write the intent, which `encode` makes for the identity of the journal's file, and give the file its names.
 
@@ -127,7 +127,7 @@ class _Unnameable(Exception):  # noqa: N818  a signal to start again
 
 
 def _create(
-    journal: LiveJournal, encode: Callable[[bytes], bytes], claims: list[Claim], parents: list[Directory]
+    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
 ) -> None:
     home = claims[0].folder
     private = [Place(claim.folder, journal_name(journal.txid)) for claim in claims]
@@ -202,10 +202,10 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
     journal.names.remove(first)
 
 
-def _write_all(fd: int, data: bytes, offset: int) -> None:
+def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
-        done = _kernel.port.pwrite(fd, bytes(view) if len(view) < len(data) else data, offset)
+        done = _kernel.port.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 
 

@@ -16,7 +16,7 @@ import fcntl
 import os
 import stat as _stat
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -62,7 +62,7 @@ def _bytes(name: str) -> bytes:
     return name.encode(_ENCODING, _ENCODE_ERRORS)
 
 
-def _raise(names: tuple[bytes | str | int | None, ...]) -> None:
+def _raise(names: tuple[bytes | str | int | None, ...]) -> NoReturn:
     """Raise the `OSError` of the ctypes call that just failed."""
     number = _libc().errno()
     shown = [os.fsdecode(n) if isinstance(n, bytes) else n for n in names]
@@ -312,12 +312,10 @@ class Kernel:
     def handle(self, name: str, dir_fd: int, flags: int) -> tuple[bytes, int]:
         """name_to_handle_at(2), unprivileged: (type and handle as bytes, mount id); AT_HANDLE_FID in `flags`."""
         c = _c or _libc()
-        out, mount = c.handle_buffer(), c.mount_buffer()
-        empty = 0 if name else c.AT_EMPTY_PATH
-        if c.name_to_handle_at(dir_fd, _bytes(name), out, mount, flags | empty) < 0:
+        found: tuple[bytes, int] | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
+        if found is None:
             _raise((name,))
-        raw = out.raw  # struct file_handle: handle_bytes, handle_type, f_handle
-        return raw[4 : 8 + int.from_bytes(raw[:4], sys.byteorder)], mount[0]
+        return found
 
     def attribute_flags(self, fd: int) -> int:
         """FS_IOC_GETFLAGS: the immutable and append-only flags among others."""

@@ -55,43 +55,54 @@ _c = ctypes.CDLL(None, use_errno=True)
 errno = ctypes.get_errno
 
 
-mount_buffer = ctypes.c_int * 1
-_HANDLE = ctypes.c_char * (8 + MAX_HANDLE)
-_EMPTY_HANDLE = MAX_HANDLE.to_bytes(4, sys.byteorder) + bytes(4 + MAX_HANDLE)
+#: ``struct file_handle`` (handle_bytes, handle_type, f_handle) with room for the largest, and the mount id behind it
+_HANDLE_SIZE = 8 + MAX_HANDLE
+_HANDLE_MEMORY = _HANDLE_SIZE + 4
+_ROOM = MAX_HANDLE.to_bytes(4, sys.byteorder)
+#: Buffers that no call is using: the kernel writes, without the lock of the interpreter, where nobody else may read.
+_handles: list[tuple[bytearray, int]] = []
+_statuses: list[tuple[bytearray, int]] = []
 
 
-def handle_buffer() -> ctypes.Array[ctypes.c_char]:
-    """A ``struct file_handle`` for name_to_handle_at(2) with room for the largest handle.
+def _buffer(size: int) -> tuple[bytearray, int]:
+    """A buffer for a system call, and where it lies: it stays there, for nobody ever changes its size."""
+    memory = bytearray(size)
+    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
-    Copied from a template: a fresh one each time, for threads, at a third of what create_string_buffer costs.
-    """
-    return _HANDLE.from_buffer_copy(_EMPTY_HANDLE)
+
+def handle(fd: int, name: bytes, flags: int) -> tuple[bytes, int] | None:
+    """(type and handle, mount id) of name_to_handle_at(2); None when it failed (see `errno`)."""
+    try:
+        held = _handles.pop()
+    except IndexError:
+        held = _buffer(_HANDLE_MEMORY)
+    memory, at = held
+    try:
+        memory[:4] = _ROOM
+        if _name_to_handle_at(fd, name, at, at + _HANDLE_SIZE, flags) < 0:
+            return None
+        size = int.from_bytes(memory[:4], sys.byteorder)
+        return bytes(memory[4 : 8 + size]), int.from_bytes(memory[_HANDLE_SIZE:], sys.byteorder)
+    finally:
+        _handles.append(held)
 
 
 #: ``struct statx``: mask, attributes, nlink, mode, ino, device (major, minor), mount id; the rest is not read
 _STATX = struct.Struct("=I4xQI8xH2xQ88x8xIIQ")
 _STATX_SIZE = 256
 _WANTED = STATX_BASIC | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
-#: Buffers that no call is using: the kernel writes, without the lock of the interpreter, where nobody else may read.
-_buffers: list[tuple[bytearray, int]] = []
-
-
-def _buffer() -> tuple[bytearray, int]:
-    """A buffer for statx(2), and where it lies.  It keeps its size as long as ctypes points into it: for ever."""
-    memory = bytearray(_STATX_SIZE)
-    return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
 def statx(fd: int, name: bytes, flags: int) -> tuple[int, ...] | None:
     """(mask, attributes, nlink, mode, ino, major, minor, mount id) of statx(2); None when it failed (see `errno`)."""
     try:
-        held = _buffers.pop()
+        held = _statuses.pop()
     except IndexError:
-        held = _buffer()
+        held = _buffer(_STATX_SIZE)
     try:
         return None if _statx(fd, name, flags, _WANTED, held[1]) < 0 else _STATX.unpack_from(held[0])
     finally:
-        _buffers.append(held)
+        _statuses.append(held)
 
 
 class Statfs(ctypes.Structure):
@@ -117,7 +128,7 @@ _int, _name, _pointer = ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p
 
 renameat2 = _bind("renameat2", _int, _name, _int, _name, ctypes.c_uint)
 linkat = _bind("linkat", _int, _name, _int, _name, _int)
-name_to_handle_at = _bind("name_to_handle_at", _int, _name, _pointer, _pointer, _int)
+_name_to_handle_at = _bind("name_to_handle_at", _int, _name, _pointer, _pointer, _int)
 _statx = _bind("statx", _int, _name, _int, ctypes.c_uint, _pointer)
 fstatfs = _bind("fstatfs", _int, _pointer)
 syncfs = _bind("syncfs", _int)

@@ -117,7 +117,7 @@ class Prepared(Commit):
         claims = [claim.folder for claim in self.workspace.claims.values()]
         return self._parents + claims
 
-    def _intent(self, journal: bytes) -> bytes:
+    def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
         folders = self._folders()
         paths = [folder.real_path() for folder in folders]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from attrs import define
 
@@ -71,9 +72,8 @@ class Folder:
     parent: bool
 
 
-@define(frozen=True)
-class StepRecord:
-    """A `_swap.Step` in bytes: folders by their number."""
+class StepRecord(NamedTuple):
+    """A `Step` in bytes: folders by their number.  A tuple, for a transaction makes one for each of its steps."""
 
     op: str
     kind: str
@@ -110,28 +110,28 @@ class Journal:
 
 def encode_intent(intent: Intent) -> bytes:
     """The bytes of an intent record."""
-    return encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps))
+    return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps)))
 
 
-def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int) -> bytes:
+def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int) -> bytearray:
     """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
     out = bytearray(_HEAD.size)
     out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _COUNTS.pack(len(folders), count)
     for folder in folders:
         path = "/".join(folder.parts).encode(errors="surrogateescape")
         out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
-    for s in steps:
-        dest, slot = s.dest_name.encode(errors="surrogateescape"), s.slot_name.encode()
-        new, old = s.new or b"", s.old or b""
+    for op, kind, weaker, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
+        dest, slot = dest_name.encode(errors="surrogateescape"), slot_name.encode()
+        new, old = new or b"", old or b""
         out += _STEP.pack(
-            OPS.index(s.op), KINDS.index(s.kind), s.weaker, s.dest_folder, s.slot_folder,
-            len(dest), len(slot), len(new), len(old), s.order,
+            OPS.index(op), KINDS.index(kind), weaker, dest_folder, slot_folder,
+            len(dest), len(slot), len(new), len(old), order,
         )  # fmt: skip
         out += dest + slot + new + old
     out += bytes(-(len(out) + _DIGEST) % _ALIGN)
     _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, len(out) - _HEAD.size)
     out += blake2b(out, digest_size=_DIGEST).digest()
-    return bytes(out)
+    return out
 
 
 def encode_outcome(kind: int, txid: str) -> bytes:

@@ -15,7 +15,7 @@ from . import errors as _errors
 from ._handles import StagedPath
 from ._items import Item
 from ._names import Move, Removal, StagedSymlink
-from ._options import BytesMode, ItemOptions, Progress, StrPath, TextMode, checked
+from ._options import BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
 from ._staged import StagedFile, StagedFolder, StagedProgram
 from ._workspace import absolute, followed, refuse_append_only
 
@@ -237,7 +237,7 @@ class Stager:
             options: ItemOptions = {"order": order, "preserve": "none", "keep": keep}
             item = self._add(Move, "move", dest, overwrite, None, options, lambda item: item.take(source))
             try:
-                self._workspace.register(source, str(source), _folder_at(source))
+                self._workspace.register(source, None, _folder_at(source))
             except BaseException:
                 self._forget(item)
                 raise
@@ -259,36 +259,59 @@ class Stager:
         full = absolute(path)
         if given.get("follow_symlinks"):
             full = followed(full)
-        with _errors.typed("cannot stage there", full), self._lock:
-            self._require_open()
-            workspace = self._workspace
-            place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))
-            stage = workspace.staging(place, None if tmp_dir is None else absolute(tmp_dir), full)
-            item = kind(full, word, place, stage, workspace, options, given.get("order", 0), self._count)
-            if prepare is not None:
-                prepare(item)
-            found = item.look()
-            item.found = found is not None
-            there = found if found is not None and _kernel.is_folder(found.st_mode) else None
-            workspace.register(place, full, there)
-            try:
-                if found is not None:
-                    item.check_mounts(found)
-                    refuse_append_only(place.directory, full)
-                if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
-                    _probe.flags(workspace, stage, item, found is not None)
-                item.choose_kept()
-                if item.kept_place is not None:
-                    there = item.check_kept() if found is not None else None
-                    folder = there if there is not None and _kernel.is_folder(there.st_mode) else None
-                    workspace.register(item.kept_place, str(item.kept_place), folder)
-            except BaseException:
-                workspace.unregister(place)
-                raise
-            self._count += 1
-            self._items.append(item)
-            self._failed.pop(full, None)
+        try:
+            with self._lock:
+                self._require_open()
+                return self._decide(kind, word, full, tmp_dir, options, given, prepare)
+        except _errors.AtomikError:
+            raise
+        except OSError as exc:
+            raise _errors.system_error(exc, "cannot stage there", full) from exc
+
+    def _decide(
+        self,
+        kind: type[_Item],
+        word: str,
+        full: str,
+        tmp_dir: StrPath | None,
+        options: Options,
+        given: ItemOptions,
+        prepare: Callable[[_Item], None] | None,
+    ) -> _Item:
+        workspace = self._workspace
+        place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))
+        stage = workspace.staging(place, None if tmp_dir is None else absolute(tmp_dir), full)
+        as_given = None if full == str(place) else full
+        item = kind(as_given, word, place, stage, workspace, options, given.get("order", 0), self._count)
+        if prepare is not None:
+            prepare(item)
+        found = item.look()
+        item.found = found is not None
+        there = found if found is not None and _kernel.is_folder(found.st_mode) else None
+        workspace.register(place, as_given, there)
+        try:
+            if found is not None:
+                item.check_mounts(found)
+                refuse_append_only(place.directory, full)
+            if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
+                _probe.flags(workspace, stage, item, found is not None)
+            if options.keep is not None:
+                self._register_kept(item, found)
+        except BaseException:
+            workspace.unregister(place)
+            raise
+        self._count += 1
+        self._items.append(item)
+        self._failed.pop(full, None)
         return item
+
+    def _register_kept(self, item: Item, found: os.stat_result | None) -> None:
+        """The name under which the previous version is to stay is a destination like the others."""
+        item.choose_kept()
+        if item.kept_place is not None:
+            there = item.check_kept() if found is not None else None
+            folder = there if there is not None and _kernel.is_folder(there.st_mode) else None
+            self._workspace.register(item.kept_place, None, folder)
 
     def _forget(self, item: Item) -> None:
         """An item is out of the transaction."""

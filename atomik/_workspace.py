@@ -38,7 +38,8 @@ class Workspace:
         self._by_key: dict[tuple[int, int, int], Directory] = {}
         self._made: list[Place] = []
         self._made_in: list[Directory] = []
-        self._destinations: dict[tuple[tuple[int, int, int], str], str] = {}
+        #: the names in each folder, with the path as given where it is another than the folder's and the name
+        self._destinations: dict[tuple[int, int, int], dict[str, str | None]] = {}
         self._chains: dict[tuple[int, int, int], frozenset[tuple[int, int]]] = {}
         self._displaced: dict[tuple[int, int], str] = {}
         #: the folders in which something of ours lies or will lie, each with the path that brought it in
@@ -112,34 +113,43 @@ class Workspace:
         return [place.directory for place in self._made]
 
     # --- rules between destinations ------------------------------------------------------------------------------
-    def register(self, place: Place, path: str, folder_there: os.stat_result | None) -> None:
+    def register(self, place: Place, given: str | None, folder_there: os.stat_result | None) -> None:
         """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
 
-        `folder_there` is the stat of a folder that the item would displace.
+        `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
+        folder that the item would displace.
         """
+        path = given or str(place)
         directory = place.directory
         key = directory.place_key
-        if (key, place.name) in self._destinations:
-            first = self._destinations[key, place.name]
+        there = self._destinations.get(key)
+        if there is None:
+            self._same_filesystem(directory, path)
+        elif place.name in there:
             text = "the same destination is staged twice in one transaction"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, first)
-        self._same_filesystem(directory, path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, there[place.name] or str(place))
         self._not_nested(key, directory, path, folder_there)
-        self._destinations[key, place.name] = path
+        if there is None:
+            there = self._destinations[key] = {}
+        there[place.name] = given
         if folder_there is not None:
             self._displaced[folder_there.st_dev, folder_there.st_ino] = path
 
     def unregister(self, place: Place) -> None:
         """Let a destination go, so that it may be staged again."""
-        key = (*place.directory.key, place.directory.mount)
-        path = self._destinations.pop((key, place.name), None)
+        key = place.directory.place_key
+        there = self._destinations.get(key, {})
+        path = there.pop(place.name, None) or str(place)
+        if not there:
+            self._destinations.pop(key, None)
         self._displaced = {k: p for k, p in self._displaced.items() if p != path}
 
     def _same_filesystem(self, directory: Directory, path: str) -> None:
         if not self._destinations:
             return
-        (first_key, _), first = next(iter(self._destinations.items()))
+        first_key, names = next(iter(self._destinations.items()))
         if first_key[0] != directory.dev or first_key[2] != directory.mount:
+            first = self._given(first_key, *next(iter(names.items())))
             where = "different filesystems" if first_key[0] != directory.dev else "different mounts of one filesystem"
             text = (
                 f"destinations lie on {where} (st_dev {directory.dev} and {first_key[0]}); "
@@ -175,9 +185,15 @@ class Workspace:
 
     def _refuse_inside_staged(self, parent: str, path: str) -> None:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
-        for staged in self._destinations.values():
-            if (parent + "/").startswith(staged.rstrip("/") + "/"):
-                _nested(path, staged)
+        for key, names in self._destinations.items():
+            for name, given in names.items():
+                staged = self._given(key, name, given)
+                if (parent + "/").startswith(staged.rstrip("/") + "/"):
+                    _nested(path, staged)
+
+    def _given(self, key: tuple[int, int, int], name: str, given: str | None) -> str:
+        """The path of a destination, as its user gave it."""
+        return given or self._by_key[key].child(name)
 
     # --- staging -------------------------------------------------------------------------------------------------
     def staging(self, place: Place, tmp_dir: str | None, path: str) -> Directory:
