@@ -5,7 +5,10 @@
         plots = tx.folder("plots")
     with atomik.file("result.json") as f: ...        # the simple one-off
 
-Layout, from the top down (arrows of import point down only):
+Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path` and `update` to write,
+`observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
+
+Layout, for those who read the code, from the top down (arrows of import point down only):
 
     cli, fsspec, testing      doors for the shell and for other ecosystems
     _shortcuts, _output       file(), folder(), path(), update(): one-item transactions
@@ -103,4 +106,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    """What is public, for completion and help: not what this module happens to import."""
+    return sorted({*__all__, "testing", *(name for name in globals() if name.startswith("__"))})

@@ -40,8 +40,8 @@ class Capabilities:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
     folder can be synced.
 
-    ``promises``: which of atomik's promises hold, a `Promise` each.  ``str()`` gives all of it as a table, `as_dict`
-    as plain values.
+    ``promises``: which of atomik's promises hold, a `Promise` each.  All but ``folder``, ``filesystem``, ``mount``,
+    ``st_dev`` and ``promises`` are bool.  ``str()`` gives all of it as a table, `as_dict` as plain values.
     """
 
     folder: str
@@ -109,9 +109,9 @@ def _yes(value: bool) -> str:
 def probe(folder: str | os.PathLike[str]) -> Capabilities:
     """Find out what the filesystem that holds `folder` can do, and which of atomik's promises hold there.
 
-    >>> print(atomik.probe("/data/out"))                        # doctest: +SKIP
+    >>> print(atomik.probe("out"))
 
-    :param folder: an existing folder that this user may write to: the parent of future destinations.
+    :param folder: a str or path object: an existing folder that this user may write to: the parent of future destinations.
     :returns: `Capabilities`.
 
     :raises atomik.errors.MissingPathError: the folder does not exist.

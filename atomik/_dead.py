@@ -28,14 +28,15 @@ from ._undo import undo
 
 @define(frozen=True)
 class Recovered:
-    """What was found and done about one name.
+    """What was found and done about one name; in `atomik.RecoveryReport`.
 
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),
     "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object stands there, and
     stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it lies), "discarded" (such
     a one, deleted on request), "removed" (an abandoned temporary file or folder), "live" (its owner is at work), "left"
-    (not ours to touch; ``detail`` says why), "unreachable" (a folder of the transaction was not found).
-    ``txid``: the transaction's id.
+    (not ours to touch; ``detail`` says why), "unreachable" (a folder of the transaction was not found); with ``dry_run``
+    also "hot" (a journal whose owner is dead), "abandoned" (its staging folder) and "slot" (a name beside a destination).
+    ``txid``: the transaction's id, "" where it is not known.  ``detail``: more, often empty.
     """
 
     path: str

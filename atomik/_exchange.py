@@ -26,8 +26,8 @@ def swap(
 ) -> None:
     """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
 
-    :param first, second: str, bytes or path, on the same filesystem; a relative one starts from `first_dir_fd` or
-        `second_dir_fd`, if given.
+    :param first, second: str, bytes or path object, on the same filesystem; a relative one starts from `first_dir_fd` or
+        `second_dir_fd`, descriptors of open folders, if given.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS), or it
         says that it exchanged two scratch files and did not.
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
-    """``fs.transaction``: one atomik transaction.  ``receipt``: what it did, when it is over."""
+    """``fs.transaction``: one atomik transaction; ``with fs.transaction as t`` gives it.
+
+    ``receipt``: an `atomik.Receipt` of what it did, when it is over; None before that, and when it failed.
+    """
 
     fs: Any
 

@@ -118,7 +118,7 @@ class Group(Prepared):
         if expected is None:
             return
         observation, slot, path = expected
-        why = observation.mismatch(slot, moved=True)  # type: ignore[attr-defined]
+        why = observation._mismatch(slot, moved=True)  # type: ignore[attr-defined]
         if why is not None:
             text = f"not what was expected: {why} at the last moment; observe it again and repeat"
             errors.fail(errors.ConflictError, errno.EBUSY, text, path)

@@ -51,15 +51,15 @@ class ItemState(Enum):
 class Owner(Protocol):
     """Who must know how an item fares: the transaction."""
 
-    def sealed(self, item: Item) -> None: ...
-    def discarded(self, item: Item, reason: str) -> None: ...
+    def _sealed(self, item: Item) -> None: ...
+    def _discarded(self, item: Item, reason: str) -> None: ...
 
 
 @define(eq=False)
 class Item:
     """One destination of a transaction.
 
-    ``path`` is the destination as given, absolute; ``kind`` one of "file", "folder", "symlink", "removal", "move";
+    ``path`` is the destination, absolute; ``kind`` one of "file", "folder", "path", "symlink", "removal", "move";
     ``order`` and ``index`` decide when it is swapped (lower ``order`` first, then as staged); ``state`` an `ItemState`.
     """
 
@@ -112,7 +112,7 @@ class Item:
             self.state = ItemState.SEALED
             self._lock = _SHARED  # nothing slow comes any more, and memory counts when there are many items
         if self.owner is not None:
-            self.owner.sealed(self)
+            self.owner._sealed(self)
 
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more."""
@@ -124,7 +124,7 @@ class Item:
                 self._drop()
             finally:
                 if self.owner is not None:
-                    self.owner.discarded(self, reason)
+                    self.owner._discarded(self, reason)
 
     def end(self, *, done: bool) -> None:
         """The transaction is over: give back what the item still holds.  May be repeated."""
@@ -265,7 +265,7 @@ class Item:
             if _kernel.port.exists(self.place.name, self.place.fd):
                 self._refuse_existing()
             return None
-        if isinstance(expect, Observation) and (why := expect.mismatch(self.place)) is not None:
+        if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:
             text = f"not what was expected: {why}; observe it again and repeat"
             errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
         found = self.place.stat()

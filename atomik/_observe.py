@@ -21,10 +21,11 @@ _CHUNK = 1 << 20
 class Observation:
     """What stood at a path: give it to ``expect=``, and the commit happens only if that still stands there.
 
-    ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None when there was
-    nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they show changes made in
-    place, as far as the clock of the filesystem tells them apart (about 4 ms before Linux 6.13).  ``digest``: BLAKE2b
-    of the content, when asked for: it shows every change.  Of a folder, only changes of its own entries show.
+    Made by `observe`.  ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None
+    when there was nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they
+    show changes made in place, as far as the clock of the filesystem tells them apart (about 4 ms before Linux 6.13).
+    ``digest``: BLAKE2b of the content, when asked for: it shows every change.  Of a folder,
+    only changes of its own entries show.
     """
 
     path: str
@@ -39,7 +40,7 @@ class Observation:
         """Whether there was nothing."""
         return self.identity is None
 
-    def mismatch(self, place: Place, *, moved: bool = False) -> str | None:
+    def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
         """How what stands at `place` differs, None when it does not.  `moved` ignores the ctime, for renames set it."""
         now = place.identity()
         if now != self.identity:
@@ -62,10 +63,20 @@ class Observation:
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
     """Look at `path` (links are not followed) and remember what stands there, for ``expect=``.
 
-    :param path: any path; that nothing is there is an observation too.
-    :param digest: also read a regular file's content, so that even a change that keeps inode, size and times is seen.
+    >>> seen = atomik.observe("config.json", digest=True)
+    >>> with atomik.file("config.json", expect=seen) as f:  # ConflictError if it changed
+    ...     json.dump(config, f)
+
+    :param path: a str or path object; that nothing is there is an observation too.
+    :param bool digest: also read a regular file's content, so that even a change that keeps inode, size and times is
+        seen.
+    :returns: an `Observation`.
+    :raises atomik.errors.InvalidDestinationError: no usable name, as for `file`.
     :raises atomik.errors.MissingPathError: the folder that should hold it does not exist.
     :raises atomik.errors.AccessDeniedError: it, or its folder, may not be read.
+
+    Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
+    Source: statx(2), name_to_handle_at(2).
     """
     from ._workspace import split
 

@@ -17,7 +17,8 @@ _T = TypeVar("_T")
 class Output(Generic[_T]):
     """A one-item transaction: enter it for the file object or path, leave it to publish.
 
-    ``output`` is what ``with`` gives; ``transaction`` the transaction behind it.
+    Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
+    behind it.  Without ``with``, end it by `commit` or `abort`.
     """
 
     output: _T
@@ -38,7 +39,7 @@ class Output(Generic[_T]):
         return self._transaction
 
     def commit(self) -> Receipt:
-        """Publish now; see `Transaction.commit`."""
+        """Publish now, and return what was done; `Transaction.commit` says what it raises."""
         return self.transaction.commit()
 
     def abort(self) -> None:

@@ -336,14 +336,14 @@ class PlainFile(Output[IO[Any]]):
         handle: Any = self.output
         if self._state is State.OPEN and handle._item is self:
             handle._item = item
-        transaction.take_over(item, self._state, self.receipt, self._pid)
+        transaction._take_over(item, self._state, self.receipt, self._pid)
         live.pop(id(self), None)
         return transaction
 
     def _resume(self, exc: BaseException) -> None:
         """Stopped by an error or an interrupt: the transaction brings it to an end, the one way or the other."""
         transaction = self.transaction
-        transaction.resume(None if self._phase is Phase.STAGED else self._step(), exc, self._phase)
+        transaction._resume(None if self._phase is Phase.STAGED else self._step(), exc, self._phase)
 
     def _step(self) -> Step:
         dest = Place(self._folder, self._name)

@@ -15,7 +15,7 @@ _IN_MEMORY = frozenset({"tmpfs", "ramfs"})
 
 @define(frozen=True)
 class Promise:
-    """One promise of atomik's, here.
+    """One promise of atomik's, and whether it holds on a filesystem; in `atomik.Capabilities`.
 
     ``name``: "P1" … "P7".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
     are refused); "new" (for what is created, overwriting is refused); "one folder" (for transactions within one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -15,12 +16,15 @@ from ._directory import JOURNAL_NAME, Directory
 def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Iterator[None]:
     """Hold transactions off while the block reads from `folders` (P6).
 
-    >>> with atomik.reading("out"):                              # doctest: +SKIP
-    ...     model, config = load("out/model.bin"), load("out/config.json")
+    >>> with atomik.reading("out"):
+    ...     model, index = load("out/model.bin"), load("out/index.json")
 
-    :param folders: the folders that hold the destinations (their parents).  Shared locks: readers do not stop each other.
-    :param lock_timeout: seconds to wait for a transaction in the middle of its commit.
-    :raises atomik.errors.MissingPathError, atomik.errors.AccessDeniedError: a folder cannot be opened.
+    :param folders: str or path objects: the folders that hold the destinations (their parents).  Shared locks: readers do
+        not stop each other.
+    :param float lock_timeout: seconds to wait for a transaction in the middle of its commit.
+    :returns: a context manager that gives nothing.
+    :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
+        be opened.
     :raises atomik.errors.LockTimeoutError: a transaction held a folder for longer.
     :raises atomik.errors.JournalError, atomik.errors.RollbackError: a dead transaction's journal lies there and could
         not be recovered.
@@ -35,8 +39,12 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
         while True:
             held.extend(_open(os.path.join(os.getcwd(), os.fsdecode(folder))) for folder in folders)
             _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout, deadline)
-            if all(directory.still_there() for directory in held) or time.monotonic() >= deadline:
+            moved = next((directory for directory in held if not directory.still_there()), None)
+            if moved is None:
                 break
+            if time.monotonic() >= deadline:
+                text = f"the folder was published anew again and again for {lock_timeout:g} s; raise lock_timeout"
+                errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
             _close(held)  # published anew while we waited: the lock belongs on what is there now
         yield
     finally:

@@ -10,13 +10,13 @@ from attrs import define
 class State(Enum):
     """Where a transaction is::
 
-        OPEN ──prepare──▶ PREPARED ──swap…──▶ SWAPPED ──mark──▶ COMMITTED
-          │                  │                    │
-          └──── abort ───────┴──── roll back ─────┴──▶ ABORTED        IN_DOUBT: undo or mark failed; journal kept
+        OPEN ──prepare──▶ PREPARED ──swap──▶ SWAPPED ──mark──▶ COMMITTED
+          │                  │                  │
+          └──── abort ───────┴─── roll back ────┴──▶ ABORTED
 
     OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
     SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
-    IN_DOUBT: `atomik.recover` decides.
+    IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
     """
 
     OPEN = "open"
@@ -29,9 +29,9 @@ class State(Enum):
 
 @define(frozen=True)
 class ItemReceipt:
-    """What happened to one destination.
+    """What happened to one destination; in `Receipt`.
 
-    ``path``: the destination.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
+    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
     "replace", "remove", "move" or "unchanged".  ``rung``: how it was swapped ("renameat2", "linkat", "link", "rename",
     "weaker"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
@@ -54,11 +54,11 @@ class ItemReceipt:
 class Receipt:
     """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
 
-    ``txid``: the id in log events and names.  ``items``: in the order in which they were swapped.  ``durable``: whether
-    the new versions survive a power cut.  ``synced_by``: "fsync", "syncfs" or both.  ``barriers`` and ``sync_calls``:
-    how many points of durability there were, and how many calls made them.  ``duration``: seconds that the commit took;
-    ``visible``: seconds between the first swap and the end of the last.  ``leftovers``: what could not be cleaned up
-    ("path: reason"); `atomik.recover` will try again.
+    ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` each, in the order in which they were swapped.
+    ``durable``: whether the new versions survive a power cut.  ``synced_by``: "fsync", "syncfs", "fsync+syncfs", or ""
+    without any.  ``barriers`` and ``sync_calls``: how many points of durability there were, and how many calls made them.
+    ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
+    ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
     """
 
     txid: str

@@ -26,7 +26,8 @@ _SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new[0-9]*)?\Z")
 
 @define(frozen=True)
 class RecoveryReport:
-    """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work."""
+    """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work; ``str()`` gives a line for
+    each."""
 
     items: tuple[Recovered, ...]
 
@@ -58,20 +59,22 @@ def recover(
     A transaction, `reading` and a one-item write do this by themselves for a journal they meet; call it after a crash
     to do it at once, and to remove what was staged by processes that died before their commit.
 
-    :param folders: folders that hold destinations (their parents, not the destinations).  From any one folder of a
-        transaction the others are found, wherever the tree is mounted now.
-    :param discard: also delete displaced originals that cannot go back because somebody else published in their
+    :param folders: str or path objects: folders that hold destinations (their parents, not the destinations).  From any
+        one folder of a transaction the others are found, wherever the tree is mounted now.
+    :param bool discard: also delete displaced originals that cannot go back because somebody else published in their
         place since, and give up parts of a transaction in folders that cannot be found.
-    :param dry_run: change nothing; report what there is ("live", "hot", "abandoned", "kept" …).
-    :param lock_timeout: seconds to wait for a transaction that is at work.
-    :param progress: called with ("recovering", done, total).
+    :param bool dry_run: change nothing; report what there is ("live", "hot", "abandoned", "kept" …).
+    :param float lock_timeout: seconds to wait for a transaction that is at work.
+    :param progress: a function, called with ("recovering", done, total), in folders.
     :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
 
-    :raises atomik.errors.MissingPathError, atomik.errors.AccessDeniedError: a folder cannot be opened.
+    :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
+        be opened.
     :raises atomik.errors.LockTimeoutError: a transaction was at work in the folder all the time.
     :raises atomik.errors.JournalError: a journal is damaged, newer than this atomik, or not this user's (or root's) own;
         nothing was touched.
     :raises atomik.errors.RollbackError: something could not be brought back; the journal stays, mend and repeat.
+    :raises atomik.errors.AtomikOSError: another system call failed, with errno; mend the cause and repeat.
 
     Guarantee: every destination of a dead transaction is afterwards what it was before, or the new version if its commit
     mark was durable; all of them alike.  Idempotent; may be killed at any moment and run again.  Objects that are neither
@@ -82,7 +85,8 @@ def recover(
     for at, folder in enumerate(folders):
         path = os.fsdecode(folder)
         try:
-            directory = Directory.open(os.path.join(os.getcwd(), path))
+            # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
+            directory = Directory.open(os.path.join(os.getcwd(), path).removesuffix("/.") or "/")
         except OSError as exc:
             raise errors.system_error(exc, "cannot recover", path) from exc
         try:

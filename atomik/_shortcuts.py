@@ -51,42 +51,60 @@ def transaction(
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
 
-    >>> with atomik.transaction() as tx:                       # doctest: +SKIP
+    >>> with atomik.transaction() as tx:
     ...     with tx.file("model.bin", "wb") as f:
     ...         f.write(weights)
     ...     plots = tx.folder("plots")
     ...     draw(plots / "loss.svg")
     ...     tx.remove("model.old", missing_ok=True)
 
-    Leaving the block well commits; leaving it with any exception (KeyboardInterrupt too) aborts, and the exception goes
-    on unchanged.  ``tx.commit()`` and ``tx.abort()`` do the same explicitly.  Inside the block::
+    Nothing is visible before the end of the block.  Leaving it well commits; leaving it with any exception
+    (KeyboardInterrupt too) aborts, and the exception goes on unchanged.  Inside the block::
 
-        tx.file(path, mode="w")             a file object to write
-        tx.folder(path, base=None)          a pathlib.Path: a private folder to fill
-        tx.path(path)                       a pathlib.Path for other programs
-        tx.symlink(path, target)
-        tx.remove(path, missing_ok=False)
-        tx.move(src, dest)
-        tx.state, tx.items, tx.receipt      where it is, what is staged, what was done
+        f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
+        new = tx.folder(path, base=None)   a pathlib.Path: a private, empty folder to fill
+        name = tx.path(path)               a pathlib.Path for a program that writes by name
+        tx.symlink(path, target)           a symbolic link that says target
+        tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
+        tx.move(src, dest)                 what stands at src goes to dest
+        tx.commit(), tx.abort()            the end, by hand
+        tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
-    A file object may be used with ``with``, or closed, or left to the commit to close.
+    Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
+    `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
 
-    All of them take ``order=`` (an int, default 0: lower is published first, then as staged).  The outputs take
-    ``overwrite=`` and the other options of `file` as well.  Nothing is visible before the end of the block.
+        overwrite=None          may what exists be replaced?  None: as the transaction says
+        tmp_dir=None            a folder on the same filesystem to stage in
+        preserve="all"          what an overwritten one hands on: "all", "mode", "none"
+        permissions=None        final mode bits, such as 0o640
+        follow_symlinks=False   write to the target of a link
+        parents=False           make missing folders above
+        expect=None             what atomik.observe() returned, or "absent"
+        keep=None               a name under which the previous version stays
+        if_changed=False        leave an equal one as it is
+        fallback=None           "weaker" accepts a moment without the destination
 
     :param bool overwrite: the default for the items: whether what exists at a destination may be replaced.
-    :param durable: ``True`` (the default): when ``commit()`` returns, the new versions survive a power cut; the kind of
+    :param durable: bool or str.  ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of
         sync is chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
-    :param bool journal: ``False`` leaves the journal out: all or nothing only while the process lives.
-    :param float lock_timeout: seconds to wait for another transaction in the same folders.
+    :param bool journal: ``False`` leaves the journal out: all or nothing only while the process lives.  (A move, ``keep=``
+        and ``fallback="weaker"`` write it all the same, for without it they could lose an original.)
+    :param float lock_timeout: seconds to wait for another transaction in the same folders; 0 does not wait.
     :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
         "swapping" and "cleaning"; a total of 0 is unknown.
     :returns: a `Transaction`.
 
     :raises ValueError: ``durable`` or ``lock_timeout`` make no sense.
 
-    What staging raises, `file` lists; `Transaction.commit` lists what the end of the block raises.
+    Staging raises at once, and the transaction stays usable: `FileAlreadyExistsError`, `MissingPathError`,
+    `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
+    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
+    The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
+    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
+    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
+    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
+    `AtomikError`, and say in their docstrings what cures them.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
@@ -164,33 +182,36 @@ def file(
 ) -> Output[Any]:
     """Write one file, all or nothing.
 
-    >>> with atomik.file("result.json", overwrite=True) as f:   # doctest: +SKIP
+    >>> with atomik.file("result.json", overwrite=True) as f:
     ...     json.dump(result, f)
 
-    :param path: the destination, a str or path.  Its folder must exist (or pass ``parents=True``).
+    :param path: the destination, a str or path object.  Its folder must exist (or pass ``parents=True``).
     :param str mode: as for `open`, writing modes only: "w", "wb", "w+", "w+b", "x", "xb"; "a" and "r+" start from a
         copy of the present content.  `atomik.Mode` works too.
     :param bool overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the
         race.
-    :param tmp_dir: a folder on the same filesystem to stage in; by default the destination's own.
-    :param encoding: as for `open`, but text is UTF-8 unless said otherwise; ``errors``, ``newline`` and ``buffering``
-        are as for `open`.
-    :param durable: as for `transaction`, and so are ``lock_timeout`` and ``progress``.
-    :param preserve: what an overwritten destination's successor takes over: "all" (mode, owner, group, extended
-        attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and named in the receipt.
+    :param tmp_dir: a str or path object: a folder on the same filesystem to stage in; by default the destination's own.
+    :param encoding: a str, as for `open`, but text is UTF-8 unless said otherwise; ``errors``, ``newline`` and
+        ``buffering`` are as for `open`.
+    :param durable: True by default, as for `transaction`; so are ``lock_timeout`` (60.0 seconds) and ``progress``.
+    :param str preserve: what an overwritten destination's successor takes over: "all" (the default: mode, owner, group,
+        extended attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and named in the
+        receipt.
     :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
     :param bool follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
     :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
         (after SIGKILL or a power cut empty ones may stay).
-    :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.
-    :param keep: a name in the same folder (or a function from path to name) under which the previous version stays.
+    :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.  An observation
+        of something allows it to be replaced, without ``overwrite``.
+    :param keep: a str, a name in the same folder (or a function from path to name), under which the previous version
+        stays; what has that name already is replaced.
     :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
-    :param fallback: "weaker" accepts, where the filesystem cannot publish in one step (a folder without the flags of
+    :param str fallback: "weaker" accepts, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
-        (O_TMPFILE), so nothing is left even after SIGKILL.
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
 
-    :raises ValueError: a mode that does not write, or an option that makes no sense.
+    :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
     :raises atomik.errors.MissingPathError: the folder, or with "r+" the file, does not exist.
     :raises atomik.errors.InvalidDestinationError: empty, ".", "..", a NUL, a trailing slash, longer than NAME_MAX.
@@ -199,9 +220,13 @@ def file(
     :raises atomik.errors.AccessDeniedError: no permission on the folder.
     :raises atomik.errors.CrossFilesystemError: `tmp_dir` lies on another filesystem.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem cannot keep the promise; nothing was touched.
-    :raises atomik.errors.ConflictError: on leaving the block: `expect` not met, or the folder was moved or replaced.
+    :raises atomik.errors.ConflictError: `expect` not met, at once or on leaving the block; or, on leaving it, the folder
+        was moved or replaced.
     :raises atomik.errors.LockTimeoutError: on leaving the block: an unfinished transaction is at work in the folder.
+    :raises atomik.errors.JournalError: on leaving the block: a dead transaction's journal lies there, and may not be
+        trusted.
     :raises atomik.errors.CommitError: on leaving the block: a system call failed; everything is as it was.
+    :raises atomik.errors.AtomikOSError: writing failed, with errno (a full disk, say); everything is as it was.
     :raises atomik.errors.DurabilityError: the file is in place, but the last sync failed.
     :raises atomik.errors.RollbackError: the commit failed and so did undoing it; the original lies at ``filename2``.
 
@@ -228,20 +253,24 @@ def folder(
 ) -> Output[StagedPath]:
     """Write a whole folder, all or nothing.
 
-    >>> with atomik.folder("site", overwrite=True) as new:      # doctest: +SKIP
+    >>> with atomik.folder("site", overwrite=True) as new:
     ...     (new / "index.html").write_text(page)
 
-    :param path: the destination; a trailing slash is fine.
-    :param base: ``"copy"`` starts from a clone of what is there (extents shared where the filesystem can; links, modes,
-        times, hard links and attributes kept), so that a folder can be updated; a path clones that folder.
+    :param path: the destination, a str or path object; a trailing slash is fine.
+    :param base: a str or path object.  ``"copy"`` starts from a clone of what is there, so that a folder can be
+        updated (extents shared where the filesystem can; links, modes, times, hard links and attributes kept), and empty
+        where nothing is there.  A path clones that folder.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
         folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
         so nobody reads half of it.
 
-    Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced.
-    The whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.  Programs
-    that hold the old folder open (as current folder, say) keep the old one.
+    Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
+    `UnsupportedFilesystemError` where folders cannot be exchanged and ``fallback="weaker"`` was not passed.
+
+    Guarantee: the whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.
+    Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
+    `transaction`.
     """
     tx, rest = _begin(overwrite, options)
     return Output(tx, lambda: tx.folder(path, overwrite, tmp_dir, base=base, **rest))
@@ -252,15 +281,18 @@ def path(
 ) -> Output[StagedPath]:
     """A path for programs that want a file name, published all or nothing.
 
-    >>> with atomik.path("data.npz") as name:                   # doctest: +SKIP
+    >>> with atomik.path("data.npz") as name:
     ...     numpy.savez(name, **arrays)
 
-    :param path: the destination; this and all the other options as for `file`.
-    :returns: an `Output`; ``with`` gives a `pathlib.Path` with the destination's own base name and extension, in a
-        private folder.  What stands there at the end, a file or a folder, is published; what else the program left
-        beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`: close it first.
+    :param path: the destination, a str or path object.
+    :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
+    :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
+        name and extension, in a private folder.  What stands there at the end, a file or a folder, is published; what
+        else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`:
+        close it first.
 
-    Raises like `file`, and `MissingPathError` when nothing was written.
+    Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
+    program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
     tx, rest = _begin(overwrite, options)
     return Output(tx, lambda: tx.path(path, overwrite, tmp_dir, **rest))
@@ -277,17 +309,23 @@ def update(
 ) -> Output[IO[Any]]:
     """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
 
-    >>> with atomik.update("config.json") as f:                 # doctest: +SKIP
+    >>> with atomik.update("config.json") as f:
     ...     config = json.load(f)
     ...     config["workers"] = 8
-    ...     f.seek(0); f.truncate(); json.dump(config, f)
+    ...     f.seek(0)
+    ...     f.truncate()
+    ...     json.dump(config, f)
 
-    :param path: an existing file, a str or path.
+    :param path: an existing file, a str or path object; ``encoding``, ``errors``, ``newline`` and the options are as for
+        `file`.
     :param str mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
+    :returns: an `Output`; ``with`` gives a real, seekable file object.
     :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by
         identity, size, times and content, before the exchange and after it); theirs stays.  Repeat the whole update.
 
-    Otherwise raises like `file`, and `MissingPathError` when there is nothing to update.
+    Otherwise raises like `file`, and `MissingPathError` when there is nothing to update.  Limit: what a program writes in
+    place after the last comparison is lost.  Guarantee and source: as for `transaction`; it takes the journal and the
+    folder's lock, so that a change at the last moment can be put back.
     """
     from ._observe import observe
 

@@ -121,7 +121,7 @@ class Stager:
         The object may be used with ``with``, or closed, or left to the commit.  Leaving its ``with`` by an exception
         drops this output alone; the commit then wants it staged again.
 
-        :param overwrite: ``None`` takes the transaction's default.
+        :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first, then as staged.
         :returns: a real, seekable file object, text or binary.
         :raises atomik.errors.DuplicateDestinationError: the destination is staged already in this transaction.
@@ -183,7 +183,9 @@ class Stager:
 
         With `overwrite`, anything but a folder may be replaced.
 
+        :param path: where the link is to stand, a str or path.
         :param target: what the link says, a str or path, absolute or relative to the link's folder.
+        :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param bool parents: make missing folders above `path`.
 
@@ -197,6 +199,7 @@ class Stager:
 
         It is renamed away by the commit and deleted after it, so until then it can come back.
 
+        :param path: what is to go, a str or path.
         :param bool missing_ok: nothing there is fine; else `MissingPathError`.
         :param int order: when it is swapped, among the items; lower first.
 
@@ -215,8 +218,17 @@ class Stager:
         """Stage moving what stands at `src` to `dest`, on the same filesystem; undone like everything else.
 
         Each of the two names changes in one step; between the two steps, microseconds, neither shows the object.
-        Raises `MissingPathError` when `src` is missing, `NestedDestinationError` when a folder would go into itself,
-        and like `file` for `dest`.
+
+        :param src: what is to be moved, a str or path: a file, a link (itself, not its target) or a whole folder.
+        :param dest: its new name, a str or path.
+        :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
+        :param int order: when it is published, among the items; lower first.
+        :param keep: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+
+        :raises atomik.errors.MissingPathError: `src` is missing.
+        :raises atomik.errors.NestedDestinationError: a folder would go into itself.
+
+        Otherwise raises like `Transaction.file`.
         """
         origin = absolute(src)
         with _errors.typed("cannot move", origin), self._lock:
@@ -329,7 +341,7 @@ class Stager:
             )  # fmt: skip
         return result
 
-    def sealed(self, item: Item) -> None:
+    def _sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
@@ -355,7 +367,7 @@ class Stager:
                 raise _errors.system_error(exc, "cannot stage the file", item.path) from exc
             raise
 
-    def discarded(self, item: Item, reason: str) -> None:
+    def _discarded(self, item: Item, reason: str) -> None:
         """An item's block failed: the transaction may go on only if the destination is staged again."""
         with self._lock:
             self._forget(item)

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 
 class Transaction(Stager):
-    """Several outputs, published all or nothing.  Made by `atomik.transaction`, which documents it."""
+    """Several outputs, published all or nothing.  Made by `atomik.transaction`, whose help says how to use it.
+
+    As a context manager it commits when its block ends well, and aborts when it is left by any exception.  Threads may
+    stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
+    """
 
     def __init__(
         self,
@@ -76,19 +80,20 @@ class Transaction(Stager):
     # --- looking -------------------------------------------------------------------------------------------------
     @property
     def state(self) -> State:
-        """Where the transaction is; see `atomik.State`."""
+        """Where the transaction is, a `atomik.State`."""
         commit = self._commit
         return commit.state if commit is not None and self._state is State.OPEN else self._state
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """The items staged so far, in the order in which they will be swapped."""
+        """The items staged so far, in the order in which they will be swapped.  Each has ``path`` (absolute), ``kind``
+        and ``order``, as an `atomik.ItemReceipt` has them."""
         with self._lock:
             return tuple(sorted(self._items, key=_position) if len(self._items) > 1 else self._items)
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit did; None before it."""
+        """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (State.COMMITTED, State.IN_DOUBT):
             steps = {step.dest: step for step in reversed(commit.steps)}
@@ -106,16 +111,23 @@ class Transaction(Stager):
     def commit(self) -> Receipt:
         """Publish everything, and return what was done.
 
-        Returns with every destination new (durable, unless ``durable=False``), or raises with every destination as it
-        was and nothing left over, but for the two errors that say otherwise.
+        :returns: a `atomik.Receipt`, with every destination new, and durable unless ``durable=False``.  When it raises,
+            every destination is as it was and nothing is left over, but for the last two errors.
 
-        :raises FileAlreadyExistsError, ConflictError, WrongKindError, MountPointError: a destination is not as it must
-            be; nothing was changed.
-        :raises LockTimeoutError: another transaction held a folder longer than ``lock_timeout``; nothing was changed.
-        :raises CommitError: a system call failed; everything was rolled back.
-        :raises DurabilityError: everything is new, but the last sync failed.
-        :raises RollbackError: in doubt; `atomik.recover` decides.
-        :raises TransactionStateError: not open any more, a forked child, or an item whose writing failed.
+        :raises atomik.errors.FileAlreadyExistsError: somebody else published there first; theirs stays.
+        :raises atomik.errors.ConflictError: a destination or its folder is not what was expected, or what it was when
+            the locks were taken; theirs stays.
+        :raises atomik.errors.WrongKindError, atomik.errors.MountPointError, atomik.errors.MissingPathError: a destination
+            (or what is to be moved or removed) is not as it must be.
+        :raises atomik.errors.UnsupportedFilesystemError: no way to swap keeps the promise on this filesystem.
+        :raises atomik.errors.LockTimeoutError: another transaction held a folder for longer than ``lock_timeout`` seconds.
+        :raises atomik.errors.JournalError: a dead transaction's journal lies in the folder, and may not be trusted.
+        :raises atomik.errors.AtomikOSError: the last of an output could not be written (a full disk), with errno.
+        :raises atomik.errors.CommitError: another system call failed; everything was rolled back.
+        :raises atomik.errors.TransactionStateError: not open any more, a forked child, or an output whose writing failed
+            and that was not staged again.
+        :raises atomik.errors.DurabilityError: everything is new, but the last sync failed; ``receipt`` says what.
+        :raises atomik.errors.RollbackError: in doubt; `atomik.recover` decides.
         """
         self._publish()
         receipt = self.receipt
@@ -165,7 +177,7 @@ class Transaction(Stager):
             raise self._commit_error(exc, commit) from exc
         raise exc
 
-    def resume(self, step: Step | None, exc: BaseException, phase: Phase) -> None:
+    def _resume(self, step: Step | None, exc: BaseException, phase: Phase) -> None:
         """Bring to its end what `_plain` began: `step`, if it came to one, and what stopped it, and where."""
         commit: Single | None = None
         try:
@@ -199,7 +211,7 @@ class Transaction(Stager):
     def abort(self) -> None:
         """Drop everything staged; every destination is as it was.  Harmless when it was aborted before.
 
-        :raises TransactionStateError: it was committed already, or this is a forked child.
+        :raises atomik.errors.TransactionStateError: it was committed already, or this is a forked child.
         """
         with self._lock:
             if self._state is State.ABORTED:
@@ -247,7 +259,7 @@ class Transaction(Stager):
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
 
-    def take_over(self, item: StagedFile, state: State, receipt: Receipt | None, pid: int) -> None:
+    def _take_over(self, item: StagedFile, state: State, receipt: Receipt | None, pid: int) -> None:
         """Begin with an item that the short way has staged in process `pid`, or ended already (see `_plain`)."""
         self._workspace.hold(item.place.directory)
         self._workspace.register(item.place, item.given, None)

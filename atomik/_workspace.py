@@ -61,7 +61,8 @@ class Workspace:
         except FileNotFoundError as exc:
             self._refuse_inside_staged(path, wanted or path)
             if not parents:
-                text = "cannot write there: the folder does not exist; create it or pass parents=True"
+                text = "cannot write there: the folder does not exist; create it"
+                text += " or pass parents=True" if wanted is not None else ""
                 raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, path)) from exc
             self._make_parents(path)
             folder = Directory.open(path)

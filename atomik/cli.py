@@ -33,7 +33,6 @@ _RUN_FAILED = 125
 _BROKEN_PIPE = 128 + 13
 #: What the messages of the library call by Python's names.
 _SAID_HERE = {
-    "; create the missing folder, or pass parents=True": "",
     "overwrite=True": "--overwrite",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",

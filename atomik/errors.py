@@ -48,7 +48,11 @@ __all__ = [
 
 
 class AtomikError(Exception):
-    """The root of all errors that atomik raises on purpose: catch it to catch them all."""
+    """The root of all errors that atomik raises on purpose: catch it to catch them all.
+
+    Mistakes in the arguments themselves (an unknown option, a mode that does not write) are ValueError and TypeError, as
+    from `open`.
+    """
 
 
 class AtomikOSError(AtomikError, OSError):
@@ -219,7 +223,7 @@ class DurabilityError(AtomikOSError):
     """Every destination is the new version, but a sync after the swaps failed: a power cut may still bring the old
     back.
 
-    ``receipt`` tells what was published.
+    ``receipt``, an `atomik.Receipt`, tells what was published.
 
     Cause: the device reported an error for an fsync(2).
 
@@ -262,7 +266,7 @@ _CURE = {
     _errno.ESTALE: "the network filesystem lost the folder: open it again",
     _errno.EBUSY: "a mount point cannot be replaced: write to a path inside it, or unmount it",
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
-    _errno.ENOENT: "create the missing folder, or pass parents=True",
+    _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }

@@ -53,7 +53,24 @@ __all__ = ["AtomikFileSystem", "AtomikTransaction"]
 
 
 class AtomikFileSystem(ReadingFileSystem):
-    """Local files, written all or nothing; see the module."""
+    """Local files, written all or nothing, for whatever writes through fsspec: protocol ``atomik``.
+
+    >>> fs = fsspec.filesystem("atomik")
+    >>> with fs.transaction:
+    ...     frame.to_parquet("set", partition_cols=["year"], filesystem=fs)
+
+    :param bool auto_mkdir: make missing folders above what is written.
+    :param bool durable: as for `atomik.transaction`.
+    :param float lock_timeout: seconds to wait for another transaction in the same folders.
+
+    Its methods are those of fsspec's LocalFileSystem, and raise the errors of `atomik.errors`, which are builtin ones too.
+
+    Guarantee: a file appears complete (and durable) when it is closed, or never when its writing failed.  In ``with
+    fs.transaction`` (an `AtomikTransaction`) everything appears at its end, as one `atomik.transaction`; ``rm`` of several
+    paths or of a folder, and ``mv``, are one each.  Limit: all of it must lie on one filesystem; outside a transaction
+    ``mkdir``, ``link``, ``symlink`` and ``chmod`` are the plain system calls; an instance belongs to the thread that asked
+    fsspec for it.  Source: as for `atomik.transaction`.
+    """
 
     protocol = "atomik"
 

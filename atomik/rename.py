@@ -36,13 +36,17 @@ def rename(
     :param src: what to rename: str, bytes or path; a relative one starts from the open folder `src_dir_fd`, if given.
     :param dst: the new name, on the same filesystem; a relative one starts from `dst_dir_fd`, if given.
     :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
+    :param int src_dir_fd: the descriptor of an open folder.
+    :param int dst_dir_fd: the descriptor of an open folder.
+    :raises atomik.errors.InvalidDestinationError: a NUL in a name, or a name that is too long.
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS).
     :raises atomik.errors.MissingPathError: `src`, a parent, or for an exchange `dst`, is missing (ENOENT).
     :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
 
-    Source: renameat2(2), Linux 3.15; support by filesystem in the documentation under "capabilities".
+    Guarantee: one system call, so no observer sees an in-between.  Limit: no sync.  Source: renameat2(2), Linux 3.15;
+    support by filesystem in the documentation under "capabilities".
     """
     renameat2(
         _AT_FDCWD if src_dir_fd is None else src_dir_fd,
@@ -54,8 +58,16 @@ def rename(
 
 
 def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0) -> None:
-    """The system call as it is: folders' descriptors (-100, AT_FDCWD, for the current folder), paths and flag bits
-    (1 NOREPLACE, 2 EXCHANGE, 4 WHITEOUT).  Errors as `rename`."""
+    """The system call as it is.
+
+    :param int src_dir_fd: the open folder from which a relative `src` starts; -100 (AT_FDCWD): the current folder.
+    :param src: what to rename: str, bytes or path object.
+    :param int dst_dir_fd: the same for `dst`.
+    :param dst: the new name.
+    :param int flags: bits: 1 NOREPLACE, 2 EXCHANGE, 4 WHITEOUT.
+
+    Raises like `rename`.  Source: renameat2(2), Linux 3.15.
+    """
     source, target = os.fsdecode(src), os.fsdecode(dst)
     try:
         _kernel.port.rename(source, src_dir_fd, target, dst_dir_fd, int(flags))
@@ -74,8 +86,12 @@ def swap(
 ) -> None:
     """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
 
+    :param first, second: str, bytes or path object, on the same filesystem; a relative one starts from `first_dir_fd` or
+        `second_dir_fd`, descriptors of open folders, if given.
+
     No observer sees one of them missing.  One renameat2(2) with RENAME_EXCHANGE (Linux 3.15) and no sync.
-    Raises like `rename`.  `atomik.swap` makes sure before that the filesystem does not ignore the flag.
+    Raises like `rename`.  `atomik.swap` makes sure before that the filesystem does not ignore the flag.  ``exchange`` is
+    the same function.
     """
     rename(first, second, Flag.RENAME_EXCHANGE, src_dir_fd=first_dir_fd, dst_dir_fd=second_dir_fd)
 

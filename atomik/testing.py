@@ -35,9 +35,12 @@ __all__ = ["CrashPoint", "crash_points", "recorded"]
 
 @define(frozen=True)
 class CrashPoint:
-    """One place to die: the ``number``-th call that changes something, counted from 1; its name (``call``, as in
-    atomik's kernel port, e.g. "rename" or "fsync"); ``when`` it died, "before" or "after" the call; ``returned``: the
-    function came to its end, and nothing was killed (the last point)."""
+    """One place to die; `crash_points` gives it to ``check``.
+
+    ``number``: which call it was, counting from 1 those that change something.  ``call``: its name, as in atomik's kernel
+    port, e.g. "rename" or "fsync".  ``when`` it died: "before" or "after" the call.  ``returned``: the function came to
+    its end, and nothing was killed (the last point).
+    """
 
     number: int
     call: str
@@ -93,7 +96,7 @@ def crash_points(
     :param prepare: called in this process before every run, to make the state that `function` starts from.
     :param int first: begin at this call, counted from 1.
     :param int step: take every `step`-th call only, to save time.
-    :returns: the number of points.
+    :returns: the number of points, an int.
     :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
         raises, with the point added to it as a note.
 
@@ -150,7 +153,14 @@ def _child(function: Callable[[], object], number: int, when: str, writer: int) 
 
 
 def recorded(function: Callable[[], object]) -> list[tuple[str, tuple[Any, ...]]]:
-    """Run `function` here, and return the calls that it made through atomik's port: (name, arguments)."""
+    """Run `function` here, in this process, and return the system calls that it made through atomik.
+
+    :param function: the code to watch; what it raises goes on unchanged.
+    :returns: a list of (name, arguments), in order; the names are those of atomik's kernel port, such as "rename" or
+        "fsync", and neither they nor their number are part of what stays compatible.
+
+    Limit: calls of all threads are recorded, and only those that go through atomik.
+    """
     kernel = _Recording()
     before = _kernel.install(kernel)
     try:

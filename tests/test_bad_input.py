@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,28 @@ def test_missing_parent(folder: Path, stage: Callable[..., object]) -> None:
     """The folder is named, and parents=True as the cure."""
     error = refused(errors.MissingPathError, errno.ENOENT, stage, "no/where/x", "parents=True")
     assert error.filename == str(folder / "no/where")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: atomik.recover("no"),
+        lambda: atomik.reading("no").__enter__(),
+        lambda: atomik.probe("no"),
+        lambda: atomik.observe("no/x"),
+        lambda: atomik.swap("no/x", "no/y"),
+        lambda: atomik.rename.rename("no", "x"),
+        lambda: atomik.file("x", tmp_dir="no"),
+    ],
+    ids=["recover", "reading", "probe", "observe", "swap", "rename", "tmp_dir"],
+)
+def test_the_cure_is_one_that_the_call_has(folder: Path, call: Callable[[], object]) -> None:
+    """Nobody is told to pass parents=True to what does not take it, or makes no use of it here."""
+    with pytest.raises(errors.MissingPathError) as caught:
+        call()
+    assert "parents=True" not in str(caught.value)
+    assert re.search("create|correct", str(caught.value))
+    assert "no" in str(caught.value.filename)
 
 
 @kinds

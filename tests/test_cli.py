@@ -271,7 +271,8 @@ class TestSwap:
         """Nothing to swap with is an error of one line, and nothing changed."""
         Path("a").write_text("a")
         done = call("swap", "a", "b")
-        assert (done.returncode, done.stderr) == (1, b"atomik: a, b: cannot rename: No such file or directory\n")
+        said = b"atomik: a, b: cannot rename: No such file or directory; create what is missing, or correct the path\n"
+        assert (done.returncode, done.stderr) == (1, said)
         assert os.listdir() == ["a"]
 
 
@@ -315,7 +316,10 @@ class TestRecover:
         abandon(folder)
         done = call("recover", "missing", ".")
         assert done.returncode == 1
-        assert done.stderr == b"atomik: missing: cannot recover: No such file or directory\n"
+        said = (
+            b"atomik: missing: cannot recover: No such file or directory; create what is missing, or correct the path\n"
+        )
+        assert done.stderr == said
         assert os.listdir() == []
 
     @pytest.mark.leftovers("a stranger's name with our prefix stays")

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import doctest
+import importlib
+import inspect
 import io
+import json
 import logging
 import os
 import re
@@ -191,6 +195,70 @@ def test_every_picture_is_shown_and_described() -> None:
     for picture in (DOCS / "pictures").glob("*.svg"):
         assert f"{{picture}} {picture.stem}\n" in text, picture.name
         assert re.search(r"<desc[^>]*>[^<]{60,}</desc>", picture.read_text(encoding="utf-8")), picture.name
+
+
+class Frame:
+    """Stands in for a data frame and for numpy: what matters is how they write."""
+
+    def to_parquet(self, path: str, partition_cols: list[str], filesystem: object) -> None:
+        for part in ("a", "b"):
+            folder = f"{path}/{partition_cols[0]}={part}"
+            filesystem.makedirs(folder)  # type: ignore[attr-defined]
+            filesystem.pipe(f"{folder}/0", b"rows")  # type: ignore[attr-defined]
+
+    def savez(self, path: Path, **arrays: object) -> None:
+        path.write_bytes(repr(arrays).encode())
+
+
+#: each help text with an example, and what the example leaves
+EXAMPLES = {
+    "transaction": ["model.bin", "plots/loss.svg"],
+    "file": ["result.json"],
+    "folder": ["site/index.html"],
+    "path": ["data.npz"],
+    "update": ["config.json"],
+    "observe": ["config.json"],
+    "reading": [],
+    "probe": [],
+    "fsspec.AtomikFileSystem": ["set/year=a/0", "set/year=b/0"],
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
+    """What help() shows can be typed."""
+    names: dict[str, object] = {"atomik": atomik, "json": json, "frame": Frame(), "numpy": Frame(), "arrays": {"x": 1}}
+    names |= {"result": {}, "weights": b"w", "page": "<h1/>", "config": {}, "load": lambda path: Path(path).read_text()}
+    names |= {"draw": lambda path: path.write_text("<svg/>")}
+    function: object = atomik
+    if name.startswith("fsspec"):
+        names["fsspec"] = pytest.importorskip("fsspec", reason="needs the extra atomik[fsspec]")
+        importlib.import_module("atomik.fsspec")
+        names["fsspec"].register_implementation("atomik", atomik.fsspec.AtomikFileSystem, clobber=True)
+    for part in name.split("."):
+        function = getattr(function, part)
+    before = {"model.old": "m", "config.json": '{"workers": 1}', "out/model.bin": "m", "out/index.json": "{}"}
+    for path, content in before.items():
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(content)
+    examples = doctest.DocTestParser().get_examples(inspect.getdoc(function) or "")
+    assert examples
+    with contextlib.redirect_stdout(io.StringIO()):
+        for example in examples:
+            exec(compile(example.source, name, "exec", dont_inherit=True), names)
+    left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    gone = {"model.old"} if name == "transaction" else set()
+    assert left == ({*before} - gone) | {*EXAMPLES[name]}
+    if name == "update":
+        assert json.loads(Path("config.json").read_text()) == {"workers": 8}
+
+
+def test_every_example_in_a_help_text_is_among_them() -> None:
+    """None escapes."""
+    for module in (ROOT / "atomik").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>> " in (ast.get_docstring(node) or ""):
+                assert node.name in {name.split(".")[-1] for name in EXAMPLES}, node.name
 
 
 def emitted() -> dict[str, set[str]]:

@@ -327,9 +327,9 @@ class Dump:
         self.data, self.at, self.lines = data, 0, list[str]()
 
     def field(self, size: int, meaning: str) -> None:
-        for start in range(0, size, 16):
-            row = self.data[self.at + start : self.at + min(start + 16, size)].hex(" ")
-            self.lines.append(f"{self.at + start:04x}  {row:<47}  {'' if start else meaning}".rstrip())
+        for start in range(0, size, 8):
+            row = self.data[self.at + start : self.at + min(start + 8, size)].hex(" ")
+            self.lines.append(f"{self.at + start:04x}  {row:<23}  {'' if start else meaning}".rstrip())
         self.at += size
 
     def number(self, size: int, meaning: str) -> int:
@@ -353,7 +353,7 @@ class Dump:
     def folder(self, number: int) -> None:
         self.number(1, f"folder {number}: 1 a parent, 0 holds slots only")
         path, identity = self.number(2, "length of its path"), self.number(2, "length of its identity")
-        self.text(path, "its path below the common ancestor")
+        self.text(path, "path from the common ancestor")
         self.text(identity, "its identity")
 
     def step(self, number: int) -> None:

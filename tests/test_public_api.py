@@ -6,7 +6,6 @@ import importlib
 import inspect
 import pkgutil
 import re
-import types
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +59,27 @@ def test_exports() -> None:
 
 
 def test_nothing_else_is_public() -> None:
-    """Whatever else can be seen in the package begins with an underscore, or is one of its modules."""
-    for name in dir(atomik):
-        if not name.startswith("_") and name not in EXPORTS:
-            value = getattr(atomik, name)
-            assert isinstance(value, types.ModuleType) or name in (
-                "annotations",
-                "import_module",
-                "TYPE_CHECKING",
-                "Any",
-            ), name
+    """Completion and help offer the exports, the module for tests, and nothing that the package happens to import."""
+    offered = {name for name in dir(atomik) if not name.startswith("__")}
+    assert offered == EXPORTS | {"testing"}
+
+
+#: What each class offers; the rest of its names begin with an underscore.
+MEMBERS = {
+    "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
+    "Output": "abort commit receipt transaction",
+    "Observation": "absent ctime_ns digest identity mtime_ns path size",
+    "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
+    "ItemReceipt": "broken_links kept kind not_preserved op order path replaced rung",
+    "RecoveryReport": "clean items kept",
+    "testing.CrashPoint": "call number returned when",
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_classes_offer_nothing_internal(name: str) -> None:
+    """Methods that only atomik's own modules call do not look as if they were for users."""
+    assert [member for member in dir(found(name)) if not member.startswith("_")] == MEMBERS[name].split()
 
 
 def test_unknown_attribute() -> None:
@@ -114,6 +124,40 @@ def test_options() -> None:
     assert sorted(OutputOptions.__annotations__) == OPTIONS.split()
     own = {"durable", "lock_timeout", "progress"}
     assert set(ItemOptions.__annotations__) == {*OPTIONS.split(), "order"} - own
+
+
+DESCRIBED = [
+    "file", "folder", "path", "update", "transaction", "observe", "reading", "recover", "probe", "swap",
+    "rename.rename", "rename.renameat2", "rename.swap", "testing.crash_points", "testing.recorded",
+    "Transaction.symlink", "Transaction.remove", "Transaction.move",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_every_parameter_is_described(name: str) -> None:
+    """Help names each parameter, and none that is not there; shared options are those of `file`."""
+    function = found(name)
+    text = inspect.getdoc(function) or ""
+    parameters = {each for each in inspect.signature(function).parameters if each not in ("self", "options")}
+    for parameter in parameters:
+        assert re.search(rf"[`: ,]{parameter}[`:,=]", text), parameter
+    told = {
+        each
+        for names in re.findall(r":param (?:int |str |bool |float )?([\w, ]+):", text)
+        for each in names.split(", ")
+    }
+    assert told <= parameters | set(OPTIONS.split()), told - parameters
+
+
+def test_help_of_a_transaction_is_enough() -> None:
+    """It shows every method, every option of an output, and every error."""
+    text = inspect.getdoc(atomik.transaction) or ""
+    for method in "file folder path symlink remove move commit abort".split():
+        assert f"tx.{method}(" in text
+    for option in {*OPTIONS.split(), "order", "overwrite", "tmp_dir"}:
+        assert re.search(rf"\b{option}[=:`]", text), option
+    for error in ERRORS - {"AtomikOSError", "InvalidCrossDeviceError"}:
+        assert f"`{error}`" in text, error
 
 
 def modules() -> list[str]:

@@ -111,6 +111,22 @@ def test_it_locks_what_stands_at_the_path_now(folder: Path) -> None:
     publish(folder / "newer")
 
 
+def test_no_time_is_left_to_lock_what_stands_there_now(folder: Path) -> None:
+    """A lock on a folder that is not at the path any more would promise nothing: the block is not entered."""
+    for name in ("set", "newer"):
+        (folder / name).mkdir()
+
+    def exchange(_: object) -> None:
+        atomik.rename.swap(folder / "set", folder / "newer")
+
+    late = atomik.reading(folder / "set", lock_timeout=0.0)
+    with installed(Acting("flock", exchange)), pytest.raises(errors.LockTimeoutError) as caught, late:
+        pytest.fail("it was entered")
+    assert caught.value.filename == str(folder / "set")
+    for name in ("set", "newer"):
+        publish(folder / name, timeout=0.0)
+
+
 def test_the_locks_go_when_the_block_is_left(folder: Path) -> None:
     """Whatever happens in it."""
     with pytest.raises(ZeroDivisionError), atomik.reading(folder):

@@ -14,8 +14,9 @@ NAMES = ("a.csv", "b.csv", ".atomik-journal", "…-0", "…-1", "…-journal")
 MAYBE = ("either", "")
 
 _BEFORE = {"a.csv": OLD}
-_STAGED = {**_BEFORE, "…-0": NEW_A, "…-1": NEW_B}
-_JOURNAL = {**_STAGED, ".atomik-journal": INTENT, "…-journal": INTENT}
+#: Files have no names yet, so a power cut leaves nothing of them.
+_STAGED = {**_BEFORE, "no name": NEW_A, "no name ": NEW_B}
+_JOURNAL = {**_BEFORE, "…-0": NEW_A, "…-1": NEW_B, ".atomik-journal": INTENT, "…-journal": INTENT}
 _FIRST = {**_JOURNAL, "a.csv": NEW_A, "…-0": OLD}
 _BOTH = {"a.csv": NEW_A, "b.csv": NEW_B, ".atomik-journal": INTENT, "…-0": OLD, "…-journal": INTENT}
 _MARKED = {**_BOTH, ".atomik-journal": MARKED, "…-journal": MARKED}
@@ -27,7 +28,7 @@ def _maybe(sure: dict, *names: str) -> dict:
 
 
 STEPS = (
-    ("stage", "staged and sealed", _STAGED, _maybe(_BEFORE, "…-0", "…-1")),
+    ("stage", "staged and sealed", _STAGED, _BEFORE),
     ("journal", "locked, verified, journal written", _JOURNAL,
      _maybe(_BEFORE, "…-0", "…-1", ".atomik-journal", "…-journal")),
     ("b1", "barrier B1", _JOURNAL, _JOURNAL),
@@ -44,10 +45,12 @@ def _column(p: Picture, x: float, title: str, state: dict) -> None:
     p.text(x, 20, title, size=12, bold=True, colour="soft")
     p.box(x - 6, 28, 200, 62, radius=5, stroke=1)
     p.box(x - 6, 96, 200, 108, radius=5, stroke=1, dashed=True)
-    rows = {"a.csv": 32, "b.csv": 60, ".atomik-journal": 100, "…-0": 126, "…-1": 152, "…-journal": 178}
+    first, second = ("no name", "no name ") if "no name" in state else ("…-0", "…-1")
+    rows = {"a.csv": 32, "b.csv": 60, ".atomik-journal": 100, first: 126, second: 152, "…-journal": 178}
     for name, y in rows.items():
         held = state.get(name)
-        p.text(x + 2, y + 15, name, size=11, mono=True, colour="ink" if held else "line")
+        bare = name.startswith("no name")
+        p.text(x + 2, y + 15, name.strip(), size=11, mono=not bare, italic=bare, colour="ink" if held else "line")
         if held:
             p.chip(x + 110, y + 1, 78, held[0], held[1], dashed=not held[1])
         else:
@@ -57,7 +60,7 @@ def _column(p: Picture, x: float, title: str, state: dict) -> None:
 def draw() -> list[Picture]:
     pictures = []
     for number, (key, title, seen, disk) in enumerate(STEPS, 1):
-        described = ", ".join(f"{name}: {held[0]}" for name, held in seen.items())
+        described = ", ".join(f"{name.strip()}: {held[0]}" for name, held in seen.items())
         sure = ", ".join(f"{name}: {held[0]}" for name, held in disk.items())
         p = Picture(
             f"commit-{key}", 420, 212, f"Step {number}: {title}",

@@ -17,7 +17,12 @@ def _answer(p: Picture, y: float, title: str, words: str, tone: str, height: flo
 
 
 _ROWS = (
-    ("a new file, and the\nonly output?", "linkat", "one linkat(2) of a file that\nhad no name until now", "new"),
+    (
+        "a new file without a name,\nand the only output?",
+        "linkat",
+        "one linkat(2): no name before,\nthe destination now",
+        "new",
+    ),
     (
         "FUSE or unknown: does the\nprobe show it lying?",
         "refused",
@@ -34,10 +39,10 @@ _ROWS = (
 def draw() -> list[Picture]:
     p = Picture(
         "ladder", 500, 588, "The ladder",
-        "A new file that is the only output: linkat. Else, if a probe shows that the filesystem ignores the flags, "
-        "overwriting is refused. If it knows the flag: renameat2. If not, and it is no folder, and there are hard links: "
-        "link. Without hard links, a single file that overwrites another: a plain rename. Else the weaker rung, if the "
-        "caller asked for it by name, or a refusal.",
+        "A new file without a name (O_TMPFILE) that is the only output: linkat. Else, if a probe shows that the "
+        "filesystem ignores the flags, overwriting is refused. If it knows the flag: renameat2. If not, and it is no "
+        "folder, and there are hard links: link. Without hard links, a single file that overwrites another: a plain "
+        "rename. Else the weaker rung, if the caller asked for it by name, or a refusal.",
     )  # fmt: skip
     for at, (question, title, words, tone) in enumerate(_ROWS):
         y = 14 + at * 84

@@ -7,6 +7,7 @@ Grounds that give the same in every row share a column.
 
 from __future__ import annotations
 
+import string
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,13 +65,15 @@ def _abilities(probed: Mapping[str, atomik.Capabilities]) -> str:
 
 
 def matrix(results: Results) -> str:
-    """Every scenario on every ground."""
+    """Every scenario on every ground; a letter stands for the grounds of a column, which would not fit above it."""
     columns: dict[tuple[str, ...], list[str]] = {}
     for name, cells in results.items():
         columns.setdefault(tuple(_shown(cells[key]) for key in SCENARIOS), []).append(name)
-    heads = ["<br>".join(GROUNDS[name].about for name in names) for names in columns.values()]
+    letters = string.ascii_uppercase[: len(columns)]
+    told = ("; ".join(GROUNDS[name].about for name in names) for names in columns.values())
+    legend = "\n".join(f"* **{letter}**: {grounds}" for letter, grounds in zip(letters, told, strict=True))
     rows = [[SCENARIOS[key].about, *(column[at] for column in columns)] for at, key in enumerate(SCENARIOS)]
-    return _table(["", *heads], rows)
+    return f"{legend}\n\n{_table(['', *letters], rows)}"
 
 
 def _shown(cell: Cell) -> str:
