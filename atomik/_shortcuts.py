@@ -292,8 +292,8 @@ def path(
 
     :param path: the destination; this and all the other options as for `file`.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` with the destination's own base name and extension, in a
-        private folder (see `folder`).  What stands there at the end, a file or a folder, is published; what else the program left
-        beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`: close it first.
+        private folder (see `folder`).  What stands there at the end, a file or a folder, is published; what else the
+        program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`: close it first.
 
     Raises like `file`, and `MissingPathError` when nothing was written.
     """

@@ -264,6 +264,7 @@ _CURE = {
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
     _errno.ENOENT: "create the missing folder, or pass parents=True",
     _errno.ENAMETOOLONG: "choose a shorter name",
+    _errno.ELOOP: "links on the way lead to each other: mend them, or name the real path",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
 
