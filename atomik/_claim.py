@@ -23,6 +23,7 @@ from attrs import define, field
 
 from . import _forked, _kernel, errors
 from ._directory import PREFIX, Directory, Place
+from ._resolve import is_private
 
 _ATTEMPTS = 8
 _SAMPLE = "sample"
@@ -66,6 +67,7 @@ class Claim:
     parent: Directory
     txid: str
     folder: Directory = field(init=False)
+    _private: bool | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.folder = _make(self.parent, PREFIX + self.txid)
@@ -78,6 +80,19 @@ class Claim:
     def slot(self, number: int) -> Place:
         """A slot in it."""
         return Place(self.folder, slot_name(self.txid, number))
+
+    def path_of(self, slot: Place) -> str:
+        """The path of a slot, for code that is not ours and writes to it by name.
+
+        Where others can rename the claim, or a folder above it, they can lay something else in its place, and whatever
+        is written by that path would go there.  The path then begins at our descriptor of the claim, which no rename
+        leads elsewhere; other processes of this user can use it too, while this one lives.
+        """
+        if self._private is None:
+            self._private = is_private(self.parent.path, self.parent.key)
+        if self._private:
+            return str(slot)
+        return f"/proc/{os.getpid()}/fd/{self.folder.fd}/{slot.name}"
 
     def release(self) -> None:
         """Remove the folder, which must be empty by now, and let go of the lock.
@@ -141,19 +156,38 @@ def _refuse_foreign(folder: Directory) -> None:
 
 
 def like_all(folder: Directory) -> bool:
-    """Whether a folder that is made in this one has the same owner and mode, although it is we who make it, for us
-    alone: then owner and mode say nothing here about who made what."""
+    """Whether what we make in this folder gets the folder's owner, or a mode that we cannot choose: then owner and mode
+    say nothing here about who made what.
+
+    Looked at through the descriptor of a file that was made for it: a name might be somebody else's a moment later.
+    """
     port = _kernel.port
     try:
-        port.mkdir(_SAMPLE, 0o700, folder.fd)
+        fd = port.create(_SAMPLE, os.O_RDWR, 0o600, folder.fd)
     except OSError:
         return False
     try:
-        sample = port.lstat(_SAMPLE, folder.fd)
+        made, found, me = port.fstat(fd), port.fstat(folder.fd), os.geteuid()
+        if made.st_uid != me or found.st_uid != me:
+            return made.st_uid == found.st_uid
+        return _mode_is_given(fd)
     finally:
-        port.rmdir(_SAMPLE, folder.fd)
-    found = port.fstat(folder.fd)
-    return (sample.st_uid, sample.st_mode & 0o777) == (found.st_uid, found.st_mode & 0o777)
+        port.close(fd)
+        with contextlib.suppress(OSError):
+            port.unlink(_SAMPLE, folder.fd)
+
+
+def _mode_is_given(fd: int) -> bool:
+    """Whether the filesystem has a mode of its own for all files, whatever we ask for."""
+    port = _kernel.port
+    try:
+        for mode in (0o600, 0o666):
+            port.fchmod(fd, mode)
+            if port.fstat(fd).st_mode & 0o777 != mode:
+                return True
+    except OSError:  # EPERM of vfat
+        return True
+    return False
 
 
 def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:

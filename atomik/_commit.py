@@ -371,18 +371,18 @@ class Single(Commit):
                 for folder in {step.dest.directory, step.slot.directory}:
                     folder.sync()
             if step.rung == LINKAT:
-                _tree.delete(step.slot)  # where undo took the new file away to
+                _tree.delete_file(step.slot)  # where undo took the new file away to
         if item.slot is not None and item.slot.directory is item.place.directory:
-            _tree.delete(item.slot)
+            _tree.delete_file(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
         if step.op == "create" or step.rung == RENAME or step.slot.directory is not step.dest.directory:
             return  # claims are emptied as a whole
         try:
-            _tree.delete(step.slot)
+            _tree.delete_file(step.slot)  # beside the destination only files are swapped alone
         except OSError:
             try:
-                _tree.delete(step.slot)  # the cause may have been of the moment
+                _tree.delete_file(step.slot)  # the cause may have been of the moment
             except OSError as exc:
                 self.failed_cleanup(str(step.slot), exc)
 

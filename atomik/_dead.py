@@ -170,7 +170,7 @@ class DeadTransaction:
             if home.identity() == identity:
                 continue
             if self.discard:
-                _tree.delete(place)
+                _tree.delete(place, known=identity)
                 self.tell(str(home), "discarded")
             else:
                 self.tell(str(home), "kept", f"the displaced original lies at {place}")
@@ -184,8 +184,9 @@ class DeadTransaction:
             self._keep_private()
         self._signposts()
         for place in dict.fromkeys(slot for step in steps for slot in step.slots()):
-            if place not in stranded and place.identity() in ours:  # I6
-                self._remove(str(place), functools.partial(_tree.delete, place))
+            found = place.identity()
+            if place not in stranded and found in ours:  # I6
+                self._remove(str(place), functools.partial(_tree.delete, place, known=found))
         if stranded:
             return  # the claims, with the journal in them, stay until they are discarded
         for folder, entry in zip(self.folders, self.intent.folders, strict=True):

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
     from ._directory import Directory
 
-#: How many levels are held open.
-HELD = 32
+#: How many levels are held open, by each `Descent`: a copy has two, and a program may have 256 descriptors for all it does.
+#: Going back above them costs three calls a level, which ordinary trees are not deep enough for: 5,000 files 16 levels
+#: deep are copied and deleted in the same time with 12 as with 32.
+HELD = 12
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOTE = os.O_PATH | os.O_NOFOLLOW

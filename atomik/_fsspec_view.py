@@ -33,7 +33,9 @@ from attrs import define
 from . import errors
 from ._directory import PREFIX
 from ._receipt import State
+from ._resolve import note_of
 from ._shortcuts import transaction
+from ._workspace import followed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,9 +83,13 @@ class Changes:
         parent, name = os.path.split(path)
         if self._at_or_above(parent) is not None or not name:
             return path
-        path = os.path.join(os.path.realpath(parent), name)
+        real = os.path.realpath(parent)
+        if real != parent:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.close(note_of(parent))  # refuses a way that somebody else has laid
+        path = os.path.join(real, name)
         if follow and path not in self._changes and os.path.islink(path):
-            return os.path.realpath(path)
+            return os.path.realpath(followed(path))
         return path
 
     def where(self, path: str, *, follow: bool = True) -> str | None:
@@ -154,7 +160,7 @@ class Changes:
                 text = "one transaction needs one filesystem, and these two lie on different ones"
                 errors.fail(errors.CrossFilesystemError, errno.EXDEV, text, path, self._ground[2])
             with errors.typed("cannot stage there", path):
-                return str(workspace.slot(folder))
+                return workspace.path_of(workspace.slot(folder))
 
     def check_parent(self, path: str) -> None:
         """Raise unless the folder that is to hold `path` is there."""

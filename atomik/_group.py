@@ -26,7 +26,7 @@ from attrs import define, field
 
 from . import _events, _kernel, _records, _swap, _tree, errors
 from ._commit import Interrupt, uninterrupted
-from ._directory import Directory, Place
+from ._directory import Directory, Place, identify
 from ._journal import LiveJournal
 from ._prepare import Prepared
 from ._receipt import State
@@ -86,7 +86,7 @@ class Group(Prepared):
         for at, step in enumerate(self.steps):
             self._begun = at + 1
             if step.mode is not None:
-                self._set_mode(step.slot, step.mode)
+                self._set_mode(step.slot, step.mode, step.new)
             _swap.swap(step)
             self.swapped(step, at)
             self.tell("swapping", at + 1, total)
@@ -97,8 +97,9 @@ class Group(Prepared):
         for item in self.items:
             self._check_displaced(item.expected_in())
 
-    def _set_mode(self, place: Place, mode: int | None) -> None:
-        """Give a folder that was closed to others its mode, right before its swap; None: make that durable."""
+    def _set_mode(self, place: Place, mode: int | None, known: bytes | None = None) -> None:
+        """Give a folder that was closed to others its mode, right before its swap, if it is the `known` one still; None:
+        make that durable."""
         flags = os.O_RDONLY if mode is None else os.O_PATH
         try:
             fd = _kernel.port.open(place.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
@@ -108,6 +109,9 @@ class Group(Prepared):
         try:
             if mode is None:
                 self.barriers.fsync(fd)
+            elif identify(place.directory.fs, fd) != known:
+                text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
+                errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
             else:
                 _kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
         finally:
@@ -270,7 +274,8 @@ class Group(Prepared):
         for step in self.steps:
             if step.slot.directory is step.dest.directory and id(step) not in kept:
                 try:
-                    if step.slot.identity() in (step.new, step.old):  # I6
-                        _tree.delete(step.slot)
+                    found = step.slot.identity()
+                    if found in (step.new, step.old):  # I6
+                        _tree.delete(step.slot, known=found)
                 except OSError as exc:
                     self.failed_cleanup(str(step.slot), exc)

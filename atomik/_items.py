@@ -350,7 +350,11 @@ class Item:
 
     def _drop(self) -> None:
         """Remove the slot.  A failure to remove is the claim's to report, for it empties itself at the end."""
-        if self.slot is not None:
+        if self.slot is None:
+            return
+        if self.slot.directory is self.place.directory:  # others may write there: a folder goes by its identity alone
+            _tree.delete_file(self.slot)
+        else:
             _tree.delete(self.slot)
 
     def finish(self, fd: int) -> None:

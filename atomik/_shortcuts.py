@@ -199,6 +199,7 @@ def file(
         receipt.
     :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
     :param bool follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
+        A link of another user is followed only into a folder of that user's (`AccessDeniedError`).
     :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
         (after SIGKILL or a power cut empty ones may stay).
     :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.  An observation
@@ -263,7 +264,9 @@ def folder(
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
         folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
-        so nobody reads half of it.
+        so nobody reads half of it.  Where other users can rename that folder, or one above it, the path is one below
+        ``/proc/<pid>/fd``, which they cannot make lead elsewhere; it holds for this process and its user's others, until
+        the end of the block.
 
     Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
     `UnsupportedFilesystemError` where folders cannot be exchanged and ``fallback="weaker"`` was not passed.
@@ -287,7 +290,7 @@ def path(
     :param path: the destination, a str or path object.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
     :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
-        name and extension, in a private folder.  What stands there at the end, a file or a folder, is published; what
+        name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is published; what
         else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`:
         close it first.
 

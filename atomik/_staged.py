@@ -196,7 +196,7 @@ class StagedFolder(Item):
             if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
                 raise errors.system_error(exc, "cannot stage the folder", self.path) from exc
             raise
-        return str(slot)
+        return self.workspace.path_of(slot)
 
     def _clone(self, base: str | os.PathLike[str], slot: Place, progress: Callable[[int], None] | None) -> None:
         from_destination = base == "copy"
@@ -252,7 +252,7 @@ class StagedProgram(Item):
         except OSError as exc:
             raise errors.system_error(exc, "cannot stage the path", self.path) from exc
         self._work = work
-        return os.path.join(str(work), self.place.name)
+        return os.path.join(self.workspace.path_of(work), self.place.name)
 
     def step_kind(self) -> str:
         return self._found

@@ -1,6 +1,7 @@
 """Whole trees by descriptor: delete one, make one durable, see whether a mount lies in one.
 
 * `delete(place)` removes what stands there, file or tree; a missing place is no error.
+* `delete_file(place)` the same where a tree can only be somebody else's: it is left alone.
 * `sync(directory)` makes a tree's content and names durable, the folder itself included, its own name not.
 * `has_foreign_mount(place)` names a mount on or below a place (from `_mounts`).
 
@@ -24,6 +25,7 @@ from attrs import define, field
 
 from . import _kernel, errors
 from ._descent import Descent, Level, refuse_mount
+from ._directory import identify
 from ._mounts import has_foreign_mount
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from ._directory import Directory, Place
 
-__all__ = ["delete", "has_foreign_mount", "sync"]
+__all__ = ["delete", "delete_file", "has_foreign_mount", "sync"]
 
 Progress = Callable[[int], None]
 
@@ -47,8 +49,9 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------
-def delete(place: Place, progress: Progress | None = None) -> None:
-    """Remove what stands at `place`, file or folder tree.
+def delete(place: Place, progress: Progress | None = None, *, known: bytes | None = None) -> None:
+    """Remove what stands at `place`, file or folder tree; with `known`, a tree only if its top has this identity, for
+    in a folder that others may write to another can take its place at any moment.
 
     Folders that their owner may not read, search or write are given these permissions first.  A mount in the tree is
     looked for before anything is deleted; one that comes meanwhile stops the deletion, with its content untouched.
@@ -59,7 +62,7 @@ def delete(place: Place, progress: Progress | None = None) -> None:
     except FileNotFoundError:
         return
     except IsADirectoryError:
-        _delete_tree(place, progress)
+        _delete_tree(place, progress, known)
         return
     except OSError as exc:
         _refused(exc, "delete", str(place))
@@ -67,7 +70,17 @@ def delete(place: Place, progress: Progress | None = None) -> None:
         progress(1)
 
 
-def _delete_tree(place: Place, progress: Progress | None) -> None:
+def delete_file(place: Place) -> None:
+    """Remove what stands at `place`, but no folder."""
+    try:
+        _kernel.port.unlink(place.name, place.fd)
+    except (FileNotFoundError, IsADirectoryError):
+        pass
+    except OSError as exc:
+        _refused(exc, "delete", str(place))
+
+
+def _delete_tree(place: Place, progress: Progress | None, known: bytes | None) -> None:
     if mount := has_foreign_mount(place):
         refuse_mount("delete", mount)
     with Descent(place.directory, "delete", loosen=True) as down:
@@ -78,6 +91,10 @@ def _delete_tree(place: Place, progress: Progress | None) -> None:
                 level.folders = _delete_files(down, progress)
             if level.folders:
                 _enter(down, level.folders.pop())
+                if known is not None and level.above is None and down.depth:
+                    if identify(place.directory.fs, down.level.fd) != known:
+                        down.moved()
+                    known = None
             elif not down.depth:
                 return
             elif _delete_folder(down) and progress:

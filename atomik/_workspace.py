@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from . import _kernel, _tree, errors
 from ._claim import Claim, new_txid, slot_name
 from ._directory import PREFIX, Directory, Place
+from ._resolve import follow, note_of, refuse_traps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -232,6 +233,11 @@ class Workspace:
         """A fresh slot in the claim of `directory`."""
         return self.claim(directory).slot(next(self.numbers))
 
+    def path_of(self, slot: Place) -> str:
+        """The path by which a slot can be handed to code that is not ours; see `Claim.path_of`."""
+        claim = next(claim for claim in self.claims.values() if claim.folder is slot.directory)
+        return claim.path_of(slot)
+
     def sibling(self, directory: Directory) -> Place:
         """A fresh slot beside the destinations, for what may only be renamed within its parent."""
         return Place(directory, slot_name(self.txid, next(self.numbers)))
@@ -335,12 +341,18 @@ def absolute(path: str | os.PathLike[str]) -> str:
 
 
 def followed(path: str) -> str:
-    """Where a link at `path` leads in the end, there or not; anything else is left as it is."""
-    if not os.path.islink(path):
-        return path
-    target = os.path.realpath(path)
-    if os.path.islink(target):
-        raise errors.system_error(OSError(errno.ELOOP, ""), "cannot follow the link", path)
+    """Where a link at `path` leads in the end, there or not; anything else is left as it is.
+
+    A link of another user is not followed where `_resolve` would not follow it either.
+    """
+    with errors.typed("cannot follow the link", path):
+        target, owners = follow(path)
+        if owners:
+            above = note_of(os.path.dirname(target.rstrip("/")) or "/")
+            try:
+                refuse_traps(path, owners, _kernel.port.fstat(above).st_uid)
+            finally:
+                _kernel.port.close(above)
     return target
 
 

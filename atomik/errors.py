@@ -268,6 +268,7 @@ _CURE = {
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
     _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
+    _errno.ELOOP: "links on the way lead to each other: mend them, or name the real path",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
 

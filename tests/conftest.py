@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atomik import _kernel
+from atomik import _filesystem, _kernel
 from tests.state import NOBODY, child_processes, descriptors, in_child, left_in
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     fresh.mkdir()
     monkeypatch.chdir(fresh)
     return fresh
+
+
+@pytest.fixture
+def no_syncfs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A filesystem on which syncfs means nothing."""
+    known = {magic: (name, False) for magic, (name, _) in _filesystem._KNOWN.items()}
+    monkeypatch.setattr(_filesystem, "_KNOWN", known)
+    _filesystem.forget()
+    yield
+    monkeypatch.undo()
+    _filesystem.forget()
 
 
 @pytest.fixture

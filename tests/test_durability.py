@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _barriers, _filesystem
+from atomik import _barriers
 from tests.kernels import Faulty, Recording, installed
 
 if TYPE_CHECKING:
@@ -33,17 +33,6 @@ WATCHED = {
     "open_tmpfile",
     "mkdir",
 }
-
-
-@pytest.fixture
-def no_syncfs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A filesystem on which syncfs means nothing."""
-    known = {magic: (name, False) for magic, (name, _) in _filesystem._KNOWN.items()}
-    monkeypatch.setattr(_filesystem, "_KNOWN", known)
-    _filesystem.forget()
-    yield
-    monkeypatch.undo()
-    _filesystem.forget()
 
 
 def trace(job: Callable[[], object]) -> list[str]:
@@ -265,6 +254,20 @@ def test_a_spilled_file_is_synced_before_its_descriptor_goes(folder: Path) -> No
         if "/f" in call.paths[0] or ".atomik" in call.paths[0] or "#" in call.paths[0]
     ]
     assert len(files) >= count
+
+
+@pytest.mark.usefixtures("no_syncfs")
+def test_a_spilled_file_that_follows_a_later_mode_is_synced_again(folder: Path) -> None:
+    """What was synced early, and changed when the destination's mode was seen to have changed, is synced before its swap."""
+    for number in range(12):
+        Path(f"f{number}").touch()
+    with atomik.transaction(overwrite=True) as tx:
+        for number in range(12):
+            tx.file(f"f{number}").close()
+        Path("f0").chmod(0o600)
+        calls = trace(tx.commit)
+    assert calls.index("fsync slot0") < next(at for at, call in enumerate(calls) if call.startswith("rename"))
+    assert Path("f0").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("number", range(1, 6))

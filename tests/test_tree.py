@@ -30,6 +30,7 @@ from tests.trees import (
     make_small,
     make_wide,
     mounts,
+    remove_deep,
     tree_with_mount,
 )
 from tests.users import NOBODY, as_user, root
@@ -312,3 +313,33 @@ def test_concurrent_deletes(here: Directory, tmp_path: Path) -> None:
             for done in [threads.submit(_tree.delete, Place(here, "tree")) for _ in range(2)]:
                 done.result()
         assert os.listdir(tmp_path) == []
+
+
+def test_few_descriptors_counts_the_holes() -> None:
+    """The limit of the tests here is exact: descriptors that were closed before give no additional room."""
+    opened = [os.open("/", os.O_PATH) for _ in range(9)]
+    for fd in opened[:-1]:
+        os.close(fd)
+    more: list[int] = []
+    try:
+        with few_descriptors(5), pytest.raises(OSError, match="Too many open files"):
+            for _ in range(20):
+                more.append(os.open("/", os.O_PATH))
+        assert len(more) == 5
+    finally:
+        for fd in [*more, opened[-1]]:
+            os.close(fd)
+
+
+def test_what_a_failing_test_leaves_of_a_deep_tree_goes(memory: Path) -> None:
+    """The scratch folder is removed whatever its depth and permissions, links not followed."""
+    top = memory / "left"
+    make_deep(top, DEEP)
+    make_small(top / "small")
+    (memory / "kept").mkdir()
+    (memory / "kept" / "file").touch()
+    (top / "link").symlink_to(memory / "kept")
+    (top / "small" / "sub").chmod(0)
+    remove_deep(top)
+    assert os.listdir(memory) == ["kept"]
+    assert os.listdir(memory / "kept") == ["file"]

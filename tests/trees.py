@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +34,35 @@ def mounts(test: Callable[..., None]) -> Callable[..., None]:
 def in_memory() -> Iterator[Path]:
     """A folder in memory if there is one: for trees that are deep rather than on a disk, which makes them slowly."""
     shared = "/dev/shm"
-    with tempfile.TemporaryDirectory(prefix="tree-", dir=shared if os.access(shared, os.W_OK) else None) as path:
-        yield Path(path)
+    path = Path(tempfile.mkdtemp(prefix="tree-", dir=shared if os.access(shared, os.W_OK) else None))
+    try:
+        yield path
+    finally:
+        remove_deep(path)
+
+
+def remove_deep(top: Path) -> None:
+    """Remove a tree of any depth: what lies in a folder is hoisted to the top, where the next round finds it.
+
+    shutil.rmtree recurses, so what a failing test leaves of a deep tree would end in a RecursionError that hides why.
+    """
+    fd, number = os.open(top, os.O_RDONLY), 0
+    try:
+        while names := os.listdir(fd):
+            for name in names:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=fd)
+                    continue
+                os.chmod(name, 0o700, dir_fd=fd)
+                below = os.open(name, os.O_RDONLY, dir_fd=fd)
+                for inner in os.listdir(below):
+                    number += 1
+                    os.rename(inner, f".hoisted-{number}", src_dir_fd=below, dst_dir_fd=fd)
+                os.close(below)
+                os.rmdir(name, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(top)
 
 
 @contextmanager
@@ -93,10 +122,12 @@ def make_small(top: Path) -> None:
 
 @contextmanager
 def few_descriptors(count: int) -> Iterator[None]:
-    """At most `count` descriptors more than are open now."""
+    """At most `count` descriptors more than are open now: the holes between those count as well."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + count, hard))
+    opened = {int(name) for name in os.listdir("/proc/self/fd")}
+    opened = {fd for fd in opened if os.path.lexists(f"/proc/self/fd/{fd}")}  # without the one that listed them
+    free = itertools.islice((fd for fd in itertools.count() if fd not in opened), count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
     try:
         yield
     finally:

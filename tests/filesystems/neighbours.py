@@ -114,6 +114,15 @@ def ours_for_folders(place: Shared) -> None:
         path.chmod(0o777)
 
 
+def ours_for_ways(place: Shared) -> None:
+    """… for a folder in which every name that atomik has given out leads outside."""
+    for path in _ours(place):
+        path.rename(_beside(path))
+        path.mkdir()
+        for number in range(4):
+            (path / f"{path.name}-{number}").symlink_to(place.outside)
+
+
 def destination_for_link(place: Shared) -> None:
     """The destination becomes a link to the outside."""
     for name in ("out", "report"):
@@ -142,8 +151,8 @@ def back(place: Shared) -> None:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    parent_for_link, parent_for_folder, ours_for_links, ours_for_folders, destination_for_link, destination_for_fifo,
-    destination_for_folder,
+    parent_for_link, parent_for_folder, ours_for_links, ours_for_folders, ours_for_ways, destination_for_link,
+    destination_for_fifo, destination_for_folder,
 )  # fmt: skip
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import stat
+import subprocess
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +77,40 @@ def write_several(place: Shared) -> None:
         tx.remove(place.inner / "gone", missing_ok=True)
 
 
+def write_folder(place: Shared) -> None:
+    """A folder, filled by its path, which others might make lead elsewhere."""
+    with atomik.folder(place.inner / "site", overwrite=True, durable=False) as new:
+        (new / "page").write_text(SECRET)
+        (new / "sub").mkdir()
+
+
+def write_path(place: Shared) -> None:
+    """The same with a path for another program, in a folder of one's own below the stranger's."""
+    with atomik.path(place.inner / "below" / "out", overwrite=True, durable=False, parents=True) as name:
+        name.write_text(SECRET)
+
+
+def write_through_a_link(place: Shared) -> None:
+    """Where the destination leads, if it is a link."""
+    with atomik.file(place.inner / "out", overwrite=True, follow_symlinks=True, durable=False) as f:
+        f.write(SECRET)
+
+
+def exchange(place: Shared) -> None:
+    """Two names, whatever stands there."""
+    with contextlib.suppress(FileExistsError), (place.base / "report").open("x") as f:
+        f.write(SECRET)
+    atomik.swap(place.base / "report", place.inner / "out")
+
+
 def recover(place: Shared) -> None:
     """What the next one would do."""
     atomik.recover(place.inner, place.base, lock_timeout=0.1)
 
 
-WORK: tuple[Callable[[Shared], None], ...] = (write_file, write_copy, write_below, write_several, recover)
+WORK: tuple[Callable[[Shared], None], ...] = (
+    write_file, write_copy, write_below, write_several, write_folder, write_path, write_through_a_link, exchange, recover,
+)  # fmt: skip
 
 
 @pytest.mark.filesystems
@@ -165,6 +195,142 @@ def _race(rounds: int) -> None:
                     assert place.untouched() == before
         assert place.untouched() == before
     assert done > rounds // 100, "hardly anything was written: the race was none"
+
+
+@pytest.mark.parametrize("above", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "path"])
+def test_what_is_written_by_path_stays_inside(kind: str, above: bool) -> None:
+    """A program that fills a staged folder by its path, while the staging folder, or one above it, makes room for a way
+    to the outside; with another program of the same user, too."""
+    with shared() as place:
+        before = place.untouched()
+        parent = place.inner / "roots" if above else place.inner
+        parent.mkdir(exist_ok=True)
+        publish: Any = atomik.folder if kind == "folder" else atomik.path
+        with contextlib.suppress(errors.ConflictError), publish(parent / "site", durable=False) as new:
+            (claim,) = parent.glob(".atomik-*")
+            with acting_as(STRANGER):
+                (parent if above else claim).rename(place.inner / "aside")
+                claim.mkdir(parents=True)
+                (claim / f"{claim.name}-0").symlink_to(place.outside)
+            if kind == "path":
+                new.mkdir()
+            (new / "page").write_text(SECRET)
+            subprocess.run(["sh", "-c", 'echo more > "$1/more"', "sh", str(new)], check=True)
+            assert (new / "more").read_text() == "more\n"
+        assert place.untouched() == before
+
+
+def test_the_path_is_plain_where_nobody_else_can_lead_it_elsewhere() -> None:
+    """In a folder of one's own, also below a sticky one, and for one's own group; not where others may rename."""
+    with shared() as place:
+        own = place.outside / "empty"
+        assert _staged_in(own).parent.parent == own
+        os.chown(own, 0, os.getegid())
+        own.chmod(0o775)
+        assert _staged_in(own).parent.parent == own
+        os.chown(own, 0, STRANGER)
+        assert _staged_in(own).parts[:2] == ("/", "proc")
+        own.chmod(0o1775)
+        assert _staged_in(own).parent.parent == own
+        (place.inner / "way").symlink_to(own)
+        assert _staged_in(place.inner / "way").parts[:2] == ("/", "proc")
+
+
+def _staged_in(folder: Path) -> Path:
+    with contextlib.suppress(KeyError), atomik.folder(folder / "site") as new:
+        (new / "x").touch()
+        found = Path(new)
+        raise KeyError
+    return found
+
+
+def test_a_sample_that_is_swapped_vouches_for_nothing() -> None:
+    """A staging folder of the stranger's is none, whatever becomes of the file that is made in it to see whose it is."""
+    with shared() as place:
+
+        def swap_claim(call: Call) -> None:
+            with acting_as(STRANGER):
+                ours_for_folders(place)
+
+        def swap_sample(call: Call) -> None:
+            with acting_as(STRANGER), contextlib.suppress(OSError):
+                sample = next(place.inner.glob(".atomik-*/sample"))
+                sample.rename(sample.with_name("aside"))
+                sample.mkdir() if call.name == "mkdir" else sample.touch()
+                sample.chmod(0o777)
+
+        first = Acting(
+            "open", swap_claim, when=lambda call: str(call.args[0]).startswith(".atomik-") and not first.acted
+        )
+        then = Acting("mkdir create", swap_sample, when=lambda call: call.args[0] == "sample", after=True)
+        with installed(first), installed(then), pytest.raises(errors.ConflictError, match="put another folder"):
+            write_folder(place)
+        assert (first.acted, then.acted) == (1, 1)
+
+
+def test_a_tree_in_the_place_of_a_slot_is_left_alone() -> None:
+    """Right before a one-item write deletes what it displaced, somebody else's folder gets that name."""
+    with shared() as place:
+        (place.inner / "out").write_text("old")
+        (place.inner / "roots").mkdir()
+        (place.inner / "roots" / "kept").touch()
+
+        def strike(call: Call) -> None:
+            with acting_as(STRANGER):
+                (slot,) = place.inner.glob(".atomik-*-0")
+                slot.rename(place.inner / "aside")
+                (place.inner / "roots").rename(slot)
+
+        with installed(Acting("unlink", strike, when=lambda call: call.args[0].endswith("-0"))) as kernel:
+            write_file(place)
+        assert kernel.acted == 1
+        assert len(list(place.inner.glob(".atomik-*-0/kept"))) == 1
+
+
+def test_a_folder_in_the_place_of_a_slot_keeps_its_mode() -> None:
+    """The same for a read-only folder, which waits beside its destination: only it gets the new mode, and is deleted."""
+    with shared(owner=VICTIM) as place:
+        other = place.inner / "other"
+        other.mkdir(mode=0o700)
+        (other / "kept").touch()
+        os.chown(other, VICTIM, VICTIM)
+
+        def strike(call: Call) -> None:
+            os.seteuid(0)
+            with acting_as(STRANGER):
+                (slot,) = place.inner.glob(".atomik-*-?")
+                slot.rename(place.inner / "aside")
+                other.rename(slot)
+            os.seteuid(VICTIM)
+
+        def work() -> None:
+            os.setegid(VICTIM)
+            os.seteuid(VICTIM)
+            waiting = Acting(
+                "open", strike, when=lambda call: bool(_SLOT.fullmatch(str(call.args[0]))) and _moved(place)
+            )
+            waiting.when = lambda call, real=waiting.when: not waiting.acted and real(call)  # type: ignore[misc]
+            with (
+                installed(waiting),
+                pytest.raises(errors.ConflictError),
+                atomik.folder(place.inner / "site", permissions=0o555, durable=False) as new,
+            ):
+                (new / "page").touch()
+            assert waiting.acted == 1
+            os.seteuid(0)
+            (kept,) = place.inner.rglob("kept")  # under whatever name
+            assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+
+        in_child(work)
+
+
+_SLOT = re.compile(r"\.atomik-[0-9a-f]+-[0-9]")
+
+
+def _moved(place: Shared) -> bool:
+    """Whether a folder waits beside its destination."""
+    return any(path.is_dir() for path in place.inner.glob(".atomik-*-?"))
 
 
 # --- staged content --------------------------------------------------------------------------------------------------

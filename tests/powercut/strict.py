@@ -25,6 +25,7 @@ from typing import Any
 from attrs import define, field
 
 from tests.kernels import Call, Watching
+from tests.powercut.histories import PREFIX
 from tests.powercut.noise import is_swap
 
 Key = tuple[int, int]
@@ -216,8 +217,10 @@ class StrictDisk(Watching):
 
     def _asked(self, call: Call) -> bool:
         """Whether a recovery without a journal has synced the folders that the dead owner may have swapped in."""
-        above = os.path.dirname(call.paths[0])
-        return self._whole or any(_stat(folder) in self._synced for folder in (above, os.path.dirname(above)))
+        before, claim, _ = call.paths[0].partition(f"/{PREFIX}")
+        inside = call.paths[0][len(before) + 1 :]
+        folders = [before, f"{before}/{inside.partition('/')[0]}"] if claim and "/" in inside else [before]
+        return self._whole or all(_stat(folder) in self._synced for folder in folders)
 
     def _require_tree(self, path: str) -> None:
         self._require_one(path)

@@ -59,6 +59,15 @@ def test_every_history_keeps_the_order(name: str, tmp_path: Path) -> None:
         assert without_empty(look(tmp_path / "work"), made) == history.phases[0].apply(history.tree)
 
 
+@pytest.mark.usefixtures("no_syncfs")
+@pytest.mark.parametrize("name", NAMED)
+def test_every_history_keeps_the_order_without_syncfs(name: str, tmp_path: Path) -> None:
+    """The same where syncfs means nothing (network filesystems, ZFS, FUSE): one by one, in recovery too."""
+    broken, checked = watched(NAMED[name], tmp_path / "work")
+    assert broken == []
+    assert checked
+
+
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=list(MUTANTS))
 def test_every_mutant_breaks_a_rule(mutant: Mutant, tmp_path: Path) -> None:
     """With the barrier left out, or the order turned round, the same history breaks at least one rule."""
