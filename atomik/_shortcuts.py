@@ -290,9 +290,9 @@ def path(
     :param path: the destination, a str or path object.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
     :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
-        name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is published; what
-        else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a `ConflictError`:
-        close it first.
+        name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is
+        published; what else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a
+        `ConflictError`: close it first.
 
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
