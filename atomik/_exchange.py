@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from . import _probe, errors, rename
 from ._workspace import Workspace
+from .flags import formerly
 
 if TYPE_CHECKING:
     from .rename import StrOrBytesPath
 
+_AT_FDCWD = -100
 
+
+@formerly(a="first", b="second")
 def swap(
     first: StrOrBytesPath,
     second: StrOrBytesPath,
@@ -46,7 +50,7 @@ def swap(
 def _refuse_liars(first: StrOrBytesPath, second: StrOrBytesPath, dir_fd: int | None) -> None:
     name = os.fsdecode(second)
     head = os.path.dirname(name.rstrip("/")) or "."
-    if dir_fd is not None and not os.path.isabs(name):
+    if dir_fd not in (None, _AT_FDCWD) and not os.path.isabs(name):
         head = f"/proc/self/fd/{dir_fd}/{head}"
     workspace = Workspace()
     try:

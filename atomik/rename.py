@@ -22,7 +22,7 @@ _AT_FDCWD = -100
 _BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: _kernel.NOREPLACE, Flag.RENAME_EXCHANGE: _kernel.EXCHANGE}
 
 
-@formerly(src_path="src", dst_path="dst")
+@formerly(src_path="src", dst_path="dst", oldpath="src", newpath="dst")
 def rename(
     src: StrOrBytesPath,
     dst: StrOrBytesPath,
@@ -30,12 +30,16 @@ def rename(
     *,
     src_dir_fd: int | None = None,
     dst_dir_fd: int | None = None,
+    replace: bool | None = None,
+    whiteout: bool = False,
 ) -> None:
     """Rename `src` to `dst`; by default without replacing anything.
 
     :param src: what to rename: str, bytes or path; a relative one starts from the open folder `src_dir_fd`, if given.
     :param dst: the new name, on the same filesystem; a relative one starts from `dst_dir_fd`, if given.
     :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
+    :param replace: the same for programs of the package renameat2: true is `Flag.RENAME`, false `Flag.RENAME_NOREPLACE`.
+    :param whiteout: leave an overlay's whiteout at `src` (RENAME_WHITEOUT; wants CAP_MKNOD).
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS).
@@ -49,10 +53,11 @@ def rename(
         src,
         _AT_FDCWD if dst_dir_fd is None else dst_dir_fd,
         dst,
-        _BITS[Flag(flag)],
+        _BITS[Flag(flag) if replace is None else Flag.RENAME if replace else Flag.RENAME_NOREPLACE] | whiteout << 2,
     )
 
 
+@formerly(olddirfd="src_dir_fd", oldpath="src", newdirfd="dst_dir_fd", newpath="dst")
 def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0) -> None:
     """The system call as it is: folders' descriptors (-100, AT_FDCWD, for the current folder), paths and flag bits
     (1 NOREPLACE, 2 EXCHANGE, 4 WHITEOUT).  Errors as `rename`."""
@@ -65,6 +70,7 @@ def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrB
         _errors.fail(_errors.InvalidDestinationError, errno.EINVAL, f"cannot rename: {exc}", source, target)
 
 
+@formerly(a="first", b="second")
 def swap(
     first: StrOrBytesPath,
     second: StrOrBytesPath,

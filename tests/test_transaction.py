@@ -289,7 +289,7 @@ def test_garbage_collected_output(folder: Path) -> None:
 def test_the_exception_of_a_block_is_not_hidden_by_a_failing_removal(folder: Path, kind: str) -> None:
     """What was staged cannot be deleted just then: the block's own exception comes out, and the end tries again."""
     broken = Faulty.every("unlink", errno.EIO)
-    with pytest.raises(LookupError, match="mine"), atomik.transaction() as tx:
+    with pytest.raises(LookupError, match="mine"), atomik.transaction() as tx:  # noqa: SIM117
         with installed(Poor("tmpfile")), getattr(tx, kind)("a") as output:
             (output / "f").write_text("x") if kind == "folder" else output.write("x")
             with installed(broken):
