@@ -54,6 +54,8 @@ class Commit:
     steps: list[Step] = field(factory=list, init=False)
     #: (path, reason) of what could not be cleaned up
     leftovers: list[str] = field(factory=list, init=False)
+    #: its end has been logged already
+    told: bool = field(default=False, init=False)
     #: displaced originals that must stay, because a stranger's object stands where they belong
     stranded: list[Step] = field(factory=list, init=False)
     _visible_from: float = field(default=0.0, init=False)

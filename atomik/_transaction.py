@@ -142,14 +142,17 @@ class Transaction(Stager):
         except errors.AtomikError as exc:
             self._duration = time.perf_counter() - started
             self._finish(commit)
+            self._tell_failure(commit, exc)
             if isinstance(exc, errors.DurabilityError):
                 exc.receipt = self.receipt
             raise
         except OSError as exc:
             self._finish(commit)
+            self._tell_failure(commit, exc)
             raise self._commit_error(exc, commit) from exc
-        except BaseException:
+        except BaseException as exc:
             self._finish(commit)
+            self._tell_failure(commit, exc)
             raise
         self._duration = time.perf_counter() - started
         self._finish(commit)
@@ -161,6 +164,16 @@ class Transaction(Stager):
             for each in self.receipt.items if self.receipt is not None else ():
                 if each.broken_links:
                     commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+
+    def _tell_failure(self, commit: Commit | None, exc: BaseException) -> None:
+        """The last event of a commit that failed, unless it was told where more is known."""
+        if commit is not None and commit.told:
+            return
+        cause = str(exc) or type(exc).__name__
+        if self._state is State.ABORTED:
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._items), cause=cause)
+        elif isinstance(exc, (errors.DurabilityError, errors.RollbackError)):
+            _events.emit(_events.WARNING, "transaction.in_doubt", tx=self.txid, error=cause, cause=str(exc.__cause__))
 
     def _choose(self, items: list[Item]) -> Commit:
         """One step is atomic by itself; several need the journal."""
