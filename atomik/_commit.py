@@ -55,6 +55,8 @@ class Commit:
     steps: list[Step] = field(factory=list, init=False)
     #: (path, reason) of what could not be cleaned up
     leftovers: list[str] = field(factory=list, init=False)
+    #: its end has been logged already
+    told: bool = field(default=False, init=False)
     #: displaced originals that must stay, because a stranger's object stands where they belong
     stranded: list[Step] = field(factory=list, init=False)
     _visible_from: float = field(default=0.0, init=False)
@@ -323,8 +325,8 @@ class Single(Commit):
         folders = [step.dest.directory]
         if step.rung != LINKAT and step.slot.directory is not step.dest.directory:
             folders.append(step.slot.directory)
+        self.syncing(1, 2)  # a callback that fails is no failed sync
         try:
-            self.syncing(1, 2)
             self.barriers.names(folders)
         except OSError as exc:
             self._unconfirmed(step, exc)

@@ -19,6 +19,7 @@ has no handles.  Two objects are the same exactly when their tokens are equal.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 JOURNAL_NAME = ".atomik-journal"
 PREFIX = ".atomik-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
+
+#: Seconds for which a reader lets a waiting writer go first.
+GIVE_WAY = 1.0
 
 
 @define(eq=False)
@@ -162,25 +166,49 @@ class Directory:
 
     def lock(self, timeout: float, deadline: float | None = None, *, shared: bool = False) -> None:
         """Take the folder's flock, polling until `timeout` seconds have passed (or until `deadline`, when several
-        folders share the time); `LockTimeoutError` then."""
+        folders share the time); `LockTimeoutError` then.
+
+        Readers whose shared locks overlap would keep a writer out for ever, for flock(2) has no queue.  So a writer that
+        waits says so, and a reader that comes later gives way, until the writer had its turn or `GIVE_WAY` is over (the
+        reader may be one for whose end the writer waits: `reading` in `reading`).
+        """
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         deadline = time.monotonic() + timeout if deadline is None else deadline
-        pause = 0.0005
+        gives_way_until = time.monotonic() + GIVE_WAY if shared else 0.0
+        pause, announced = 0.0005, False
         _forked.guard(self.fd)
-        while True:
-            try:
-                _kernel.port.flock(self.fd, operation)
-            except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
-                    text += "; wait, or raise lock_timeout"
-                    errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, self.path)
+        try:
+            while True:
+                try:
+                    _kernel.port.flock(self.fd, operation)
+                    if time.monotonic() >= min(gives_way_until, deadline) or not self._awaited():
+                        return
+                    self.unlock()
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
+                        text += "; wait, or raise lock_timeout"
+                        raise errors.LockTimeoutError(*errors.os_args(errno.ETIMEDOUT, text, self.path)) from None
+                    gives_way_until = 0.0  # somebody has his turn, so the next one is ours
+                    announced = announced or (not shared and self._announce(waiting=True))
                 # Random, so that several waiters do not keep step with each other.
-                time.sleep(min(left, pause * (0.5 + os.urandom(1)[0] / 256)))
+                time.sleep(max(0.0, min(deadline - time.monotonic(), pause * (0.5 + os.urandom(1)[0] / 256))))
                 pause = min(pause * 2, 0.02)
-            else:
-                return
+        finally:
+            if announced:
+                self._announce(waiting=False)
+
+    def _announce(self, *, waiting: bool) -> bool:
+        """Tell readers that somebody waits for them to end, or not any more.  Where that cannot be told, luck decides."""
+        with contextlib.suppress(OSError):
+            _kernel.port.announce(self.fd, waiting)
+        return waiting
+
+    def _awaited(self) -> bool:
+        try:
+            return _kernel.port.awaited(self.fd)
+        except OSError:
+            return False
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """Take the lock if that needs no waiting."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from . import _kernel, _probe, errors, rename
 from ._resolve import note_of
 from ._workspace import Workspace
+from .flags import formerly
 
 if TYPE_CHECKING:
     from .rename import StrOrBytesPath
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _AT_FDCWD = -100
 
 
+@formerly(a="first", b="second")
 def swap(
     first: StrOrBytesPath,
     second: StrOrBytesPath,

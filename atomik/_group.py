@@ -174,6 +174,7 @@ class Group(Prepared):
                 self._in_doubt(exc, cause)
         self.state = State.ABORTED
         if begun:
+            self.told = True
             self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
         self._take_down(LiveJournal.withdraw)
         self._clean_up()
@@ -235,6 +236,7 @@ class Group(Prepared):
     def _in_doubt(self, failure: OSError, cause: BaseException) -> None:
         if self._journal is None:
             self._keep_journal()
+        self.told = True
         self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
         text = (
             f"the commit failed ({cause}), and so did undoing it: {failure.strerror or failure}; the journal stays. "

@@ -13,6 +13,7 @@ swap, in order.  *discard*: everything of the item is gone again; may be called 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -115,7 +116,14 @@ class Item:
             self.owner._sealed(self)
 
     def discard(self, reason: str = "") -> None:
-        """Drop what was staged; idempotent.  The transaction cannot commit without it any more."""
+        """Drop what was staged; idempotent.  The transaction cannot commit without it any more.
+
+        Whatever brought us here is the error to tell: what cannot be removed now, the claim's end tries again and reports.
+        """
+        with contextlib.suppress(OSError):
+            self._discard(reason)
+
+    def _discard(self, reason: str = "") -> None:
         with self._lock:
             if self.state not in (ItemState.OPEN, ItemState.SEALED):
                 return
@@ -133,7 +141,7 @@ class Item:
             if done:
                 self.state = ItemState.DONE
             else:
-                self.discard()
+                self._discard()
         finally:
             self.close()  # also when an earlier discard was interrupted before it came to this
 

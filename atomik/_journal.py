@@ -189,7 +189,7 @@ def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
 
 def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
     """No hard links here: the one name there is must be the well-known one, and so there can be only one parent."""
-    if journal.names != [first, place]:
+    if place.name != JOURNAL_NAME or journal.names != [first, place]:
         text = (
             "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "
             "write to one folder per transaction, or pass journal=False"

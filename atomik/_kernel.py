@@ -36,7 +36,7 @@ _FS_IOC_SETFLAGS = 0x40086602
 MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
-    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce
     fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
@@ -69,6 +69,11 @@ def _raise(names: tuple[bytes | str | int | None, ...]) -> NoReturn:
     if len(shown) == 2:
         raise OSError(number, os.strerror(number), shown[0], None, shown[1])
     raise OSError(number, os.strerror(number), *shown)
+
+
+def _range_lock(kind: int) -> bytes:
+    """A ``struct flock`` about all of the file: the kind of lock, and zeros."""
+    return kind.to_bytes(2, sys.byteorder) + bytes(30)
 
 
 class Kernel:
@@ -196,6 +201,16 @@ class Kernel:
     def flock(self, fd: int, operation: int) -> None:
         """flock(2); LOCK_NB gives BlockingIOError while somebody holds it."""
         fcntl.flock(fd, operation)
+
+    def announce(self, fd: int, waiting: bool) -> None:
+        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on an open folder, which holds nobody up, has nothing to do with
+        flock(2) and goes with the descriptor: a sign for those who ask with `awaited`."""
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range_lock(fcntl.F_RDLCK if waiting else fcntl.F_UNLCK))
+
+    def awaited(self, fd: int) -> bool:
+        """fcntl(2), F_OFD_GETLK: whether somebody else has announced himself."""
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range_lock(fcntl.F_WRLCK))
+        return int.from_bytes(found[:2], sys.byteorder) != fcntl.F_UNLCK
 
     # --- attributes ----------------------------------------------------------------------------------------------
     def fchmod(self, fd: int, mode: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from operator import index
 from typing import Literal, TypedDict
 
 from attrs import define
@@ -63,6 +64,8 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
         raise ValueError(f"fallback must be None or 'weaker', not {fallback!r}")
     if permissions is not None and not 0 <= permissions <= 0o7777:
         raise ValueError(f"permissions are mode bits from 0 to 0o7777, not {permissions!r}")
+    if not -(2**63) <= index(given.get("order", 0)) < 2**63:  # as wide as the journal has room for
+        raise ValueError(f"order is a number of 64 bits, not {given['order']!r}")
     if isinstance(expect, Observation):
         overwrite = not expect.absent
     elif expect not in (None, "absent"):

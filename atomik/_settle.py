@@ -130,16 +130,23 @@ def reach(intent: Intent, found: Place) -> list[Directory | None]:
     mine = next((entry for entry in intent.folders if entry.identity == me), None)
     if mine is None or mine.parent != (found.name == JOURNAL_NAME):
         _refuse_copy(found, intent.txid, "is about other folders")
-    up = "../" * len(mine.parts)
     folders: list[Directory | None] = []
     try:
-        folders.extend(_reach_one(start, up + "/".join(entry.parts) or ".", entry) for entry in intent.folders)
+        folders.extend(_reach_one(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
     except BaseException:
         for folder in folders:
             if folder is not None:
                 folder.close()
         raise
     return folders
+
+
+def _way(here: tuple[str, ...], there: tuple[str, ...]) -> str:
+    """The path from one folder to another, no further up than need be: this folder may have got another name since, and
+    itself and what lies in it are found all the same."""
+    apart = (at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
+    shared = next(apart, min(len(here), len(there)))
+    return "/".join(("..",) * (len(here) - shared) + there[shared:]) or "."
 
 
 def _reach_one(start: Directory, path: str, entry: _records.Folder) -> Directory | None:

@@ -171,6 +171,7 @@ class Transaction(Stager):
     def _fail(self, exc: BaseException, commit: Commit | None) -> NoReturn:
         """The commit ended with `exc`: give everything back, and raise what the caller is to see."""
         self._finish(commit)
+        self._tell_failure(commit, exc)
         if isinstance(exc, errors.DurabilityError):
             exc.receipt = self.receipt
         if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
@@ -189,6 +190,16 @@ class Transaction(Stager):
         except BaseException as final:  # noqa: BLE001  goes on from there
             self._fail(final, commit)
         self._finish(commit)
+
+    def _tell_failure(self, commit: Commit | None, exc: BaseException) -> None:
+        """The last event of a commit that failed, unless it was told where more is known."""
+        if commit is not None and commit.told:
+            return
+        cause = str(exc) or type(exc).__name__
+        if self._state is State.ABORTED:
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._items), cause=cause)
+        elif isinstance(exc, (errors.DurabilityError, errors.RollbackError)):
+            _events.emit(_events.WARNING, "transaction.in_doubt", tx=self.txid, error=cause, cause=str(exc.__cause__))
 
     def _choose(self, items: list[Item]) -> Commit:
         """One step is atomic by itself; several need the journal."""

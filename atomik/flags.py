@@ -1,15 +1,15 @@
-"""The small vocabularies of the interface, and the names that its parameters had in atomik 0.0.3."""
+"""The small vocabularies of the interface, and the names that its parameters had elsewhere before."""
 
 from __future__ import annotations
 
 import functools
-from enum import Enum
+from enum import Enum, IntFlag
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Flag", "Mode"]
+__all__ = ["Flag", "Flags", "Mode"]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,6 +24,14 @@ class Flag(str, Enum):
     RENAME_NOREPLACE = "NO_REPLACE"
     #: Exchange source and target in one step; both must exist (RENAME_EXCHANGE).
     RENAME_EXCHANGE = "EXCHANGE"
+
+
+class Flags(IntFlag):
+    """The bits of renameat2(2), for `atomik.rename.renameat2`; named as in the package renameat2."""
+
+    RENAME_NOREPLACE = 1
+    RENAME_EXCHANGE = 2
+    RENAME_WHITEOUT = 4
 
 
 class Mode(str, Enum):

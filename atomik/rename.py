@@ -22,7 +22,7 @@ _AT_FDCWD = -100
 _BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: _kernel.NOREPLACE, Flag.RENAME_EXCHANGE: _kernel.EXCHANGE}
 
 
-@formerly(src_path="src", dst_path="dst")
+@formerly(src_path="src", dst_path="dst", oldpath="src", newpath="dst")
 def rename(
     src: StrOrBytesPath,
     dst: StrOrBytesPath,
@@ -30,6 +30,8 @@ def rename(
     *,
     src_dir_fd: int | None = None,
     dst_dir_fd: int | None = None,
+    replace: bool | None = None,
+    whiteout: bool = False,
 ) -> None:
     """Rename `src` to `dst`; by default without replacing anything.
 
@@ -38,6 +40,8 @@ def rename(
     :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
     :param int src_dir_fd: the descriptor of an open folder.
     :param int dst_dir_fd: the descriptor of an open folder.
+    :param replace: the same for programs of the package renameat2: true is `Flag.RENAME`, false `Flag.RENAME_NOREPLACE`.
+    :param whiteout: leave an overlay's whiteout at `src` (RENAME_WHITEOUT; wants CAP_MKNOD).
     :raises atomik.errors.InvalidDestinationError: a NUL in a name, or a name that is too long.
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
@@ -53,10 +57,11 @@ def rename(
         src,
         _AT_FDCWD if dst_dir_fd is None else dst_dir_fd,
         dst,
-        _BITS[Flag(flag)],
+        _BITS[Flag(flag) if replace is None else Flag.RENAME if replace else Flag.RENAME_NOREPLACE] | whiteout << 2,
     )
 
 
+@formerly(olddirfd="src_dir_fd", oldpath="src", newdirfd="dst_dir_fd", newpath="dst")
 def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrBytesPath, flags: int = 0) -> None:
     """The system call as it is.
 
@@ -77,6 +82,7 @@ def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrB
         _errors.fail(_errors.InvalidDestinationError, errno.EINVAL, f"cannot rename: {exc}", source, target)
 
 
+@formerly(a="first", b="second")
 def swap(
     first: StrOrBytesPath,
     second: StrOrBytesPath,

@@ -296,6 +296,8 @@ class Poor(Watching):
             ):
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         elif "link" in call.name and "link" in lacks:
+            if call.name == "link":
+                self.under.lstat(*call.args[:2])  # a kernel looks for the source first: ENOENT comes before EPERM
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         elif call.name == "open_tmpfile" and "tmpfile" in lacks:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))

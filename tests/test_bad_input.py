@@ -314,6 +314,21 @@ def test_tmp_dir_inside_the_destination(folder: Path) -> None:
     assert os.listdir("d") == ["f"]
 
 
+@pytest.mark.parametrize(
+    ("order", "kind"), [(2**63, ValueError), (-(2**64), ValueError), (1.5, TypeError), ("1", TypeError)]
+)
+def test_an_order_that_the_journal_has_no_room_for(folder: Path, order: Any, kind: type[Exception]) -> None:
+    """Said when staged, and not by the commit."""
+    with atomik.transaction() as tx:
+        with pytest.raises(kind):
+            tx.file("a", order=order)
+        with pytest.raises(kind):
+            tx.symlink("a", "b", order=order)
+        tx.file("a", order=2**63 - 1).write("x")
+        tx.file("b", order=-(2**63)).write("x")
+    assert sorted(tree(folder)) == ["a", "b"]
+
+
 def test_staging_after_the_end(folder: Path) -> None:
     """A transaction that is over takes nothing more in, and says which way it ended."""
     for end, word in (("commit", "committed"), ("abort", "aborted")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,45 @@ def test_the_bare_call(folder: Path) -> None:
         with pytest.raises(FileExistsError):
             renameat2(fd, "a", fd, "b", 1)
         renameat2(fd, "a", fd, "b", 2)
-        renameat2(fd, "a", fd, "b")
+        renameat2(olddirfd=fd, oldpath="a", newdirfd=fd, newpath="b")  # type: ignore[call-arg]
     finally:
         os.close(fd)
     assert {name: Path(name).read_text() for name in os.listdir()} == {"b": "b"}
+
+
+def test_a_program_of_renameat2(folder: Path) -> None:
+    """rename(oldpath, newpath, replace=, whiteout=), exchange(a, b), Flags; only the default of `replace` differs."""
+    from atomik.flags import Flags
+    from atomik.rename import exchange, renameat2
+
+    Path("a").write_text("a")
+    Path("b").write_text("b")
+    with pytest.raises(OSError, match="exists") as caught:
+        rename("a", "b", replace=False)
+    assert caught.value.errno == 17
+    exchange(a="a", b=Path("b"))  # type: ignore[call-arg]
+    assert Path("a").read_text() == "b"
+    rename(oldpath="a", newpath="b", replace=True, whiteout=False)  # type: ignore[call-arg]
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"b": "b"}
+    fd = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        renameat2(fd, "b", fd, "c", Flags.RENAME_NOREPLACE)
+        with pytest.raises(FileNotFoundError):
+            renameat2(fd, "b", fd, "c", Flags.RENAME_EXCHANGE)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.root
+def test_whiteout(folder: Path) -> None:
+    """What an overlay understands as "nothing here" stays in the place of the source."""
+    from atomik.flags import Flags
+    from atomik.rename import renameat2
+
+    Path("a").write_text("a")
+    rename("a", "b", whiteout=True)
+    assert stat.S_ISCHR(os.lstat("a").st_mode)
+    with pytest.raises(FileExistsError):
+        rename("b", "a", replace=False, whiteout=True)
+    renameat2(-100, "b", -100, "c", Flags.RENAME_WHITEOUT | Flags.RENAME_NOREPLACE)
+    assert Path("c").read_text() == "a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import structlog
 
 import atomik
 from atomik import _events, errors
-from tests.kernels import Faulty, installed
+from tests.kernels import Call, Faulty, installed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +89,45 @@ def test_capture_logs_of_a_failure(folder: Path) -> None:
         tx.file("z")
         tx.abort()
     assert [event["event"] for event in events] == ["transaction.begun", "item.staged", "transaction.aborted"]
+
+
+@pytest.mark.parametrize("names", [["a"], ["b", "a"]])
+def test_a_commit_that_failed_before_its_swaps_is_told(folder: Path, names: list[str]) -> None:
+    """It has a last event like any other, with the reason."""
+    tx = atomik.transaction()
+    for name in names:
+        tx.file(name).write("x")
+    Path("a").touch()
+    with structlog.testing.capture_logs() as events, pytest.raises(errors.FileAlreadyExistsError):
+        tx.commit()
+    (event,) = [
+        event for event in events if event["event"].startswith("transaction.") and "begun" not in event["event"]
+    ]
+    assert (event["event"], event["tx"], event["items"]) == ("transaction.aborted", tx.txid, len(names))
+    assert "exists" in event["cause"]
+
+
+@pytest.mark.parametrize("names", [["a"], ["b", "a"]])
+def test_what_is_visible_and_perhaps_not_durable_is_told(folder: Path, names: list[str]) -> None:
+    """A warning: somebody must look at the disk."""
+
+    def strike(call: Call) -> int | None:
+        is_folder = os.path.isdir(call.paths[0])
+        return (
+            errno.EIO if Path("a").exists() and is_folder == (len(names) == 1) else None
+        )  # the journal, or the folder
+
+    tx = atomik.transaction()
+    for name in names:
+        tx.file(name).write("x")
+    broken = Faulty(strike, {"fsync"})
+    with structlog.testing.capture_logs() as events, installed(broken), pytest.raises(errors.DurabilityError):
+        tx.commit()
+    (event,) = [event for event in events if event["log_level"] == "warning"]
+    assert (event["event"], event["tx"]) == ("transaction.in_doubt", tx.txid)
+    assert "sync" in event["error"]
+    atomik.recover(folder)
+    assert Path("a").read_text() == "x"
 
 
 def test_cleanup_that_failed_is_told(folder: Path) -> None:

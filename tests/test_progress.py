@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,6 +62,20 @@ def test_a_callback_that_fails_before_the_mark_rolls_back(tmp_path: Path, phase:
         tx.file(tmp_path / "b").write("new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
     assert (tmp_path / "b").read_text() == "old"
+
+
+def test_a_callback_that_fails_with_an_oserror_is_no_failed_sync(tmp_path: Path) -> None:
+    """One output, visible already, and the callback's pipe is broken: rolled back, not "visible but not durable"."""
+    (tmp_path / "a").write_text("old")
+
+    def fail(name: str, done: int, total: int) -> None:
+        if name == "syncing" and done:
+            raise BrokenPipeError(errno.EPIPE, "broken pipe")
+
+    with pytest.raises(atomik.errors.CommitError) as caught, atomik.file(tmp_path / "a", "w", True, progress=fail) as f:
+        f.write("new")
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a", "old")]
 
 
 def test_a_callback_that_fails_while_cleaning_fails_nothing(tmp_path: Path) -> None:

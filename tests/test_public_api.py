@@ -44,7 +44,7 @@ SIGNATURES = {
     "Transaction.abort": "self",
     "observe": "path * digest=False",
     "swap": "first second * first_dir_fd=None second_dir_fd=None",
-    "rename.rename": "src dst flag=Flag.RENAME_NOREPLACE * src_dir_fd=None dst_dir_fd=None",
+    "rename.rename": "src dst flag=Flag.RENAME_NOREPLACE * src_dir_fd=None dst_dir_fd=None replace=None whiteout=False",
     "rename.renameat2": "src_dir_fd src dst_dir_fd dst flags=0",
 }
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import atomik
-from atomik import errors
+from atomik import _directory, _kernel, errors
 from atomik._directory import JOURNAL_NAME
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, installed
@@ -24,6 +27,10 @@ def publish(folder: Path, text: str = "new", timeout: float = 60.0) -> None:
     with atomik.transaction(overwrite=True, lock_timeout=timeout) as tx:
         tx.file(folder / "one").write(text)
         tx.file(folder / "two").write(text)
+
+
+def look(folder: Path) -> set[str]:
+    return {(folder / name).read_text() for name in ("one", "two")}
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -66,6 +73,108 @@ def test_one_item_writes_are_not_held_off(folder: Path) -> None:
     with atomik.reading(folder), atomik.file(folder / "one", overwrite=True, lock_timeout=0.0) as f:
         f.write("new")
     assert (folder / "one").read_text() == "new"
+
+
+def awaited(folder: Path) -> bool:
+    """Whether a writer waits for the folder."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        return _kernel.Kernel().awaited(fd)
+    finally:
+        os.close(fd)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_reader_that_comes_later_gives_way_to_a_waiting_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or readers whose locks overlap would keep it out for ever."""
+    monkeypatch.setattr(_directory, "GIVE_WAY", 30.0)
+    publish(folder, "old")
+    seen: list[set[str]] = []
+
+    def read() -> None:
+        with atomik.reading(folder):
+            seen.append(look(folder))
+
+    with ThreadPoolExecutor() as pool:
+        with atomik.reading(folder):
+            writer = pool.submit(publish, folder)
+            until(lambda: awaited(folder))
+            reader = pool.submit(read)
+            time.sleep(0.05)
+            assert not seen
+        writer.result(30)
+        reader.result(30)
+    assert seen == [{"new"}]
+    assert not awaited(folder)
+
+
+def test_overlapping_readers_do_not_starve_a_writer(folder: Path) -> None:
+    """Three that read all the time: every transaction gets its turn."""
+    publish(folder, "old")
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            with atomik.reading(folder):
+                time.sleep(0.002)
+
+    with ThreadPoolExecutor() as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        try:
+            for number in range(20):
+                publish(folder, str(number), timeout=20.0)
+        finally:
+            done.set()
+        for reader in readers:
+            reader.result(30)
+
+
+def test_reading_in_reading_ends_although_a_writer_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the outer one, which will not end before the inner one: so giving way has an end."""
+    monkeypatch.setattr(_directory, "GIVE_WAY", 0.05)
+    publish(folder, "old")
+    with ThreadPoolExecutor() as pool:
+        with atomik.reading(folder):
+            writer = pool.submit(publish, folder)
+            until(lambda: awaited(folder))
+            with atomik.reading(folder):
+                assert look(folder) == {"old"}
+        writer.result(30)
+    assert look(folder) == {"new"}
+
+
+def test_a_dead_writer_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sign that it waited went with it."""
+    monkeypatch.setattr(_directory, "GIVE_WAY", 30.0)
+    publish(folder, "old")
+    with atomik.reading(folder):
+        die_at(lambda: publish(folder), "announce")
+        started = time.monotonic()
+        with atomik.reading(folder):
+            assert look(folder) == {"old"}
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("call", ["announce", "awaited"])
+def test_where_nobody_can_tell_that_he_waits(folder: Path, call: str) -> None:
+    """A filesystem that refuses such locks (ENOLCK): then it is as luck will have it, and nothing fails."""
+    publish(folder, "old")
+    broken = Faulty.every(call, errno.ENOLCK)
+    with installed(broken), ThreadPoolExecutor() as pool:
+        with atomik.reading(folder):
+            writer = pool.submit(publish, folder)
+            until(lambda: broken.struck or awaited(folder))
+            with atomik.reading(folder):
+                assert look(folder) == {"old"}
+        writer.result(30)
+    assert broken.struck
+    assert look(folder) == {"new"}
 
 
 def test_what_the_dead_left_is_recovered_first(folder: Path) -> None:

@@ -278,6 +278,40 @@ def test_the_tree_may_be_renamed(pair: tuple[Path, Path]) -> None:
     moved.rename(top)
 
 
+@pytest.mark.parametrize("what", ["transaction", "single", "reading", "recover"])
+def test_one_parent_of_a_committed_transaction_may_be_renamed(pair: tuple[Path, Path], what: str) -> None:
+    """Whoever meets its journal there gets on; the rest is settled from the other parent."""
+    die_at(lambda: publish(*pair), "pwrite", 2)
+    a = pair[0].rename(pair[0].with_name("renamed"))
+    if what == "transaction":
+        publish(a, text="newer")
+    elif what == "single":
+        with atomik.file(a / "z", lock_timeout=1) as f:
+            f.write("newer")
+    elif what == "reading":
+        with atomik.reading(a, lock_timeout=1):
+            assert (a / "x").read_text() == "new"
+    else:
+        assert ("x", "finished") in actions(atomik.recover(a))
+    assert not left_in(a)
+    atomik.recover(pair[1])
+    assert contents(pair[1]) == ["new"]
+    assert not left_in(pair[0].parent)
+
+
+def test_one_parent_of_an_unfinished_transaction_may_be_renamed(pair: tuple[Path, Path]) -> None:
+    """From it the others are found; it is found from none of them, and that changes nothing."""
+    hot(*pair, swaps=3)
+    a = pair[0].rename(pair[0].with_name("renamed"))
+    with pytest.raises(errors.RollbackError, match="put it back"):
+        atomik.recover(pair[1])
+    assert contents(a, pair[1]) == ["new", "new"]
+    report = atomik.recover(a)
+    assert actions(report) == [("y", "undone"), ("x", "undone"), ("x", "undone")]
+    assert contents(a, pair[1]) == ["old", "old"]
+    assert not left_in(pair[0].parent)
+
+
 @pytest.mark.root
 @pytest.mark.filesystems
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs"])

@@ -419,3 +419,14 @@ def test_one_rename_for_each_item(folder: Path) -> None:
     """P1: one renameat2 publishes one item; an overwritten file takes no more."""
     Path("a").touch()
     assert call_counts(overwrite_one) == 1
+
+
+@pytest.mark.usefixtures("unknown")
+@pytest.mark.parametrize("dir_fd", [None, -100])
+def test_swap_refuses_a_liar_also_by_descriptor(folder: Path, dir_fd: int | None) -> None:
+    """-100, AT_FDCWD, is the current folder, and is looked at like one."""
+    for name in "ab":
+        Path(name).write_text(name)
+    with installed(Poor("lies")), pytest.raises(errors.UnsupportedFilesystemError):
+        atomik.swap("a", "b", second_dir_fd=dir_fd)
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"a": "a", "b": "b"}

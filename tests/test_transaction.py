@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 import atomik
 from atomik import State, errors
-from tests.kernels import Acting, Recording, installed
+from tests.kernels import Acting, Faulty, Poor, Recording, installed
 from tests.state import in_child, left_in, tree
 
 if TYPE_CHECKING:
@@ -282,6 +283,21 @@ def test_garbage_collected_output(folder: Path) -> None:
     with pytest.warns(ResourceWarning, match="never committed"):
         forget([atomik.file("a")])
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_the_exception_of_a_block_is_not_hidden_by_a_failing_removal(folder: Path, kind: str) -> None:
+    """What was staged cannot be deleted just then: the block's own exception comes out, and the end tries again."""
+    broken = Faulty.every("unlink", errno.EIO)
+    with pytest.raises(LookupError, match="mine"), atomik.transaction() as tx:  # noqa: SIM117
+        with installed(Poor("tmpfile")), getattr(tx, kind)("a") as output:
+            (output / "f").write_text("x") if kind == "folder" else output.write("x")
+            with installed(broken):
+                output.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+            assert broken.struck
+            assert left_in(folder)
+            raise LookupError("mine")
+    assert os.listdir(folder) == []
 
 
 def test_forgotten_handle_publishes_nothing(folder: Path) -> None:
