@@ -53,6 +53,10 @@ class Writer(io.BufferedIOBase):
         """As of any binary file, in modes with "+"."""
         return bytes(self._top().read(-1 if size is None else size))
 
+    def read1(self, size: int = -1, /) -> bytes:
+        """As of any binary file; the text layer reads by it."""
+        return self.read(io.DEFAULT_BUFFER_SIZE if size < 0 else size)
+
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As of any binary file."""
         return int(self._top().seek(offset, whence))

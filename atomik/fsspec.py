@@ -17,7 +17,7 @@ Like fsspec's own local filesystem, with these differences:
   several paths or of folders, are one atomik transaction;
 * inside ``with fs.transaction`` everything, `mkdir`, `rm` and `mv` too, becomes visible at the end in one atomik
   transaction (with its journal: also a crash leaves all old or all new).  What reads through this instance sees the
-  new state before (see `_fsspec_view`).  All of it must lie on one filesystem;
+  new state before (see `_fsspec_changes`).  All of it must lie on one filesystem;
 * names that begin with ``.atomik-`` are not listed: they belong to transactions at work.
 
 Storage options: ``auto_mkdir=False``, ``durable=True`` (see `atomik.transaction`), ``lock_timeout=60.0``.
@@ -41,13 +41,13 @@ from fsspec.utils import isfilelike
 
 from . import errors
 from . import transaction as begin
+from ._fsspec_changes import copy
 from ._fsspec_files import TextWriter, Writer
 from ._fsspec_reading import AtomikTransaction, ReadingFileSystem
-from ._fsspec_view import copy
 from ._shortcuts import file
 
 if TYPE_CHECKING:
-    from ._fsspec_view import Changes
+    from ._fsspec_changes import Changes
 
 __all__ = ["AtomikFileSystem", "AtomikTransaction"]
 
@@ -262,7 +262,7 @@ class AtomikFileSystem(ReadingFileSystem):
 
     def link(self, src: Any, dst: Any, **keywords: Any) -> None:
         """A hard link."""
-        self._name(os.link, self._where(src), dst, keywords)
+        self._name(os.link, self._where(src, follow=False), dst, keywords)
 
     def symlink(self, src: Any, dst: Any, **keywords: Any) -> None:
         """A symbolic link that says `src`."""
@@ -294,9 +294,10 @@ def _target(view: Changes, source: str, target: str) -> str:
     found, there = view.stat(source, follow=False), view.stat(target)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
-    if there is None or view.resolve(source, follow=False) == view.resolve(target):
+    if there is None or view.resolve(source, follow=False) == view.resolve(target, follow=False):
         return target
-    if view.is_folder(target):
+    onto_link = view.resolve(source, follow=False) == view.resolve(target)  # which leads to the source
+    if view.is_folder(target) and not onto_link:
         target = os.path.join(target, os.path.basename(source))
         if view.stat(target, follow=False) is not None:
             errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", target)
