@@ -159,7 +159,13 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
             found = self.info(path)
             return [found if detail else found["name"]]
         paths = [os.path.join(path, name) for name in view.names(path)]
-        return [self._entry(each) for each in paths] if detail else paths
+        if not detail:
+            return paths
+        listed: list[Any] = []
+        for each in paths:
+            with contextlib.suppress(FileNotFoundError):  # another thread has removed it since
+                listed.append(self._entry(each))
+        return listed
 
     def _entry(self, path: str) -> dict[str, Any]:
         """What `info` says of an entry of a listing: there, a link is never what it leads to (nor walked into)."""
