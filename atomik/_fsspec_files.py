@@ -17,6 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import _events
+from ._fsspec_guard import protect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +120,7 @@ class Writer(io.BufferedIOBase):
         reason = f"it was closed while {type(failure).__name__} was being handled"
         if self._failed is not None:
             self._failed(reason)
+        protect(self.path, failure)
         failure.add_note(f"atomik: {self.path!r} was not published, for {reason}")
         if _events.heard(_events.WARNING):
             _events.emit(_events.WARNING, "file.dropped", path=self.path, reason=reason)
@@ -127,7 +129,8 @@ class Writer(io.BufferedIOBase):
         try:
             for layer in reversed(self._layers):
                 layer.close()
-        except BaseException:
+        except BaseException as exc:
+            protect(self.path, exc)
             self.discard()
             raise
         self._sealed = True
@@ -139,7 +142,11 @@ class Writer(io.BufferedIOBase):
         if not self._sealed:
             self._seal()
         self._over = True
-        self._publish()
+        try:
+            self._publish()
+        except BaseException as exc:
+            protect(self.path, exc)
+            raise
 
     def discard(self) -> None:
         """Drop what was written."""

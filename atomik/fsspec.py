@@ -116,7 +116,8 @@ class AtomikFileSystem(ReadingFileSystem):
         inner = open(place, mode)  # noqa: SIM115  the writer closes it
 
         def drop() -> None:
-            inner.close()
+            with contextlib.suppress(OSError):  # a full disk, and what is still in the buffer is not wanted
+                inner.close()
             with contextlib.suppress(FileNotFoundError):  # it went with the transaction
                 os.unlink(place)
 
