@@ -19,6 +19,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,7 @@ def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
 def write(arguments: argparse.Namespace) -> Receipt:
     """Standard input to a file."""
     _check_input()
+    _refuse_special(arguments.destination)
     with Signals() as signals:
         output = file(
             arguments.destination, "wb", arguments.overwrite, durable=arguments.durable, parents=arguments.parents,
@@ -153,6 +155,18 @@ def write(arguments: argparse.Namespace) -> Receipt:
 
         receipt: Receipt = guarded(signals, output.transaction, work)
         return receipt
+
+
+def _refuse_special(path: str) -> None:
+    """Who says /dev/null or /dev/stdout wants to write to it; the library would replace the name, as rename(2) does."""
+    try:
+        mode = os.stat(path).st_mode
+        into_proc = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    except (OSError, ValueError):
+        return  # nothing there, or no path: the library says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or into_proc:
+        text = "a device, FIFO or socket would be replaced by a file; redirect to it with the shell, or remove it first"
+        errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
 
 
 def _check_input() -> None:
@@ -192,6 +206,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, Receipt | None]:
 
 
 def _stage(tx: Transaction, kind: str, path: str, *, parents: bool) -> str:
+    _refuse_special(path)
     return str(tx.path(path, parents=parents) if kind == "file" else tx.folder(path, parents=parents))
 
 

@@ -75,6 +75,19 @@ class TestWrite:
         assert done.returncode == 2
         assert b"invalid octal mode value" in done.stderr
 
+    def test_devices_and_pipes(self, folder: Path) -> None:
+        """What is no file is not replaced by one, however it is reached: that would cost a system its /dev/null."""
+        os.mkfifo("fifo")
+        Path("null").symlink_to("/dev/null")
+        Path("stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout
+        for name in ("fifo", "null", "stdout"):
+            before = os.lstat(name)
+            for command in (["write", "--overwrite", name], ["run", "--overwrite", "--file", name, "--", "true"]):
+                done = call(*command, input=b"x")
+                assert done.returncode == (1 if command[0] == "write" else 125)
+                assert b"a device, FIFO or socket would be replaced" in done.stderr
+            assert os.lstat(name).st_ino == before.st_ino
+
     def test_parents(self, folder: Path) -> None:
         """--parents makes what is missing above; without it that is an error with a cure."""
         done = call("write", "a/b/out", input=b"x")
