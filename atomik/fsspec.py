@@ -32,6 +32,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from typing import TYPE_CHECKING, Any
 
 from fsspec.compression import compr
@@ -234,12 +235,8 @@ class AtomikFileSystem(ReadingFileSystem):
                 found = view.stat(path, follow=False)
                 if found is None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-                if view.is_folder(path, follow=False) and not recursive:
-                    if recursive is None:
-                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-                    raise ValueError("Cannot delete directory, set recursive=True")
-                if os.path.abspath(path) == os.getcwd():
-                    raise ValueError("Cannot delete current working directory")
+                if stat.S_ISDIR(found.st_mode):
+                    _check_folder(path, recursive)
                 view.remove(path)
 
     def mv(self, path1: Any, path2: Any, recursive: bool = True, **keywords: Any) -> None:  # noqa: ARG002
@@ -288,6 +285,17 @@ class AtomikFileSystem(ReadingFileSystem):
             os.chmod(path, mode)
         else:
             view.set_permissions(path, mode)
+
+
+def _check_folder(path: str, recursive: bool | None) -> None:
+    """As of the local filesystem, whether a folder may be removed; `recursive` None: only files may."""
+    if recursive is None:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not recursive:
+        raise ValueError("Cannot delete directory, set recursive=True")
+    with contextlib.suppress(FileNotFoundError):  # the current folder is gone already
+        if path == os.getcwd():
+            raise ValueError("Cannot delete current working directory")
 
 
 def _target(view: Changes, source: str, target: str) -> str:

@@ -209,6 +209,19 @@ class TestSingleWrites:
         fs.rm(["a", "b"])
         assert os.listdir() == ["c"]
 
+    def test_rm_without_a_current_folder(self, folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Absolute paths need none."""
+        for name in ("gone", "set"):
+            Path(name).mkdir()
+        Path("a").touch()
+        monkeypatch.chdir("gone")
+        with pytest.raises(ValueError, match="current working directory"):
+            fs.rm(f"{folder}/gone", recursive=True)
+        (folder / "gone").rmdir()
+        fs.rm([f"{folder}/a", f"{folder}/set"], recursive=True)
+        monkeypatch.chdir(folder)
+        assert os.listdir() == []
+
     def test_staging_is_not_listed(self, folder: Path, fs: Any) -> None:
         """What other transactions have staged is not found by ls, find, walk or glob."""
         with atomik.folder("set") as staged:
