@@ -49,31 +49,31 @@ class View:
         """The one spelling of a path by which changes are kept: without links above it, and at it unless `follow` is
         false.  OSError (ELOOP) for links that lead in a circle."""
         with self.lock:
-            left, done, links = os.path.normpath(path).split("/")[::-1], "/", 0
+            left = os.path.normpath(path).split("/")[::-1]
+            done, links = "/", 0
+            lies: str | None = "/"  # where the content of `done` lies
             while left:
                 name = left.pop()
+                if name in ("", "."):
+                    continue
                 if name == "..":  # of a link's target; what is above it has no links any more
                     done = os.path.dirname(done)
-                elif name not in ("", "."):
-                    here = os.path.join(done, name)
-                    target = self._link_at(here) if left or follow else None
-                    if target is None:
-                        done = here
-                        continue
-                    links += 1
-                    if links > _MOST_LINKS:
-                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                    done = "/" if target.startswith("/") else done
-                    left += target.split("/")[::-1]
+                    lies = self._lies(done)
+                    continue
+                here = f"{done.rstrip('/')}/{name}"
+                change = self._changes.get(here)
+                where = change.where if change is not None else lies and f"{lies.rstrip('/')}/{name}"
+                target = _link(where) if where and (left or follow) else None
+                if target is None:
+                    done, lies = here, where
+                    continue
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                if target.startswith("/"):
+                    done, lies = "/", "/"
+                left += target.split("/")[::-1]
             return done
-
-    def _link_at(self, path: str) -> str | None:
-        """What the link at a path without links above it says; None for anything else, and for nothing."""
-        where = self._lies(path)
-        try:
-            return None if where is None else os.readlink(where)
-        except OSError:  # EINVAL: no link
-            return None
 
     def _lies(self, path: str) -> str | None:
         """Where the content of a resolved path lies."""
@@ -132,3 +132,11 @@ class View:
     def _below(self, path: str) -> Iterator[str]:
         inside = path.rstrip("/") + "/"
         return iter([key for key in self._changes if key.startswith(inside)])
+
+
+def _link(where: str) -> str | None:
+    """What a link says; None for anything else, and for nothing."""
+    try:
+        return os.readlink(where) if stat.S_ISLNK(os.lstat(where).st_mode) else None
+    except OSError:
+        return None
