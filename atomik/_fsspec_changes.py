@@ -72,12 +72,13 @@ class Changes(View):
 
     def check_parent(self, path: str) -> None:
         """Raise unless the folder that is to hold `path` is there."""
-        parent = os.path.dirname(self.resolve(path, follow=False))
-        found = self.stat(parent)
-        if found is None:
-            errors.fail(errors.MissingPathError, errno.ENOENT, "cannot write there: the folder does not exist", parent)
+        parent = above = os.path.dirname(self.resolve(path, follow=False))
+        while (found := self.stat(above)) is None:
+            above = os.path.dirname(above)
         if not stat.S_ISDIR(found.st_mode):
-            errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: not a folder", parent)
+            errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: not a folder", above)
+        if above != parent:
+            errors.fail(errors.MissingPathError, errno.ENOENT, "cannot write there: the folder does not exist", parent)
 
     def put(self, path: str, place: str, *, fresh: bool = False, permissions: int | None = None) -> None:
         """What was staged at `place` becomes `path`; `fresh`: only if nobody else makes something there."""

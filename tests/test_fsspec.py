@@ -377,6 +377,17 @@ class TestTransaction:
             fs.pipe("a", b"x")
         assert Path("a").is_dir()
 
+    def test_below_a_file(self, folder: Path, fs: Any) -> None:
+        """Is another mistake than a missing folder, which a recursive copy of fsspec's would pass over."""
+        Path("file").touch()
+        Path("set").mkdir()
+        Path("set/a").touch()
+        with fs.transaction:
+            with pytest.raises(NotADirectoryError):
+                fs.copy("set/a", "file/x/y", recursive=True)
+            with pytest.raises(FileNotFoundError):
+                fs.pipe("missing/x/y", b"x")
+
     def test_modes_of_files(self, folder: Path, fs: Any) -> None:
         """chmod works on what the transaction has written; on what it has not it is refused."""
         Path("a").write_text("a")
