@@ -13,11 +13,13 @@ kernel ends the child, and `atomik recover` removes what was staged.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from ._shortcuts import file, transaction
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from types import FrameType, TracebackType
     from typing import Any, Self
 
@@ -50,11 +52,10 @@ class Stopped(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
-        self.published = False
+        self.outcome = "nothing was changed"
 
     def __str__(self) -> str:
-        outcome = "everything was published before it came" if self.published else "nothing was changed"
-        return f"stopped by {signal.Signals(self.number).name}; {outcome}"
+        return f"stopped by {signal.Signals(self.number).name}; {self.outcome}"
 
 
 class NotStartedError(Exception):
@@ -101,6 +102,20 @@ class Signals:
             raise Stopped(self.number)
 
 
+@contextlib.contextmanager
+def stoppable(outcome: str) -> Iterator[None]:
+    """A signal that ends us raises `Stopped` in the block, once; `outcome` is what it says then."""
+    with Signals() as signals:
+        try:
+            signals.arm()
+            yield
+        except Stopped as exc:
+            exc.outcome = outcome
+            raise
+        finally:
+            signals.armed = False
+
+
 def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
     """Call ``work()``, which ends with the commit; whatever happens in it, the transaction is over afterwards.
 
@@ -111,7 +126,8 @@ def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
             signals.arm()
             return work()
         except Stopped as exc:
-            exc.published = tx.state is State.COMMITTED
+            if tx.state is State.COMMITTED:
+                exc.outcome = "everything was published before it came"
             raise
         finally:
             signals.armed = False
@@ -124,6 +140,7 @@ def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
 def write(arguments: argparse.Namespace) -> Receipt:
     """Standard input to a file."""
     _check_input()
+    _refuse_special(arguments.destination)
     with Signals() as signals:
         output = file(
             arguments.destination, "wb", arguments.overwrite, durable=arguments.durable, parents=arguments.parents,
@@ -138,6 +155,18 @@ def write(arguments: argparse.Namespace) -> Receipt:
 
         receipt: Receipt = guarded(signals, output.transaction, work)
         return receipt
+
+
+def _refuse_special(path: str) -> None:
+    """Who says /dev/null or /dev/stdout wants to write to it; the library would replace the name, as rename(2) does."""
+    try:
+        mode = os.stat(path).st_mode
+        into_proc = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+    except (OSError, ValueError):
+        return  # nothing there, or no path: the library says so
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or into_proc:
+        text = "a device, FIFO or socket would be replaced by a file; redirect to it with the shell, or remove it first"
+        errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
 
 
 def _check_input() -> None:
@@ -177,6 +206,7 @@ def run(arguments: argparse.Namespace) -> tuple[int, Receipt | None]:
 
 
 def _stage(tx: Transaction, kind: str, path: str, *, parents: bool) -> str:
+    _refuse_special(path)
     return str(tx.path(path, parents=parents) if kind == "file" else tx.folder(path, parents=parents))
 
 
@@ -198,19 +228,18 @@ def fill_in(command: list[str], names: list[str], staged: list[str]) -> list[str
     for of in (_base, lambda name: name.rstrip("/"), lambda name: name):  # what was given in full wins
         for name, place in zip(names, staged, strict=True):
             if of is not _base or [_base(other) for other in names].count(_base(name)) == 1:
-                places[of(name)] = place
-    return [re.sub(r"\{([^{}]*)\}", lambda found: places.get(found[1], found[0]), each) for each in command]
+                places[f"{{{of(name)}}}"] = place
+    ours = re.compile("|".join(map(re.escape, places)))  # a name may have braces of its own
+    return [ours.sub(lambda found: places[found[0]], each) for each in command]
 
 
 def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     """The environment with ``ATOMIK_PATH_1`` … in the order given, and ``ATOMIK_PATH_OUT_CSV`` for a base name."""
     found = dict(os.environ)
     keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
-    for at, (key, place) in enumerate(zip(keys, staged, strict=True)):
-        if keys.count(key) == 1:
-            found[f"ATOMIK_PATH_{key}"] = place
-        found[f"ATOMIK_PATH_{at + 1}"] = place
-    return found
+    found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
+    # The numbers last, for they are always there: an output may be called "2" and not be the second.
+    return found | {f"ATOMIK_PATH_{at}": place for at, place in enumerate(staged, 1)}
 
 
 def _base(name: str) -> str:
@@ -223,15 +252,16 @@ def _spawn(signals: Signals, command: list[str], variables: dict[str, str]) -> i
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's exit code is lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
-        child = subprocess.Popen(command, env=variables, preexec_fn=_tie_to_us(mask))  # noqa: PLW1509  no threads here
+        try:
+            child = subprocess.Popen(command, env=variables, preexec_fn=_tie_to_us(mask))  # noqa: PLW1509  no threads here
+        except OSError as exc:
+            raise NotStartedError(command[0], exc) from exc
         try:
             _wait(signals, child, watched)
         finally:
             if child.returncode is None:
                 child.kill()
                 child.wait()
-    except OSError as exc:
-        raise NotStartedError(command[0], exc) from exc
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     code = child.returncode
@@ -247,7 +277,8 @@ def _wait(signals: Signals, child: subprocess.Popen[bytes], watched: Iterable[in
         signals.number = signals.number or number
         # A terminal's Ctrl-C and Ctrl-\ went to its whole foreground group, the child too, so it has them already.
         if info.si_code != _SI_KERNEL or number not in (signal.SIGINT, signal.SIGQUIT):
-            child.send_signal(number)
+            with contextlib.suppress(PermissionError):  # it runs as another user: sudo passes on what it gets itself
+                child.send_signal(number)
 
 
 def _tie_to_us(mask: Any) -> Any:

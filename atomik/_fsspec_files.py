@@ -17,6 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from . import _events
+from ._fsspec_guard import protect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +53,10 @@ class Writer(io.BufferedIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         """As of any binary file, in modes with "+"."""
         return bytes(self._top().read(-1 if size is None else size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """As of any binary file; the text layer reads by it."""
+        return self.read(io.DEFAULT_BUFFER_SIZE if size < 0 else size)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """As of any binary file."""
@@ -115,6 +120,7 @@ class Writer(io.BufferedIOBase):
         reason = f"it was closed while {type(failure).__name__} was being handled"
         if self._failed is not None:
             self._failed(reason)
+        protect(self.path, failure)
         failure.add_note(f"atomik: {self.path!r} was not published, for {reason}")
         if _events.heard(_events.WARNING):
             _events.emit(_events.WARNING, "file.dropped", path=self.path, reason=reason)
@@ -123,7 +129,8 @@ class Writer(io.BufferedIOBase):
         try:
             for layer in reversed(self._layers):
                 layer.close()
-        except BaseException:
+        except BaseException as exc:
+            protect(self.path, exc)
             self.discard()
             raise
         self._sealed = True
@@ -135,7 +142,11 @@ class Writer(io.BufferedIOBase):
         if not self._sealed:
             self._seal()
         self._over = True
-        self._publish()
+        try:
+            self._publish()
+        except BaseException as exc:
+            protect(self.path, exc)
+            raise
 
     def discard(self) -> None:
         """Drop what was written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -17,7 +18,7 @@ from fsspec.utils import stringify_path
 
 from . import errors
 from ._directory import PREFIX
-from ._fsspec_view import Changes
+from ._fsspec_changes import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,13 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
         super().__init__(fs, **keywords)
         self.changes: Changes = fs._changes()
         self.receipt: Receipt | None = None
+
+    def start(self) -> None:
+        """Begin: once, and not inside another transaction of the filesystem."""
+        if self.fs is None:
+            raise errors.TransactionStateError("this transaction is over; begin a new one with fs.transaction")
+        self.fs._refuse_nested()
+        super().start()
 
     def complete(self, commit: bool = True) -> None:
         """Publish everything or, with ``commit=False``, drop it."""
@@ -89,6 +97,17 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
     def _changes(self) -> Changes:
         return Changes(durable=self.durable, lock_timeout=self.lock_timeout)
 
+    def start_transaction(self) -> AtomikTransaction:
+        """Begin a transaction that `end_transaction` ends."""
+        self._refuse_nested()
+        transaction: AtomikTransaction = super().start_transaction()
+        return transaction
+
+    def _refuse_nested(self) -> None:
+        if self._intrans:
+            text = "a transaction of this filesystem is running already, and cannot hold another one; use that one"
+            raise errors.TransactionStateError(text)
+
     @property
     def _view(self) -> Changes | None:
         """The changes of the running transaction."""
@@ -123,7 +142,13 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
         """As of the local filesystem."""
         if isinstance(path, os.DirEntry):
             return dict(super().info(path, **keywords))
-        found = dict(super().info(self._where(path, follow=False), **keywords))
+        where = self._where(path, follow=False)
+        if self._view is not None and os.path.islink(where):
+            # What the link leads to may have changed as well.
+            found = dict(super().info(self._where(path), **keywords))
+            found |= {"islink": True, "destination": os.readlink(where)}
+        else:
+            found = dict(super().info(where, **keywords))
         found["name"] = self._strip_protocol(path)
         return found
 
@@ -137,7 +162,25 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
             found = self.info(path)
             return [found if detail else found["name"]]
         paths = [os.path.join(path, name) for name in view.names(path)]
-        return [self.info(each) for each in paths] if detail else paths
+        if not detail:
+            return paths
+        listed: list[Any] = []
+        for each in paths:
+            with contextlib.suppress(FileNotFoundError):  # another thread has removed it since
+                listed.append(self._entry(each))
+        return listed
+
+    def _entry(self, path: str) -> dict[str, Any]:
+        """What `info` says of an entry of a listing: there, a link is never what it leads to (nor walked into)."""
+        where = self._where(path, follow=False)
+        found = os.lstat(where)
+        if not stat.S_ISLNK(found.st_mode):
+            return self.info(path)
+        told = {"name": path, "size": 0, "type": "other", "created": found.st_ctime, "islink": True}
+        told |= {name: getattr(found, f"st_{name}") for name in ("mode", "uid", "gid", "mtime", "ino", "nlink")}
+        with contextlib.suppress(OSError):
+            told["size"] = os.stat(where).st_size
+        return told | {"destination": os.readlink(where)}
 
     def isfile(self, path: Any) -> bool:
         """As of the local filesystem."""
@@ -158,7 +201,7 @@ class ReadingFileSystem(LocalFileSystem):  # type: ignore[misc]
     def _asks(self, question: Any, path: Any, *, follow: bool = True) -> bool:
         try:
             return bool(question(self._where(path, follow=follow)))
-        except FileNotFoundError:
+        except OSError:  # nothing there, or links that lead in a circle
             return False
 
 

@@ -153,8 +153,11 @@ class Item:
         keep = self.options.keep
         if keep is None:
             return
-        name = os.fspath(keep(self.path) if callable(keep) else keep)
+        name = os.fsdecode(keep(self.path) if callable(keep) else keep)
         parent = self.place.directory.path
+        if not name:
+            text = "keep= is empty; name the file or folder that the previous version is to become"
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, self.path)
         head, tail = split(os.path.join(parent, name), folder=False)
         if head != parent and os.path.realpath(head) != os.path.realpath(parent):
             text = "keep= must name something in the destination's own folder"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from attrs import define
 
-from . import _events, _journal, _kernel, _settle, _tree, errors
+from . import _events, _journal, _kernel, _records, _settle, _tree, errors
 from ._claim import journal_name, like_all
 from ._dead import Recovered, clear_claim, remove_folder
 from ._directory import JOURNAL_NAME, PREFIX, Directory, Place
@@ -255,24 +255,28 @@ def _remove_slot(place: Place) -> list[Recovered]:
 
 def _survey(directory: Directory) -> list[Recovered]:
     """What there is, with nothing changed."""
-    found = _survey_journal(directory, JOURNAL_NAME, "hot")
+    found = _survey_journal(directory, JOURNAL_NAME)
+    told_of = {item.txid for item in found}
     claims, slots = _names(directory)
     for name in claims:
         claim = _open_claim(directory, name, dry=True)
         if isinstance(claim, Directory):
             try:
                 txid = name.removeprefix(PREFIX)
-                told = _survey_journal(claim, journal_name(txid), "kept")
-                found += told or [Recovered(directory.child(name), "abandoned", txid)]
+                if txid not in told_of:  # else its journal is the same file
+                    told = _survey_journal(claim, journal_name(txid)) + _kept(claim, private=True, discard=False)
+                    found += told or [Recovered(directory.child(name), "abandoned", txid)]
             finally:
                 claim.close()
         elif claim is not None:
             found.append(claim)
+    found += _kept(directory, private=False, discard=False)
     found += [Recovered(directory.child(name), "slot", name.removeprefix(PREFIX).split("-")[0]) for name in slots]
     return found
 
 
-def _survey_journal(directory: Directory, name: str, action: str) -> list[Recovered]:
+def _survey_journal(directory: Directory, name: str) -> list[Recovered]:
+    action = "hot"
     loaded = _journal.load(Place(directory, name))
     if loaded is None:
         return []
@@ -284,5 +288,7 @@ def _survey_journal(directory: Directory, name: str, action: str) -> list[Recove
         _journal.close(fd)
     if content is None:
         return [Recovered(directory.child(name), action, "", "never complete")]
+    if action == "hot" and name != JOURNAL_NAME and content.outcome == _records.UNDONE:
+        action = "kept"  # that is what such a journal stays for, in its claim
     detail = "; ".join(f"{step.op} {step.dest_name}" for step in content.intent.steps)
     return [Recovered(directory.child(name), action, content.intent.txid, detail)]

@@ -55,7 +55,7 @@ class Transaction(Stager):
     ) -> None:
         if durable not in (True, False, "fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if lock_timeout < 0:
+        if not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
             raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
         self._overwrite = overwrite
         self._journal = journal

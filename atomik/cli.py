@@ -3,40 +3,44 @@
 Exit codes (docs/reference/command-line.md):
 
 * 0: done.  1: it failed, and nothing was changed.  2: the command line is wrong.
-* 3: it wants attention: in doubt, not confirmed durable, or `recover` could not settle everything.
-* 128 + n: ended by signal n; nothing was changed.
+* 3: it wants attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
+  report could not be written.
+* 128 + n: ended by signal n.
 * ``run`` has the program's own exit code, and 125 when atomik failed (nothing was published), 126 when the program
   cannot be run, 127 when it was not found.
 
-A mistake of the user's gets one line on standard error, never a traceback.  ``--json`` prints one object on standard
-output (``run``: on standard error, for standard output is the program's).
+A mistake of the user's gets one line on standard error, never a traceback.  What is told, and how, is in `_cli_report`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import errno
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import errors
+from ._cli_report import Report, UnheardError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from ._receipt import Receipt
+    from ._directory import Directory
 
 DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3
 _RUN_FAILED = 125
-_BROKEN_PIPE = 128 + 13
-#: What the messages of the library call by Python's names.
-_SAID_HERE = {
-    "overwrite=True": "--overwrite",
-    "parents=True": "--parents",
-    "raise lock_timeout": "raise --lock-timeout",
-}
+_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13
+
+
+class UsageError(Exception):
+    """The command line is wrong; ``usage`` is what it should be like."""
+
+    def __init__(self, usage: str, message: str) -> None:
+        super().__init__(message)
+        self.usage = usage
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +49,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **keywords: Any) -> None:
         keywords |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
         super().__init__(**keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self.format_usage(), f"{self.prog}: error: {message}")
 
 
 class _Output(argparse.Action):
@@ -62,6 +69,16 @@ def _mode(text: str) -> int:
 
 
 _mode.__name__ = "octal mode"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # NaN neither: it would wait for ever
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
     text = "also delete displaced originals that cannot go back, and give up folders that are gone"
     add.add_argument("--discard", action="store_true", help=text)
-    add.add_argument("--lock-timeout", type=float, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
     add.add_argument("folders", nargs="+", metavar="FOLDER")
@@ -128,27 +145,37 @@ def _add_output_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--overwrite", action="store_true", help="replace what exists")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--parents", action="store_true", help="make missing folders above")
-    add.add_argument("--lock-timeout", type=float, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (raises SystemExit for signals, ``--help`` and mistakes)."""
-    known = _parse(list(sys.argv[1:] if arguments is None else arguments))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")  # names that are no text come out as the bytes they are
+    """Run the command line; returns the exit code (raises SystemExit for signals and ``--help``)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name, own = "".join(given[:1]), given[: given.index("--")] if "--" in given else given
+    failed = _RUN_FAILED if name == "run" else FAILED
+    report = Report(machine="--json" in own, error_stream=name == "run", outputs=name in ("run", "write"))
     try:
-        code = _COMMANDS[known.name](known)
-        print(end="", flush=True)
-    except BrokenPipeError:  # the reader of our report went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return _BROKEN_PIPE
+        known = _parse(given)
+        return _COMMANDS[known.name](known, report)
+    except UsageError as exc:
+        report.mistake(exc.usage, str(exc))
+        return _RUN_FAILED if name == "run" else USAGE
+    except UnheardError as exc:
+        if isinstance(exc.__cause__, BrokenPipeError):  # the reader of our report went away
+            return _BROKEN_PIPE
+        report.tell(f"it is done, but the report could not be written: {report.say(exc.__cause__ or exc)}")
+        return _RUN_FAILED if name == "run" else ATTENTION
     except SystemExit as exc:
-        print(f"atomik: {exc}", file=sys.stderr)
+        if exc.code:
+            report.failure("Stopped", str(exc))
         raise
+    except KeyboardInterrupt:  # before or after the work, which catches its signals itself
+        report.failure("Stopped", "stopped by SIGINT")
+        return _INTERRUPTED
     except (errors.AtomikError, OSError, ValueError) as exc:
-        return _failed(known, exc)
-    return code
+        report.failure(type(exc).__name__, report.say(exc))
+        doubt = isinstance(exc, errors.RollbackError | errors.DurabilityError) and name != "run"
+        return ATTENTION if doubt else failed
 
 
 def _parse(given: list[str]) -> argparse.Namespace:
@@ -157,144 +184,114 @@ def _parse(given: list[str]) -> argparse.Namespace:
     if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
-    try:
-        known = parser().parse_args(given)
-    except SystemExit as exc:
-        raise SystemExit(_RUN_FAILED if run and exc.code == USAGE else exc.code) from None
+    known = parser().parse_args(given)
     if run and not (program and known.outputs):
         missing = "say what it writes, with --file or --folder" if program else "put the program to run behind --"
-        print(f"atomik run: {missing}; see atomik run --help", file=sys.stderr)
-        raise SystemExit(_RUN_FAILED)
+        raise UsageError("", f"atomik run: {missing}; see atomik run --help")
     known.program = program
     return known
 
 
-def _failed(known: argparse.Namespace, exc: Exception) -> int:
-    print(f"atomik: {say(exc)}", file=sys.stderr)
-    if known.json:
-        _print_json({"error": type(exc).__name__, "message": say(exc)}, known)
-    if known.name == "run":
-        return _RUN_FAILED
-    return ATTENTION if isinstance(exc, errors.RollbackError | errors.DurabilityError) else FAILED
-
-
-def say(exc: BaseException) -> str:
-    """An error in one line, without Python's decoration."""
-    if not isinstance(exc, OSError) or exc.strerror is None:
-        return str(exc)
-    text = exc.strerror
-    for python, option in _SAID_HERE.items():
-        text = text.replace(python, option)
-    names = [str(name) for name in (exc.filename, exc.filename2) if name not in (None, "-")]
-    return ": ".join([*([", ".join(names)] if names else []), text])
-
-
-def _print_json(value: object, known: argparse.Namespace) -> None:
-    print(json.dumps(value), file=sys.stderr if known.name == "run" else sys.stdout)
-
-
-def _print_receipt(receipt: Receipt, known: argparse.Namespace) -> None:
-    from attrs import asdict
-
-    for leftover in receipt.leftovers:
-        print(f"atomik: could not clean up: {leftover}", file=sys.stderr)
-    if known.json:
-        _print_json(asdict(receipt), known)
-
-
 # --- commands --------------------------------------------------------------------------------------------------------
-def _write(known: argparse.Namespace) -> int:
+def _write(known: argparse.Namespace, report: Report) -> int:
     from . import _cli_run
 
-    _print_receipt(_cli_run.write(known), known)
+    report.receipt(_cli_run.write(known))
     return DONE
 
 
-def _run(known: argparse.Namespace) -> int:
+def _run(known: argparse.Namespace, report: Report) -> int:
     from . import _cli_run
 
     try:
         code, receipt = _cli_run.run(known)
     except _cli_run.NotStartedError as exc:
-        print(f"atomik: {exc}", file=sys.stderr)
+        report.failure("NotStartedError", str(exc))
         return exc.code
     if receipt is not None:
-        _print_receipt(receipt, known)
+        report.receipt(receipt)
+    else:  # the program has said why; a machine is told whose exit code this is
+        text = f"the program ended with {code}; nothing was published"
+        report.result({"error": "ProgramFailed", "message": text, "code": code})
     return code
 
 
-def _swap(known: argparse.Namespace) -> int:
-    from ._directory import Directory
+def _swap(known: argparse.Namespace, report: Report) -> int:
+    from ._cli_run import Signals
     from ._exchange import swap
 
-    swap(known.first, known.second)
-    if known.durable:
-        for parent in {os.path.dirname(os.path.abspath(path)) for path in (known.first, known.second)}:
-            directory = Directory.open(parent)
+    paths = (known.first, known.second)
+    for path in paths:
+        if not os.path.lexists(path):
+            errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to swap", path)
+    with Signals() as signals, contextlib.ExitStack() as held:
+        # Opened before the swap, so that what can fail has failed by then (and ".." is where it leads to, I7).
+        folders = [_parent_of(path, held) for path in paths] if known.durable else []
+        signals.check()
+        swap(*paths)
+        for folder in {folder.key: folder for folder in folders}.values():
             try:
-                directory.sync()
-            finally:
-                directory.close()
-    if known.json:
-        _print_json({"swapped": [known.first, known.second], "durable": known.durable}, known)
+                folder.sync()
+            except OSError as exc:
+                text = "they are swapped, but a power cut may swap them back: the sync of their folder failed"
+                raise errors.DurabilityError(*errors.describe(exc.errno or errno.EIO, text, folder.path)) from exc
+    report.result({"swapped": [known.first, known.second], "durable": known.durable})
     return DONE
 
 
-def _recover(known: argparse.Namespace) -> int:
+def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
+    from ._directory import Directory
+
+    head = os.path.dirname(path.rstrip("/")) or "."
+    with errors.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
+        folder = Directory.open(head)
+    held.callback(folder.close)
+    return folder
+
+
+def _recover(known: argparse.Namespace, report: Report) -> int:
     from attrs import asdict
 
+    from ._cli_run import stoppable
     from ._recovery import RecoveryReport, recover
 
     items: list[Any] = []
     code = DONE
-    for at, folder in enumerate(known.folders):
-        _show_progress(at, len(known.folders))
-        try:
-            report = recover(folder, discard=known.discard, dry_run=known.dry_run, lock_timeout=known.lock_timeout)
-        except (errors.AtomikError, OSError) as exc:  # the other folders are looked after all the same
-            _show_progress(0, 0)
-            print(f"atomik: {say(exc)}", file=sys.stderr)
-            code = ATTENTION if isinstance(exc, errors.RollbackError) else max(code, FAILED)
-        else:
-            items += report.items
-    _show_progress(0, 0)
+    with stoppable("some of it may be done; recover again"), report.bar("folders") as bar:
+        for at, folder in enumerate(known.folders):
+            bar(at, len(known.folders))
+            try:
+                found = recover(folder, discard=known.discard, dry_run=known.dry_run, lock_timeout=known.lock_timeout)
+            except (errors.AtomikError, OSError, ValueError) as exc:  # the others are looked after all the same
+                bar(0, 0)
+                report.failed(exc)
+                code = ATTENTION if isinstance(exc, errors.RollbackError) else max(code, FAILED)
+            else:
+                items += found.items
     whole = RecoveryReport(tuple(items))
-    if known.json:
-        _print_json({"clean": whole.clean, "items": [asdict(item) for item in items]}, known)
-    else:
-        print(whole)
-    return code or (DONE if whole.clean else ATTENTION)
+    clean = whole.clean and not report.errors
+    value = {"clean": clean, "items": [asdict(item) for item in items], "errors": report.errors}
+    report.result(value, str(whole) if items or not report.errors else "")
+    return code or (DONE if clean else ATTENTION)
 
 
-def _show_progress(done: int, total: int) -> None:
-    """A bar on a terminal, nothing elsewhere; a total of 0 wipes it away."""
-    if not sys.stderr.isatty():
-        return
-    bar = ""
-    if total > 1:
-        filled = 30 * done // total
-        bar = f"[{'#' * filled}{'.' * (30 - filled)}] {done} of {total} folders"
-    print(f"\r\033[K{bar}", end="", file=sys.stderr, flush=True)
-
-
-def _doctor(known: argparse.Namespace) -> int:
+def _doctor(known: argparse.Namespace, report: Report) -> int:
     from ._capabilities import probe
+    from ._cli_run import stoppable
 
-    code, found = DONE, []
-    for folder in known.folders:
-        try:
-            found.append(probe(folder))
-        except (errors.AtomikError, OSError) as exc:
-            print(f"atomik: {say(exc)}", file=sys.stderr)
-            code = FAILED
-    if known.json:
-        _print_json({"folders": [capabilities.as_dict() for capabilities in found]}, known)
-    else:
-        print("\n\n".join(str(capabilities) for capabilities in found))
-    return code
+    found = []
+    with stoppable("nothing was changed"):
+        for folder in known.folders:
+            try:
+                found.append(probe(folder))
+            except (errors.AtomikError, OSError, ValueError) as exc:
+                report.failed(exc)
+    value = {"folders": [capabilities.as_dict() for capabilities in found], "errors": report.errors}
+    report.result(value, "\n\n".join(str(capabilities) for capabilities in found))
+    return FAILED if report.errors else DONE
 
 
-_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {
     "write": _write,
     "run": _run,
     "swap": _swap,

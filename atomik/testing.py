@@ -97,12 +97,15 @@ def crash_points(
     :param int first: begin at this call, counted from 1.
     :param int step: take every `step`-th call only, to save time.
     :returns: the number of points, an int.
+    :raises ValueError: `first` or `step` is less than 1.
     :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
         raises, with the point added to it as a note.
 
     Limit: only calls that go through atomik count; what `function` writes into files by itself is no point of its own.
     A power cut loses more than a process does: see the documentation, "how we know".
     """
+    if first < 1 or step < 1:
+        raise ValueError(f"calls are counted from 1, in steps of 1 or more, not first={first!r}, step={step!r}")
     number = first
     count = 0
     while True:

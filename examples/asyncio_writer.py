@@ -64,14 +64,22 @@ async def endless(started: asyncio.Event) -> AsyncIterator[str]:
     await asyncio.Event().wait()  # the second never comes
 
 
+async def ended(task: asyncio.Task[None]) -> None:
+    """Wait until the task has ended as cancelled; if it failed by itself, raise what it raised."""
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+        raise AssertionError("the task did not end as cancelled")
+
+
 async def cancelled_before(folder: Path) -> atomik.State:
     """Cancel while the writer waits for its second line."""
     started, tx = asyncio.Event(), atomik.transaction(overwrite=True)
     task = asyncio.create_task(publish(folder, endless(started), tx))
-    await started.wait()
+    first_line = asyncio.create_task(started.wait())
+    await asyncio.wait([first_line, task], return_when=asyncio.FIRST_COMPLETED)  # the task may fail before
     task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled(), "the task did not end as cancelled"
+    await ended(task)
     return tx.state
 
 
@@ -88,8 +96,7 @@ async def cancelled_during(folder: Path) -> atomik.State:
 
     tx = atomik.transaction(overwrite=True, progress=between_two_swaps)
     task = asyncio.create_task(publish(folder, lines_of(Path(__file__)), tx))
-    await asyncio.wait([task])
-    assert task.cancelled(), "the task did not end as cancelled"
+    await ended(task)
     assert delivered.is_set(), "nobody cancelled during the commit"
     return tx.state
 

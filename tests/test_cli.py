@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -72,6 +74,19 @@ class TestWrite:
         done = call("write", f"--mode={mode}", "out")
         assert done.returncode == 2
         assert b"invalid octal mode value" in done.stderr
+
+    def test_devices_and_pipes(self, folder: Path) -> None:
+        """What is no file is not replaced by one, however it is reached: that would cost a system its /dev/null."""
+        os.mkfifo("fifo")
+        Path("null").symlink_to("/dev/null")
+        Path("stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout
+        for name in ("fifo", "null", "stdout"):
+            before = os.lstat(name)
+            for command in (["write", "--overwrite", name], ["run", "--overwrite", "--file", name, "--", "true"]):
+                done = call(*command, input=b"x")
+                assert done.returncode == (1 if command[0] == "write" else 125)
+                assert b"a device, FIFO or socket would be replaced" in done.stderr
+            assert os.lstat(name).st_ino == before.st_ino
 
     def test_parents(self, folder: Path) -> None:
         """--parents makes what is missing above; without it that is an error with a cure."""
@@ -253,9 +268,42 @@ class TestRun:
         ours = {key: value for key, value in found.items() if key.startswith("ATOMIK_PATH_")}
         assert ours == {"ATOMIK_PATH_1": "/1", "ATOMIK_PATH_2": "/2", "ATOMIK_PATH_3": "/3", "ATOMIK_PATH__1": "/3"}
 
+    def test_names_with_braces(self) -> None:
+        """A destination whose own name has braces is found as a whole."""
+        assert fill_in(["{a{1}.txt}", "{1}", "{a|b}"], ["x/a{1}.txt", "a|b"], ["/1", "/2"]) == ["/1", "{1}", "/2"]
+
+    def test_variables_of_numbers(self) -> None:
+        """The number of an output wins over the name of another."""
+        found = environment(["2", "1"], ["/1", "/2"])
+        assert (found["ATOMIK_PATH_1"], found["ATOMIK_PATH_2"]) == ("/1", "/2")
+
 
 class TestSwap:
     """``atomik swap``."""
+
+    def test_behind_a_link(self, folder: Path) -> None:
+        """What is synced is the folder that was changed, also where ``..`` leads elsewhere than it looks."""
+        Path("real/sub").mkdir(parents=True)
+        Path("link").symlink_to("real/sub")
+        Path("real/a").write_text("a")
+        Path("b").write_text("b")
+        trace = ["strace", "-f", "-y", "-e", "trace=fsync", "-o", "trace"]
+        if shutil.which("strace") is None:
+            pytest.skip("no strace")
+        assert subprocess.run([*trace, *COMMAND, "swap", "link/../a", "b"], env=ENVIRONMENT).returncode == 0
+        synced = set(re.findall(r"fsync\(\d+<(.*)>\)", Path("trace").read_text()))
+        assert synced == {str(folder), f"{folder}/real"}
+
+    def test_failed_sync(self, folder: Path) -> None:
+        """They are swapped then, and the exit code says that this is not confirmed durable."""
+        Path("a").write_text("a")
+        Path("b").write_text("b")
+        if shutil.which("strace") is None:
+            pytest.skip("no strace")
+        trace = ["strace", "-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO"]
+        done = subprocess.run([*trace, *COMMAND, "swap", "a", "b", "--json"], env=ENVIRONMENT, capture_output=True)
+        assert (done.returncode, json.loads(done.stdout)["error"]) == (3, "DurabilityError")
+        assert Path("a").read_text() == "b"
 
     def test_swaps(self, folder: Path) -> None:
         """A file and a folder change places."""
@@ -271,8 +319,7 @@ class TestSwap:
         """Nothing to swap with is an error of one line, and nothing changed."""
         Path("a").write_text("a")
         done = call("swap", "a", "b")
-        said = b"atomik: a, b: cannot rename: No such file or directory; create what is missing, or correct the path\n"
-        assert (done.returncode, done.stderr) == (1, said)
+        assert (done.returncode, done.stderr) == (1, b"atomik: b: there is nothing to swap\n")
         assert os.listdir() == ["a"]
 
 
@@ -416,8 +463,10 @@ class TestEverywhere:
         assert b"--json" in done.stdout
 
     @pytest.mark.parametrize(
-        "arguments", [[], ["bogus"], ["write"], ["write", "a", "b"], ["write", "--over", "a"], ["swap", "a"]]
-    )
+        "arguments",
+        [[], ["bogus"], ["write"], ["write", "a", "b"], ["write", "--over", "a"], ["swap", "a"],
+         ["write", "--lock-timeout", "-1", "a"], ["recover", "--lock-timeout", "nan", "."]],
+    )  # fmt: skip
     def test_mistakes(self, arguments: list[str]) -> None:
         """A wrong command line is 2 with a usage line; abbreviations are mistakes too."""
         done = call(*arguments)
@@ -429,7 +478,7 @@ class TestEverywhere:
         [["write", "missing/out"], ["write", ""], ["write", "."], ["write", "a\nb/c"], ["swap", "", ""],
          ["recover", "file"],
          ["doctor", "file"], ["write", "x" * 300], ["write", "--keep", "sub/x", "--overwrite", "file"],
-         ["run", "--file", "x", "--file", "./x", "--", "true"], ["write", "--lock-timeout", "-1", "out"]],
+         ["run", "--file", "x", "--file", "./x", "--", "true"]],
     )  # fmt: skip
     def test_no_traceback(self, folder: Path, arguments: list[str]) -> None:
         """Whatever the user does wrong, it is told without a traceback, and as JSON where that is wanted."""
@@ -443,6 +492,75 @@ class TestEverywhere:
         """With --json an error is an object too."""
         done = call("write", "--json", "missing/out")
         assert json.loads(done.stdout)["error"] == "MissingPathError"
+
+    @pytest.mark.parametrize(
+        ("code", "error", "arguments"),
+        [(2, "UsageError", ["write", "--bogus", "a"]), (2, "UsageError", []), (2, "UsageError", ["bogus"]),
+         (125, "UsageError", ["run", "--file", "x"]), (127, "NotStartedError", ["run", "--file", "x", "--", "./none"]),
+         (126, "NotStartedError", ["run", "--file", "x", "--", "/etc/passwd"]),
+         (7, "ProgramFailed", ["run", "--file", "x", "--", "sh", "-c", "exit 7"]),
+         (143, "ProgramFailed", ["run", "--file", "x", "--", "sh", "-c", "kill $$"]),
+         (1, "MissingPathError", ["swap", "a", "b"])],
+    )  # fmt: skip
+    def test_every_failure_as_json(self, folder: Path, code: int, error: str, arguments: list[str]) -> None:
+        """Whatever the way in which it fails, the last line is an object that names it."""
+        done = call(*arguments[:1], "--json", *arguments[1:])
+        assert done.returncode == code
+        told = json.loads((done.stderr if arguments[:1] == ["run"] else done.stdout).splitlines()[-1])
+        assert told["error"] == error
+        assert told["message"]
+
+    @pytest.mark.parametrize("command", ["recover", "doctor"])
+    def test_failed_folder_as_json(self, folder: Path, command: str) -> None:
+        """A folder that could not be looked at is in the object, which is not clean then."""
+        done = call(command, "--json", "missing", ".")
+        told = json.loads(done.stdout)
+        assert (done.returncode, [each["error"] for each in told["errors"]]) == (1, ["MissingPathError"])
+        assert "missing" in told["errors"][0]["message"]
+        assert "--parents" not in told["errors"][0]["message"]
+        assert not told.get("clean")
+        assert call("recover", "missing").stdout == b""  # and not "nothing to recover"
+
+    @pytest.mark.parametrize("command", ["write", "run"])
+    def test_report_that_cannot_be_written(self, folder: Path, command: str) -> None:
+        """The output is published, and the exit code does not say that nothing was changed."""
+        calls = {
+            "write": (3, "echo x | atomik write --json out > /dev/full"),
+            "run": (125, "atomik run --json --file out -- sh -c 'echo x > {out}' 2> /dev/full"),
+        }
+        code, script = calls[command]
+        done = shell(script)
+        assert done.returncode == code
+        assert Path("out").read_text() == "x\n"
+        if command == "write":
+            assert b"it is done, but the report could not be written: No space left on device" in done.stderr
+        assert b"Traceback" not in done.stderr
+
+    def test_message_that_nobody_hears(self, folder: Path) -> None:
+        """A standard error that is full or closed changes no exit code, and does not stop the work."""
+        assert shell("atomik write missing/out 2> /dev/full < /dev/null").returncode == 1
+        done = shell("atomik write missing/out 2>&- < /dev/null")
+        assert (done.returncode, done.stdout) == (1, b"")
+        abandon(folder)
+        done = shell("atomik recover . 2>&-")
+        assert (done.returncode, os.listdir()) == (0, [])
+        assert done.stdout.startswith(b"removed: ")
+
+    def test_message_of_one_line(self, folder: Path) -> None:
+        """Control characters of a name neither break the line nor reach the terminal."""
+        Path("a\n\x1b[2Jb").touch()
+        done = call("write", "a\n\x1b[2Jb")
+        assert done.stderr.decode().startswith(f"atomik: {folder}/a\\n\\x1b[2Jb: it already exists")
+        assert done.stderr.count(b"\n") == 1
+
+    def test_characters_that_the_encoding_lacks(self, folder: Path) -> None:
+        """They are escaped; a message about them is no error of its own."""
+        Path("é\udcff").touch()
+        environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+        done = subprocess.run([*COMMAND, "write", "é\udcff"], capture_output=True, env=environment, input=b"")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"atomik: {folder}/\\xe9".encode())
+        assert b"Traceback" not in done.stderr
 
     def test_names_that_are_no_text(self, folder: Path) -> None:
         """A name of arbitrary bytes works everywhere, and comes out as these bytes."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,6 +310,40 @@ class TestWrite:
         ours.kill()
         ours.communicate()
         assert tree(folder) == before
+
+
+def open_files(pid: int) -> set[str]:
+    """Where the descriptors of a process lead to."""
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(each))
+    return found
+
+
+class TestRecover:
+    """``atomik recover`` under signals."""
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stopped(self, folder: Path, number: signal.Signals) -> None:
+        """Stopped while it waits for a lock, it says so in one line, with JSON too."""
+        (folder / ".atomik-0123456789abcdef-0").touch()  # abandoned, and to be removed under the folder's lock
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            ours = subprocess.Popen(
+                [*COMMAND, "recover", "--json", "."], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            while str(folder) not in open_files(ours.pid):  # the signals are caught before
+                assert ours.poll() is None
+            ours.send_signal(number)
+            said, told = ours.communicate(timeout=30)
+        finally:
+            os.close(held)
+            (folder / ".atomik-0123456789abcdef-0").unlink()
+        assert ours.returncode == 128 + number
+        assert told.decode() == f"atomik: stopped by {number.name}; some of it may be done; recover again\n"
+        assert json.loads(said)["error"] == "Stopped"
 
 
 def test_raised_once(folder: Path) -> None:

@@ -383,6 +383,19 @@ class TestKeep:
             atomik.file("a", overwrite=True, keep=keep)
         assert Path("a").read_text() == "one"
 
+    def test_empty_name_is_said_to_be_empty(self, folder: Path) -> None:
+        """And not to end with a slash."""
+        write("a", "one")
+        with pytest.raises(atomik.errors.InvalidDestinationError, match="keep= is empty"):
+            atomik.file("a", overwrite=True, keep="")
+
+    def test_bytes(self, folder: Path) -> None:
+        """As for every other path, bytes will do."""
+        write("a", "one")
+        with atomik.file("a", overwrite=True, keep=b"caf\xe9") as f:  # type: ignore[arg-type]
+            f.write("two")
+        assert sorted(os.listdir(b".")) == [b"a", b"caf\xe9"]
+
     def test_own_names_are_refused(self, folder: Path) -> None:
         """A backup cannot take a name that recovery would remove."""
         write("a", "one")

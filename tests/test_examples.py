@@ -187,6 +187,13 @@ def test_example(check: Callable[[Path, str], None], tmp_path: Path) -> None:
         check(tmp_path, run(check.__name__, cwd=tmp_path).stdout)
 
 
+def test_asyncio_writer_without_its_folder(tmp_path: Path) -> None:
+    """A task that fails before it is cancelled does not leave the program waiting for it."""
+    done = run("asyncio_writer", "missing", cwd=tmp_path, status=1)
+    assert "MissingPathError" in done.stderr
+    assert tree(tmp_path) == []
+
+
 def test_every_example_is_tested() -> None:
     """No program in examples/ is without a test."""
     there = {path.stem for path in EXAMPLES.glob("*.py")}
@@ -336,6 +343,15 @@ def test_publish_report_after_a_kill(tmp_path: Path) -> None:
     out = run("publish_report", source, "--overwrite", cwd=tmp_path).stdout
     assert "a run before was killed" in out
     compare(report, source)
+
+
+def test_publish_report_of_nothing(tmp_path: Path) -> None:
+    """An empty folder has a report too, with the same promises."""
+    source = tmp_path / "empty"
+    source.mkdir()
+    out = run("publish_report", source, cwd=tmp_path).stdout
+    assert "all promises held" in out
+    assert compare(tmp_path / "report", source) == {}
 
 
 def test_publish_report_refusals(tmp_path: Path) -> None:

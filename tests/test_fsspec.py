@@ -157,6 +157,18 @@ class TestSingleWrites:
         with pytest.raises(FileNotFoundError):
             fs.open("missing", "r+b")
 
+    def test_text_in_place(self, folder: Path, fs: Any) -> None:
+        """Text that is read, line by line, and written in one file object."""
+        fs.pipe("a", b"one\ntwo\n")
+        with fs.open("a", "r+") as file:
+            assert file.readline() == "one\n"
+            assert list(file) == ["two\n"]
+            file.write("three\n")
+        with fs.open("a", "r+b") as file:
+            assert file.read1(2) == b"on"
+            assert file.readline() == b"e\n"
+        assert Path("a").read_text() == "one\ntwo\nthree\n"
+
     def test_file_object(self, folder: Path, fs: Any) -> None:
         """The object is a file as others: position, size, flags, closed for ever."""
         with fs.open("a", "wb") as file:
@@ -196,6 +208,19 @@ class TestSingleWrites:
         assert sorted(os.listdir()) == ["a", "b", "c"]
         fs.rm(["a", "b"])
         assert os.listdir() == ["c"]
+
+    def test_rm_without_a_current_folder(self, folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Absolute paths need none."""
+        for name in ("gone", "set"):
+            Path(name).mkdir()
+        Path("a").touch()
+        monkeypatch.chdir("gone")
+        with pytest.raises(ValueError, match="current working directory"):
+            fs.rm(f"{folder}/gone", recursive=True)
+        (folder / "gone").rmdir()
+        fs.rm([f"{folder}/a", f"{folder}/set"], recursive=True)
+        monkeypatch.chdir(folder)
+        assert os.listdir() == []
 
     def test_staging_is_not_listed(self, folder: Path, fs: Any) -> None:
         """What other transactions have staged is not found by ls, find, walk or glob."""
@@ -352,6 +377,17 @@ class TestTransaction:
             fs.pipe("a", b"x")
         assert Path("a").is_dir()
 
+    def test_below_a_file(self, folder: Path, fs: Any) -> None:
+        """Is another mistake than a missing folder, which a recursive copy of fsspec's would pass over."""
+        Path("file").touch()
+        Path("set").mkdir()
+        Path("set/a").touch()
+        with fs.transaction:
+            with pytest.raises(NotADirectoryError):
+                fs.copy("set/a", "file/x/y", recursive=True)
+            with pytest.raises(FileNotFoundError):
+                fs.pipe("missing/x/y", b"x")
+
     def test_modes_of_files(self, folder: Path, fs: Any) -> None:
         """chmod works on what the transaction has written; on what it has not it is refused."""
         Path("a").write_text("a")
@@ -387,6 +423,29 @@ class TestTransaction:
         assert Path("hard").samefile("real/a")
         assert Path("real/b").read_text() == "b"
         assert Path("alias").is_symlink()
+
+    def test_none_inside_another(self, folder: Path, fs: Any) -> None:
+        """A second one is refused before it does anything, and the first is dropped if that is not caught."""
+        with pytest.raises(atomik.errors.TransactionStateError, match="running already"), fs.transaction:
+            fs.pipe("a", b"a")
+            with fs.transaction:
+                fs.pipe("b", b"b")
+        assert os.listdir() == []
+        fs.start_transaction()
+        with pytest.raises(atomik.errors.TransactionStateError, match="running already"):
+            fs.start_transaction()
+        fs.pipe("a", b"a")
+        fs.end_transaction()
+        assert os.listdir() == ["a"]
+
+    def test_once(self, folder: Path, fs: Any) -> None:
+        """A transaction that is over says so."""
+        transaction = fs.transaction
+        with transaction:
+            fs.pipe("a", b"a")
+        with pytest.raises(atomik.errors.TransactionStateError, match="is over"), transaction:
+            raise AssertionError
+        assert len(transaction.receipt.items) == 1
 
     def test_threads(self, folder: Path, fs: Any) -> None:
         """Threads that share the instance may write at the same time."""
@@ -427,6 +486,113 @@ class TestTransaction:
             assert found in ((("new", ["new"]),) if point.returned else (("new", ["new"]), ("old", ["old"])))
 
         assert crash_points(publish, check, prepare=prepare) > 40
+
+
+def through_moved_folder(fs: Any, top: Path) -> None:
+    fs.mv(top / "current", top / "previous")
+    fs.pipe(str(top / "previous/x"), b"new")
+    fs.rm(str(top / "previous/y"))
+
+
+def through_moved_file(fs: Any, top: Path) -> None:
+    fs.mv(top / "link", top / "moved")
+    append(fs, str(top / "moved"), 1)
+
+
+def through_new_folder(fs: Any, top: Path) -> None:
+    fs.mkdir(top / "new")
+    fs.symlink(top / "data", top / "new/data")
+    fs.pipe(str(top / "new/data/x"), b"new")
+    fs.rm(str(top / "new/data/y"))
+
+
+def through_new_link(fs: Any, top: Path) -> None:
+    fs.symlink(top / "data", top / "once")
+    fs.symlink(top / "once/x", top / "twice")
+    fs.pipe(str(top / "twice"), b"new")
+    fs.mkdir(top / "once/z")
+
+
+def beside_what_is_gone(fs: Any, top: Path) -> None:
+    fs.rm(str(top / "data"), recursive=True)
+    assert not fs.exists(top / "current")
+    assert not fs.isdir(top / "current")
+    fs.rm(str(top / "current"))
+
+
+def over_its_own_target(fs: Any, top: Path) -> None:
+    fs.mv(top / "link", top / "file")
+    fs.pipe(str(top / "link"), b"new")
+
+
+class TestLinksInTransactions:
+    """Links are followed in the tree as it will be; what one leads to is changed by the commit, like everything."""
+
+    @pytest.fixture(params=[str, os.path.basename], ids=["absolute", "relative"])
+    def tops(self, request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+        tops = tmp_path / "plain", tmp_path / "ours"
+        for top in tops:
+            (top / "data").mkdir(parents=True)
+            for name in ("data/x", "data/y", "file"):
+                (top / name).write_text("old")
+            (top / "current").symlink_to(request.param(str(top / "data")))
+            (top / "link").symlink_to(request.param(str(top / "file")))
+        return tops
+
+    PROGRAMS = pytest.mark.parametrize(
+        "program",
+        [through_moved_folder, through_moved_file, through_new_folder, through_new_link, beside_what_is_gone,
+         over_its_own_target],
+    )  # fmt: skip
+
+    @PROGRAMS
+    def test_as_if_at_once(self, tops: tuple[Path, Path], fs: Any, program: Callable[[Any, Path], None]) -> None:
+        """The commit makes what the plain filesystem makes, and until then nothing has changed."""
+        plain, ours = tops
+        before = tree(ours)
+        program(LocalFileSystem(), plain)
+        with fs.transaction:
+            program(fs, ours)
+            now = {name: entry for name, entry in tree(ours).items() if ".atomik-" not in name}
+            assert now == before
+        shown = repr(tree(ours)).replace(str(ours), str(plain))
+        assert shown == repr(tree(plain))
+
+    @PROGRAMS
+    def test_dropped(self, tops: tuple[Path, Path], fs: Any, program: Callable[[Any, Path], None]) -> None:
+        """An exception leaves everything as it was, also what lies behind the links."""
+        _, ours = tops
+        before = tree(ours)
+        with pytest.raises(Boom), fs.transaction:
+            program(fs, ours)
+            raise Boom
+        assert tree(ours) == before
+
+    def test_listed_as_they_are(self, folder: Path, fs: Any) -> None:
+        """A link that leads nowhere, to itself or to the folder above is listed, and not walked into."""
+        Path("set").mkdir()
+        Path("set/a").write_text("a")
+        for name, target in (("dangling", "nowhere"), ("loop", "loop"), ("up", ".."), ("fine", "a")):
+            Path("set", name).symlink_to(target)
+        wanted = LocalFileSystem().find(str(folder), detail=True)
+        with fs.transaction:
+            fs.touch("set/b")
+            found = fs.find(str(folder), detail=True)
+            assert found.pop(f"{folder}/set/b")["size"] == 0
+            assert found == wanted
+            assert not fs.exists("set/loop")
+            assert not fs.isfile("set/loop")
+            with pytest.raises(OSError, match="Too many levels"):
+                fs.pipe("set/loop", b"x")
+            fs.rm("set/loop")
+
+    def test_moved_onto_a_link_to_itself(self, folder: Path, fs: Any) -> None:
+        """A folder does not take the place of a link, also if that leads to the folder."""
+        Path("set").mkdir()
+        Path("link").symlink_to("set")
+        with pytest.raises(NotADirectoryError):
+            fs.mv("set", "link")
+        assert sorted(os.listdir()) == ["link", "set"]
 
 
 NAMES = st.sampled_from(["a", "b", "c", "a/x", "a/y", "b/x", "c/x/z", "a/x/z"])

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import atomik
 from tests.state import left_in, tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra atomik[fsspec]")
 AtomikFileSystem: Any = pytest.importorskip("atomik.fsspec").AtomikFileSystem
@@ -49,6 +53,19 @@ class Rotten:
 
     def __reduce__(self) -> Any:
         raise BoomError
+
+
+@contextmanager
+def full_disk(size: int = 100_000) -> Iterator[None]:
+    """No file of this process can grow further than that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
 
 class TestPandas:
@@ -162,6 +179,72 @@ class TestPyarrow:
         write(pa.table({"part": [2], "x": [7]}))
         assert sorted(os.listdir("set")) == ["1", "2", "3"]
         assert ds.dataset(f"{folder}/set/2", filesystem=fs).to_table()["x"].to_pylist() == [7]
+
+
+class TestRemovalOfWhatFailed:
+    """pyarrow removes, with os.remove, the path that it could not write: that would be the old file."""
+
+    @pytest.fixture
+    def table(self) -> Any:
+        return pytest.importorskip("pyarrow").table({"x": [float(number) ** 0.5 for number in range(100_000)]})
+
+    def ways(self, table: Any, fs: Any, path: str) -> dict[str, Callable[[], object]]:
+        import pyarrow.parquet as pq
+
+        pd = pytest.importorskip("pandas")
+
+        def in_transaction() -> None:
+            with fs.transaction:
+                pq.write_table(table, path, filesystem=fs)
+
+        return {
+            "pyarrow": lambda: pq.write_table(table, path, filesystem=fs),
+            "transaction": in_transaction,
+            "pandas by url": lambda: pd.DataFrame({"x": table["x"]}).to_parquet(f"atomik://{path}"),
+            "pandas": lambda: pd.DataFrame({"x": table["x"]}).to_parquet(path, filesystem=fs),
+        }
+
+    @pytest.mark.parametrize("way", ["pyarrow", "transaction", "pandas by url", "pandas"])
+    def test_the_old_file_stays(self, folder: Path, table: Any, fs: Any, way: str) -> None:
+        """A disk that fills up in the middle of a parquet file leaves the old one."""
+        path = f"{folder}/out.parquet"
+        Path(path).write_text("old")
+        with pytest.raises(OSError, match="File too large"), full_disk():
+            self.ways(table, fs, path)[way]()
+        assert Path(path).read_text() == "old"
+        self.ways(table, fs, path)[way]()
+        assert Path(path).stat().st_size > 100_000
+
+    def test_a_commit_that_fails(self, folder: Path, table: Any, fs: Any) -> None:
+        """What somebody put there meanwhile stays as well."""
+        path = f"{folder}/out.parquet"
+        (Path(path)).mkdir()
+        with pytest.raises(atomik.errors.WrongKindError):
+            self.ways(table, fs, path)["pyarrow"]()
+        assert Path(path).is_dir()
+
+    def test_others_may_remove(self, folder: Path, table: Any, fs: Any) -> None:
+        """Only pyarrow is stopped, only while it handles the failure, and only at that path."""
+        path = f"{folder}/out.parquet"
+        Path(path).write_text("old")
+        Path("other").touch()
+        try:
+            with full_disk():
+                self.ways(table, fs, path)["pyarrow"]()
+        except OSError:
+            os.remove("other")
+            os.remove(path)
+        assert os.listdir() == []
+
+    def test_failure_that_is_caught(self, folder: Path, fs: Any) -> None:
+        """On a full disk, too, the transaction cannot commit without the file whose writing failed."""
+        refused = pytest.raises(atomik.errors.TransactionStateError, match="cannot commit without")
+        with refused, full_disk(), fs.transaction:
+            fs.pipe("fine", b"x")
+            with pytest.raises(OSError, match="File too large") as caught, fs.open("big", "wb") as file:
+                file.write(b"x" * 200_000)
+            assert "was not published" in caught.value.__notes__[0]
+        assert os.listdir() == []
 
 
 class TestZarr:

@@ -56,6 +56,7 @@ def test_the_original_survives_recovery(folder: Path, kind: str) -> None:
         _kernel.install(before)
     report = atomik.recover(folder)
     assert [item.action for item in report.kept] == ["kept"]
+    assert atomik.recover(folder, dry_run=True).kept == report.kept
     kept = folder / report.kept[0].path
     assert str(kept) == caught.value.filename2
     assert (kept if kind == "file" else kept / "inner").read_text() == "old"

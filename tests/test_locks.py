@@ -55,6 +55,13 @@ def test_the_wait_is_bounded_and_the_folder_named(folder: Path, stranger: int) -
     assert os.listdir(folder) == []
 
 
+@pytest.mark.parametrize("timeout", [-1.0, float("nan")])
+def test_no_time_at_all(timeout: float) -> None:
+    """What is no time is refused at once; against NaN no deadline would ever pass."""
+    with pytest.raises(ValueError, match="cannot be negative"):
+        atomik.transaction(lock_timeout=timeout)
+
+
 def test_no_wait_when_none_is_wanted(folder: Path) -> None:
     """lock_timeout=0 takes a free lock all the same."""
     publish(folder, timeout=0.0)

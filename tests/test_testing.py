@@ -85,6 +85,13 @@ def test_points_can_be_left_out(folder: Path, prepare: Callable[[], None]) -> No
     assert points[-1].returned
 
 
+@pytest.mark.parametrize("wrong", [{"first": 0}, {"step": 0}, {"step": -1}])
+def test_points_that_never_come(wrong: dict[str, int]) -> None:
+    """A count that would prove nothing, or for ever, is refused."""
+    with pytest.raises(ValueError, match="counted from 1"):
+        crash_points(lambda: None, lambda point: None, **wrong)
+
+
 def test_a_function_that_fails_by_itself_is_an_error(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its traceback is shown; it must not look like a proof."""
     with pytest.raises(AssertionError, match="the function failed by itself"):

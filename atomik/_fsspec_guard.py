@@ -1,0 +1,38 @@
+"""Keeps the old file from pyarrow, which removes the path of a file whose writing failed.
+
+``pyarrow.parquet.write_table(table, path, filesystem=fs)``, and so ``DataFrame.to_parquet("atomik://…")``, clean up after
+a failure with ``os.remove(path)``, past the filesystem that they were given (pyarrow/parquet/core.py, seen in 16 to 26).
+On other filesystems that takes away half a file, or nothing.  Here what stands at the path is the old version, whole, and
+a full disk would cost it.
+
+There is no place to say no but an audit hook (PEP 578): it makes that one call fail with an OSError, which pyarrow
+expects.  Python cannot remove a hook again, so it is added when the first file is dropped in a program that uses pyarrow.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from typing import Any
+
+_MARK = "_atomik_dropped"
+_added = False
+
+
+def protect(path: str, failure: BaseException) -> None:
+    """While `failure` is handled, pyarrow cannot remove `path`."""
+    global _added  # noqa: PLW0603  one hook in a process
+    if "pyarrow" not in sys.modules:
+        return
+    vars(failure).setdefault(_MARK, []).append(path)
+    if not _added:
+        _added = True
+        sys.addaudithook(_hook)
+
+
+def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if event != "os.remove":
+        return
+    dropped = getattr(sys.exception(), _MARK, ())
+    if args[0] in dropped and str(sys._getframe(1).f_globals.get("__name__")).startswith("pyarrow."):
+        raise PermissionError(errno.EPERM, "what stands there is the old version, not what failed", args[0])
