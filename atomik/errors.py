@@ -264,6 +264,7 @@ _CURE = {
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
     _errno.ENOENT: "create the missing folder, or pass parents=True",
     _errno.ENAMETOOLONG: "choose a shorter name",
+    _errno.ENOTDIR: "a part of the path is no folder: correct it, or remove what stands there",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
 
