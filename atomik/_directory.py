@@ -228,13 +228,22 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
     try:
         if fs.handle_flags is not None:
-            return b"h" + _kernel.port.handle(name, fd, fs.handle_flags)[0]
+            return _token(fs.handle_flags, fd, name)
         found = _kernel.port.lstat(name, fd) if name else _kernel.port.fstat(fd)
     except FileNotFoundError:
         if not name:
             raise
         return None
     return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
+
+
+def _token(flags: int, fd: int, name: str) -> bytes:
+    try:
+        return b"h" + _kernel.port.handle(name, fd, flags)[0]
+    except FileNotFoundError:
+        if name:
+            _kernel.port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
+    return b"h" + _kernel.port.handle(name, fd, flags)[0]
 
 
 class Place(NamedTuple):

@@ -250,8 +250,10 @@ class Group(Prepared):
     def _clean_up(self) -> None:
         """Delete what lies beside the destinations (what is in the claims goes with them), then the journal: until then
         recovery finds in the claims what there is to delete."""
-        self.spare_readers()
-        self._delete_siblings()
+        try:
+            self.spare_readers()
+        finally:  # a Ctrl-C in there
+            self._delete_siblings()
         # Theirs stands where ours belonged: the record of it stays in the claim.
         if not self.stranded:
             self._take_down(LiveJournal.unlink)

@@ -59,8 +59,10 @@ def delete(place: Place, progress: Progress | None = None, *, known: bytes | Non
     """
     try:
         _kernel.port.unlink(place.name, place.fd)
-    except FileNotFoundError:
-        return
+    except FileNotFoundError as exc:
+        if place.stat() is None:
+            return
+        _refused(exc, "delete", str(place))
     except IsADirectoryError:
         _delete_tree(place, progress, known)
         return

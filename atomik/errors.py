@@ -269,6 +269,7 @@ _CURE = {
     _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
     _errno.ELOOP: "links on the way lead to each other: mend them, or name the real path",
+    _errno.ENOTDIR: "a part of the path is no folder: correct it, or remove what stands there",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
 

@@ -221,3 +221,37 @@ def test_spilling_fails(folder: Path) -> None:
         tx.file("f0").write("again")
     assert len(os.listdir()) == 9
     assert Path("f0").read_text() == "again"
+
+
+def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new version stands and is durable; what it displaced goes all the same."""
+
+    def interrupted(self: _commit.Commit) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_commit.Commit, "spare_readers", interrupted)
+    Path("x").write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        overwrite()
+    Path("d").mkdir()
+    monkeypatch.setattr(_kernel.Kernel, "may_write", lambda *_: False)  # so its slot is beside it
+    with pytest.raises(KeyboardInterrupt), atomik.folder("d", overwrite=True) as d:
+        (d / "y").touch()
+    assert Path("x").read_text() == "new"
+    assert os.listdir("d") == ["y"]
+    assert sorted(os.listdir()) == ["d", "x"]
+
+
+@pytest.mark.parametrize(("load", "low", "high"), [(0.0, 0.0, 0.005), (4.0, 0.03, 0.04), (1000.0, 0.09, 0.1)])
+def test_readers_of_a_displaced_folder_get_longer_where_processors_are_scarce(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, load: float, low: float, high: float
+) -> None:
+    """One that opened it right before the swap may have to wait for its turn to list it; but there is a bound."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    waits: list[float] = []
+    monkeypatch.setattr(_commit.time, "sleep", waits.append)
+    Path("d").mkdir()
+    with atomik.folder("d", overwrite=True, durable=False):
+        pass
+    assert low <= sum(waits) <= high
+    assert os.listdir("d") == []
