@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pickle
 import re
 import signal
 import stat
@@ -235,6 +236,16 @@ def test_the_path_is_plain_where_nobody_else_can_lead_it_elsewhere() -> None:
         assert _staged_in(own).parent.parent == own
         (place.inner / "way").symlink_to(own)
         assert _staged_in(place.inner / "way").parts[:2] == ("/", "proc")
+        assert _pickled_in(place.inner).startswith("/proc/")
+        assert in_child(_pickled_in, place.inner, become=VICTIM).startswith(f"{place.inner}/.atomik-")
+        assert in_child(_pickled_in, place.outside, become=0).startswith(f"{place.outside}/.atomik-")
+
+
+def _pickled_in(folder: Path) -> str:
+    with contextlib.suppress(KeyError), atomik.path(folder / "site") as new:
+        found = str(pickle.loads(pickle.dumps(new)))
+        raise KeyError
+    return found
 
 
 def _staged_in(folder: Path) -> Path:
