@@ -227,9 +227,8 @@ class Workspace:
         Root's processes get no other path than root itself: there it is not worth the risk.
         """
         for claim in self.claims.values() if os.geteuid() else ():
-            mark = claim.path_of(Place(claim.folder, ""))
-            if path.startswith(mark):
-                return os.path.join(claim.folder.path, path[len(mark) :])
+            if path.startswith(f"{claim.descriptor_path}/"):
+                return claim.folder.path + path[len(claim.descriptor_path) :]
         return path
 
     def sibling(self, directory: Directory) -> Place:
