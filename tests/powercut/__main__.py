@@ -26,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(f"cannot record here: {reason}", file=sys.stderr)
         return 2
-    # So that every mount and server is let go, as at a Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # So that every mount and server is let go, as at a Ctrl-C; which a shell's background jobs would ignore.
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, signal.default_int_handler)
     if options.replay is not None:
         return _replay(options.replay)
     if options.gate:
