@@ -92,7 +92,20 @@ class Claim:
             self._private = is_private(self.parent.path, self.parent.key)
         if self._private:
             return str(slot)
-        return f"/proc/{os.getpid()}/fd/{self.folder.fd}/{slot.name}"
+        try:
+            _kernel.port.stat(self.descriptor_path)
+        except FileNotFoundError:
+            text = (
+                "others can rename what lies in the folder, or in one above it, and without /proc there is no path that they "
+                "cannot make lead elsewhere; mount /proc, or pass tmp_dir=, a folder of your own on the same filesystem"
+            )
+            errors.fail(errors.AccessDeniedError, errno.EACCES, text, self.parent.path)
+        return f"{self.descriptor_path}/{slot.name}"
+
+    @property
+    def descriptor_path(self) -> str:
+        """A path to it that begins at our descriptor."""
+        return f"/proc/{os.getpid()}/fd/{self.folder.fd}"
 
     def release(self) -> None:
         """Remove the folder, which must be empty by now, and let go of the lock.

@@ -118,9 +118,12 @@ class DeadTransaction:
         )  # fmt: skip
 
     def _give_up(self, records: list[StepRecord]) -> None:
-        """Parts of which a folder is missing: an error, unless they do not matter any more or are to be given up."""
+        """Parts of which a folder is missing: an error, unless they are to be given up.  Once the outcome is written they do
+        not matter any more: the folder may be one that the transaction had made, and removed as it was rolled back."""
+        if self.content.outcome is not None:
+            return
         paths = [os.path.join("…", *self.intent.folders[r.dest_folder].parts, r.dest_name) for r in records]
-        if self.content.outcome is None and not self.discard:
+        if not self.discard:
             text = (
                 "a folder of an unfinished transaction (or atomik's own folder in it) was moved, removed or is not mounted, "
                 "so it cannot be undone; put it back, or give its part up with recover(discard=True)"

@@ -160,6 +160,7 @@ class StagedPath(_Path):  # type: ignore[misc, valid-type]
     """
 
     _item: Sealable
+    _elsewhere: str
 
     if sys.version_info >= (3, 12):
 
@@ -180,10 +181,11 @@ class StagedPath(_Path):  # type: ignore[misc, valid-type]
             return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
 
     @classmethod
-    def of(cls, path: str, item: Sealable) -> StagedPath:
-        """The path `path` for `item`."""
+    def of(cls, path: str, item: Sealable, elsewhere: str) -> StagedPath:
+        """The path `path` for `item`; `elsewhere` is the one for processes that it is sent to."""
         self = cls(path)
         self._item = item
+        self._elsewhere = elsewhere
         return self
 
     def __enter__(self) -> Self:
@@ -198,4 +200,4 @@ class StagedPath(_Path):  # type: ignore[misc, valid-type]
             self._item.discard(f"its block was left by {kind.__name__}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pathlib.Path, (str(self),)
+        return pathlib.Path, (self._elsewhere,)

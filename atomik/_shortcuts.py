@@ -266,7 +266,7 @@ def folder(
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
         so nobody reads half of it.  Where other users can rename that folder, or one above it, the path is one below
         ``/proc/<pid>/fd``, which they cannot make lead elsewhere; it holds for this process and its user's others, until
-        the end of the block.
+        the end of the block.  Pickled, it is the path by name all the same (but not for root), for other machines.
 
     Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
     `UnsupportedFilesystemError` where folders cannot be exchanged and ``fallback="weaker"`` was not passed.

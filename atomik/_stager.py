@@ -158,7 +158,7 @@ class Stager:
         item = self._add(StagedFolder, "folder", path, overwrite, tmp_dir, options)
         progress = self._progress
         cloned = None if progress is None else lambda done: progress("cloning", done, 0)
-        return StagedPath.of(self._open(item, lambda: item.open(base, cloned)), item)
+        return self._handed_out(item, self._open(item, lambda: item.open(base, cloned)))
 
     def path(
         self,
@@ -174,7 +174,7 @@ class Stager:
         Raises like `Transaction.file`.
         """
         item = self._add(StagedProgram, "path", path, overwrite, tmp_dir, options)
-        return StagedPath.of(self._open(item, item.open), item)
+        return self._handed_out(item, self._open(item, item.open))
 
     def symlink(
         self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False
@@ -340,6 +340,9 @@ class Stager:
                 st_dev=item.place.directory.dev,
             )  # fmt: skip
         return result
+
+    def _handed_out(self, item: Item, path: str) -> StagedPath:
+        return StagedPath.of(path, item, self._workspace.path_elsewhere(path))
 
     def _sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""

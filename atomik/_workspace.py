@@ -238,6 +238,16 @@ class Workspace:
         claim = next(claim for claim in self.claims.values() if claim.folder is slot.directory)
         return claim.path_of(slot)
 
+    def path_elsewhere(self, path: str) -> str:
+        """The same for a process that may run on another machine, where only the name leads there.
+
+        Root's processes get no other path than root itself: there it is not worth the risk.
+        """
+        for claim in self.claims.values() if os.geteuid() else ():
+            if path.startswith(f"{claim.descriptor_path}/"):
+                return claim.folder.path + path[len(claim.descriptor_path) :]
+        return path
+
     def sibling(self, directory: Directory) -> Place:
         """A fresh slot beside the destinations, for what may only be renamed within its parent."""
         return Place(directory, slot_name(self.txid, next(self.numbers)))

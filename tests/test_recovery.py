@@ -5,6 +5,7 @@ That it may be killed at every call is proved in tests/crash; hostile folders ar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -359,6 +360,27 @@ def test_a_missing_parent_can_be_given_up(pair: tuple[Path, Path]) -> None:
     report = atomik.recover(pair[0], discard=True)
     assert contents(pair[0]) == ["old"]
     assert ("x", "unreachable") in actions(report)
+    assert not left_in(pair[0].parent)
+
+
+def test_a_folder_that_went_with_a_rolled_back_transaction_is_not_missed(pair: tuple[Path, Path]) -> None:
+    """After a power cut the journal may linger in one folder, while one that the transaction had made is gone already."""
+
+    def fail(phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("swapping", total):
+            raise KeyError
+
+    def job() -> None:
+        with contextlib.suppress(KeyError), atomik.transaction(overwrite=True, progress=fail) as tx:
+            tx.file(pair[0] / "x").write("new")
+            tx.file(pair[1] / "made" / "y", parents=True).write("new")
+
+    die_at(job, "unlink")
+    assert (pair[0] / ".atomik-journal").exists()
+    shutil.rmtree(pair[1] / "made")
+    report = atomik.recover(pair[0])
+    assert report.clean
+    assert contents(pair[0]) == ["old"]
     assert not left_in(pair[0].parent)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import errors
+from atomik import _filesystem, errors
 from tests.filesystems.scenarios import look
 from tests.kernels import Recording, installed
 from tests.lab import mounts
@@ -98,12 +98,17 @@ def test_a_failed_transaction_there_is_undone(liar: Path) -> None:
     assert look(liar) == {**before, "late": "theirs"}
 
 
-def test_the_primitive_refuses_as_well(liar: Path) -> None:
+def test_the_primitive_refuses_as_well(liar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """atomik.swap, which has no transaction around it, must not destroy what it was to exchange."""
     (liar / "other").write_text("old other")
     before = look(liar)
     with pytest.raises(errors.UnsupportedFilesystemError):
         atomik.swap(liar / "report", liar / "other")
+    assert look(liar) == before
+    monkeypatch.chdir(liar)
+    _filesystem.forget()
+    with pytest.raises(errors.UnsupportedFilesystemError):  # -100: the current folder
+        atomik.swap("report", "other", first_dir_fd=-100, second_dir_fd=-100)
     assert look(liar) == before
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import pickle
 import re
 import signal
 import stat
@@ -28,7 +30,7 @@ from tests.filesystems.neighbours import (
     root,
     shared,
 )
-from tests.kernels import ALL, Acting, Call, installed
+from tests.kernels import ALL, Acting, Call, Faulty, installed
 from tests.state import NOBODY, in_child, left_in
 
 if TYPE_CHECKING:
@@ -235,6 +237,35 @@ def test_the_path_is_plain_where_nobody_else_can_lead_it_elsewhere() -> None:
         assert _staged_in(own).parent.parent == own
         (place.inner / "way").symlink_to(own)
         assert _staged_in(place.inner / "way").parts[:2] == ("/", "proc")
+        assert _pickled_in(place.inner).startswith("/proc/")
+        assert in_child(_pickled_in, place.inner, become=VICTIM).startswith(f"{place.inner}/.atomik-")
+        assert in_child(_pickled_in, place.outside, become=0).startswith(f"{place.outside}/.atomik-")
+
+
+def test_without_proc_a_path_that_others_can_lead_elsewhere_is_refused() -> None:
+    """There is none to give out then; tmp_dir= is the way."""
+    with shared() as place:
+        before = place.untouched()
+
+        def no_proc(call: Call) -> OSError | None:
+            return FileNotFoundError(errno.ENOENT, "") if str(call.args[0]).startswith("/proc/") else None
+
+        with installed(Faulty(no_proc, {"stat"})):
+            for publish in (atomik.folder, atomik.path):
+                with pytest.raises(errors.AccessDeniedError, match="tmp_dir=") as caught:
+                    publish(place.inner / "site")
+                assert caught.value.filename == str(place.inner)
+            assert not left_in(place.base)
+            with atomik.folder(place.base / "site", tmp_dir=place.outside) as new:
+                (new / "page").write_text("x")
+        assert place.untouched().keys() == before.keys()
+
+
+def _pickled_in(folder: Path) -> str:
+    with contextlib.suppress(KeyError), atomik.path(folder / "site") as new:
+        found = str(pickle.loads(pickle.dumps(new)))
+        raise KeyError
+    return found
 
 
 def _staged_in(folder: Path) -> Path:

@@ -8,6 +8,7 @@ documentation (docs/explanation/how-we-know.md), and draws them; ``--gate`` runs
 from __future__ import annotations
 
 import argparse
+import pickle
 import signal
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(f"cannot record here: {reason}", file=sys.stderr)
         return 2
-    # So that every mount and server is let go, as at a Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # So that every mount and server is let go, as at a Ctrl-C; which a shell's background jobs would ignore.
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, signal.default_int_handler)
     if options.replay is not None:
         return _replay(options.replay)
     if options.gate:
@@ -71,7 +73,11 @@ def _campaign(options: argparse.Namespace) -> int:
 
 
 def _replay(path: Path) -> int:
-    finding = campaign.Finding.load(path)
+    try:
+        finding = campaign.Finding.load(path)
+    except (OSError, EOFError, pickle.UnpicklingError, LookupError) as exc:
+        print(f"cannot replay: {path} is no finding that was saved here: {exc}", file=sys.stderr)
+        return 2
     print(f"saved: {finding}")
     problem = finding.replay()
     print(f"now:   {problem or 'the promise holds in this state'}")
@@ -80,9 +86,13 @@ def _replay(path: Path) -> int:
 
 def _gate(options: argparse.Namespace) -> int:
     rows = []
-    for row in gate.table(tuple(options.kinds)):
-        print(row, flush=True)
-        rows.append(row)
+    try:
+        for row in gate.table(tuple(options.kinds)):
+            print(row, flush=True)
+            rows.append(row)
+    except KeyboardInterrupt:
+        print("interrupted")
+        return 1
     if options.record:
         figures.record_gate(rows)
     return 0 if all(row.caught for row in rows) else 1

@@ -13,6 +13,7 @@ from tests.lab import disks
 from tests.lab.need import need
 from tests.lab.recorder import missing_recorder
 from tests.powercut import tape
+from tests.powercut.__main__ import main
 from tests.powercut.campaign import Campaign, Finding, keep
 from tests.powercut.gate import caught
 from tests.powercut.mutants import MUTANTS
@@ -98,6 +99,15 @@ def test_the_gate(name: str, kind: str) -> None:
     ready(kind)
     mutant = MUTANTS[name]
     assert caught(mutant, kind, mutant.shows[kind]) is not None, f"the mutant {name} ({mutant.rule}) survives on {kind}"
+
+
+def test_what_is_no_finding_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file, or another one: said in a line, and no traceback."""
+    ready("ext4")
+    (tmp_path / "other").write_text("other")
+    for name in ("missing", "other"):
+        assert main(["--replay", str(tmp_path / name)]) == 2
+        assert str(tmp_path / name) in capsys.readouterr().err
 
 
 def test_a_finding_is_seen_again(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_folders_that_stay_in_their_parent_keep_the_order(name: str, tmp_path: P
     assert checked
 
 
+def test_a_rollback_that_died_behind_its_record_is_made_durable_first(tmp_path: Path) -> None:
+    """Killed between writing "undone" and making that last: recovery must not take the record for durable."""
+    history = NAMED["rollback:3"]
+    plant(tmp_path, history.tree)
+    assert tape.killed(lambda: history.phases[0].perform(tmp_path, tape.saboteur(3)), "pwrite", 2)
+    disk = StrictDisk(recovering=True)
+    with installed(disk):
+        report = tape.recover(history, tmp_path)
+    disk.returned()
+    assert report.items
+    assert disk.broken == []
+    assert look(tmp_path) == history.tree
+
+
 @pytest.mark.parametrize("name", ["four/fsync", "many/True", "file-new/fsync", "file-over/fsync", "file-over/True"])
 def test_files_that_cannot_get_a_name_keep_the_order(name: str, tmp_path: Path) -> None:
     """Where an unnamed file cannot be linked it is copied, and the copy is made durable."""

@@ -159,6 +159,7 @@ def _twice() -> Iterator[History]:
     single = Phase((Write("a/f", content("newest f", 30)),), alone=True)
     yield _history("group-then-one", Phase(THREE), single)
     yield _history("rollback-then-one", Phase(THREE, ending="rollback:2"), single)
+    yield _history("rollback-made-then-group", Phase(MADE, "fsync", "rollback:2"), Phase(FOUR, "fsync"))
     yield _history("rollback-then-group", Phase(THREE, "fsync", "rollback:3"), Phase(FOUR, "fsync"))
 
 
