@@ -168,8 +168,8 @@ class Single(Commit):
         try:
             if isinstance(exc, OSError) and phase is Phase.CONFIRMING:
                 self._unconfirmed(step, exc)
-            if isinstance(exc, OSError) and phase is not Phase.CLEAN:
-                self._displaced(step)  # what cannot be looked at or unlinked is perhaps no file
+            if isinstance(exc, OSError) and phase is Phase.BEGUN:
+                self._displaced(step)  # says what is wrong with what came out
             if phase in (Phase.BEGUN, Phase.CONFIRMING):
                 raise exc
         except BaseException:

@@ -7,7 +7,7 @@ system calls.  So this knows the good way of `_commit.Single`, and nothing else:
     stage     open the folder, look at the destination, O_TMPFILE
     seal      flush, take over the mode of what is replaced; fsync when durable (I1)
     look      is there a journal?  is the folder still the one at its path?
-    publish   linkat (new); or linkat to a slot, exchange, [look, fsync of the folder,] unlink what came out
+    publish   linkat (new); or linkat to a slot, exchange, look, unlink what came out; fsync of the folder before that
 
 Everything else is a *surprise*: another kind of object, owners or attributes to be kept, a lost race, a journal, an
 error.  Then the file goes to a `Transaction` (`PlainFile.transaction`), which looks again from the beginning, and
@@ -277,15 +277,16 @@ class PlainFile(Output[IO[Any]]):
             self._phase = Phase.STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
-        if self._durable:
-            # A folder that came to stand there must not be off the disk for a moment; and nothing that came out is
-            # deleted before its successor is durable (I3).
-            if _kernel.is_folder(port.lstat(slot, folder.fd).st_mode):
-                raise IsADirectoryError
+        if _kernel.is_folder(port.lstat(slot, folder.fd).st_mode):
+            raise IsADirectoryError  # it came to stand there since, and is brought back
+        if self._durable:  # what came out outlives the sync of what took its place (I3)
             self._phase = Phase.CONFIRMING
             folder.sync()
         self._phase = Phase.PUBLISHED
-        port.unlink(slot, folder.fd)  # fails for a folder, which must not be replaced: then it is brought back
+        try:
+            port.unlink(slot, folder.fd)
+        except IsADirectoryError:
+            pass  # somebody put a folder in its place, which is not ours to delete
         self._phase = Phase.CLEAN
 
     def _close(self) -> None:

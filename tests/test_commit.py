@@ -231,8 +231,8 @@ def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch
 
     monkeypatch.setattr(_commit.Commit, "spare_readers", interrupted)
     Path("x").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        overwrite()
+    with pytest.raises(KeyboardInterrupt), atomik.file("x", overwrite=True, lock_timeout=60) as f:  # not the short way
+        f.write("new")
     Path("d").mkdir()
     monkeypatch.setattr(_kernel.Kernel, "may_write", lambda *_: False)  # so its slot is beside it
     with pytest.raises(KeyboardInterrupt), atomik.folder("d", overwrite=True) as d:
