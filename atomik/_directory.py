@@ -226,24 +226,21 @@ class Directory:
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
+    port, flags = _kernel.port, fs.handle_flags
     try:
-        if fs.handle_flags is not None:
-            return _token(fs.handle_flags, fd, name)
-        found = _kernel.port.lstat(name, fd) if name else _kernel.port.fstat(fd)
+        if flags is None:
+            found = port.lstat(name, fd) if name else port.fstat(fd)
+            return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
+        try:
+            return b"h" + port.handle(name, fd, flags)
+        except FileNotFoundError:
+            if name:
+                port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
+        return b"h" + port.handle(name, fd, flags)
     except FileNotFoundError:
         if not name:
             raise
         return None
-    return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
-
-
-def _token(flags: int, fd: int, name: str) -> bytes:
-    try:
-        return b"h" + _kernel.port.handle(name, fd, flags)[0]
-    except FileNotFoundError:
-        if name:
-            _kernel.port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
-    return b"h" + _kernel.port.handle(name, fd, flags)[0]
 
 
 class Place(NamedTuple):
@@ -262,7 +259,7 @@ class Place(NamedTuple):
 
     def identity(self) -> bytes | None:
         """The token of what stands there."""
-        return self.directory.identity(self.name)
+        return identify(self.directory.fs, self.directory.fd, self.name)
 
     def stat(self) -> os.stat_result | None:
         """lstat of what stands there."""

@@ -324,10 +324,10 @@ class Kernel:
             _raise(())
         return int(out.type & 0xFFFFFFFF)
 
-    def handle(self, name: str, dir_fd: int, flags: int) -> tuple[bytes, int]:
-        """name_to_handle_at(2), unprivileged: (type and handle as bytes, mount id); AT_HANDLE_FID in `flags`."""
+    def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
+        """name_to_handle_at(2), unprivileged: type and handle; AT_HANDLE_FID in `flags`."""
         c = _c or _libc()
-        found: tuple[bytes, int] | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
+        found: bytes | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
         if found is None:
             _raise((name,))
         return found

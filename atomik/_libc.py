@@ -13,7 +13,6 @@ import ctypes
 import functools
 import os
 import struct
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ errno = ctypes.get_errno
 #: ``struct file_handle`` (handle_bytes, handle_type, f_handle) with room for the largest, and the mount id behind it
 _HANDLE_SIZE = 8 + MAX_HANDLE
 _HANDLE_MEMORY = _HANDLE_SIZE + 4
-_ROOM = MAX_HANDLE.to_bytes(4, sys.byteorder)
+_BYTES = struct.Struct("=I")
 #: Buffers that no call is using: the kernel writes, without the lock of the interpreter, where nobody else may read.
 _handles: list[tuple[bytearray, int]] = []
 _statuses: list[tuple[bytearray, int]] = []
@@ -70,19 +69,18 @@ def _buffer(size: int) -> tuple[bytearray, int]:
     return memory, ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
-def handle(fd: int, name: bytes, flags: int) -> tuple[bytes, int] | None:
-    """(type and handle, mount id) of name_to_handle_at(2); None when it failed (see `errno`)."""
+def handle(fd: int, name: bytes, flags: int) -> bytes | None:
+    """Type and handle of name_to_handle_at(2); None when it failed (see `errno`)."""
     try:
         held = _handles.pop()
     except IndexError:
         held = _buffer(_HANDLE_MEMORY)
     memory, at = held
     try:
-        memory[:4] = _ROOM
+        _BYTES.pack_into(memory, 0, MAX_HANDLE)
         if _name_to_handle_at(fd, name, at, at + _HANDLE_SIZE, flags) < 0:
             return None
-        size = int.from_bytes(memory[:4], sys.byteorder)
-        return bytes(memory[4 : 8 + size]), int.from_bytes(memory[_HANDLE_SIZE:], sys.byteorder)
+        return bytes(memory[4 : 8 + _BYTES.unpack_from(memory)[0]])
     finally:
         _handles.append(held)
 
