@@ -15,7 +15,8 @@ Layout, for those who read the code, from the top down (arrows of import point d
     _plain                    the short way of one plain file
     _transaction, _stager     Transaction: how outputs get in and out
     _reading, _recovery       readers, and what is done about a dead transaction
-    _group, _prepare, _commit the commit protocol: several steps with a journal, one step without
+    _group, _prepare          the commit of several steps, with a journal
+    _single, _commit          the commit of one step; what both share
     _barriers                 which syncs make what durable
     _staged, _names, _items   what is to happen at one destination: stage, seal, discard
     _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it

@@ -2,7 +2,7 @@
 
 Most of what is written is a single file on a filesystem that is known well, with nothing asked for but a mode,
 ``overwrite`` and ``durable``.  There the objects of a transaction (workspace, item, step, commit) cost more than the
-system calls.  So this knows the good way of `_commit.Single`, and nothing else::
+system calls.  So this knows the good way of `_single.Single`, and nothing else::
 
     stage     open the folder, look at the destination, O_TMPFILE
     seal      flush, take over the mode of what is replaced; fsync when durable (I1)
@@ -26,11 +26,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from . import _events, _forked, _handles, _kernel
 from ._claim import new_txid, slot_name
-from ._commit import Phase
 from ._directory import JOURNAL_NAME, Directory, Place
 from ._options import checked
 from ._output import Output
 from ._receipt import ItemReceipt, Receipt, State
+from ._single import Phase
 from ._staged import StagedFile, close_quietly, is_closed
 from ._step import LINKAT, RENAMEAT2, Step
 from ._transaction import Transaction, live

@@ -1,7 +1,7 @@
 """`Transaction`: collects items, and publishes all of them or none.
 
 Everything public about a transaction is here; what it is made of lies below: items (`_staged`, `_names`), the ground
-they share (`_workspace`), the commit (`_commit`, `_group`).
+they share (`_workspace`), the commit (`_commit`, `_single`, `_group`).
 
 Threads may stage at the same time: the transaction's lock guards its lists, and each item has a lock of its own, so
 that a slow sync of one does not stop the others.  A forked child gets a dead copy (I11).
@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _events, _forked, errors
 from ._barriers import Barriers
-from ._commit import Commit, Interrupt, Phase, Single
+from ._commit import Commit, Interrupt
 from ._items import ItemState
 from ._options import Progress
 from ._receipt import Receipt, State
+from ._single import Phase, Single
 from ._stager import Stager
 from ._workspace import Workspace
 

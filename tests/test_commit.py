@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import atomik
-from atomik import _commit, _kernel, _swap, _undo, errors
+from atomik import _commit, _kernel, _single, _swap, _undo, errors
 from atomik._directory import Directory, Place
 from atomik._step import Step, Undone
 from tests.kernels import Acting, Call, Faulty, Poor, Watching, installed
@@ -41,7 +41,7 @@ class Once:
 
 def test_others_that_create_and_remove_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An overwrite that never meets the same thing twice gives up with a conflict, and nothing is left."""
-    monkeypatch.setattr(_commit, "_ATTEMPTS", 5)
+    monkeypatch.setattr(_single, "_ATTEMPTS", 5)
 
     def flip(call: Call) -> None:
         if os.path.exists("x"):
