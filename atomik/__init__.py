@@ -21,7 +21,8 @@ Layout, for those who read the code, from the top down (arrows of import point d
     _staged, _names, _items   what is to happen at one destination: stage, seal, discard
     _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it
     _journal, _records        the journal on disk, and its bytes
-    _workspace, _claim        held folders, private staging folders, rules between destinations
+    _workspace, _claim        held folders, private staging folders
+    _destinations, _paths     rules between destinations; from what a user says to a folder and a name
     _tree, _clone, _metadata  trees and attributes, by descriptor
     _directory, _filesystem   a held folder; what is known of the filesystem
     rename, flags             public primitives

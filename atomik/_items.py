@@ -27,9 +27,9 @@ from . import _compare, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._observe import Observation
 from ._options import Options
+from ._paths import split
 from ._receipt import ItemReceipt
 from ._step import Step, same_kind
-from ._workspace import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable

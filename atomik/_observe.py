@@ -78,7 +78,7 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
     Source: statx(2), name_to_handle_at(2).
     """
-    from ._workspace import split
+    from ._paths import split
 
     head, name = split(os.fsdecode(path), folder=True)
     with errors.typed("cannot observe", os.path.join(head, name)):

@@ -29,12 +29,12 @@ from ._claim import new_txid, slot_name
 from ._directory import JOURNAL_NAME, Directory, Place
 from ._options import checked
 from ._output import Output
+from ._paths import absolute, split
 from ._receipt import ItemReceipt, Receipt, State
 from ._single import Phase
 from ._staged import StagedFile, close_quietly, is_closed
 from ._step import LINKAT, RENAMEAT2, Step
 from ._transaction import Transaction, live
-from ._workspace import absolute, split
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -333,7 +333,7 @@ def update(
     from ._observe import observe
 
     if options.get("follow_symlinks"):
-        from ._workspace import followed
+        from ._paths import followed
 
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)

@@ -12,7 +12,7 @@ from attrs import define, field
 from . import _compare, _handles, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
-from ._workspace import NAME_MAX
+from ._paths import NAME_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,8 +16,9 @@ from ._handles import StagedPath
 from ._items import Item
 from ._names import Move, Removal, StagedSymlink
 from ._options import BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
+from ._paths import absolute, followed
 from ._staged import StagedFile, StagedFolder, StagedProgram
-from ._workspace import absolute, followed, refuse_append_only
+from ._workspace import refuse_append_only
 
 if TYPE_CHECKING:
     import threading
@@ -237,11 +238,11 @@ class Stager:
             options: ItemOptions = {"order": order, "preserve": "none", "keep": keep}
             item = self._add(Move, "move", dest, overwrite, None, options, lambda item: item.take(source))
             try:
-                self._workspace.register(source, None, _folder_at(source))
+                self._workspace.destinations.register(source, None, _folder_at(source))
             except BaseException:
                 self._forget(item)
                 raise
-            item.on_forget = lambda: self._workspace.unregister(source)
+            item.on_forget = lambda: self._workspace.destinations.unregister(source)
         self._open(item, item.open)
 
     def _add(
@@ -288,7 +289,7 @@ class Stager:
         found = item.look()
         item.found = found is not None
         there = found if found is not None and _kernel.is_folder(found.st_mode) else None
-        workspace.register(place, as_given, there)
+        workspace.destinations.register(place, as_given, there)
         try:
             if found is not None:
                 item.check_mounts(found)
@@ -298,7 +299,7 @@ class Stager:
             if options.keep is not None:
                 self._register_kept(item, found)
         except BaseException:
-            workspace.unregister(place)
+            workspace.destinations.unregister(place)
             raise
         self._count += 1
         self._items.append(item)
@@ -311,16 +312,16 @@ class Stager:
         if item.kept_place is not None:
             there = item.check_kept() if found is not None else None
             folder = there if there is not None and _kernel.is_folder(there.st_mode) else None
-            self._workspace.register(item.kept_place, None, folder)
+            self._workspace.destinations.register(item.kept_place, None, folder)
 
     def _forget(self, item: Item) -> None:
         """An item is out of the transaction."""
         with self._lock:
             if item in self._items:
                 self._items.remove(item)
-                self._workspace.unregister(item.place)
+                self._workspace.destinations.unregister(item.place)
                 if item.kept_place is not None:
-                    self._workspace.unregister(item.kept_place)
+                    self._workspace.destinations.unregister(item.kept_place)
                 if item.on_forget is not None:
                     item.on_forget()
             if item in self._retained:

@@ -274,7 +274,7 @@ class Transaction(Stager):
     def _take_over(self, item: StagedFile, state: State, receipt: Receipt | None, pid: int) -> None:
         """Begin with an item that the short way has staged in process `pid`, or ended already (see `_plain`)."""
         self._workspace.hold(item.place.directory)
-        self._workspace.register(item.place, item.given, None)
+        self._workspace.destinations.register(item.place, item.given, None)
         item.owner = self
         self._items.append(item)
         self._count += 1

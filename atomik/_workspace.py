@@ -1,7 +1,6 @@
-"""What the items of one transaction share: held folders, claims, slot numbers, and the rules between destinations.
+"""What the items of one transaction share: held folders, claims, slot numbers, and the destinations taken so far.
 
-The workspace resolves each path once, decides as early as possible whether a destination can work (exists, wrong kind,
-second filesystem, duplicate, nested), and knows everything that must be given back at the end.
+The workspace resolves each path once, and knows everything that must be given back at the end.
 
 Not thread-safe by itself: the transaction holds its lock while it calls in here, except for slots, which items take by
 themselves.
@@ -18,13 +17,12 @@ from typing import TYPE_CHECKING
 
 from . import _kernel, _tree, errors
 from ._claim import Claim, new_txid, slot_name
+from ._destinations import Destinations
 from ._directory import PREFIX, Directory, Place
-from ._resolve import follow, note_of, refuse_traps
+from ._paths import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-NAME_MAX = 255
 
 
 class Workspace:
@@ -39,12 +37,7 @@ class Workspace:
         self._by_key: dict[tuple[int, int, int], Directory] = {}
         self._made: list[Place] = []
         self._made_in: list[Directory] = []
-        #: the names in each folder, with the path as given where it is another than the folder's and the name
-        self._destinations: dict[tuple[int, int, int], dict[str, str | None]] = {}
-        self._chains: dict[tuple[int, int, int], frozenset[tuple[int, int]]] = {}
-        self._displaced: dict[tuple[int, int], str] = {}
-        #: the folders in which something of ours lies or will lie, each with the path that brought it in
-        self._used: dict[tuple[int, int, int], str] = {}
+        self.destinations = Destinations()
 
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
@@ -60,7 +53,7 @@ class Workspace:
         try:
             folder = Directory.open(path)
         except FileNotFoundError as exc:
-            self._refuse_inside_staged(path, wanted or path)
+            self.destinations.refuse_inside(path, wanted or path)
             if not parents:
                 text = "cannot write there: the folder does not exist; create it"
                 text += " or pass parents=True" if wanted is not None else ""
@@ -113,89 +106,6 @@ class Workspace:
         """The parents of folders that ``parents=True`` made, whose new entries must become durable too."""
         return [place.directory for place in self._made]
 
-    # --- rules between destinations ------------------------------------------------------------------------------
-    def register(self, place: Place, given: str | None, folder_there: os.stat_result | None) -> None:
-        """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
-
-        `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
-        folder that the item would displace.
-        """
-        path = given or str(place)
-        directory = place.directory
-        key = directory.place_key
-        there = self._destinations.get(key)
-        if there is None:
-            self._same_filesystem(directory, path)
-        elif place.name in there:
-            text = "the same destination is staged twice in one transaction"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, there[place.name] or str(place))
-        self._not_nested(key, directory, path, folder_there)
-        if there is None:
-            there = self._destinations[key] = {}
-        there[place.name] = given
-        if folder_there is not None:
-            self._displaced[folder_there.st_dev, folder_there.st_ino] = path
-
-    def unregister(self, place: Place) -> None:
-        """Let a destination go, so that it may be staged again."""
-        key = place.directory.place_key
-        there = self._destinations.get(key, {})
-        path = there.pop(place.name, None) or str(place)
-        if not there:
-            self._destinations.pop(key, None)
-        self._displaced = {k: p for k, p in self._displaced.items() if p != path}
-
-    def _same_filesystem(self, directory: Directory, path: str) -> None:
-        if not self._destinations:
-            return
-        first_key, names = next(iter(self._destinations.items()))
-        if first_key[0] != directory.dev or first_key[2] != directory.mount:
-            first = self._given(first_key, *next(iter(names.items())))
-            where = "different filesystems" if first_key[0] != directory.dev else "different mounts of one filesystem"
-            text = (
-                f"destinations lie on {where} (st_dev {directory.dev} and {first_key[0]}); "
-                "one transaction needs one filesystem: use a transaction for each"
-            )
-            error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, path, first))
-            error.devices = (directory.dev, first_key[0])
-            raise error
-
-    def _not_nested(
-        self, key: tuple[int, int, int], directory: Directory, path: str, folder_there: os.stat_result | None
-    ) -> None:
-        # With a single item nothing can be nested, so the walk up waits until there is a second one, or a tmp_dir.
-        if self._displaced:
-            self._not_in_displaced(key, directory, path)
-        if folder_there is not None:
-            me = (folder_there.st_dev, folder_there.st_ino)
-            for other_key, other in self._used.items():
-                if me in self._chain(other_key, self._by_key[other_key]):
-                    _nested(other, path)
-        self._used.setdefault(key, path)
-
-    def _not_in_displaced(self, key: tuple[int, int, int], directory: Directory, path: str) -> None:
-        for above in self._chain(key, directory) & self._displaced.keys():
-            _nested(path, self._displaced[above])
-
-    def _chain(self, key: tuple[int, int, int], directory: Directory) -> frozenset[tuple[int, int]]:
-        """A folder and all that it lies in."""
-        chain = self._chains.get(key)
-        if chain is None:
-            chain = self._chains[key] = frozenset(directory.ancestors())
-        return chain
-
-    def _refuse_inside_staged(self, parent: str, path: str) -> None:
-        """The parent is missing: perhaps because it is itself a destination of this transaction."""
-        for key, names in self._destinations.items():
-            for name, given in names.items():
-                staged = self._given(key, name, given)
-                if (parent + "/").startswith(staged.rstrip("/") + "/"):
-                    _nested(path, staged)
-
-    def _given(self, key: tuple[int, int, int], name: str, given: str | None) -> str:
-        """The path of a destination, as its user gave it."""
-        return given or self._by_key[key].child(name)
-
     # --- staging -------------------------------------------------------------------------------------------------
     def staging(self, place: Place, tmp_dir: str | None, path: str) -> Directory:
         """The folder in which the item is staged: the parent, or `tmp_dir` if that lies on the same mount."""
@@ -211,9 +121,7 @@ class Workspace:
             error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, tmp_dir, path))
             error.devices = (folder.dev, parent.dev)
             raise error
-        key = (*folder.key, folder.mount)
-        self._not_in_displaced(key, folder, tmp_dir)
-        self._used.setdefault(key, tmp_dir)
+        self.destinations.use(folder, tmp_dir)
         return folder
 
     def claim(self, directory: Directory) -> Claim:
@@ -339,80 +247,8 @@ def empty(claim: Claim, txid: str, cleaned: Callable[[int], None] | None = None)
         raise failure
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
-    """The path from the root, nothing folded or resolved: to fold ``..`` away would be wrong behind a symlink."""
-    name = path if type(path) is str else os.fsdecode(path)
-    if not name or name[0] == "/":
-        return name
-    try:
-        return os.path.join(os.getcwd(), name)
-    except OSError as exc:
-        raise errors.system_error(exc, "the current folder is gone", name) from exc
-
-
-def followed(path: str) -> str:
-    """Where a link at `path` leads in the end, there or not; anything else is left as it is.
-
-    A link of another user is not followed where `_resolve` would not follow it either.
-    """
-    with errors.typed("cannot follow the link", path):
-        target, owners = follow(path)
-        if owners:
-            above = note_of(os.path.dirname(target.rstrip("/")) or "/")
-            try:
-                refuse_traps(path, owners, _kernel.port.fstat(above).st_uid)
-            finally:
-                _kernel.port.close(above)
-    return target
-
-
-def split(path: str, *, folder: bool) -> tuple[str, str]:
-    """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
-    fold it away would be wrong behind a symlink."""
-    head, _, name = path.rpartition("/")
-    # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
-    if name in ("", ".", "..") or 4 * len(name) > NAME_MAX or name.startswith(PREFIX) or "\0" in path:
-        head, name = _split_odd(path, folder=folder)
-    if head[:1] != "/" and path[0] != "/":
-        try:
-            head = os.path.join(os.getcwd(), head)
-        except OSError as exc:
-            raise errors.system_error(exc, "the current folder is gone", path) from exc
-    return head.rstrip("/") or "/", name
-
-
-def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
-    """The same for a path with something remarkable in it, or the error for it."""
-    if not path:
-        errors.fail(
-            errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path
-        )
-    if "\0" in path:
-        errors.fail(errors.InvalidDestinationError, errno.EINVAL, "the destination contains a NUL character", path)
-    bare = path.rstrip("/")
-    if bare != path and not folder:
-        text = "a file's name cannot end with a slash; drop it, or use folder()"
-        errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, path)
-    head, _, name = bare.rpartition("/")
-    if name in ("", ".", ".."):
-        text = "the destination must end with a name, not with '.', '..' or '/'"
-        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
-    if len(os.fsencode(name)) > NAME_MAX:
-        text = f"the name is longer than {NAME_MAX} bytes; choose a shorter one"
-        errors.fail(errors.InvalidDestinationError, errno.ENAMETOOLONG, text, path)
-    if name.startswith(PREFIX):
-        text = f"names that begin with {PREFIX!r} are atomik's own; choose another"
-        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
-    return head, name
-
-
 def refuse_append_only(directory: Directory, path: str) -> None:
     """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
     if directory.append_only:
         text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
         errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; take the flag away, or write elsewhere", path)
-
-
-def _nested(inner: str, outer: str) -> None:
-    text = "one destination lies inside another of the same transaction; write into the staged folder instead"
-    errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)

@@ -15,7 +15,8 @@ import atomik
 from atomik import _filesystem, errors
 from atomik._claim import Claim
 from atomik._directory import Directory, Place
-from atomik._workspace import Workspace, split
+from atomik._paths import split
+from atomik._workspace import Workspace
 from tests.kernels import Acting, Faulty, Recording, installed
 from tests.state import descriptors, left_in, tree
 
