@@ -115,6 +115,16 @@ def update() -> None:
 SINGLE = [new_file, overwritten_file, new_folder, overwritten_folder, program, parents, symlink, removal]
 CHAINS = [move, keep, update]
 
+#: Six items with every errno; a plain run tries the others with two that differ in what they mean, the slow one with all.
+CASES = [
+    pytest.param(
+        job, number, id=f"{job.__name__}-{name}",
+        marks=() if job is six_items or number in (errno.ENOSPC, errno.ENOENT) else pytest.mark.slow,
+    )
+    for job in (six_items, *SINGLE, *CHAINS)
+    for number, name in zip(ERRNOS, by_name, strict=True)
+]  # fmt: skip
+
 
 class Field:
     """A place where a job is run again and again, from the same start."""
@@ -198,8 +208,7 @@ def check(field: Field, exc: BaseException | None, kernel: Faulty, number: int) 
     assert not field.leaked(), where
 
 
-@pytest.mark.parametrize("number", ERRNOS, ids=by_name)
-@pytest.mark.parametrize("job", [six_items, *SINGLE, *CHAINS], ids=lambda job: job.__name__)
+@pytest.mark.parametrize(("job", "number"), CASES)
 def test_every_changing_call_fails(field: Callable[..., Field], job: Callable[[], None], number: int) -> None:
     """Whatever call that changes something fails, all is old with an exact error, or all is new; nothing is left."""
     ground = field(job)
@@ -211,8 +220,7 @@ def test_every_changing_call_fails(field: Callable[..., Field], job: Callable[[]
             check(ground, exc, point.kernel, number)
 
 
-@pytest.mark.parametrize("number", ERRNOS, ids=by_name)
-@pytest.mark.parametrize("job", [six_items, *SINGLE, *CHAINS], ids=lambda job: job.__name__)
+@pytest.mark.parametrize(("job", "number"), CASES)
 def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], number: int) -> None:
     """Nor does it matter when one fails that only looks."""
     ground = field(job)

@@ -308,7 +308,7 @@ def test_histories_agree_with_the_model() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=EXAMPLES or 60,
+            max_examples=EXAMPLES or 40,
             stateful_step_count=20,
             derandomize=not EXAMPLES,
             database=None,
