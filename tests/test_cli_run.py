@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,22 +312,6 @@ class TestWrite:
         assert tree(folder) == before
 
 
-def open_files(pid: int) -> set[str]:
-    """Where the descriptors of a process lead to."""
-    found = set()
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.add(os.readlink(each))
-    return found
-
-
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
-    return bool(int(caught, 16) >> (number - 1) & 1)
-
-
 class TestRecover:
     """``atomik recover`` under signals."""
 
@@ -341,8 +325,7 @@ class TestRecover:
             ours = subprocess.Popen(
                 [*COMMAND, "recover", "--json", "."], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
-            # Python itself catches SIGINT, and opens the folder when it looks for modules: neither says that we are there.
-            while not (catches(ours.pid, signal.SIGTERM) and str(folder) in open_files(ours.pid)):
+            while not _kernel.port.awaited(held):  # it says so while it waits
                 assert ours.poll() is None
             ours.send_signal(number)
             said, told = ours.communicate(timeout=30)
