@@ -36,7 +36,7 @@ class Run:
         """Everything, one filesystem after the other."""
         rounds = 100 if self.quick else 1000
         for kind in self.kinds:
-            with places.place(kind, 3 * GIB) as folder:
+            with places.place(kind, 5 * GIB) as folder:  # old, new and plain of 1 GiB each, and room
                 for overwrite in (False, True):
                     word = "overwrite" if overwrite else "new"
                     self.note(
@@ -50,7 +50,9 @@ class Run:
                         cases.one_file(folder, rounds // 5, self.home, overwrite=overwrite, durable=True),
                     )
                 self.note("1,000 files", kind, cases.many_files(folder, 1000, 3 if self.quick else 7))
-                self.note("1 GiB", kind, cases.bandwidth(folder, GIB // 8 if self.quick else GIB, 3))
+                self.note(
+                    "1 GiB", kind, cases.bandwidth(folder, GIB // 8 if self.quick else GIB, 3 if self.quick else 7)
+                )
                 self.note(
                     "clone 10,000", kind, cases.cloning(folder, 1000 if self.quick else 10_000, 3 if self.quick else 7)
                 )
