@@ -90,6 +90,9 @@ class Move(Item):
         """Say what is to be moved; looked at now, and again under the locks."""
         self.source = source
         self._look()
+        if self._there != "folder" and self.path.endswith("/"):
+            text = "only a folder's name may end with a slash; drop it"
+            errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
 
     def open(self) -> None:
         """Reserve the slot."""

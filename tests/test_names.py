@@ -165,6 +165,18 @@ def test_source_goes_meanwhile(folder: Path) -> None:
     assert os.listdir() == []
 
 
+def test_move_to_a_name_with_a_slash(folder: Path) -> None:
+    """Only a folder may get one."""
+    Path("file").touch()
+    Path("d").mkdir()
+    with pytest.raises(errors.InvalidDestinationError, match="drop it") as caught, atomik.transaction() as tx:
+        tx.move("file", "new/")
+    assert caught.value.filename == f"{folder}/new/"
+    with atomik.transaction() as tx:
+        tx.move("d", "new/")
+    assert sorted(os.listdir()) == ["file", "new"]
+
+
 def test_move_into_itself(folder: Path) -> None:
     """A folder cannot go into itself, also not by a symlinked path."""
     Path("d/sub").mkdir(parents=True)
