@@ -40,7 +40,8 @@ class Destinations:
         if taken is None:
             self._same_filesystem(directory, path)
         elif place.name in taken[1]:
-            text = "the same destination is staged twice in one transaction; a name changes once: stage what it is to be in the end"
+            text = "the same destination is staged twice in one transaction; a name changes once, "
+            text += "so stage what is to stand there in the end"
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, taken[1][place.name] or str(place))
         self._not_nested(directory, path, folder_there)
         if taken is None:
