@@ -201,7 +201,7 @@ class PlainFile(Output[IO[Any]]):
             except _Surprise:
                 self.transaction._publish()
             except BaseException as exc:  # noqa: BLE001  goes on from there
-                self._resume(exc)
+                self._resume(exc, started)
             else:
                 self._state = State.COMMITTED
                 self._duration = time.perf_counter() - started
@@ -341,10 +341,10 @@ class PlainFile(Output[IO[Any]]):
         live.pop(id(self), None)
         return transaction
 
-    def _resume(self, exc: BaseException) -> None:
+    def _resume(self, exc: BaseException, started: float) -> None:
         """Stopped by an error or an interrupt: the transaction brings it to an end, the one way or the other."""
         transaction = self.transaction
-        transaction._resume(None if self._phase is Phase.STAGED else self._step(), exc, self._phase)
+        transaction._resume(None if self._phase is Phase.STAGED else self._step(), exc, self._phase, started)
 
     def _step(self) -> Step:
         dest = Place(self._folder, self._name)

@@ -179,7 +179,7 @@ class Transaction(Stager):
             raise self._commit_error(exc, commit) from exc
         raise exc
 
-    def _resume(self, step: Step | None, exc: BaseException, phase: Phase) -> None:
+    def _resume(self, step: Step | None, exc: BaseException, phase: Phase, started: float) -> None:
         """Bring to its end what `_plain` began: `step`, if it came to one, and what stopped it, and where."""
         commit: Single | None = None
         try:
@@ -189,7 +189,9 @@ class Transaction(Stager):
             self._commit = commit
             commit.resume(step, exc, phase)
         except BaseException as final:  # noqa: BLE001  goes on from there
+            self._duration = time.perf_counter() - started
             self._fail(final, commit)
+        self._duration = time.perf_counter() - started
         self._finish(commit)
 
     def _tell_failure(self, commit: Commit | None, exc: BaseException) -> None:

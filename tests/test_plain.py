@@ -252,6 +252,7 @@ def test_a_slot_that_cannot_be_unlinked_is_told(folder: Path) -> None:
     with installed(Faulty.every("unlink", errno.EIO)):
         receipt = write()
     assert "Input/output error" in receipt.leftovers[0]
+    assert receipt.duration > 0
     assert Path("x").read_text() == "new"
     assert len(left_in(folder)) == 1
     atomik.recover(".")
