@@ -257,7 +257,7 @@ def _mount(directory: Directory) -> tuple[str, str]:
     """(mount point, type) of the folder's mount; the type is "" where /proc does not tell."""
     port = _kernel.port
     point, up = directory.real_path(), ".."
-    while point != "/" and port.mount_of(directory.fd, up)[2] == directory.mount:
+    while point != "/" and port.look(directory.fd, up).mount == directory.mount:
         point, up = os.path.dirname(point), up + "/.."
     kind = ""
     for line in _text_of("/proc/self/mountinfo").splitlines():

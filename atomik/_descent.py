@@ -174,7 +174,7 @@ class Descent:
             fd = port.open("..", _FOLDER, self.level.fd)
         except OSError as exc:
             self.fail(exc, level=above)
-        if port.mount_of(fd)[:3] != above.key:
+        if port.look(fd).place_key != above.key:
             port.close(fd)
             self.moved(level=above)
         above.fd, self._lowest = fd, at
@@ -212,7 +212,7 @@ class Descent:
 
     def _on_our_mount(self, fd: int, name: str) -> int:
         """For kernels that cannot check it while opening."""
-        if _kernel.port.mount_of(fd)[2] != self.top.mount:
+        if _kernel.port.look(fd).mount != self.top.mount:
             _kernel.port.close(fd)
             self.mount(name)
         return fd
@@ -272,7 +272,7 @@ class Descent:
     def _evict(self) -> None:
         """Let the uppermost open level go."""
         level = self.levels[self._lowest]
-        level.key = _kernel.port.mount_of(level.fd)[:3]
+        level.key = _kernel.port.look(level.fd).place_key
         self._lowest += 1
         fd, level.fd = level.fd, -1
         _kernel.port.close(fd)

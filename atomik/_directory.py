@@ -27,8 +27,6 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from attrs import define, field
-
 from . import _filesystem, _forked, _kernel, errors
 from ._resolve import open_folder
 
@@ -43,24 +41,26 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY
 GIVE_WAY = 1.0
 
 
-@define(eq=False)
 class Directory:
-    """An open folder.  ``path`` is the absolute path it was reached by, for messages and for `still_there`."""
+    """An open folder.
 
-    path: str
-    fd: int
-    dev: int
-    ino: int
-    mount: int
-    unique_mount: bool
-    #: names can be added to it and never taken away (chattr +a)
-    append_only: bool = False
-    _fs: Filesystem | None = field(default=None, init=False)
-    #: (st_dev, st_ino, mount): one tuple for all who use it as a key
-    place_key: tuple[int, int, int] = field(init=False)
+    ``path`` is the absolute path it was reached by, for messages and for `still_there`; ``place_key`` is (st_dev, st_ino,
+    mount id), one tuple for all who use it as a key; ``append_only`` says that names can be added to it and never taken
+    away (chattr +a).
+    """
 
-    def __attrs_post_init__(self) -> None:
-        self.place_key = (self.dev, self.ino, self.mount)
+    __slots__ = ("_fs", "append_only", "dev", "fd", "ino", "mount", "path", "place_key", "unique_mount")
+
+    _fs: Filesystem | None
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path, self.fd, self._fs = path, fd, None
+        found = _kernel.port.look(fd)
+        self.dev, self.ino, self.mount = self.place_key = found.place_key
+        self.unique_mount, self.append_only = found.unique_mount, found.append_only
+
+    def __repr__(self) -> str:
+        return f"<Directory {self.path!r}>"
 
     @classmethod
     def open(cls, path: str, dir_fd: int | None = None, *, follow: bool = True) -> Directory:
@@ -69,15 +69,14 @@ class Directory:
 
         Read permission is needed, for fsync and flock want a readable descriptor (EBADF on O_PATH).
         """
-        kernel = _kernel.port
         if dir_fd is None:
             fd = open_folder(path)
         else:
-            fd = kernel.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+            fd = _kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
-            return cls(path, fd, *kernel.mount_of(fd)[:5])
+            return cls(path, fd)
         except BaseException:
-            kernel.close(fd)
+            _kernel.port.close(fd)
             raise
 
     @classmethod
@@ -86,7 +85,7 @@ class Directory:
         kernel = _kernel.port
         fd = kernel.open_beneath(path, _OPEN, start.fd, resolve)
         try:
-            return cls(os.path.normpath(start.child(path)), fd, *kernel.mount_of(fd)[:5])
+            return cls(os.path.normpath(start.child(path)), fd)
         except BaseException:
             kernel.close(fd)
             raise
@@ -117,10 +116,10 @@ class Directory:
     def still_there(self) -> bool:
         """Whether the path still leads to this folder."""
         try:
-            now = _kernel.port.stat(self.path)
+            now = _kernel.port.look_at(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return (now.st_dev, now.st_ino) == (self.dev, self.ino)
+        return now.ino == self.ino and now.dev == self.dev  # ids of mounts may change: bind mounts, another namespace
 
     def real_path(self) -> str:
         """Where the kernel says that it lies now, without links."""

@@ -51,16 +51,13 @@ class Filesystem:
     syncfs: bool
     #: flags for name_to_handle_at, or None where identities are inode numbers
     handle_flags: int | None
+    #: the flags of renameat2 need no probe here
+    trusted: bool
     tmpfile: bool | None = None
     noreplace: bool | None = None
     exchange: bool | None = None
     #: reports an exchange as done without doing it
     lies: bool = False
-
-    @property
-    def trusted(self) -> bool:
-        """Whether the flags of renameat2 need no probe here."""
-        return self.name in _TRUSTED_FLAGS
 
 
 _remembered: dict[int, Filesystem] = {}
@@ -81,8 +78,9 @@ def _ask(fd: int) -> Filesystem:
     name, syncfs = _KNOWN.get(magic, (f"0x{magic:x}", False))
     # A FUSE handle is the server's node number, which it may forget and renumber at any time.
     flags = None if name == "fuse" else _handle_flags(fd)
-    known = True if name in _TRUSTED_FLAGS else None
-    return Filesystem(name, magic, syncfs, flags, None, known, known)
+    trusted = name in _TRUSTED_FLAGS
+    known = trusted or None
+    return Filesystem(name, magic, syncfs, flags, trusted, None, known, known)
 
 
 def _handle_flags(fd: int) -> int | None:

@@ -10,12 +10,13 @@ sealed, and the item, not the file object, decides when the descriptor is closed
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import sys
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
 
-from . import errors
+from . import _kernel, errors
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,20 +30,59 @@ class Sealable(Protocol):
     def discard(self, reason: str = ...) -> None: ...
 
 
-class _Raw(io.FileIO):
-    """The unbuffered layer: errors of write(2) name the destination."""
+class _Raw(io.RawIOBase):
+    """The unbuffered layer: errors of write(2) name the destination, and closing leaves the descriptor open.
+
+    Not an `io.FileIO`, which looks at the file before it is written: a file whose times somebody has looked at costs
+    the filesystem more when it changes (see `_libc`).
+    """
+
+    def __init__(self, fd: int, name: str, mode: str) -> None:
+        self._fd, self.name, self.mode = fd, name, mode
+
+    def fileno(self) -> int:
+        return self._fd if self._fd >= 0 else self._refuse()
+
+    def readable(self) -> bool:
+        return self.fileno() >= 0 and self.mode != "wb"
+
+    def writable(self) -> bool:
+        return self._fd >= 0 or self._refuse()
+
+    seekable = writable
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self.readable():
+            raise io.UnsupportedOperation("File not open for reading")
+        return os.readv(self._fd, [buffer])
 
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            return _kernel.port.write(self._fd, data)
         except OSError as exc:
-            raise errors.system_error(exc, "cannot write the staged content", str(self.name)) from exc
+            self.fileno()  # closed?
+            raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return os.lseek(self.fileno(), offset, whence)
+
+    def tell(self) -> int:
+        return os.lseek(self.fileno(), 0, os.SEEK_CUR)
 
     def truncate(self, size: int | None = None, /) -> int:
+        size = self.tell() if size is None else size
         try:
-            return super().truncate(size)
+            _kernel.port.truncate(self.fileno(), size)
         except OSError as exc:
-            raise errors.system_error(exc, "cannot resize the staged content", str(self.name)) from exc
+            raise errors.system_error(exc, "cannot resize the staged content", self.name) from exc
+        return size
+
+    def close(self) -> None:
+        self._fd = -1
+        super().close()
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError("I/O operation on closed file")
 
 
 class _Sealing:
@@ -111,7 +151,6 @@ def open_handle(
     item: Sealable | None,
     name: str,
     mode: tuple[str, bool, bool],
-    *,
     buffering: int,
     encoding: str | None,
     errors: str | None,
@@ -121,32 +160,21 @@ def open_handle(
     base, readable, binary = mode
     if buffering == 0 and not binary:
         raise ValueError("can't have unbuffered text I/O")
-    raw_mode = "rb+" if readable or base == "r" else "wb"
-    if binary and buffering == 0:
-        handle: Any = StagedRaw(fd, raw_mode, closefd=False)
-        handle.name = name
-    else:
-        raw = _Raw(fd, raw_mode, closefd=False)
-        raw.name = name
-        size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
-        handle = _buffered(raw, size, readable or base == "r", binary, (encoding, errors, newline, buffering == 1))
+    reads = readable or base == "r"
+    raw = (_Raw if buffering or not binary else StagedRaw)(fd, name, "rb+" if reads else "wb")
+    size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     if not binary:
+        buffer = (io.BufferedRandom if reads else io.BufferedWriter)(raw, size)
+        handle: Any = StagedText(buffer, encoding, errors, newline, buffering == 1)
         handle.mode = base + ("+" if readable else "")
+    elif buffering:
+        handle = (StagedRandom if reads else StagedWriter)(raw, size)
+    else:
+        handle = raw
     if base == "a":
         handle.seek(0, io.SEEK_END)
     handle._item = item
     return handle  # type: ignore[no-any-return]
-
-
-def _buffered(
-    raw: _Raw, size: int, readable: bool, binary: bool, text: tuple[str | None, str | None, str | None, bool]
-) -> Any:
-    kinds: tuple[type, type] = (StagedRandom, StagedWriter) if binary else (io.BufferedRandom, io.BufferedWriter)
-    buffer = kinds[0 if readable else 1](raw, size)
-    if binary:
-        return buffer
-    encoding, error_handler, newline, line_buffering = text
-    return StagedText(buffer, encoding, error_handler, newline, line_buffering)
 
 
 _Path = type(pathlib.Path())

@@ -317,7 +317,7 @@ class Item:
             inside = _tree.has_foreign_mount(place)
         else:
             try:
-                there = _kernel.port.mount_of(place.fd, place.name)[2] if mount else 0
+                there = _kernel.port.look(place.fd, place.name).mount if mount else 0
             except FileNotFoundError:
                 return  # removed since it was looked at
             inside = str(place) if there != mount else None

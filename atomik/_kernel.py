@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ._libc import Look
+
 NOREPLACE = 1
 EXCHANGE = 2
 
@@ -102,9 +104,8 @@ class Kernel:
         """A new named file; EEXIST when the name is taken, also by a dangling link."""
         return os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
-    def close(self, fd: int) -> None:
-        """close(2).  Writeback errors do not show here; that is what `fsync` is for."""
-        os.close(fd)
+    #: close(2).  Writeback errors do not show here; that is what `fsync` is for.
+    close = staticmethod(os.close)
 
     # --- names ---------------------------------------------------------------------------------------------------
     def mkdir(self, name: str, mode: int, dir_fd: int | None) -> None:
@@ -180,13 +181,11 @@ class Kernel:
         return os.lseek(fd, offset, whence)
 
     # --- durability ----------------------------------------------------------------------------------------------
-    def fsync(self, fd: int) -> None:
-        """fsync(2): the file or folder, with what is needed to find it."""
-        os.fsync(fd)
+    #: fsync(2): the file or folder, with what is needed to find it.
+    fsync = staticmethod(os.fsync)
 
-    def fdatasync(self, fd: int) -> None:
-        """fdatasync(2): content, and metadata only as far as reading the content needs it (its size)."""
-        os.fdatasync(fd)
+    #: fdatasync(2): content, and metadata only as far as reading the content needs it (its size).
+    fdatasync = staticmethod(os.fdatasync)
 
     def syncfs(self, fd: int) -> None:
         """syncfs(2): the whole filesystem; reports writeback errors since Linux 5.8."""
@@ -195,12 +194,11 @@ class Kernel:
 
     def start_writeback(self, fd: int) -> None:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE: start, do not wait.  A head start, never a guarantee."""
-        if _libc().sync_file_range(fd, 0, 0, 2) < 0:
+        if _libc().start_writeback(fd) < 0:
             _raise(())
 
-    def flock(self, fd: int, operation: int) -> None:
-        """flock(2); LOCK_NB gives BlockingIOError while somebody holds it."""
-        fcntl.flock(fd, operation)
+    #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
+    flock = staticmethod(fcntl.flock)
 
     def announce(self, fd: int, waiting: bool) -> None:
         """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on an open folder, which holds nobody up, has nothing to do with
@@ -213,9 +211,8 @@ class Kernel:
         return int.from_bytes(found[:2], sys.byteorder) != fcntl.F_UNLCK
 
     # --- attributes ----------------------------------------------------------------------------------------------
-    def fchmod(self, fd: int, mode: int) -> None:
-        """fchmod(2)."""
-        os.fchmod(fd, mode)
+    #: fchmod(2).
+    fchmod = staticmethod(os.fchmod)
 
     def fchown(self, fd: int, uid: int, gid: int) -> None:
         """fchown(2); -1 leaves an id as it is."""
@@ -237,29 +234,31 @@ class Kernel:
         """chmod(2) of ``/proc/self/fd/N``: what can be opened with O_PATH only, which fchmod(2) refuses (EBADF)."""
         os.chmod(path, mode)
 
-    def listxattr(self, fd: int) -> list[str]:
-        """flistxattr(2)."""
-        return os.listxattr(fd)
+    #: flistxattr(2).
+    listxattr = staticmethod(os.listxattr)
 
-    def getxattr(self, fd: int, name: str) -> bytes:
-        """fgetxattr(2)."""
-        return os.getxattr(fd, name)
+    #: fgetxattr(2).
+    getxattr = staticmethod(os.getxattr)
 
-    def setxattr(self, fd: int, name: str, value: bytes) -> None:
-        """fsetxattr(2)."""
-        os.setxattr(fd, name, value)
+    #: fsetxattr(2).
+    setxattr = staticmethod(os.setxattr)
 
-    def removexattr(self, fd: int, name: str) -> None:
-        """fremovexattr(2)."""
-        os.removexattr(fd, name)
+    #: fremovexattr(2).
+    removexattr = staticmethod(os.removexattr)
 
     def listxattr_of(self, path: str) -> list[str]:
         """listxattr(2) of ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own."""
         return os.listxattr(path)
 
-    def llistxattr(self, path: str) -> list[str]:
-        """llistxattr(2): of a link, the link's own."""
-        return os.listxattr(path, follow_symlinks=False)
+    def has_xattrs(self, name: str, dir_fd: int) -> bool:
+        """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc: whether it has any; of a link, the link's own."""
+        c = _c or _libc()
+        size = c.listxattrat(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW)
+        if size < 0:
+            if c.errno() not in (errno.ENOSYS, errno.EPERM):
+                _raise((name,))
+            return bool(os.listxattr(f"/proc/self/fd/{dir_fd}/{name}", follow_symlinks=False))
+        return bool(size)
 
     def getxattr_of(self, path: str, name: str) -> bytes:
         """getxattr(2) of ``/proc/self/fd/N``."""
@@ -274,17 +273,15 @@ class Kernel:
         os.removexattr(path, name)
 
     # --- looking -------------------------------------------------------------------------------------------------
-    def fstat(self, fd: int) -> os.stat_result:
-        """fstat(2)."""
-        return os.fstat(fd)
+    #: fstat(2).
+    fstat = staticmethod(os.fstat)
 
     def lstat(self, name: str, dir_fd: int | None) -> os.stat_result:
         """fstatat(2) that does not follow a link."""
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
 
-    def stat(self, path: str) -> os.stat_result:
-        """stat(2) of a whole path, links followed."""
-        return os.stat(path)
+    #: stat(2) of a whole path, links followed.
+    stat = staticmethod(os.stat)
 
     def exists(self, name: str, dir_fd: int) -> bool:
         """faccessat(2): is there anything of that name, also a dangling link?"""
@@ -302,19 +299,21 @@ class Kernel:
         """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
         return os.scandir(fd)
 
-    def mount_of(self, fd: int, name: str = "") -> tuple[int, int, int, bool, bool, int, int]:
-        """statx(2) of an open folder, or of a name in it, links not followed: (st_dev, st_ino, mount id, whether that
-        id is never reused, whether it is append-only (chattr +a), st_mode, st_nlink)."""
+    def look(self, fd: int, name: str = "") -> Look:
+        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `_libc`)."""
         c = _c or _libc()
-        flags = c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH
-        found = c.statx(fd, _bytes(name), flags)
+        found: Look | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
         if found is None:
             _raise((name,))
-        mask, attributes, nlink, mode, ino, major, minor, mount = found
-        if not mask & c.STATX_MOUNT:
-            mount = 0
-        unique, append_only = mask & c.STATX_MNT_ID_UNIQUE != 0, attributes & c.STATX_ATTR_APPEND != 0
-        return os.makedev(major, minor), ino, mount, unique, append_only, mode, nlink
+        return found
+
+    def look_at(self, path: str) -> Look:
+        """statx(2) of a whole path, links followed."""
+        c = _c or _libc()
+        found: Look | None = c.statx(c.AT_FDCWD, _bytes(path), 0)
+        if found is None:
+            _raise((path,))
+        return found
 
     def filesystem_magic(self, fd: int) -> int:
         """fstatfs(2): the type of the filesystem."""

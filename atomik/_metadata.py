@@ -100,7 +100,7 @@ class Metadata:
         if found is None or stat.S_ISLNK(found.st_mode):
             return None
         try:
-            if not port.llistxattr(f"{address(place.fd)}/{place.name}"):
+            if not port.has_xattrs(place.name, place.fd):
                 return cls._from(found, {}, ())
         except OSError:
             pass  # whatever it is, the thorough way below finds out

@@ -67,7 +67,7 @@ def _visible(directory: Directory, point: bytes) -> bool:
     except OSError:  # nobody can look (no search permission, a dead server): better too careful
         return True
     try:
-        dev, _, mount, *_ = port.mount_of(fd)
-        return (dev, mount) != (directory.dev, directory.mount)
+        found = port.look(fd)
+        return (found.dev, found.mount) != (directory.dev, directory.mount)
     finally:
         port.close(fd)

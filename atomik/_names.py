@@ -108,7 +108,7 @@ class Move(Item):
         if self._there == "folder":
             self._refuse_into_itself(found)
         directory = self.source.directory
-        if directory.mount and _kernel.port.mount_of(self.source.fd, self.source.name)[2] != directory.mount:
+        if directory.mount and _kernel.port.look(self.source.fd, self.source.name).mount != directory.mount:
             text = "a mount point cannot be moved; unmount it, or move what lies in it"
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(self.source), self.path)
 

@@ -10,6 +10,7 @@ from ._directory import PREFIX
 from ._resolve import follow, note_of, refuse_traps
 
 NAME_MAX = 255
+_SURELY_SHORT = NAME_MAX // 4
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -44,9 +45,9 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
     fold it away would be wrong behind a symlink."""
     head, _, name = path.rpartition("/")
     # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
-    if name in ("", ".", "..") or 4 * len(name) > NAME_MAX or name.startswith(PREFIX) or "\0" in path:
+    if not name or name[0] == "." or len(name) > _SURELY_SHORT or "\0" in path:
         head, name = _split_odd(path, folder=folder)
-    if head[:1] != "/" and path[0] != "/":
+    if path[0] != "/":
         try:
             head = os.path.join(os.getcwd(), head)
         except OSError as exc:

@@ -48,48 +48,56 @@ class _Surprise(Exception):  # noqa: N818  a signal, not an error
     """Not as the short way expects it."""
 
 
-def begin(path: StrPath, mode: str, overwrite: bool, durable: bool, text: dict[str, Any]) -> PlainFile | None:
-    """Stage a plain file; None where the short way is none, or where something is wrong: `Transaction` will say what."""
+def begin(path: StrPath, mode: str, overwrite: bool, durable: bool, text: tuple[Any, ...]) -> PlainFile | None:
+    """Stage a plain file; None where the short way is none, or where something is wrong: `Transaction` will say what.
+
+    ``text`` is (buffering, encoding, errors, newline), as for `open`.
+    """
     parsed = _handles.parse_mode(mode)
     if parsed[0] not in "wx" or (parsed[0] == "x" and overwrite) or _events.heard(_events.INFO):
         return None
     full = absolute(path)
     head, name = split(full, folder=False)
-    staged = None
     try:
         folder = Directory.open(head)
         try:
-            staged = _stage(full, folder, name, parsed, overwrite, durable, text)
-        finally:
-            if staged is None:
-                folder.close()
-    except (OSError, LookupError, TypeError, ValueError):
+            return _stage(full, folder, name, parsed, overwrite, durable, text)
+        except BaseException:
+            folder.close()
+            raise
+    except (_Surprise, OSError, LookupError, TypeError, ValueError):
         return None
-    return staged
 
 
 def _stage(
     full: str, folder: Directory, name: str, mode: tuple[str, bool, bool], overwrite: bool, durable: bool,
-    text: dict[str, Any],
-) -> PlainFile | None:  # fmt: skip
+    text: tuple[Any, ...],
+) -> PlainFile:  # fmt: skip
     port, fs = _kernel.port, folder.fs
     if fs.tmpfile is False or not fs.trusted or folder.append_only:
-        return None
-    replaces = port.exists(name, folder.fd)
-    if replaces:
-        if not overwrite:
-            return None
-        found = port.mount_of(folder.fd, name)
-        if not _kernel.is_file(found[5]) or found[2] != folder.mount:
-            return None
+        raise _Surprise
+    replaces = overwrite and _replaces(folder, name)
+    if not overwrite and port.exists(name, folder.fd):
+        raise _Surprise
     fd = port.open_tmpfile(folder.fd, os.O_RDWR, 0o666)
     fs.tmpfile = True
     try:
-        handle = _handles.open_handle(fd, None, full, mode, **text)
+        handle = _handles.open_handle(fd, None, full, mode, *text)
     except BaseException:
         port.close(fd)
         raise
     return PlainFile(full, folder, name, mode, fd, handle, overwrite, durable, replaces)
+
+
+def _replaces(folder: Directory, name: str) -> bool:
+    """Whether there is a file to replace; anything else that is there is a surprise."""
+    try:
+        found = _kernel.port.look(folder.fd, name)
+    except FileNotFoundError:
+        return False
+    if not _kernel.is_file(found.mode) or found.mount != folder.mount:
+        raise _Surprise
+    return True
 
 
 class PlainFile(Output[IO[Any]]):
@@ -217,30 +225,24 @@ class PlainFile(Output[IO[Any]]):
             return
         port, folder, fd = _kernel.port, self._folder.fd, self._fd
         try:
-            old = port.lstat(self._name, folder)
-            if not _kernel.is_file(old.st_mode) or port.llistxattr(f"/proc/self/fd/{folder}/{self._name}"):
+            old = port.look(folder, self._name)
+            if not _kernel.is_file(old.mode) or port.has_xattrs(self._name, folder):
                 raise _Surprise
-            new = port.fstat(fd)
-            if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid) or port.listxattr(fd):
+            new = port.look(fd)
+            if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
                 raise _Surprise
-            if new.st_mode != old.st_mode:
-                if old.st_mode & _SET_ID:
+            if new.mode != old.mode:
+                if old.mode & _SET_ID:
                     raise _Surprise
-                port.fchmod(fd, old.st_mode & 0o777)
+                port.fchmod(fd, old.mode & 0o777)
         except OSError as exc:
             raise _Surprise from exc
-        self._links = old.st_nlink - 1
+        self._links = old.nlink - 1
 
     def _look_around(self) -> None:
-        try:
-            _kernel.port.lstat(JOURNAL_NAME, self._folder.fd)
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            raise _Surprise from exc
-        else:
-            raise _Surprise
-        if not self._folder.still_there():
+        folder = self._folder
+        # What keeps access(2) from seeing a journal (no search permission, a failing disk) keeps linkat(2) from publishing.
+        if _kernel.port.exists(JOURNAL_NAME, folder.fd) or not folder.still_there():
             raise _Surprise
 
     def _link(self) -> None:
@@ -277,7 +279,7 @@ class PlainFile(Output[IO[Any]]):
             self._phase = Phase.STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
-        if _kernel.is_folder(port.lstat(slot, folder.fd).st_mode):
+        if _kernel.is_folder(port.look(folder.fd, slot).mode):
             raise IsADirectoryError  # it came to stand there since, and is brought back
         if self._durable:  # what came out outlives the sync of what took its place (I3)
             self._phase = Phase.CONFIRMING

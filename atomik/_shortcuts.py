@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ._transaction import Transaction
 
 
-#: what the short way of one plain file understands
-_PLAIN = frozenset({"durable"})
-
-
 class OutputOptions(TypedDict, total=False):
     """Keyword arguments that `file`, `folder` and `path` share; `file` describes them."""
 
@@ -234,13 +230,15 @@ def file(
     Guarantee and source: as for `transaction`; a new file appears by one linkat(2), an old one is exchanged by one
     renameat2(2).  Two syncs when durable.
     """
-    text: Any = {"encoding": encoding, "errors": errors, "newline": newline, "buffering": buffering}
-    if tmp_dir is None and options.keys() <= _PLAIN and (durable := options.get("durable", True)) in (True, False):
-        plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), bool(durable), text)
+    durable = options.get("durable", True)
+    if tmp_dir is None and (durable is True or durable is False) and len(options) == ("durable" in options):
+        text = (buffering, encoding, errors, newline)
+        plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), durable, text)
         if plain is not None:
             return plain
     tx, rest = _begin(overwrite, options)
-    return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **text, **rest))
+    rest.update(encoding=encoding, errors=errors, newline=newline, buffering=buffering)
+    return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **rest))
 
 
 @formerly(file_name="path")

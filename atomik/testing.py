@@ -64,7 +64,7 @@ class _Dying(_kernel.Kernel):
             if self.when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
         try:
-            return getattr(_kernel.Kernel, name)(self, *args, **keywords)
+            return getattr(super(), name)(*args, **keywords)
         finally:  # also when the call failed: "after" is a point of its own
             if self.left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -101,7 +101,8 @@ def crash_points(
     :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
         raises, with the point added to it as a note.
 
-    Limit: only calls that go through atomik count; what `function` writes into files by itself is no point of its own.
+    Limit: only calls that go through atomik count, writing to its file objects among them; what `function` does by
+    itself in a staged folder is no point of its own.
     A power cut loses more than a process does: see the documentation, "how we know".
     """
     if first < 1 or step < 1:

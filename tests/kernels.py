@@ -5,7 +5,7 @@ calls (or passes them to the kernel that was installed before it, so they can be
 
     with installed(Recording()) as kernel:
         publish()
-    kernel.names()                        # ["open", "mount_of", "open_tmpfile", …]
+    kernel.names()                        # ["open", "look", "open_tmpfile", …]
 
     for number in count(1):               # fail at every call that changes something, one after the other
         with installed(Faulty.at(number, errno.EIO)) as kernel:

@@ -48,7 +48,7 @@ def test_a_durable_new_file_costs_two_syncs_and_one_link(tmp_path: Path) -> None
     """A new file is one O_TMPFILE, one linkat, and a sync each for content and name."""
     counted = calls(lambda: write(tmp_path / "new"))
     assert (syncs(counted), counted["open_tmpfile"], counted["link_fd"], counted["rename"]) == (2, 1, 1, 0)
-    assert sum(counted.values()) <= 11, counted
+    assert sum(counted.values()) <= 12, counted
 
 
 def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) -> None:
@@ -56,6 +56,13 @@ def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) ->
     counted = calls(lambda: write(tmp_path / "warm", overwrite=True))
     assert (syncs(counted), counted["rename"], counted["unlink"]) == (2, 1, 1)
     assert sum(counted.values()) <= 20, counted
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nobody_asks_for_times(tmp_path: Path, overwrite: bool) -> None:
+    """Which would make the next change of each file dearer (see `_libc`): one file is looked at by statx(2) alone."""
+    counted = calls(lambda: write(tmp_path / ("warm" if overwrite else "new"), overwrite=overwrite))
+    assert not counted.keys() & {"stat", "lstat", "fstat"}
 
 
 def test_without_durability_nothing_is_synced(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_calls_an_item_do_not_grow(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     small = sum(calls(lambda: group([tmp_path / "a"], 100)).values())
     large = sum(calls(lambda: group([tmp_path / "b"], 300)).values())
-    assert (large - small) / 200 <= 8
+    assert (large - small) / 200 <= 9
 
 
 def test_three_barriers_a_transaction_and_two_an_item(tmp_path: Path) -> None:

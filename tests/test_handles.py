@@ -11,13 +11,16 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import atomik
 from atomik import Mode, errors
 from atomik._handles import StagedPath, parse_mode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize("mode", ["w", "wt", "w+", "w+t", "wt+", "x", "xt", "x+", "a", "at", "a+", Mode.TEXT, "TEXT"])
@@ -215,6 +218,36 @@ def test_seek_tell_truncate(folder: Path) -> None:
         f.seek(5)
         f.truncate()
     assert Path("x").read_bytes() == b"01234"
+
+
+@pytest.mark.parametrize("buffering", [0, -1])
+@pytest.mark.parametrize("mode", ["wb", "w+b"])
+def test_it_does_as_a_file_of_open_does(folder: Path, mode: str, buffering: int) -> None:
+    """Every method, with the same answers and errors; after closing too."""
+    output = atomik.file("ours", mode, buffering=buffering)
+    with open("plain", mode, buffering=buffering) as plain:
+        assert _use(output.output) == _use(plain)
+    output.commit()
+    assert Path("ours").read_bytes() == Path("plain").read_bytes()
+
+
+def _use(file: Any) -> list[object]:
+    uses: list[Callable[[], object]] = [
+        lambda: file.mode, file.readable, file.writable, file.seekable, file.isatty, lambda: file.fileno() > 2,
+        lambda: file.write(b"0123456789"), file.tell, lambda: file.seek(-4, os.SEEK_END), lambda: file.read(2),
+        lambda: file.readinto(bytearray(3)), lambda: file.seek(2), file.truncate, lambda: file.truncate(6), file.tell,
+        lambda: file.seek(0) or file.read(), lambda: file.seek(-1), lambda: file.truncate(-1), file.flush,
+    ]  # fmt: skip
+    answers = [_answer(use) for use in uses]
+    file.close()
+    return [*answers, file.closed, *(_answer(use) for use in uses[1:])]
+
+
+def _answer(use: Callable[[], object]) -> object:
+    try:
+        return use()
+    except (OSError, ValueError) as exc:
+        return type(exc).__mro__[-3:], exc.args[0] if isinstance(exc, OSError) and exc.args else None
 
 
 def test_block_of_its_own_in_a_transaction(folder: Path) -> None:

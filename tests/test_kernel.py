@@ -29,9 +29,10 @@ def here(folder: Path) -> Iterator[int]:
 
 
 def test_every_method_says_which_call_it_is() -> None:
-    """A docstring that names the system call, for every method of the port."""
+    """A docstring that names the system call, for every method of the port; or a comment over what is a call of `os`."""
+    bound = {name: said for said, name in re.findall(r"#: (.+)\n    (\w+) = staticmethod", inspect.getsource(Kernel))}
     for name in ALL:
-        doc = inspect.getdoc(getattr(Kernel, name)) or ""
+        doc = bound.get(name) or inspect.getdoc(getattr(Kernel, name)) or ""
         assert re.search(r"\([0-9]\)|\(2\)|O_TMPFILE|EEXIST|FICLONE|FS_IOC", doc), name
 
 
@@ -78,7 +79,7 @@ def test_errors_of_ctypes_carry_errno_and_names(here: int) -> None:
     assert (caught.value.filename, caught.value.filename2) == ("a", "b")
     for call in (
         lambda: port.handle("missing", here, 0),
-        lambda: port.mount_of(here, "missing"),
+        lambda: port.look(here, "missing"),
         lambda: port.open_beneath("missing", os.O_RDONLY, here, 0),
     ):
         with pytest.raises(FileNotFoundError) as caught:
@@ -104,13 +105,42 @@ def test_without_the_wrapper_of_the_c_library(here: int, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(_libc, "_c", Bare)
-        bound = _libc._bind("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+        bound = _libc._bind("renameat2")
     Path("a").write_text("a")
     Path("b").write_text("b")
     assert bound(here, b"a", here, b"b", 2) == 0
     assert Path("a").read_text() == "b"
     assert bound(here, b"missing", here, b"b", 0) == -1
     assert _libc.errno() == errno.ENOENT
+
+
+def test_attributes_are_seen_by_old_and_new_kernels(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By listxattrat(2), and where there is none, or a filter forbids it, through /proc; errors name the file."""
+    Path("bare").touch()
+    Path("with").touch()
+    os.symlink("with", "link")
+    os.setxattr("with", "user.x", b"1")
+    port = Kernel()
+
+    def refused(number: int) -> Any:
+        def listxattrat(*args: object) -> int:
+            ctypes.set_errno(number)
+            return -1
+
+        return listxattrat
+
+    for calls in (_libc.listxattrat, refused(errno.ENOSYS), refused(errno.EPERM)):
+        monkeypatch.setattr(_libc, "listxattrat", calls)
+        assert port.has_xattrs("with", here)
+        assert not port.has_xattrs("link", here)
+        if not os.listxattr("bare"):
+            assert not port.has_xattrs("bare", here)
+        with pytest.raises(FileNotFoundError, match="missing"):
+            port.has_xattrs("missing", here)
+    monkeypatch.setattr(_libc, "listxattrat", refused(errno.EIO))
+    with pytest.raises(OSError, match="bare") as failed:
+        port.has_xattrs("bare", here)
+    assert failed.value.errno == errno.EIO
 
 
 def test_link_without_proc(here: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,14 +176,14 @@ def test_calls_of_reading(here: Directory, tmp_path: Path, recording: list[str])
     assert found is not None
     if found.xattrs:
         pytest.skip("a security module labels every file here")
-    assert recording == ["lstat", "llistxattr"]
+    assert recording == ["lstat", "has_xattrs"]
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
 def test_unlistable(here: Directory, tmp_path: Path, number: int) -> None:
     """When the list of attributes cannot be had (no right, no /proc), that is remembered and reported later."""
     (tmp_path / "file").touch()
-    before = _kernel.install(Refusing("llistxattr listxattr_of", number))
+    before = _kernel.install(Refusing("has_xattrs listxattr_of", number))
     try:
         found = Metadata.of(Place(here, "file"))
     finally:
@@ -196,7 +196,7 @@ def test_unlistable(here: Directory, tmp_path: Path, number: int) -> None:
 def test_failing_device_is_not_hidden(here: Directory, tmp_path: Path) -> None:
     """EIO while reading attributes is an error."""
     (tmp_path / "file").touch()
-    before = _kernel.install(Refusing("llistxattr listxattr_of", errno.EIO))
+    before = _kernel.install(Refusing("has_xattrs listxattr_of", errno.EIO))
     try:
         with pytest.raises(OSError, match="Input/output error"):
             Metadata.of(Place(here, "file"))
