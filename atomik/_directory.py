@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 JOURNAL_NAME = ".atomik-journal"
 PREFIX = ".atomik-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
+_APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
 
 #: Seconds for which a reader lets a waiting writer go first.
 GIVE_WAY = 1.0
@@ -49,15 +50,14 @@ class Directory:
     away (chattr +a).
     """
 
-    __slots__ = ("_fs", "append_only", "dev", "fd", "ino", "mount", "path", "place_key", "unique_mount")
-
-    _fs: Filesystem | None
+    __slots__ = ("_found", "_fs", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
-        self.path, self.fd, self._fs = path, fd, None
-        found = _kernel.port.look(fd)
+        self.path, self.fd = path, fd
+        self._fs: Filesystem | None = None
+        self._found = found = _kernel.port.look(fd)
         self.dev, self.ino, self.mount = self.place_key = found.place_key
-        self.unique_mount, self.append_only = found.unique_mount, found.append_only
+        self.append_only = found.attributes & _APPEND_ONLY != 0
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}>"
@@ -99,7 +99,7 @@ class Directory:
     def fs(self) -> Filesystem:
         """The filesystem it lies on."""
         if self._fs is None:
-            self._fs = _filesystem.of(self.fd, self.mount, self.unique_mount)
+            self._fs = _filesystem.of(self.fd, self._found)
         return self._fs
 
     def child(self, name: str) -> str:
@@ -119,7 +119,7 @@ class Directory:
             now = _kernel.port.look_at(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        return now.ino == self.ino and now.dev == self.dev  # ids of mounts may change: bind mounts, another namespace
+        return now.ino == self.ino and now.minor == self._found.minor and now.major == self._found.major
 
     def real_path(self) -> str:
         """Where the kernel says that it lies now, without links."""

@@ -20,15 +20,17 @@ _logger = logging.getLogger("atomik")
 # Without a handler in the program, logging would write warnings to stderr as a last resort.
 _logger.addHandler(logging.NullHandler())
 
+_modules, _enabled = sys.modules, _logger.isEnabledFor  # looked up once, for they are asked at every turn
+
 _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 _wrapped: Any = None
 
 
 def heard(level: int) -> bool:
     """Whether anybody would hear an event of that level."""
-    if "structlog" in sys.modules and _structlog() is not None:
+    if "structlog" in _modules and _structlog() is not None:
         return True
-    return _logger.isEnabledFor(level) and _has_handler()
+    return _enabled(level) and _has_handler()
 
 
 def emit(level: int, event: str, **fields: Any) -> None:

@@ -1,15 +1,20 @@
 """What is known of a mounted filesystem, and remembered by mount.
 
-`of(fd)` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses, and is asked again
+`of` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses, and is asked again
 each time where that id is missing.  A capability that turns out to be absent (`tmpfile`, `exchange` …) is noted in
 the object, so one mount's poverty never switches a feature off for another.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import define
 
 from . import _kernel
+
+if TYPE_CHECKING:
+    from ._libc import Look
 
 _HANDLE_FID = 0x200
 
@@ -63,13 +68,13 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
-def of(fd: int, mount: int, unique: bool) -> Filesystem:
-    """The filesystem of an open folder, by its mount id."""
-    found = _remembered.get(mount) if unique else None
+def of(fd: int, look: Look) -> Filesystem:
+    """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
+    found = _remembered.get(look.mount) if look.unique_mount else None
     if found is None:
         found = _ask(fd)
-        if unique:
-            _remembered[mount] = found
+        if look.unique_mount:
+            _remembered[look.mount] = found
     return found
 
 

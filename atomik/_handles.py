@@ -14,11 +14,12 @@ import os
 import pathlib
 import sys
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from . import _kernel, errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -28,6 +29,9 @@ class Sealable(Protocol):
 
     def seal(self) -> None: ...
     def discard(self, reason: str = ...) -> None: ...
+
+
+_close = io.RawIOBase.close
 
 
 class _Raw(io.RawIOBase):
@@ -67,7 +71,7 @@ class _Raw(io.RawIOBase):
         return os.lseek(self.fileno(), offset, whence)
 
     def tell(self) -> int:
-        return os.lseek(self.fileno(), 0, os.SEEK_CUR)
+        return os.lseek(self._fd if self._fd >= 0 else self._refuse(), 0, os.SEEK_CUR)
 
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
@@ -79,7 +83,7 @@ class _Raw(io.RawIOBase):
 
     def close(self) -> None:
         self._fd = -1
-        super().close()
+        _close(self)
 
     def _refuse(self) -> NoReturn:
         raise ValueError("I/O operation on closed file")
@@ -90,10 +94,13 @@ class _Sealing:
 
     _item: Sealable | None = None
 
+    #: what closing is without an item
+    let_go: ClassVar[Callable[..., None]]
+
     def close(self) -> None:
         item, self._item = self._item, None
         if item is None:
-            super().close()  # type: ignore[misc]
+            self.let_go()
         else:
             item.seal()
 
@@ -118,17 +125,25 @@ class _Sealing:
 class StagedText(_Sealing, io.TextIOWrapper):
     """A staged text file."""
 
+    let_go = io.TextIOWrapper.close
+
 
 class StagedWriter(_Sealing, io.BufferedWriter):
     """A staged binary file, opened for writing."""
+
+    let_go = io.BufferedWriter.close
 
 
 class StagedRandom(_Sealing, io.BufferedRandom):
     """A staged binary file, opened for reading and writing."""
 
+    let_go = io.BufferedRandom.close
+
 
 class StagedRaw(_Sealing, _Raw):
     """A staged binary file without a buffer (``buffering=0``)."""
+
+    let_go = _Raw.close
 
 
 @cache

@@ -25,7 +25,6 @@ AT_HANDLE_FID = 0x200  # name_to_handle_at for comparison only; works on overlay
 MAX_HANDLE = 128
 
 STATX_MNT_ID = 0x1000  # Linux 5.8
-STATX_ATTR_APPEND = 0x20
 STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
 STATX_IDENTITY = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100  # type, mode, nlink, uid, gid, ino
 
@@ -69,7 +68,7 @@ fstatfs = _bind("fstatfs")
 syncfs = _bind("syncfs")
 _statx = _bind("statx")
 _name_to_handle_at = _bind("name_to_handle_at")
-_syscall = _c.syscall
+_syscall: Callable[..., int] = _c.syscall
 
 #: A buffer that the kernel writes to, and pointers into it.  It stays where it is, for nobody ever changes its size.
 _Buffer = tuple[bytearray, Any, Any]
@@ -116,11 +115,6 @@ class Look(NamedTuple):
     def unique_mount(self) -> bool:
         """Whether the mount's id is never given to another."""
         return self.mask & STATX_MNT_ID_UNIQUE != 0
-
-    @property
-    def append_only(self) -> bool:
-        """Whether names can be added to this folder and never taken away (chattr +a)."""
-        return self.attributes & STATX_ATTR_APPEND != 0
 
 
 #: the fields of ``struct statx`` that are in a `Look`
@@ -179,17 +173,17 @@ def _how(flags: int, mode: int, resolve: int) -> Any:
 
 def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
     """openat2(2), Linux 5.6; the C library has no wrapper."""
-    return int(_syscall(_OPENAT2, dir_fd, path, _how(flags, mode, resolve), _HOW.size))
+    return _syscall(_OPENAT2, dir_fd, path, _how(flags, mode, resolve), _HOW.size)
 
 
 def listxattrat(dir_fd: int, name: bytes, flags: int) -> int:
     """listxattrat(2), Linux 6.13: how many bytes the names of the extended attributes take."""
-    return int(_syscall(_LISTXATTRAT, dir_fd, name, flags, None, _NONE))
+    return _syscall(_LISTXATTRAT, dir_fd, name, flags, None, _NONE)
 
 
 def start_writeback(fd: int) -> int:
     """sync_file_range(2) of all of the file, SYNC_FILE_RANGE_WRITE."""
-    return int(_sync_file_range(fd, _ZERO, _ZERO, 2))
+    return _sync_file_range(fd, _ZERO, _ZERO, 2)
 
 
 _sync_file_range = _bind("sync_file_range")

@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 _SET_ID = 0o6000
 
+# Before Python 3.12 a member of an enum is looked up by a call.
+_OPEN, _COMMITTED, _ABORTED = State.OPEN, State.COMMITTED, State.ABORTED
+_STAGED, _BEGUN, _CONFIRMING, _PUBLISHED, _CLEAN = Phase
+
 
 class _Surprise(Exception):  # noqa: N818  a signal, not an error
     """Not as the short way expects it."""
@@ -105,8 +109,8 @@ class PlainFile(Output[IO[Any]]):
 
     _transaction: Transaction | None = None
     _receipt: Receipt | None = None
-    _state = State.OPEN
-    _phase = Phase.STAGED
+    _state = _OPEN
+    _phase = _STAGED
     _txid = _slot = ""
     _links = 0
     _duration = _visible = 0.0
@@ -144,7 +148,7 @@ class PlainFile(Output[IO[Any]]):
     def receipt(self) -> Receipt | None:
         if self._transaction is not None:
             return self._transaction.receipt
-        if self._receipt is None and self._state is State.COMMITTED:
+        if self._receipt is None and self._state is _COMMITTED:
             op, rung = ("replace", RENAMEAT2) if self._slot else ("create", LINKAT)
             item = ItemReceipt(self._path, "file", op, rung, 0, bool(self._slot), (), self._links)
             synced, calls = ("fsync", 2) if self._durable else ("", 0)
@@ -169,7 +173,7 @@ class PlainFile(Output[IO[Any]]):
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not State.OPEN or not self._is_plain():
+        if getattr(self, "_state", None) is not _OPEN or not self._is_plain():
             return
         if not sys.is_finalizing():
             self._drop()
@@ -187,7 +191,7 @@ class PlainFile(Output[IO[Any]]):
 
     # --- the good way --------------------------------------------------------------------------------------------
     def _is_plain(self) -> bool:
-        return self._transaction is None and self._state is State.OPEN and self._pid == _forked.me
+        return self._transaction is None and self._state is _OPEN and self._pid == _forked.me
 
     def _publish(self) -> None:
         """The commit, for as long as everything is as expected."""
@@ -211,7 +215,7 @@ class PlainFile(Output[IO[Any]]):
             except BaseException as exc:  # noqa: BLE001  goes on from there
                 self._resume(exc, started)
             else:
-                self._state = State.COMMITTED
+                self._state = _COMMITTED
                 self._duration = time.perf_counter() - started
 
     def _seal(self) -> None:
@@ -220,7 +224,7 @@ class PlainFile(Output[IO[Any]]):
         if is_closed(handle):
             raise _Surprise
         handle._item = None  # type: ignore[attr-defined]
-        handle.close()
+        handle.let_go()  # type: ignore[attr-defined]
         if not self._replaces:
             return
         port, folder, fd = _kernel.port, self._folder.fd, self._fd
@@ -248,17 +252,17 @@ class PlainFile(Output[IO[Any]]):
     def _link(self) -> None:
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
         visible_from = time.perf_counter()
-        self._phase = Phase.BEGUN
+        self._phase = _BEGUN
         try:
             _kernel.port.link_fd(self._fd, self._name, self._folder.fd)
         except OSError as exc:
-            self._phase = Phase.STAGED
+            self._phase = _STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
         if self._durable:
-            self._phase = Phase.CONFIRMING
+            self._phase = _CONFIRMING
             self._folder.sync()
-        self._phase = Phase.CLEAN
+        self._phase = _CLEAN
 
     def _exchange(self) -> None:
         """Beside the destination under a name of ours, while a shared lock on the folder shows that we live."""
@@ -272,24 +276,24 @@ class PlainFile(Output[IO[Any]]):
             self._slot = ""
             raise _Surprise from exc
         visible_from = time.perf_counter()
-        self._phase = Phase.BEGUN
+        self._phase = _BEGUN
         try:
             port.rename(slot, folder.fd, name, folder.fd, _kernel.EXCHANGE)
         except OSError as exc:
-            self._phase = Phase.STAGED
+            self._phase = _STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
         if _kernel.is_folder(port.look(folder.fd, slot).mode):
             raise IsADirectoryError  # it came to stand there since, and is brought back
         if self._durable:  # what came out outlives the sync of what took its place (I3)
-            self._phase = Phase.CONFIRMING
+            self._phase = _CONFIRMING
             folder.sync()
-        self._phase = Phase.PUBLISHED
+        self._phase = _PUBLISHED
         try:
             port.unlink(slot, folder.fd)
         except IsADirectoryError:
             pass  # somebody put a folder in its place, which is not ours to delete
-        self._phase = Phase.CLEAN
+        self._phase = _CLEAN
 
     def _close(self) -> None:
         live.pop(id(self), None)
@@ -308,7 +312,7 @@ class PlainFile(Output[IO[Any]]):
 
     def _drop(self) -> None:
         """Nothing has a name yet, so closing is all there is to do."""
-        self._state = State.ABORTED
+        self._state = _ABORTED
         self.output._item = None  # type: ignore[attr-defined]
         try:
             if not is_closed(self.output):
@@ -337,7 +341,7 @@ class PlainFile(Output[IO[Any]]):
             item.slot = Place(self._folder, self._slot)
             next(workspace.numbers)
         handle: Any = self.output
-        if self._state is State.OPEN and handle._item is self:
+        if self._state is _OPEN and handle._item is self:
             handle._item = item
         transaction._take_over(item, self._state, self.receipt, self._pid)
         live.pop(id(self), None)
@@ -346,7 +350,7 @@ class PlainFile(Output[IO[Any]]):
     def _resume(self, exc: BaseException, started: float) -> None:
         """Stopped by an error or an interrupt: the transaction brings it to an end, the one way or the other."""
         transaction = self.transaction
-        transaction._resume(None if self._phase is Phase.STAGED else self._step(), exc, self._phase, started)
+        transaction._resume(None if self._phase is _STAGED else self._step(), exc, self._phase, started)
 
     def _step(self) -> Step:
         dest = Place(self._folder, self._name)

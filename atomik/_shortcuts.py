@@ -163,9 +163,8 @@ def file(
 ) -> Output[IO[Any]]: ...
 
 
-@formerly(file_name="path")
 def file(
-    path: StrPath,
+    path: StrPath | None = None,  # never left out, but by programs of 0.0.3 that say file_name
     mode: str = "w",
     overwrite: bool = False,
     tmp_dir: StrPath | None = None,
@@ -236,6 +235,8 @@ def file(
         plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), durable, text)
         if plain is not None:
             return plain
+    if path is None:
+        path = _former_path(options)
     tx, rest = _begin(overwrite, options)
     rest.update(encoding=encoding, errors=errors, newline=newline, buffering=buffering)
     return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **rest))
@@ -350,6 +351,13 @@ def _load_plain(*args: Any) -> Any:
 
 
 _begin_plain = _load_plain
+
+
+def _former_path(options: Any) -> StrPath:
+    """``file_name``, as the path was called; `formerly` would cost as much as a system call."""
+    if "file_name" not in options:
+        raise TypeError("file() missing 1 required positional argument: 'path'")
+    return options.pop("file_name")  # type: ignore[no-any-return]
 
 
 def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:

@@ -28,7 +28,7 @@ ERRORS = {
 
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
 SIGNATURES = {
-    "file": "path mode=w overwrite=False tmp_dir=None * encoding=utf-8 errors=None newline=None buffering=-1 **options",
+    "file": "path=None mode=w overwrite=False tmp_dir=None * encoding=utf-8 errors=None newline=None buffering=-1 **options",
     "folder": "path overwrite=False tmp_dir=None * base=None **options",
     "path": "path overwrite=False tmp_dir=None **options",
     "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
