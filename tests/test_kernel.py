@@ -114,6 +114,16 @@ def test_without_the_wrapper_of_the_c_library(here: int, monkeypatch: pytest.Mon
     assert _libc.errno() == errno.ENOENT
 
 
+def refused(number: int) -> Any:
+    """A binding of `_libc` that fails with this errno."""
+
+    def call(*args: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    return call
+
+
 def test_attributes_are_seen_by_old_and_new_kernels(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By listxattrat(2), and where there is none, or a filter forbids it, through /proc; errors name the file."""
     Path("bare").touch()
@@ -121,14 +131,6 @@ def test_attributes_are_seen_by_old_and_new_kernels(here: int, monkeypatch: pyte
     os.symlink("with", "link")
     os.setxattr("with", "user.x", b"1")
     port = Kernel()
-
-    def refused(number: int) -> Any:
-        def listxattrat(*args: object) -> int:
-            ctypes.set_errno(number)
-            return -1
-
-        return listxattrat
-
     for calls in (_libc.listxattrat, refused(errno.ENOSYS), refused(errno.EPERM)):
         monkeypatch.setattr(_libc, "listxattrat", calls)
         assert port.has_xattrs("with", here)
@@ -143,20 +145,25 @@ def test_attributes_are_seen_by_old_and_new_kernels(here: int, monkeypatch: pyte
     assert failed.value.errno == errno.EIO
 
 
-def test_link_without_proc(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where /proc is not mounted, an unnamed file gets its name by AT_EMPTY_PATH, if this user may."""
+def _no_proc(src: str, *args: Any, **kwargs: Any) -> None:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
 
-    def no_proc(src: str, *args: Any, **kwargs: Any) -> None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), src)
 
+@pytest.mark.parametrize("without", ["nothing", "AT_EMPTY_PATH", "/proc"])
+def test_an_unnamed_file_gets_a_name(here: int, monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+    """By AT_EMPTY_PATH, if this user may, or through /proc, if that is mounted; a name that is taken stays."""
     port = Kernel()
+    port.look(here)  # loads the bindings
+    if without == "AT_EMPTY_PATH":
+        monkeypatch.setattr(_libc, "linkat", refused(errno.ENOENT))
+    elif without == "/proc":
+        monkeypatch.setattr(os, "link", _no_proc)
     fd = port.open_tmpfile(here, os.O_RDWR, 0o600)
     try:
-        monkeypatch.setattr(os, "link", no_proc)
         try:
             port.link_fd(fd, "x", here)
         except OSError as exc:
-            assert exc.errno in (errno.ENOENT, errno.EPERM)  # noqa: PT017  before Linux 6.10, without the capability
+            assert (without, exc.errno) == ("/proc", errno.ENOENT)  # noqa: PT017  before Linux 6.10, without the capability
         else:
             assert os.stat("x").st_ino == os.fstat(fd).st_ino
             with pytest.raises(FileExistsError):
