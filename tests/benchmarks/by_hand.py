@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_status = ctypes.create_string_buffer(256)
 NOREPLACE, EXCHANGE = 1, 2
 
 
@@ -38,30 +38,32 @@ def write_file(path: str, data: bytes, *, overwrite: bool, durable: bool) -> Non
 
 
 def write_file_with_looks(path: str, data: bytes, *, overwrite: bool, durable: bool) -> None:
-    """The same with every look that atomik takes: links on the way, mounts, kind, mode, attributes, journal, folder."""
+    """The same with every look that atomik takes: links on the way, mounts, kind, mode, attributes, journal, folder.
+
+    And as atomik takes them, without times: an fstat(2) of the new file would make each sync dearer (see `_libc`).
+    """
     head, name = os.path.split(path)
     folder = openat2(head)
     fstatx(folder, b"")
     if os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False):
         fstatx(folder, os.fsencode(name))
     fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=folder)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(data)
+    os.write(fd, data)
     if overwrite:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
+        fstatx(folder, os.fsencode(name))
         os.listxattr(f"/proc/self/fd/{folder}/{name}", follow_symlinks=False)
-        os.fstat(fd)
+        fstatx(fd, b"")
         os.listxattr(fd)
     if durable:
         os.fsync(fd)
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(".atomik-journal", dir_fd=folder, follow_symlinks=False)
-    os.stat(head)
+    os.access(".atomik-journal", os.F_OK, dir_fd=folder, follow_symlinks=False)
+    fstatx(-100, os.fsencode(head))
     if overwrite:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
         slot = f".slot-{os.getpid()}"
         os.link(f"/proc/self/fd/{fd}", slot, dst_dir_fd=folder, follow_symlinks=True)
         rename(folder, slot, folder, name, EXCHANGE)
+        fstatx(folder, os.fsencode(slot))
     else:
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
     if durable:
@@ -79,8 +81,8 @@ def openat2(path: str) -> int:
 
 
 def fstatx(folder: int, name: bytes) -> None:
-    """statx(2), with the mount id."""
-    _libc.statx(folder, name, 0x100 if name else 0x1000, 0x57FF, ctypes.create_string_buffer(256))
+    """statx(2), with the mount id and without times."""
+    _libc.statx(folder, name, 0x100 if name else 0x1000, 0x511F, _status)
 
 
 def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> None:
