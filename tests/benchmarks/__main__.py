@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.benchmarks import cases, places, report
-from tests.benchmarks.report import Row, ratio_row
+from tests.benchmarks.report import Row, at_least, ratio_row
 from tests.lab import strace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DOCS = Path(__file__).parents[2] / "docs" / "explanation"
 GIB = 1 << 30
+WORDS = ("new", "overwrite")
 
 
 class Run:
@@ -37,17 +43,16 @@ class Run:
         rounds = 100 if self.quick else 1000
         for kind in self.kinds:
             with places.place(kind, 5 * GIB) as folder:  # old, new and plain of 1 GiB each, and room
-                for overwrite in (False, True):
-                    word = "overwrite" if overwrite else "new"
+                for overwrite, word in enumerate(WORDS):
                     self.note(
                         f"1 file, {word}",
                         kind,
-                        cases.one_file(folder, rounds, self.home, overwrite=overwrite, durable=False),
+                        cases.one_file(folder, rounds, self.home, overwrite=bool(overwrite), durable=False),
                     )
                     self.note(
                         f"1 durable file, {word}",
                         kind,
-                        cases.one_file(folder, rounds // 5, self.home, overwrite=overwrite, durable=True),
+                        cases.one_file(folder, rounds // 5, self.home, overwrite=bool(overwrite), durable=True),
                     )
                 self.note("1,000 files", kind, cases.many_files(folder, 1000, 3 if self.quick else 7))
                 self.note(
@@ -90,126 +95,87 @@ class Run:
 
     def rows(self) -> list[Row]:
         """The table of goals."""
-        disk, mem = 1.6, 2.2
-        limits = {kind: mem if kind == "tmpfs" else disk for kind in self.kinds}
+        return [*self.one_file(), *self.one_durable_file(), *self.many_files(), *self.large()]
 
-        def all_(limit: float) -> dict[str, float]:
-            return dict.fromkeys([*self.kinds, "any"], limit)
+    def goal(
+        self,
+        work: str,
+        against: str,
+        said: str,
+        case: str,
+        over: str,
+        under: str,
+        limit: float,
+        mem: float | None = None,
+    ) -> Row:
+        """A row: the figure `over` of a case divided by another, and what it may be (in memory, where that differs)."""
+        limits = {kind: mem if mem is not None and kind == "tmpfs" else limit for kind in [*self.kinds, "any"]}
+        return ratio_row(work, against, said, self.ratio(case, over, under), limits)
 
-        rows = [
-            ratio_row(
-                f"1 file of 4 KiB, `durable=False`, {word}",
-                "by hand",
-                "≤ 1.6 (tmpfs 2.2)",
-                self.ratio(f"1 file, {word}", "atomik", "by hand"),
-                limits,
-            )
-            for word in ("new", "overwrite")
-        ]
-        rows += [
-            ratio_row(
-                f"the same, {word}", "by hand with the same looks", "–",
-                self.ratio(f"1 file, {word}", "atomik", "with looks"), all_(float("inf")),
-            )
-            for word in ("new", "overwrite")
-        ]  # fmt: skip
-        rows += [
-            ratio_row("the same, overwrite", peer, "< 1", self.ratio("1 file, overwrite", "atomik*", peer), all_(1))
-            for peer in ("atomik 0.0.3", "boltons", "safer")
-        ]
-        rows += [
-            ratio_row(
-                f"1 durable file of 4 KiB, {word}",
-                "by hand",
-                "≤ 1.1",
-                self.ratio(f"1 durable file, {word}", "atomik", "by hand"),
-                all_(1.1),
-            )
-            for word in ("new", "overwrite")
-        ]
-        rows.append(
-            ratio_row(
-                "the same, overwrite",
-                "atomicwrites",
-                "< 1",
-                self.ratio("1 durable file, overwrite", "atomik*", "atomicwrites"),
-                all_(1),
-            )
+    def one_file(self) -> Iterator[Row]:
+        """Without durability: against the same calls by hand, and the peers."""
+        for word in WORDS:
+            work, case = f"1 file of 4 KiB, `durable=False`, {word}", f"1 file, {word}"
+            yield self.goal(work, "by hand", "≤ 1.6 (tmpfs 2.2)", case, "atomik", "by hand", 1.6, 2.2)
+        for word in WORDS:
+            work, case = f"the same, {word}", f"1 file, {word}"
+            yield self.goal(work, "by hand with the same looks", "–", case, "atomik", "with looks", math.inf)
+        for peer in ("atomik 0.0.3", "boltons", "safer"):
+            for word in WORDS:
+                beside = f"atomik beside {peer}"
+                yield self.goal(f"the same, {word}", peer, "< 1", f"1 file, {word}", beside, peer, 1)
+
+    def one_durable_file(self) -> Iterator[Row]:
+        """The same with two syncs."""
+        for word in WORDS:
+            work, case = f"1 durable file of 4 KiB, {word}", f"1 durable file, {word}"
+            yield self.goal(work, "by hand", "≤ 1.1", case, "atomik", "by hand", 1.1)
+        for word in WORDS:
+            beside, peer = "atomik beside atomicwrites", "atomicwrites"
+            yield self.goal(f"the same, {word}", peer, "< 1", f"1 durable file, {word}", beside, peer, 1)
+
+    def many_files(self) -> Iterator[Row]:
+        """In one transaction."""
+        work, case = "1,000 files in one durable transaction", "1,000 files"
+        yield self.goal(
+            f"{work}: times faster", "1,000 atomicwrites", "≥ 10", case, "atomicwrites", "atomik", at_least(10)
         )
-        rows.append(
-            ratio_row(
-                "1,000 files in one durable transaction: times faster",
-                "1,000 atomicwrites",
-                "≥ 10",
-                self.ratio("1,000 files", "atomicwrites", "atomik"),
-                all_(-10),
-            )
-        )
-        rows.append(
-            ratio_row(
-                "the same", "whole protocol by hand", "≤ 1.5", self.ratio("1,000 files", "atomik", "by hand"), all_(1.5)
-            )
-        )
+        yield self.goal("the same", "whole protocol by hand", "≤ 1.5", case, "atomik", "by hand", 1.5)
         most = str(max(map(int, next(iter(self.figures["seconds an item"].values())))))
-        rows.append(
-            ratio_row(
-                f"seconds an item, {int(most):,} items",
-                "1,000 items",
-                "≤ 1.3",
-                self.ratio("seconds an item", most, "1000"),
-                all_(1.3),
-            )
-        )
+        work, case = f"seconds an item, {int(most):,} items", "seconds an item"
+        yield self.goal(work, "1,000 items", "≤ 1.3", case, most, "1000", 1.3)
         memory = {kind: found[most] for kind, found in self.figures["memory"].items()}
-        rows.append(
-            Row(
-                f"memory an item at {int(most):,}",
-                "–",
-                "≤ 1,024 B",
-                {k: f"{v:,.0f} B" for k, v in memory.items()},
-                {k: v <= 1024 for k, v in memory.items()},
-            )
+        yield Row(
+            f"memory an item at {int(most):,}",
+            "–",
+            "≤ 1,024 B",
+            {k: f"{v:,.0f} B" for k, v in memory.items()},
+            {k: v <= 1024 for k, v in memory.items()},
         )
         descriptors = {kind: (found[most], found["1000"]) for kind, found in self.figures["descriptors"].items()}
-        rows.append(
-            Row(
-                f"open descriptors at {int(most):,} items",
-                "at 1,000",
-                "the same",
-                {k: f"{a:.0f} / {b:.0f}" for k, (a, b) in descriptors.items()},
-                {k: a == b for k, (a, b) in descriptors.items()},
-            )
+        yield Row(
+            f"open descriptors at {int(most):,} items",
+            "at 1,000",
+            "the same",
+            {k: f"{a:.0f} / {b:.0f}" for k, (a, b) in descriptors.items()},
+            {k: a == b for k, (a, b) in descriptors.items()},
         )
+
+    def large(self) -> Iterator[Row]:
+        """Whole folders and large files."""
         largest = str(max(map(int, next(iter(self.figures["swap"].values())))))
         swap = self.ratio("swap", largest, "10")
-        rows.append(
-            Row(
-                f"swap of a folder of {int(largest):,} files",
-                "of 10 files",
-                "does not grow",
-                {k: f"{v:.2f} ({self.figures['swap'][k][largest] * 1e6:.0f} µs)" for k, v in swap.items()},
-                {k: v <= 1.5 or self.figures["swap"][k][largest] < 1e-3 for k, v in swap.items()},
-            )
+        yield Row(
+            f"swap of a folder of {int(largest):,} files",
+            "of 10 files",
+            "does not grow",
+            {k: f"{v:.2f} ({self.figures['swap'][k][largest] * 1e6:.0f} µs)" for k, v in swap.items()},
+            {k: v <= 1.5 or self.figures["swap"][k][largest] < 1e-3 for k, v in swap.items()},
         )
-        rows.append(
-            ratio_row(
-                "1 GiB through `file()`: share of the bandwidth",
-                "`open` + fsync",
-                "≥ 0.95",
-                self.ratio("1 GiB", "open + fsync", "atomik"),
-                all_(-0.95),
-            )
-        )
-        rows.append(
-            ratio_row(
-                '`folder(base="copy")` of 10,000 files',
-                "`cp -a --reflink=auto`",
-                "≤ 1.5",
-                self.ratio("clone 10,000", "atomik", "cp -a"),
-                all_(1.5),
-            )
-        )
-        return rows
+        work = "1 GiB through `file()`: share of the bandwidth"
+        yield self.goal(work, "`open` + fsync", "≥ 0.95", "1 GiB", "open + fsync", "atomik", at_least(0.95))
+        work, against = '`folder(base="copy")` of 10,000 files', "`cp -a --reflink=auto`"
+        yield self.goal(work, against, "≤ 1.5", "clone 10,000", "atomik", "cp -a", 1.5)
 
     def remarks(self) -> str:
         """What does not depend on the filesystem, and the plots."""

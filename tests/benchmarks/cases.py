@@ -24,13 +24,10 @@ DATA = TEXT.encode()
 
 
 def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> Figures:
-    """One file of 4 KiB: atomik, by hand, by hand with the same looks; and against the peers (which all overwrite).
-
-    The peers run apart, with atomik once more ("atomik*"): some make the disk work, and whoever comes next pays for it.
-    """
+    """One file of 4 KiB: atomik, by hand, and by hand with the same looks; then, as text, beside each peer."""
 
     def target(who: str, number: int) -> str:
-        return str(folder / (f"{who}" if overwrite else f"{who}-{number}"))
+        return str(folder / (who if overwrite else f"{who}-{number}"))
 
     def ours(number: int) -> None:
         with atomik.file(target("ours", number), "wb", overwrite, durable=durable) as f:
@@ -43,17 +40,26 @@ def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable:
         by_hand.write_file_with_looks(target("looks", number), DATA, overwrite=overwrite, durable=durable)
 
     if overwrite:
-        for who in ("ours", "hand", "looks"):
+        for who in ("ours", "text", "hand", "looks"):
             (folder / who).write_text("old")
     figures = _taking_turns({"atomik": ours, "by hand": hand, "with looks": looks}, rounds)
-    if overwrite:
-        contestants: dict[str, Callable[[int], object]] = {"atomik*": ours}
-        for name, write in (peers.durable() if durable else peers.fast(home)).items():
-            path = str(folder / name.replace(" ", "-"))
-            contestants[name] = lambda number, write=write, path=path: write(path, TEXT)
-        figures |= _taking_turns(contestants, rounds)
+
+    def text(number: int) -> None:
+        with atomik.file(target("text", number), "w", overwrite, durable=durable) as f:
+            f.write(TEXT)
+
+    for name, write in (peers.durable() if durable else peers.fast(home)).items():
+        if not overwrite:  # what is there would be in the way of a new one
+            _empty(folder)
+        figures |= _beside(name, text, lambda number, name=name, write=write: write(target(name, number), TEXT), rounds)
     _empty(folder)
     return figures
+
+
+def _beside(peer: str, ours: Callable[[int], object], theirs: Callable[[int], object], rounds: int) -> Figures:
+    """Each peer has a run with atomik alone: some make the disk work, and whoever comes next pays."""
+    found = _taking_turns({"atomik": ours, peer: theirs}, rounds)
+    return {f"atomik beside {peer}": found["atomik"], peer: found[peer]}
 
 
 def _taking_turns(contestants: dict[str, Callable[[int], object]], rounds: int) -> Figures:

@@ -27,6 +27,11 @@ class Row:
     met: Mapping[str, bool]
 
 
+def at_least(ratio: float) -> float:
+    """A limit from below, for `ratio_row`."""
+    return -ratio
+
+
 def ratio_row(work: str, against: str, goal: str, ratios: Mapping[str, float], limits: Mapping[str, float]) -> Row:
     """A row of ratios by filesystem; a limit below zero means "at least"."""
     measured = {kind: f"{ratio:.2f}" for kind, ratio in ratios.items()}
