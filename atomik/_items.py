@@ -61,7 +61,7 @@ class Item:
     """One destination of a transaction.
 
     ``path`` is the destination, absolute; ``kind`` one of "file", "folder", "path", "symlink", "removal", "move";
-    ``order`` and ``index`` decide when it is swapped (lower ``order`` first, then as staged); ``state`` an `ItemState`.
+    ``order`` decides when it is swapped (lower first, then as staged); ``state`` is an `ItemState`.
     """
 
     #: the path as given, where it is not the one of `place`: memory counts when there are many items
@@ -72,7 +72,6 @@ class Item:
     workspace: Workspace = field(repr=False)
     options: Options
     order: int = 0
-    index: int = 0
     state: ItemState = field(default=ItemState.OPEN, init=False)
     slot: Place | None = field(default=None, init=False, repr=False)
     not_preserved: tuple[str, ...] = field(default=(), init=False)

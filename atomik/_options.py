@@ -52,10 +52,10 @@ _PLAIN = {False: Options(), True: Options(overwrite=True)}
 
 def checked(given: ItemOptions, *, overwrite: bool) -> Options:
     """The options that were given, or TypeError and ValueError as `open` would raise them."""
-    if unknown := given.keys() - ItemOptions.__annotations__.keys():
-        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
     if not given:
         return _PLAIN[overwrite]
+    if unknown := given.keys() - ItemOptions.__annotations__.keys():
+        raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
     preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
     permissions = given.get("permissions")
     if preserve not in ("all", "mode", "none"):

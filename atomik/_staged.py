@@ -36,21 +36,27 @@ class StagedFile(Item):
     below: IO[bytes] | None = field(default=None, init=False, repr=False)
     mode: tuple[str, bool, bool] = field(default=("w", False, False), init=False, repr=False)
 
-    def open(self, mode: tuple[str, bool, bool], **text: Any) -> IO[Any]:
+    def open(
+        self, mode: tuple[str, bool, bool], buffering: int, encoding: str | None, on_error: str | None,
+        newline: str | None,
+    ) -> IO[Any]:  # fmt: skip
         """Make the unnamed file and the file object on it."""
         self.mode = mode
         try:
             self.fd = self._create()
             if mode[0] in "ar":
                 self._copy_present()
-            self.handle = _handles.open_handle(self.fd, self, self.path, mode, **text)
-            self.below = getattr(self.handle, "buffer", None)
+            self.handle = handle = _handles.open_handle(
+                self.fd, self, self.path, mode, buffering=buffering, encoding=encoding, errors=on_error, newline=newline
+            )
+            if not mode[2]:
+                self.below = handle.buffer  # type: ignore[attr-defined]
         except BaseException as exc:
             self.discard()
             if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
                 raise errors.system_error(exc, "cannot stage the file", self.path) from exc
             raise
-        return self.handle
+        return handle
 
     def _create(self) -> int:
         fs = self.stage.fs

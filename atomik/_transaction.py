@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import operator
 import os
 import sys
 import threading
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from ._items import Item
     from ._staged import StagedFile
     from ._step import Step
+
+
+#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+_order = operator.attrgetter("order")
 
 
 class Transaction(Stager):
@@ -67,7 +72,6 @@ class Transaction(Stager):
         self._items = []
         self._failed = {}
         self._retained = []
-        self._count = 0
         self._commit: Commit | None = None
         self._receipt: Receipt | None = None
         self._duration = 0.0
@@ -90,7 +94,7 @@ class Transaction(Stager):
         """The items staged so far, in the order in which they will be swapped.  Each has ``path`` (absolute), ``kind``
         and ``order``, as an `atomik.ItemReceipt` has them."""
         with self._lock:
-            return tuple(sorted(self._items, key=_position) if len(self._items) > 1 else self._items)
+            return tuple(sorted(self._items, key=_order))
 
     @property
     def receipt(self) -> Receipt | None:
@@ -279,7 +283,6 @@ class Transaction(Stager):
         self._workspace.destinations.register(item.place, item.given, None)
         item.owner = self
         self._items.append(item)
-        self._count += 1
         self._state, self._receipt, self._pid = state, receipt, pid
         if state is not State.OPEN:
             item.state = ItemState.DONE
@@ -332,10 +335,6 @@ class Transaction(Stager):
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
 live: dict[int, weakref.ref[Any]] = {}
-
-
-def _position(item: Item) -> tuple[int, int]:
-    return item.order, item.index
 
 
 def _drop_open() -> None:

@@ -43,7 +43,7 @@ class Workspace:
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
         """The place of a destination: its parent held open, its name checked."""
         head, name = split(path, folder=folder)
-        return Place(self.directory(head, parents=parents, wanted=path), name)
+        return Place(self._by_path.get(head) or self.directory(head, parents=parents, wanted=path), name)
 
     def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `path`, opened once per transaction however it is spelled."""
@@ -107,10 +107,8 @@ class Workspace:
         return [place.directory for place in self._made]
 
     # --- staging -------------------------------------------------------------------------------------------------
-    def staging(self, place: Place, tmp_dir: str | None, path: str) -> Directory:
-        """The folder in which the item is staged: the parent, or `tmp_dir` if that lies on the same mount."""
-        if tmp_dir is None:
-            return place.directory
+    def staging(self, place: Place, tmp_dir: str, path: str) -> Directory:
+        """The folder in which the item is staged, where that is not its parent; it must lie on the same mount."""
         folder = self.directory(tmp_dir)
         parent = place.directory
         if (folder.dev, folder.mount) != (parent.dev, parent.mount):
@@ -139,7 +137,8 @@ class Workspace:
 
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the claim of `directory`."""
-        return self.claim(directory).slot(next(self.numbers))
+        claim = self.claims.get(directory.place_key) or self.claim(directory)
+        return Place(claim.folder, slot_name(self.txid, next(self.numbers)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `Claim.path_of`."""
