@@ -189,16 +189,19 @@ class Item:
 
         Raises, with nothing touched, when the destination is not as the item requires.
         """
-        assert self.slot is not None
-        if self.stands_already():
+        slot, options = self.slot, self.options
+        assert slot is not None
+        if options.if_changed and self.stands_already():
             return []
         old = self.check()
-        new = self.slot.identity()
+        new = slot.identity()
         if new is None:
             text = "the staged content is gone: somebody removed it from atomik's private folder"
-            errors.fail(errors.ConflictError, errno.ENOENT, text, str(self.slot), self.path)
-        steps = [self._step("create" if old is None else "replace", self.place, self.slot, new, old)]
-        if old is not None and self.options.keep is not None:
+            errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
+        if old is None:
+            return [self._step("create", self.place, slot, new, None)]
+        steps = [self._step("replace", self.place, slot, new, old)]
+        if options.keep is not None:
             steps.append(self._keep(old))
         return steps
 
@@ -220,7 +223,7 @@ class Item:
         options = self.options
         return Step(
             op, self.step_kind(), dest, slot, new, old, self.order,
-            weaker=options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
+            "", options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
         )  # fmt: skip
 
     def _keep(self, old: bytes) -> Step:
@@ -269,10 +272,12 @@ class Item:
 
     def look(self) -> os.stat_result | None:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
-        expect = self.options.expect
-        if not self.options.overwrite and expect is None:
+        options = self.options
+        expect = options.expect
+        if expect is None and not options.overwrite:
             # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
-            if _kernel.port.exists(self.place.name, self.place.fd):
+            directory, name = self.place
+            if _kernel.port.exists(name, directory.fd):
                 self._refuse_existing()
             return None
         if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:
@@ -281,7 +286,7 @@ class Item:
         found = self.place.stat()
         if found is None:
             return None
-        if not self.options.overwrite or expect == "absent":
+        if not options.overwrite or expect == "absent":
             self._refuse_existing()
         self._check_kind(found.st_mode)
         self.links = found.st_nlink - 1

@@ -76,10 +76,10 @@ def _native(step: Step) -> bool:
     """Try renameat2; False when the filesystem does not know the flag."""
     fs = step.dest.directory.fs
     try:
-        if step.op == "replace":
-            rename(step.slot, step.dest, _kernel.EXCHANGE)
-        elif step.op == "create":
+        if step.op == "create":
             rename(step.slot, step.dest, _kernel.NOREPLACE)
+        elif step.op == "replace":
+            rename(step.slot, step.dest, _kernel.EXCHANGE)
         else:
             rename(step.dest, step.slot, _kernel.NOREPLACE)
     except OSError as exc:

@@ -148,12 +148,13 @@ class Transaction(Stager):
             self._run_commit()
 
     def _run_commit(self) -> None:
-        started = time.perf_counter()
+        started, sealed = time.perf_counter(), ItemState.SEALED
         commit: Commit | None = None
         try:
             items = list(self.items)
             for item in items:
-                item.seal()
+                if item.state is not sealed:
+                    item.seal()
             commit = self._commit = self._choose(items)
             if items:
                 commit.run()
