@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from attrs import define, field
 
 from . import _compare, _kernel, _metadata, _tree, errors
-from ._directory import Directory, Place
+from ._directory import Directory, Place, identify
 from ._observe import Observation
 from ._options import Options
 from ._paths import split
@@ -47,6 +47,10 @@ class ItemState(Enum):
     SEALED = "sealed"
     DONE = "done"
     DISCARDED = "discarded"
+
+
+#: As a name of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN, _SEALED, _DONE = ItemState.OPEN, ItemState.SEALED, ItemState.DONE
 
 
 class Owner(Protocol):
@@ -100,7 +104,7 @@ class Item:
     def seal(self) -> None:
         """Finish the content; idempotent.  A failure discards the item and is raised."""
         with self._lock:
-            if self.state is not ItemState.OPEN:
+            if self.state is not _OPEN:
                 return
             try:
                 self._seal()
@@ -109,7 +113,7 @@ class Item:
                 if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
                     raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
-            self.state = ItemState.SEALED
+            self.state = _SEALED
             self._lock = _SHARED  # nothing slow comes any more, and memory counts when there are many items
         if self.owner is not None:
             self.owner._sealed(self)
@@ -138,7 +142,7 @@ class Item:
         self.owner = None
         try:
             if done:
-                self.state = ItemState.DONE
+                self.state = _DONE
             else:
                 self._discard()
         finally:
@@ -194,7 +198,8 @@ class Item:
         if options.if_changed and self.stands_already():
             return []
         old = self.check()
-        new = slot.identity()
+        directory, name = slot
+        new = identify(directory.fs, directory.fd, name)
         if new is None:
             text = "the staged content is gone: somebody removed it from atomik's private folder"
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)

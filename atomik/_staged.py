@@ -113,8 +113,9 @@ class StagedFile(Item):
         if self.slot is not None:
             return
         slot = self.workspace.slot(self.stage)
+        directory, name = slot
         try:
-            _kernel.port.link_fd(self.fd, slot.name, slot.fd)
+            _kernel.port.link_fd(self.fd, name, directory.fd)
         except OSError as exc:
             if exc.errno not in NO_NAME:
                 raise

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import threading
 
     from ._barriers import Barriers
+    from ._commit import Commit
     from ._directory import Place
     from ._workspace import Workspace
 
@@ -47,15 +48,12 @@ class Stager:
     _retained: list[StagedFile]
     _lock: threading.RLock
     _progress: Progress | None
+    _commit: Commit | None
 
     @property
     def txid(self) -> str:
         """The id that log events and the names of temporary files carry."""
         return self._workspace.txid
-
-    @property
-    def _committing(self) -> bool:
-        raise NotImplementedError
 
     def _require_open(self) -> None:
         raise NotImplementedError
@@ -294,7 +292,7 @@ class Stager:
             if found is not None:
                 item.check_mounts(found)
                 refuse_append_only(directory, full)
-            if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
+            if found is not None or not stage.fs.trusted or item.step_kind() == "folder":
                 _probe.flags(workspace, stage, item, found is not None)
             if options.keep is not None:
                 self._register_kept(item, found)
@@ -302,7 +300,8 @@ class Stager:
             workspace.destinations.unregister(place)
             raise
         self._items.append(item)
-        self._failed.pop(full, None)
+        if self._failed:
+            self._failed.pop(full, None)
         return item
 
     def _register_kept(self, item: Item, found: os.stat_result | None) -> None:
@@ -357,7 +356,7 @@ class Stager:
         try:
             with self._lock:
                 self._retained.append(item)
-                if len(self._retained) <= RETAINED or self._committing:
+                if len(self._retained) <= RETAINED or self._commit is not None:
                     return
                 oldest = self._retained.pop(0)
                 oldest.name_it()

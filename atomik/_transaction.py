@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from ._step import Step
 
 
+#: As a name of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN = State.OPEN
+
 #: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
 _order = operator.attrgetter("order")
 
@@ -72,7 +75,7 @@ class Transaction(Stager):
         self._items = []
         self._failed = {}
         self._retained = []
-        self._commit: Commit | None = None
+        self._commit = None
         self._receipt: Receipt | None = None
         self._duration = 0.0
         self._lock = threading.RLock()
@@ -292,12 +295,8 @@ class Transaction(Stager):
     def _require_open(self) -> None:
         if self._pid != _forked.me:
             self._fail_state("this is a forked child: only the process that began a transaction can use it")
-        if self._state is not State.OPEN or self._commit is not None:
+        if self._state is not _OPEN or self._commit is not None:
             self._fail_state(f"the transaction is {self.state.value}; begin a new one")
-
-    @property
-    def _committing(self) -> bool:
-        return self._commit is not None
 
     def _fail_state(self, text: str) -> NoReturn:
         raise errors.TransactionStateError(text)
