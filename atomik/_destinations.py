@@ -34,30 +34,31 @@ class Destinations:
         `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
         folder that the item would displace.
         """
-        directory, name = place
-        taken = self._taken.get(directory.place_key)
-        if taken is not None and name in taken[1]:
-            text = "the same destination is staged twice in one transaction; a name changes once, "
-            text += "so stage what is to stand there in the end"
-            there = taken[1][name] or str(place)
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, given or str(place), there)
-        # One more name in a folder that is known by now, and nothing displaced: nothing can be nested in anything.
-        if taken is None or folder_there is not None or self._displaced:
-            taken = self._examine(place, given or str(place), folder_there)
-        taken[1][name] = given
-
-    def _examine(
-        self, place: Place, path: str, folder_there: os.stat_result | None
-    ) -> tuple[Directory, dict[str, str | None]]:
-        """The checks that look at the other destinations; what is taken in the folder of this one."""
+        path = given or str(place)
         directory = place.directory
         taken = self._taken.get(directory.place_key)
         if taken is None:
             self._same_filesystem(directory, path)
+        elif place.name in taken[1]:
+            text = "the same destination is staged twice in one transaction; a name changes once, "
+            text += "so stage what is to stand there in the end"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, taken[1][place.name] or str(place))
         self._not_nested(directory, path, folder_there)
+        if taken is None:
+            taken = self._taken[directory.place_key] = directory, {}
+        taken[1][place.name] = given
         if folder_there is not None:
             self._displaced[folder_there.st_dev, folder_there.st_ino] = path
-        return taken or self._taken.setdefault(directory.place_key, (directory, {}))
+
+    def take(self, place: Place) -> bool:
+        """Take a new destination in where no rule asks for a look: one more name in a folder that is known by now, and
+        nothing to be displaced.  False, with nothing done, for any other: `register` decides about it."""
+        directory, name = place
+        taken = self._taken.get(directory.place_key)
+        if taken is None or self._displaced or name in taken[1]:
+            return False
+        taken[1][name] = None
+        return True
 
     def unregister(self, place: Place) -> None:
         """Let a destination go, so that it may be staged again."""

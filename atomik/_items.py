@@ -17,7 +17,7 @@ import contextlib
 import errno
 import os
 import stat
-import threading
+from _thread import RLock
 from enum import Enum
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ._workspace import Workspace
 
 
-_SHARED = threading.RLock()
+_SHARED = RLock()
 
 
 class ItemState(Enum):
@@ -88,7 +88,8 @@ class Item:
     #: its content is durable already
     synced: bool = field(default=False, init=False, repr=False)
     _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
-    _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
+    #: made by the class itself, which threading.RLock is a function around
+    _lock: RLock = field(factory=RLock, init=False, repr=False)
     on_forget: Callable[[], None] | None = field(default=None, init=False, repr=False)
     #: told when the content is complete, and when it was dropped
     owner: Owner | None = field(default=None, init=False, repr=False)

@@ -15,7 +15,7 @@ from . import errors as _errors
 from ._handles import StagedPath
 from ._items import Item
 from ._names import Move, Removal, StagedSymlink
-from ._options import BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
+from ._options import PLAIN, BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
 from ._paths import absolute, followed
 from ._staged import StagedFile, StagedFolder, StagedProgram
 from ._workspace import refuse_append_only
@@ -134,7 +134,12 @@ class Stager:
             if overwrite:
                 raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
             overwrite = False
-        item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
+        item = None
+        if not (options or overwrite or self._overwrite or tmp_dir is not None):
+            path = absolute(path)
+            item = self._add_another(path)
+        if item is None:
+            item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
         return self._open(item, item.open, parsed, buffering, encoding, errors, newline)
 
     def folder(
@@ -241,6 +246,26 @@ class Stager:
                 raise
             item.on_forget = lambda: self._workspace.destinations.unregister(source)
         self._open(item, item.open)
+
+    def _add_another(self, path: str) -> StagedFile | None:
+        """What `_add` comes to for most files of a large transaction: one more new name in a folder that is known by now.
+
+        None where there is more to decide, or something to refuse.
+        """
+        with self._lock:
+            self._require_open()
+            workspace = self._workspace
+            place = workspace.known(path)
+            if place is None or self._failed:
+                return None
+            directory, name = place
+            if not directory.fs.trusted or _kernel.port.exists(name, directory.fd):
+                return None
+            if not workspace.destinations.take(place):
+                return None
+            item = StagedFile(None, "file", place, directory, workspace, PLAIN)
+            self._items.append(item)
+            return item
 
     def _add(
         self,

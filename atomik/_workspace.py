@@ -43,7 +43,13 @@ class Workspace:
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
         """The place of a destination: its parent held open, its name checked."""
         head, name = split(path, folder=folder)
-        return Place(self._by_path.get(head) or self.directory(head, parents=parents, wanted=path), name)
+        return Place(self.directory(head, parents=parents, wanted=path), name)
+
+    def known(self, path: str) -> Place | None:
+        """The place of a file in a folder that is held by now, if that is how its path is spelled."""
+        head, name = split(path, folder=False)
+        directory = self._by_path.get(head)
+        return Place(directory, name) if directory is not None and len(path) == len(head) + 1 + len(name) else None
 
     def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `path`, opened once per transaction however it is spelled."""
