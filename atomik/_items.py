@@ -304,6 +304,9 @@ class Item:
 
     def check(self) -> bytes | None:
         """The identity of what a journalled commit will displace, after every check; None where there is nothing."""
+        options, (directory, name) = self.options, self.place
+        if not (options.overwrite or options.expect) and name not in self.workspace.listed.get(directory, (name,)):
+            return None
         found = self.look()
         if found is None:
             return None

@@ -23,6 +23,11 @@ from ._records import Folder
 from ._staged import StagedFile
 from ._step import Step
 
+#: With more items than this, the names in their folders are read at once …
+MANY = 8
+#: … unless there are more of them than items, or than this: then each item asks for its own.
+LONG = 4096
+
 
 @define(eq=False)
 class Prepared(Commit):
@@ -65,8 +70,7 @@ class Prepared(Commit):
         for item in self.items:
             if item.slot is None and isinstance(item, StagedFile):
                 item.name_it()
-        for item in self.items:
-            self.steps += item.steps()
+        self._verify()
         folders: dict[Place, list[Step]] = {}
         for step in self.steps:
             if step.kind == "folder":
@@ -85,6 +89,13 @@ class Prepared(Commit):
         self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
+
+    def _verify(self) -> None:
+        """Look at the destinations under the locks, and find out what is to be swapped."""
+        if len(self.items) > MANY:
+            self.workspace.list_names(self._parents, min(len(self.items), LONG))
+        for item in self.items:
+            self.steps += item.steps()
 
     def _chained(self) -> bool:
         """Whether two steps share a slot.  Without a journal nobody but this process would know what a move has in hand

@@ -22,7 +22,7 @@ from ._directory import PREFIX, Directory, Place
 from ._paths import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Workspace:
@@ -38,6 +38,8 @@ class Workspace:
         self._made: list[Place] = []
         self._made_in: list[Directory] = []
         self.destinations = Destinations()
+        #: the names in a folder, looked at under its lock
+        self.listed: dict[Directory, set[str]] = {}
 
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
@@ -164,6 +166,16 @@ class Workspace:
     def sibling(self, directory: Directory) -> Place:
         """A fresh slot beside the destinations, for what may only be renamed within its parent."""
         return Place(directory, slot_name(self.txid, next(self.numbers)))
+
+    def list_names(self, folders: Iterable[Directory], most: int) -> None:
+        """Look at all names in the folders at once, which costs less than to ask for each of very many; not in a folder
+        with more than `most`, nor where a listing might leave out what a look would find."""
+        for folder in folders:
+            if folder.fs.trusted:
+                with _kernel.port.scandir(folder.fd) as entries:
+                    names = {entry.name for entry in itertools.islice(entries, most + 1)}
+                if len(names) <= most:
+                    self.listed[folder] = names
 
     # --- the end -------------------------------------------------------------------------------------------------
     def release(
