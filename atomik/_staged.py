@@ -12,6 +12,7 @@ from attrs import define, field
 from . import _compare, _handles, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
+from ._options import PLAIN
 from ._paths import NAME_MAX
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class StagedFile(Item):
             handle.close()  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
-        self.finish(self.fd)
+        if self.options is not PLAIN:
+            self.finish(self.fd)
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""

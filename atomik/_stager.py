@@ -49,6 +49,7 @@ class Stager:
     _lock: threading.RLock
     _progress: Progress | None
     _commit: Commit | None
+    _heard: bool
 
     @property
     def txid(self) -> str:
@@ -358,7 +359,7 @@ class Stager:
             self._forget(item)
             raise
         item.owner = self
-        if _events.heard(_events.DEBUG):
+        if self._heard:
             _events.emit(
                 _events.DEBUG, "item.staged", tx=self.txid, path=item.path, kind=item.kind, order=item.order,
                 st_dev=item.place.directory.dev,
@@ -370,7 +371,7 @@ class Stager:
 
     def _sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
-        if _events.heard(_events.DEBUG):
+        if self._heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
         if isinstance(item, StagedFile):
             self._retain(item)

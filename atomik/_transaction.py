@@ -82,7 +82,9 @@ class Transaction(Stager):
         self._pid = _forked.me
         self._state = State.OPEN  # last: from here on there is something to give back
         live[id(self)] = weakref.ref(self)
-        if _events.heard(_events.DEBUG):
+        # Asked once for all that is staged, not twice for each of very many items.
+        self._heard = _events.heard(_events.DEBUG)
+        if self._heard:
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
     # --- looking -------------------------------------------------------------------------------------------------
