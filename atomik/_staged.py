@@ -38,17 +38,17 @@ class StagedFile(Item):
     mode: tuple[str, bool, bool] = field(default=("w", False, False), init=False, repr=False)
 
     def open(
-        self, mode: tuple[str, bool, bool], buffering: int, encoding: str | None, on_error: str | None,
+        self, name: str, mode: tuple[str, bool, bool], buffering: int, encoding: str | None, on_error: str | None,
         newline: str | None,
     ) -> IO[Any]:  # fmt: skip
-        """Make the unnamed file and the file object on it."""
+        """Make the unnamed file and the file object on it, whose `name` is the item's path."""
         self.mode = mode
         try:
             self.fd = self._create()
             if mode[0] in "ar":
                 self._copy_present()
             self.handle = handle = _handles.open_handle(
-                self.fd, self, self.path, mode, buffering=buffering, encoding=encoding, errors=on_error, newline=newline
+                self.fd, self, name, mode, buffering=buffering, encoding=encoding, errors=on_error, newline=newline
             )
             if not mode[2]:
                 self.below = handle.buffer  # type: ignore[attr-defined]

@@ -137,11 +137,12 @@ class Stager:
             overwrite = False
         item = None
         if not (options or overwrite or self._overwrite or tmp_dir is not None):
-            path = absolute(path)
+            path = name = absolute(path)
             item = self._add_another(path)
         if item is None:
             item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
-        return self._open(item, item.open, parsed, buffering, encoding, errors, newline)
+            name = item.path
+        return self._open(item, item.open, name, parsed, buffering, encoding, errors, newline)
 
     def folder(
         self,
