@@ -77,10 +77,6 @@ class Claim:
         """Its name in the parent."""
         return PREFIX + self.txid
 
-    def slot(self, number: int) -> Place:
-        """A slot in it."""
-        return Place(self.folder, slot_name(self.txid, number))
-
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 

@@ -102,7 +102,7 @@ class Commit:
     def spare_readers(self) -> None:
         """Who opened a folder right before it was displaced is perhaps listing it this very moment, and would see it
         being emptied: give them a moment.  A commit that waited for its barriers has given it already."""
-        if any(step.folder and step.op != "create" for step in self.steps):
+        if any(step.op != "create" and step.folder for step in self.steps):
             left = self._visible_from + self.visible + _grace() - time.perf_counter()
             if left > 0:
                 time.sleep(left)

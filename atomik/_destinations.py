@@ -50,6 +50,16 @@ class Destinations:
         if folder_there is not None:
             self._displaced[folder_there.st_dev, folder_there.st_ino] = path
 
+    def take(self, place: Place) -> bool:
+        """Take a new destination in where no rule asks for a look: one more name in a folder that is known by now, and
+        nothing to be displaced.  False, with nothing done, for any other: `register` decides about it."""
+        directory, name = place
+        taken = self._taken.get(directory.place_key)
+        if taken is None or self._displaced or name in taken[1]:
+            return False
+        taken[1][name] = None
+        return True
+
     def unregister(self, place: Place) -> None:
         """Let a destination go, so that it may be staged again."""
         key = place.directory.place_key

@@ -81,21 +81,25 @@ class Group(Prepared):
 
     # --- swap ----------------------------------------------------------------------------------------------------
     def _swap_all(self) -> None:
+        heard = _events.heard(_events.DEBUG)
+        progress, total = self.progress, len(self.steps)
         self._visible_from = time.perf_counter()
-        total = len(self.steps)
         for at, step in enumerate(self.steps):
             self._begun = at + 1
             if step.mode is not None:
                 self._set_mode(step.slot, step.mode, step.new)
             _swap.swap(step)
-            self.swapped(step, at)
-            self.tell("swapping", at + 1, total)
+            if heard:
+                self.swapped(step, at)
+            if progress is not None:
+                progress("swapping", at + 1, total)
         self.visible = time.perf_counter() - self._visible_from
         for step in self.steps:
             if step.mode is not None and self.barriers.durable:
                 self._set_mode(step.dest, None)
         for item in self.items:
-            self._check_displaced(item.expected_in())
+            if item.options.expect is not None:
+                self._check_displaced(item.expected_in())
 
     def _set_mode(self, place: Place, mode: int | None, known: bytes | None = None) -> None:
         """Give a folder that was closed to others its mode, right before its swap, if it is the `known` one still; None:

@@ -17,14 +17,14 @@ import contextlib
 import errno
 import os
 import stat
-import threading
+from _thread import RLock
 from enum import Enum
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from attrs import define, field
 
 from . import _compare, _kernel, _metadata, _tree, errors
-from ._directory import Directory, Place
+from ._directory import Directory, Place, identify
 from ._observe import Observation
 from ._options import Options
 from ._paths import split
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ._workspace import Workspace
 
 
-_SHARED = threading.RLock()
+_SHARED = RLock()
 
 
 class ItemState(Enum):
@@ -47,6 +47,10 @@ class ItemState(Enum):
     SEALED = "sealed"
     DONE = "done"
     DISCARDED = "discarded"
+
+
+#: As a name of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN, _SEALED, _DONE = ItemState.OPEN, ItemState.SEALED, ItemState.DONE
 
 
 class Owner(Protocol):
@@ -61,7 +65,7 @@ class Item:
     """One destination of a transaction.
 
     ``path`` is the destination, absolute; ``kind`` one of "file", "folder", "path", "symlink", "removal", "move";
-    ``order`` and ``index`` decide when it is swapped (lower ``order`` first, then as staged); ``state`` an `ItemState`.
+    ``order`` decides when it is swapped (lower first, then as staged); ``state`` is an `ItemState`.
     """
 
     #: the path as given, where it is not the one of `place`: memory counts when there are many items
@@ -72,7 +76,6 @@ class Item:
     workspace: Workspace = field(repr=False)
     options: Options
     order: int = 0
-    index: int = 0
     state: ItemState = field(default=ItemState.OPEN, init=False)
     slot: Place | None = field(default=None, init=False, repr=False)
     not_preserved: tuple[str, ...] = field(default=(), init=False)
@@ -85,7 +88,8 @@ class Item:
     #: its content is durable already
     synced: bool = field(default=False, init=False, repr=False)
     _source: _metadata.Metadata | None = field(default=None, init=False, repr=False)
-    _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
+    #: made by the class itself, which threading.RLock is a function around
+    _lock: RLock = field(factory=RLock, init=False, repr=False)
     on_forget: Callable[[], None] | None = field(default=None, init=False, repr=False)
     #: told when the content is complete, and when it was dropped
     owner: Owner | None = field(default=None, init=False, repr=False)
@@ -101,7 +105,7 @@ class Item:
     def seal(self) -> None:
         """Finish the content; idempotent.  A failure discards the item and is raised."""
         with self._lock:
-            if self.state is not ItemState.OPEN:
+            if self.state is not _OPEN:
                 return
             try:
                 self._seal()
@@ -110,7 +114,7 @@ class Item:
                 if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
                     raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
-            self.state = ItemState.SEALED
+            self.state = _SEALED
             self._lock = _SHARED  # nothing slow comes any more, and memory counts when there are many items
         if self.owner is not None:
             self.owner._sealed(self)
@@ -139,7 +143,7 @@ class Item:
         self.owner = None
         try:
             if done:
-                self.state = ItemState.DONE
+                self.state = _DONE
             else:
                 self._discard()
         finally:
@@ -190,16 +194,20 @@ class Item:
 
         Raises, with nothing touched, when the destination is not as the item requires.
         """
-        assert self.slot is not None
-        if self.stands_already():
+        slot, options = self.slot, self.options
+        assert slot is not None
+        if options.if_changed and self.stands_already():
             return []
         old = self.check()
-        new = self.slot.identity()
+        directory, name = slot
+        new = identify(directory.fs, directory.fd, name)
         if new is None:
             text = "the staged content is gone: somebody removed it from atomik's private folder"
-            errors.fail(errors.ConflictError, errno.ENOENT, text, str(self.slot), self.path)
-        steps = [self._step("create" if old is None else "replace", self.place, self.slot, new, old)]
-        if old is not None and self.options.keep is not None:
+            errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
+        if old is None:
+            return [self._step("create", self.place, slot, new, None)]
+        steps = [self._step("replace", self.place, slot, new, old)]
+        if options.keep is not None:
             steps.append(self._keep(old))
         return steps
 
@@ -221,7 +229,7 @@ class Item:
         options = self.options
         return Step(
             op, self.step_kind(), dest, slot, new, old, self.order,
-            weaker=options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
+            "", options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
         )  # fmt: skip
 
     def _keep(self, old: bytes) -> Step:
@@ -270,10 +278,12 @@ class Item:
 
     def look(self) -> os.stat_result | None:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
-        expect = self.options.expect
-        if not self.options.overwrite and expect is None:
+        options = self.options
+        expect = options.expect
+        if expect is None and not options.overwrite:
             # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
-            if _kernel.port.exists(self.place.name, self.place.fd):
+            directory, name = self.place
+            if _kernel.port.exists(name, directory.fd):
                 self._refuse_existing()
             return None
         if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:
@@ -282,7 +292,7 @@ class Item:
         found = self.place.stat()
         if found is None:
             return None
-        if not self.options.overwrite or expect == "absent":
+        if not options.overwrite or expect == "absent":
             self._refuse_existing()
         self._check_kind(found.st_mode)
         self.links = found.st_nlink - 1
@@ -294,6 +304,9 @@ class Item:
 
     def check(self) -> bytes | None:
         """The identity of what a journalled commit will displace, after every check; None where there is nothing."""
+        options, (directory, name) = self.options, self.place
+        if not (options.overwrite or options.expect) and name not in self.workspace.listed.get(directory, (name,)):
+            return None
         found = self.look()
         if found is None:
             return None

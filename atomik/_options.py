@@ -47,15 +47,16 @@ class Options:
 
 
 #: Most outputs say nothing special; they share these.
-_PLAIN = {False: Options(), True: Options(overwrite=True)}
+PLAIN = Options()
+_OVERWRITING = Options(overwrite=True)
 
 
 def checked(given: ItemOptions, *, overwrite: bool) -> Options:
     """The options that were given, or TypeError and ValueError as `open` would raise them."""
+    if not given:
+        return _OVERWRITING if overwrite else PLAIN
     if unknown := given.keys() - ItemOptions.__annotations__.keys():
         raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
-    if not given:
-        return _PLAIN[overwrite]
     preserve, fallback, expect = given.get("preserve", "all"), given.get("fallback"), given.get("expect")
     permissions = given.get("permissions")
     if preserve not in ("all", "mode", "none"):

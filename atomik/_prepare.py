@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import os
 import stat
 import time
@@ -18,9 +19,14 @@ from ._commit import Commit
 from ._directory import JOURNAL_NAME, Directory, Place, rename
 from ._items import Item
 from ._journal import LiveJournal
-from ._records import Folder, StepRecord
+from ._records import Folder
 from ._staged import StagedFile
 from ._step import Step
+
+#: With more items than this, the names in their folders are read at once …
+MANY = 8
+#: … unless there are more of them than items, or than this: then each item asks for its own.
+LONG = 4096
 
 
 @define(eq=False)
@@ -34,8 +40,8 @@ class Prepared(Commit):
     _to_move: list[tuple[Place, Place]] = field(factory=list, init=False)
 
     def _lock(self) -> None:
-        parents = {place.directory.key: place.directory for item in self.items for place in item.places()}
-        self._parents = [parents[key] for key in sorted(parents)]
+        parents = {place.directory for item in self.items for place in item.places()}
+        self._parents = sorted(parents, key=_key)
         deadline = time.monotonic() + self.lock_timeout
         while True:
             try:
@@ -62,19 +68,16 @@ class Prepared(Commit):
 
     def _prepare(self) -> None:
         for item in self.items:
-            if isinstance(item, StagedFile):
+            if item.slot is None and isinstance(item, StagedFile):
                 item.name_it()
-        for item in self.items:
-            self.steps += item.steps()
+        self._verify()
         folders: dict[Place, list[Step]] = {}
         for step in self.steps:
-            if step.folder:
+            if step.kind == "folder":
                 folders.setdefault(step.slot, []).append(step)
         for item in self.items if folders else ():
             self._keep_in_parent(folders.get(item.slot, []) if item.slot else [], item)
-        # Without a journal nobody but this process would know what a move has in hand between its two steps.
-        chained = len({step.slot for step in self.steps}) < len(self.steps)
-        if self.steps and (self.journalled or chained):
+        if self.steps and (self.journalled or self._chained()):
             self._journal = LiveJournal(-1, self.txid, 0)
             self._write_journal(self._journal)
         for slot, beside in self._to_move:  # now that a journal tells of it, for nothing else would
@@ -86,6 +89,18 @@ class Prepared(Commit):
         self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
+
+    def _verify(self) -> None:
+        """Look at the destinations under the locks, and find out what is to be swapped."""
+        if len(self.items) > MANY:
+            self.workspace.list_names(self._parents, min(len(self.items), LONG))
+        for item in self.items:
+            self.steps += item.steps()
+
+    def _chained(self) -> bool:
+        """Whether two steps share a slot.  Without a journal nobody but this process would know what a move has in hand
+        between its two steps."""
+        return len({step.slot for step in self.steps}) < len(self.steps)
 
     def _keep_in_parent(self, steps: list[Step], item: Item) -> None:
         """Give a folder that may be renamed only within its parent a slot there.
@@ -122,19 +137,23 @@ class Prepared(Commit):
         folders = self._folders()
         paths = [folder.real_path() for folder in folders]
         root = os.path.commonpath(paths)
-        number = {id(folder): at for at, folder in enumerate(folders)}
+        number = {folder: at for at, folder in enumerate(folders)}
         entries = [
             Folder(_below(path, root), folder.identity("") or b"", at < len(self._parents))
             for at, (path, folder) in enumerate(zip(paths, folders, strict=True))
         ]
         steps = (
-            StepRecord(
-                s.op, s.kind, s.weaker, number[id(s.dest.directory)], s.dest.name,
-                number[id(s.slot.directory)], s.slot.name, s.new, s.old, s.order,
+            (
+                s.op, s.kind, s.weaker, number[s.dest.directory], s.dest.name,
+                number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
             )
             for s in self.steps
         )  # fmt: skip
         return _records.encode(self.txid, journal, entries, steps, len(self.steps))
+
+
+#: the order in which locks are taken (I8)
+_key = operator.attrgetter("key")
 
 
 def _below(path: str, root: str) -> tuple[str, ...]:

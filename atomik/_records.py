@@ -53,6 +53,8 @@ MAX_SIZE = 512 * 1024 * 1024
 
 OPS = ("create", "replace", "remove")
 KINDS = ("file", "folder", "symlink", "other")
+_OPS = {op: number for number, op in enumerate(OPS)}
+_KINDS = {kind: number for number, kind in enumerate(KINDS)}
 
 TXID = re.compile(r"[0-9a-f]{16}\Z")
 SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}\Z")
@@ -73,7 +75,7 @@ class Folder:
 
 
 class StepRecord(NamedTuple):
-    """A `Step` in bytes: folders by their number.  A tuple, for a transaction makes one for each of its steps."""
+    """A `Step` in bytes: folders by their number."""
 
     op: str
     kind: str
@@ -85,6 +87,10 @@ class StepRecord(NamedTuple):
     new: bytes | None
     old: bytes | None
     order: int
+
+
+#: The same without the names, which is enough for `encode`: a transaction makes one for each of its steps.
+StepFields = tuple[str, str, bool, int, str, int, str, bytes | None, bytes | None, int]
 
 
 @define(frozen=True)
@@ -113,18 +119,19 @@ def encode_intent(intent: Intent) -> bytes:
     return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps)))
 
 
-def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepRecord], count: int) -> bytearray:
+def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepFields], count: int) -> bytearray:
     """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
     out = bytearray(_HEAD.size)
     out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _COUNTS.pack(len(folders), count)
     for folder in folders:
         path = "/".join(folder.parts).encode(errors="surrogateescape")
         out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
+    pack = _STEP.pack
     for op, kind, weaker, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
-        dest, slot = dest_name.encode(errors="surrogateescape"), slot_name.encode()
+        dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode()
         new, old = new or b"", old or b""
-        out += _STEP.pack(
-            OPS.index(op), KINDS.index(kind), weaker, dest_folder, slot_folder,
+        out += pack(
+            _OPS[op], _KINDS[kind], weaker, dest_folder, slot_folder,
             len(dest), len(slot), len(new), len(old), order,
         )  # fmt: skip
         out += dest + slot + new + old

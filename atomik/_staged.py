@@ -12,6 +12,7 @@ from attrs import define, field
 from . import _compare, _handles, _kernel, _metadata, _tree, errors
 from ._directory import Directory, Place
 from ._items import Item
+from ._options import PLAIN
 from ._paths import NAME_MAX
 
 if TYPE_CHECKING:
@@ -36,21 +37,27 @@ class StagedFile(Item):
     below: IO[bytes] | None = field(default=None, init=False, repr=False)
     mode: tuple[str, bool, bool] = field(default=("w", False, False), init=False, repr=False)
 
-    def open(self, mode: tuple[str, bool, bool], **text: Any) -> IO[Any]:
-        """Make the unnamed file and the file object on it."""
+    def open(
+        self, name: str, mode: tuple[str, bool, bool], buffering: int, encoding: str | None, on_error: str | None,
+        newline: str | None,
+    ) -> IO[Any]:  # fmt: skip
+        """Make the unnamed file and the file object on it, whose `name` is the item's path."""
         self.mode = mode
         try:
             self.fd = self._create()
             if mode[0] in "ar":
                 self._copy_present()
-            self.handle = _handles.open_handle(self.fd, self, self.path, mode, **text)
-            self.below = getattr(self.handle, "buffer", None)
+            self.handle = handle = _handles.open_handle(
+                self.fd, self, name, mode, buffering=buffering, encoding=encoding, errors=on_error, newline=newline
+            )
+            if not mode[2]:
+                self.below = handle.buffer  # type: ignore[attr-defined]
         except BaseException as exc:
             self.discard()
             if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
                 raise errors.system_error(exc, "cannot stage the file", self.path) from exc
             raise
-        return self.handle
+        return handle
 
     def _create(self) -> int:
         fs = self.stage.fs
@@ -100,15 +107,17 @@ class StagedFile(Item):
             handle.close()  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
-        self.finish(self.fd)
+        if self.options is not PLAIN:
+            self.finish(self.fd)
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
         if self.slot is not None:
             return
         slot = self.workspace.slot(self.stage)
+        directory, name = slot
         try:
-            _kernel.port.link_fd(self.fd, slot.name, slot.fd)
+            _kernel.port.link_fd(self.fd, name, directory.fd)
         except OSError as exc:
             if exc.errno not in NO_NAME:
                 raise

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TextIO, TypeVar, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ParamSpec, TextIO, TypeVar, Unpack, overload
 
 from . import _events, _handles, _kernel, _probe
 from . import errors as _errors
 from ._handles import StagedPath
 from ._items import Item
 from ._names import Move, Removal, StagedSymlink
-from ._options import BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
+from ._options import PLAIN, BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
 from ._paths import absolute, followed
 from ._staged import StagedFile, StagedFolder, StagedProgram
 from ._workspace import refuse_append_only
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     import threading
 
     from ._barriers import Barriers
+    from ._commit import Commit
     from ._directory import Place
     from ._workspace import Workspace
 
 _Item = TypeVar("_Item", bound=Item)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 #: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
 #: A bound, so that descriptors do not grow with the number of files (I10).
@@ -45,16 +48,13 @@ class Stager:
     _retained: list[StagedFile]
     _lock: threading.RLock
     _progress: Progress | None
-    _count: int
+    _commit: Commit | None
+    _heard: bool
 
     @property
     def txid(self) -> str:
         """The id that log events and the names of temporary files carry."""
         return self._workspace.txid
-
-    @property
-    def _committing(self) -> bool:
-        raise NotImplementedError
 
     def _require_open(self) -> None:
         raise NotImplementedError
@@ -131,14 +131,18 @@ class Stager:
         :raises atomik.errors.TransactionStateError: the transaction is not open, or this is a forked child.
         """
         parsed = _handles.parse_mode(mode)
-        text: dict[str, Any] = {"encoding": encoding, "errors": errors, "newline": newline, "buffering": buffering}
         if parsed[0] == "x":
             if overwrite:
                 raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
             overwrite = False
-        item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
-        handle: IO[Any] = self._open(item, lambda: item.open(parsed, **text))
-        return handle
+        item = None
+        if not (options or overwrite or self._overwrite or tmp_dir is not None):
+            path = name = absolute(path)
+            item = self._add_another(path)
+        if item is None:
+            item = self._add(StagedFile, "file", path, overwrite, tmp_dir, options)
+            name = item.path
+        return self._open(item, item.open, name, parsed, buffering, encoding, errors, newline)
 
     def folder(
         self,
@@ -159,7 +163,7 @@ class Stager:
         item = self._add(StagedFolder, "folder", path, overwrite, tmp_dir, options)
         progress = self._progress
         cloned = None if progress is None else lambda done: progress("cloning", done, 0)
-        return self._handed_out(item, self._open(item, lambda: item.open(base, cloned)))
+        return self._handed_out(item, self._open(item, item.open, base, cloned))
 
     def path(
         self,
@@ -193,7 +197,7 @@ class Stager:
         Raises like `Transaction.file`.
         """
         item = self._add(StagedSymlink, "symlink", path, overwrite, None, {"order": order, "parents": parents})
-        self._open(item, lambda: item.open(os.fsdecode(target)))
+        self._open(item, item.open, os.fsdecode(target))
 
     def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
         """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
@@ -245,6 +249,26 @@ class Stager:
             item.on_forget = lambda: self._workspace.destinations.unregister(source)
         self._open(item, item.open)
 
+    def _add_another(self, path: str) -> StagedFile | None:
+        """What `_add` comes to for most files of a large transaction: one more new name in a folder that is known by now.
+
+        None where there is more to decide, or something to refuse.
+        """
+        with self._lock:
+            self._require_open()
+            workspace = self._workspace
+            place = workspace.known(path)
+            if place is None or self._failed:
+                return None
+            directory, name = place
+            if not directory.fs.trusted or _kernel.port.exists(name, directory.fd):
+                return None
+            if not workspace.destinations.take(place):
+                return None
+            item = StagedFile(None, "file", place, directory, workspace, PLAIN)
+            self._items.append(item)
+            return item
+
     def _add(
         self,
         kind: type[_Item],
@@ -281,9 +305,10 @@ class Stager:
     ) -> _Item:
         workspace = self._workspace
         place = workspace.locate(full, folder=word not in ("file", "symlink"), parents=bool(given.get("parents")))
-        stage = workspace.staging(place, None if tmp_dir is None else absolute(tmp_dir), full)
-        as_given = None if full == str(place) else full
-        item = kind(as_given, word, place, stage, workspace, options, given.get("order", 0), self._count)
+        directory, name = place
+        stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir), full)
+        as_given = None if full == directory.child(name) else full
+        item = kind(as_given, word, place, stage, workspace, options, given.get("order", 0))
         if prepare is not None:
             prepare(item)
         found = item.look()
@@ -293,17 +318,17 @@ class Stager:
         try:
             if found is not None:
                 item.check_mounts(found)
-                refuse_append_only(place.directory, full)
-            if found is not None or item.step_kind() == "folder" or not stage.fs.trusted:
+                refuse_append_only(directory, full)
+            if found is not None or not stage.fs.trusted or item.step_kind() == "folder":
                 _probe.flags(workspace, stage, item, found is not None)
             if options.keep is not None:
                 self._register_kept(item, found)
         except BaseException:
             workspace.destinations.unregister(place)
             raise
-        self._count += 1
         self._items.append(item)
-        self._failed.pop(full, None)
+        if self._failed:
+            self._failed.pop(full, None)
         return item
 
     def _register_kept(self, item: Item, found: os.stat_result | None) -> None:
@@ -327,15 +352,15 @@ class Stager:
             if item in self._retained:
                 self._retained.remove(item)
 
-    def _open(self, item: Item, action: Callable[[], Any]) -> Any:
+    def _open(self, item: Item, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
-            result = action()
+            result = action(*args, **kwargs)
         except BaseException:
             item.discard()
             self._forget(item)
             raise
         item.owner = self
-        if _events.heard(_events.DEBUG):
+        if self._heard:
             _events.emit(
                 _events.DEBUG, "item.staged", tx=self.txid, path=item.path, kind=item.kind, order=item.order,
                 st_dev=item.place.directory.dev,
@@ -347,28 +372,27 @@ class Stager:
 
     def _sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
-        if _events.heard(_events.DEBUG):
+        if self._heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.txid, path=item.path, kind=item.kind)
-        if not isinstance(item, StagedFile):
-            return
-        with self._lock:
-            self._retained.append(item)
-            full = len(self._retained) > RETAINED and not self._committing
-            oldest = self._retained.pop(0) if full else None
-        if oldest is not None:
-            self._spill(oldest)
+        if isinstance(item, StagedFile):
+            self._retain(item)
 
-    def _spill(self, item: StagedFile) -> None:
-        """Give a sealed file its slot and its descriptor back to the system."""
+    def _retain(self, item: StagedFile) -> None:
+        """Keep a sealed file open; give the oldest that is one too many its slot, and its descriptor to the system."""
+        oldest = item
         try:
             with self._lock:
-                item.name_it()
-            self._barriers.sealed(item)
-            item.close()
+                self._retained.append(item)
+                if len(self._retained) <= RETAINED or self._commit is not None:
+                    return
+                oldest = self._retained.pop(0)
+                oldest.name_it()
+            self._barriers.sealed(oldest)
+            oldest.close()
         except BaseException as exc:
-            item.discard(f"staging failed: {exc}")
+            oldest.discard(f"staging failed: {exc}")
             if isinstance(exc, OSError) and not isinstance(exc, _errors.AtomikError):
-                raise _errors.system_error(exc, "cannot stage the file", item.path) from exc
+                raise _errors.system_error(exc, "cannot stage the file", oldest.path) from exc
             raise
 
     def _discarded(self, item: Item, reason: str) -> None:

@@ -20,7 +20,7 @@ import errno
 import os
 
 from . import _kernel, errors
-from ._directory import rename
+from ._directory import identify, rename
 from ._step import LINK, NO_FLAG, RENAME, RENAMEAT2, WEAKER, Step, link, remove_empty
 from ._undo import give_back
 
@@ -74,17 +74,17 @@ def publish(step: Step) -> None:
 
 def _native(step: Step) -> bool:
     """Try renameat2; False when the filesystem does not know the flag."""
-    fs = step.dest.directory.fs
     try:
-        if step.op == "replace":
-            rename(step.slot, step.dest, _kernel.EXCHANGE)
-        elif step.op == "create":
+        if step.op == "create":
             rename(step.slot, step.dest, _kernel.NOREPLACE)
+        elif step.op == "replace":
+            rename(step.slot, step.dest, _kernel.EXCHANGE)
         else:
             rename(step.dest, step.slot, _kernel.NOREPLACE)
     except OSError as exc:
         if exc.errno not in NO_FLAG:
             raise
+        fs = step.dest.directory.fs
         if fs.trusted:
             pass  # it knows the flag, so this says something about these two names; the next two may be fine
         elif step.op == "replace":
@@ -172,7 +172,8 @@ def _create_weaker(step: Step) -> None:
 
 def _check(step: Step) -> None:
     """I4, after the fact: the destination holds the new object and the slot the old one."""
-    if step.dest.identity() != step.new:
+    directory, name = step.dest
+    if identify(directory.fs, directory.fd, name) != step.new:
         _conflict(step, "somebody replaced the destination right after it was published")
     if step.op == "create" and step.rung == RENAMEAT2:
         return  # a rename that arrived has left its slot

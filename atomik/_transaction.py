@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import operator
 import os
 import sys
 import threading
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
     from ._items import Item
     from ._staged import StagedFile
     from ._step import Step
+
+
+#: As a name of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN = State.OPEN
+
+#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+_order = operator.attrgetter("order")
 
 
 class Transaction(Stager):
@@ -67,15 +75,16 @@ class Transaction(Stager):
         self._items = []
         self._failed = {}
         self._retained = []
-        self._count = 0
-        self._commit: Commit | None = None
+        self._commit = None
         self._receipt: Receipt | None = None
         self._duration = 0.0
         self._lock = threading.RLock()
         self._pid = _forked.me
         self._state = State.OPEN  # last: from here on there is something to give back
         live[id(self)] = weakref.ref(self)
-        if _events.heard(_events.DEBUG):
+        # Asked once for all that is staged, not twice for each of very many items.
+        self._heard = _events.heard(_events.DEBUG)
+        if self._heard:
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -90,7 +99,7 @@ class Transaction(Stager):
         """The items staged so far, in the order in which they will be swapped.  Each has ``path`` (absolute), ``kind``
         and ``order``, as an `atomik.ItemReceipt` has them."""
         with self._lock:
-            return tuple(sorted(self._items, key=_position) if len(self._items) > 1 else self._items)
+            return tuple(sorted(self._items, key=_order))
 
     @property
     def receipt(self) -> Receipt | None:
@@ -144,12 +153,13 @@ class Transaction(Stager):
             self._run_commit()
 
     def _run_commit(self) -> None:
-        started = time.perf_counter()
+        started, sealed = time.perf_counter(), ItemState.SEALED
         commit: Commit | None = None
         try:
             items = list(self.items)
             for item in items:
-                item.seal()
+                if item.state is not sealed:
+                    item.seal()
             commit = self._commit = self._choose(items)
             if items:
                 commit.run()
@@ -279,7 +289,6 @@ class Transaction(Stager):
         self._workspace.destinations.register(item.place, item.given, None)
         item.owner = self
         self._items.append(item)
-        self._count += 1
         self._state, self._receipt, self._pid = state, receipt, pid
         if state is not State.OPEN:
             item.state = ItemState.DONE
@@ -288,12 +297,8 @@ class Transaction(Stager):
     def _require_open(self) -> None:
         if self._pid != _forked.me:
             self._fail_state("this is a forked child: only the process that began a transaction can use it")
-        if self._state is not State.OPEN or self._commit is not None:
+        if self._state is not _OPEN or self._commit is not None:
             self._fail_state(f"the transaction is {self.state.value}; begin a new one")
-
-    @property
-    def _committing(self) -> bool:
-        return self._commit is not None
 
     def _fail_state(self, text: str) -> NoReturn:
         raise errors.TransactionStateError(text)
@@ -332,10 +337,6 @@ class Transaction(Stager):
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
 live: dict[int, weakref.ref[Any]] = {}
-
-
-def _position(item: Item) -> tuple[int, int]:
-    return item.order, item.index
 
 
 def _drop_open() -> None:

@@ -22,7 +22,7 @@ from ._directory import PREFIX, Directory, Place
 from ._paths import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 class Workspace:
@@ -38,12 +38,20 @@ class Workspace:
         self._made: list[Place] = []
         self._made_in: list[Directory] = []
         self.destinations = Destinations()
+        #: the names in a folder, looked at under its lock
+        self.listed: dict[Directory, set[str]] = {}
 
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
         """The place of a destination: its parent held open, its name checked."""
         head, name = split(path, folder=folder)
         return Place(self.directory(head, parents=parents, wanted=path), name)
+
+    def known(self, path: str) -> Place | None:
+        """The place of a file in a folder that is held by now, if that is how its path is spelled."""
+        head, name = split(path, folder=False)
+        directory = self._by_path.get(head)
+        return Place(directory, name) if directory is not None and len(path) == len(head) + 1 + len(name) else None
 
     def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `path`, opened once per transaction however it is spelled."""
@@ -107,10 +115,8 @@ class Workspace:
         return [place.directory for place in self._made]
 
     # --- staging -------------------------------------------------------------------------------------------------
-    def staging(self, place: Place, tmp_dir: str | None, path: str) -> Directory:
-        """The folder in which the item is staged: the parent, or `tmp_dir` if that lies on the same mount."""
-        if tmp_dir is None:
-            return place.directory
+    def staging(self, place: Place, tmp_dir: str, path: str) -> Directory:
+        """The folder in which the item is staged, where that is not its parent; it must lie on the same mount."""
         folder = self.directory(tmp_dir)
         parent = place.directory
         if (folder.dev, folder.mount) != (parent.dev, parent.mount):
@@ -139,7 +145,8 @@ class Workspace:
 
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the claim of `directory`."""
-        return self.claim(directory).slot(next(self.numbers))
+        claim = self.claims.get(directory.place_key) or self.claim(directory)
+        return Place(claim.folder, slot_name(self.txid, next(self.numbers)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `Claim.path_of`."""
@@ -159,6 +166,16 @@ class Workspace:
     def sibling(self, directory: Directory) -> Place:
         """A fresh slot beside the destinations, for what may only be renamed within its parent."""
         return Place(directory, slot_name(self.txid, next(self.numbers)))
+
+    def list_names(self, folders: Iterable[Directory], most: int) -> None:
+        """Look at all names in the folders at once, which costs less than to ask for each of very many; not in a folder
+        with more than `most`, nor where a listing might leave out what a look would find."""
+        for folder in folders:
+            if folder.fs.trusted:
+                with _kernel.port.scandir(folder.fd) as entries:
+                    names = {entry.name for entry in itertools.islice(entries, most + 1)}
+                if len(names) <= most:
+                    self.listed[folder] = names
 
     # --- the end -------------------------------------------------------------------------------------------------
     def release(

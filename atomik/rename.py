@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from operator import index
 
 from . import _kernel
 from . import errors as _errors
@@ -75,7 +76,7 @@ def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrB
     """
     source, target = os.fsdecode(src), os.fsdecode(dst)
     try:
-        _kernel.port.rename(source, src_dir_fd, target, dst_dir_fd, int(flags))
+        _kernel.port.rename(source, index(src_dir_fd), target, index(dst_dir_fd), int(flags))
     except OSError as exc:
         raise _translate(exc, source, src_dir_fd, target, dst_dir_fd, int(flags)) from None
     except ValueError as exc:  # a NUL in a name

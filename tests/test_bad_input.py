@@ -241,6 +241,40 @@ def test_same_destination_twice(folder: Path, stage: Callable[..., object], seco
         tx.abort()
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("there", errors.FileAlreadyExistsError),
+        ("dangling", errors.FileAlreadyExistsError),
+        ("staged", errors.DuplicateDestinationError),
+        ("/staged", errors.DuplicateDestinationError),
+        (".atomik-mine", errors.InvalidDestinationError),
+        ("slash/", errors.InvalidDestinationError),
+        ("..", errors.InvalidDestinationError),
+        ("n" * 256, errors.InvalidDestinationError),
+        ("nul\0", errors.InvalidDestinationError),
+        ("displaced/inside", errors.NestedDestinationError),
+        ("missing/inside", errors.MissingPathError),
+    ],
+)
+def test_one_more_file_in_a_known_folder_is_refused_like_the_first(folder: Path, path: str, kind: type) -> None:
+    """That a folder is known by now spares looks, and no rule; what is refused is not taken in."""
+    Path("there").touch()
+    os.symlink("nowhere", "dangling")
+    Path("displaced").mkdir()
+    for before in (["staged"], ["staged", "known"]):
+        with atomik.transaction() as tx:
+            for name in before:
+                tx.file(folder / name)
+            if kind is errors.NestedDestinationError:
+                tx.folder("displaced", overwrite=True)
+            with pytest.raises(kind):
+                tx.file(f"{folder}/{path}")
+            tx.file(folder / "after")
+            assert [os.path.basename(item.path) for item in tx.items if item.kind == "file"] == [*before, "after"]
+            tx.abort()
+
+
 def test_duplicates_by_moves_and_removals(folder: Path) -> None:
     """A removed or moved name is taken as well."""
     Path("a").touch()

@@ -255,3 +255,24 @@ def test_readers_of_a_displaced_folder_get_longer_where_processors_are_scarce(
         pass
     assert low <= sum(waits) <= high
     assert os.listdir("d") == []
+
+
+def test_a_newcomer_among_many_is_found_before_anything_is_swapped(folder: Path) -> None:
+    """The listing under the lock shows what came to a destination since it was staged."""
+    swaps = Acting("rename", lambda call: None)
+    with installed(swaps), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
+        for number in range(20):
+            tx.file(f"f{number}").write("ours")
+        theirs("f13")
+    assert caught.value.filename == str(folder / "f13")
+    assert (swaps.acted, os.listdir(), Path("f13").read_text()) == (0, ["f13"], "theirs")
+
+
+def test_a_newcomer_behind_the_listing_is_found_by_the_swap(folder: Path) -> None:
+    """Whoever comes between the listing and the swap keeps what they published, and the others are undone (P2, P3)."""
+    come = Acting("rename", Once(lambda: theirs("f13")))
+    with installed(come), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
+        for number in range(20):
+            tx.file(f"f{number}").write("ours")
+    assert caught.value.filename == str(folder / "f13")
+    assert (os.listdir(), Path("f13").read_text()) == (["f13"], "theirs")

@@ -88,7 +88,19 @@ def test_calls_an_item_do_not_grow(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     small = sum(calls(lambda: group([tmp_path / "a"], 100)).values())
     large = sum(calls(lambda: group([tmp_path / "b"], 300)).values())
-    assert (large - small) / 200 <= 9
+    assert (large - small) / 200 <= 8
+
+
+def test_the_commit_looks_for_many_new_names_at_once(tmp_path: Path) -> None:
+    """Staging asks for each name, to fail early; under the lock one listing answers for all of them, or each its own look
+    where the folder has more names than that is worth."""
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    for number in range(200):
+        (tmp_path / f"many/{number}").touch()
+    assert calls(lambda: group([tmp_path / "few"], 100))["exists"] == 100
+    assert calls(lambda: group([tmp_path / "many"], 100))["exists"] == 200
+    assert calls(lambda: group([tmp_path], 3))["exists"] == 6
 
 
 def test_three_barriers_a_transaction_and_two_an_item(tmp_path: Path) -> None:

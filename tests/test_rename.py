@@ -222,3 +222,10 @@ def test_errno_of_others_is_not_taken_for_ours(folder: Path) -> None:
     make("a")
     rename("a", "b")
     assert os.listdir() == ["b"]
+
+
+def test_a_descriptor_is_a_number(tmp_path: Path) -> None:
+    """Anything else is refused before it can be taken for one by C, where None would be the standard input."""
+    for wrong in ("3", None, 1.0):
+        with pytest.raises(TypeError):
+            renameat2(wrong, "a", -100, "b")  # type: ignore[arg-type]
