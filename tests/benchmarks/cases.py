@@ -73,9 +73,10 @@ def many_files(folder: Path, count: int, rounds: int) -> Figures:
     names = [f"f{number}" for number in range(count)]
 
     def ours(number: int) -> None:
+        target = _fresh(folder, "ours", number)
         with atomik.transaction() as tx:
             for name in names:
-                with tx.file(_fresh(folder, "ours", number) / name, "wb") as f:
+                with tx.file(f"{target}/{name}", "wb") as f:
                     f.write(DATA)
 
     def hand(number: int) -> None:
@@ -85,8 +86,9 @@ def many_files(folder: Path, count: int, rounds: int) -> Figures:
     for who, write in peers.durable().items():
 
         def one_by_one(number: int, who: str = who, write: Callable[[str, str], None] = write) -> None:
+            target = _fresh(folder, who, number)
             for name in names:
-                write(str(_fresh(folder, who, number) / name), TEXT)
+                write(f"{target}/{name}", TEXT)
 
         contestants[who] = one_by_one
     for who in contestants:
