@@ -48,7 +48,7 @@ class StagedFile(Item):
             if mode[0] in "ar":
                 self._copy_present()
             self.handle = handle = _handles.open_handle(
-                self.fd, self, name, mode, buffering=buffering, encoding=encoding, errors=on_error, newline=newline
+                self.fd, self, name, mode, buffering, encoding, on_error, newline
             )
             if not mode[2]:
                 self.below = handle.buffer  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ class StagedFile(Item):
         self.handle = None
         below, self.below = self.below, None
         if not is_closed(handle):
-            handle.close()  # flushes; the descriptor stays ours
+            handle.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
         if self.options is not PLAIN:
