@@ -283,6 +283,8 @@ class PlainFile(Output[IO[Any]]):
             self._phase = _STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
+        if _kernel.is_folder(port.look(folder.fd, slot).mode):
+            raise IsADirectoryError  # it came to stand there since, and is brought back
         if self._durable:  # what came out outlives the sync of what took its place (I3)
             self._phase = _CONFIRMING
             folder.sync()
@@ -290,8 +292,7 @@ class PlainFile(Output[IO[Any]]):
         try:
             port.unlink(slot, folder.fd)
         except IsADirectoryError:
-            self._phase = _BEGUN  # it came to stand there since the last look, and is brought back
-            raise
+            pass  # somebody put a folder in its place, which is not ours to delete
         self._phase = _CLEAN
 
     def _close(self) -> None:

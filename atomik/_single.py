@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import time
 from enum import Enum
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from attrs import define
 
@@ -27,9 +27,6 @@ from ._receipt import State
 from ._staged import NO_NAME, StagedFile
 from ._step import LINKAT, RENAME, Step, Undone, same_kind
 from ._undo import undo
-
-if TYPE_CHECKING:
-    import os
 
 #: How often an overwrite starts again because somebody else keeps creating and removing the destination.
 _ATTEMPTS = 1000
@@ -76,10 +73,10 @@ class Single(Commit):
         """Bring to its end what the short way began with `step`, and `exc` stopped; returns when it is published."""
         self.steps.append(step)
         try:
-            if phase is not Phase.CLEAN and step.op != "create":
-                self._refuse_other_kind(step, step.slot.stat(), exc)
             if isinstance(exc, OSError) and phase is Phase.CONFIRMING:
                 self._unconfirmed(step, exc)
+            if isinstance(exc, OSError) and phase is Phase.BEGUN:
+                self._displaced(step)  # says what is wrong with what came out
             if phase in (Phase.BEGUN, Phase.CONFIRMING):
                 raise exc
         except BaseException:
@@ -219,18 +216,10 @@ class Single(Commit):
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
             text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
             errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
-        self._refuse_other_kind(step, came_out)
-        return step
-
-    def _refuse_other_kind(
-        self, step: Step, came_out: os.stat_result | None, interrupt: BaseException | None = None
-    ) -> None:
-        """What may not be replaced goes back.  (`_plain` finds out when it is to delete what came out, or is interrupted.)"""
-        if came_out is not None and not same_kind(came_out.st_mode, step.kind):
-            if interrupt is not None and not isinstance(interrupt, OSError):
-                raise interrupt
+        if not same_kind(came_out.st_mode, step.kind):
             text = "another kind of object came to stand there meanwhile; it was left alone"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
+        return step
 
     def _identify(self, item: Item, step: Step) -> None:
         """Fill in the identities, which an unnamed file does without: only a failure has to tell old from new."""

@@ -55,7 +55,7 @@ def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) ->
     """An overwrite adds the exchange, the removal of what came out, and the looks at old owner, mode and attributes."""
     counted = calls(lambda: write(tmp_path / "warm", overwrite=True))
     assert (syncs(counted), counted["rename"], counted["unlink"]) == (2, 1, 1)
-    assert sum(counted.values()) <= 19, counted
+    assert sum(counted.values()) <= 20, counted
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -215,23 +215,6 @@ def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: st
     assert os.listdir() == ["x"]
 
 
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize(("durable", "at"), [(True, "fsync"), (True, "unlink"), (False, "unlink")])
-def test_a_folder_comes_and_an_interrupt(folder: Path, durable: bool, interrupt: type[BaseException], at: str) -> None:
-    """Behind the exchange, before anybody looked at what came out: the folder comes back, and the interrupt goes on."""
-    Path("x").write_text("old")
-
-    def strike(call: object) -> None:
-        raise interrupt
-
-    coming = Acting("rename", _folder_for_file, when=lambda call: call.number == 1)
-    striking = Acting(at, strike, when=lambda call: call.number == (2 if at == "fsync" else 1))
-    with installed(coming), installed(striking), pytest.raises(interrupt):
-        write(durable=durable)
-    assert Path("x").is_dir()
-    assert os.listdir() == ["x"]
-
-
 @both
 def test_a_lost_race(folder: Path, durable: bool) -> None:
     """Somebody publishes right before the link: theirs stays, or is replaced, as was asked."""

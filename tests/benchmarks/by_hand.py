@@ -63,6 +63,7 @@ def write_file_with_looks(path: str, data: bytes, *, overwrite: bool, durable: b
         slot = f".slot-{os.getpid()}"
         os.link(f"/proc/self/fd/{fd}", slot, dst_dir_fd=folder, follow_symlinks=True)
         rename(folder, slot, folder, name, EXCHANGE)
+        fstatx(folder, os.fsencode(slot))
     else:
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
     if durable:
