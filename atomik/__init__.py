@@ -18,7 +18,7 @@ Layout, for those who read the code, from the top down (arrows of import point d
     _group, _prepare          the commit of several steps, with a journal
     _single, _commit          the commit of one step; what both share
     _barriers                 which syncs make what durable
-    _staged, _names, _items   what is to happen at one destination: stage, seal, discard
+    _staged, _names, _items   what is to happen at one destination: stage, seal, discard (_program, _refuse)
     _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it
     _journal, _records        the journal on disk, and its bytes
     _workspace, _claim        held folders, private staging folders

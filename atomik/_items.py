@@ -19,15 +19,14 @@ import os
 import stat
 from _thread import RLock
 from enum import Enum
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 
-from . import _compare, _kernel, _metadata, _tree, errors
+from . import _compare, _kernel, _metadata, _refuse, _tree, errors
 from ._directory import Directory, Place, identify
 from ._observe import Observation
 from ._options import Options
-from ._paths import split
 from ._receipt import ItemReceipt
 from ._step import Step, same_kind
 
@@ -157,19 +156,7 @@ class Item:
         keep = self.options.keep
         if keep is None:
             return
-        name = os.fsdecode(keep(self.path) if callable(keep) else keep)
-        parent = self.place.directory.path
-        if not name:
-            text = "keep= is empty; name the file or folder that the previous version is to become"
-            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, self.path)
-        head, tail = split(os.path.join(parent, name), folder=False)
-        if head != parent and os.path.realpath(head) != os.path.realpath(parent):
-            text = "keep= must name something in the destination's own folder"
-            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, self.path)
-        if tail == self.place.name:
-            text = "keep= names the destination itself; choose another name for the previous version"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
-        self.kept = tail
+        self.kept = _refuse.kept_name(os.fsdecode(keep(self.path) if callable(keep) else keep), self.place, self.path)
 
     def check_kept(self) -> os.stat_result | None:
         """What stands under the name for the previous version, if that may be replaced."""
@@ -181,7 +168,7 @@ class Item:
         if self.step_kind() and not same_kind(there.st_mode, self.step_kind()):
             text = "the name for the previous version is taken by another kind of object; remove it or choose another"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
-        self.check_mounts(there, place)
+        _refuse.mounts(place, there, self.path)
         return there
 
     @property
@@ -284,7 +271,7 @@ class Item:
             # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
             directory, name = self.place
             if _kernel.port.exists(name, directory.fd):
-                self._refuse_existing()
+                _refuse.existing(self.path)
             return None
         if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:
             text = f"not what was expected: {why}; observe it again and repeat"
@@ -293,14 +280,10 @@ class Item:
         if found is None:
             return None
         if not options.overwrite or expect == "absent":
-            self._refuse_existing()
-        self._check_kind(found.st_mode)
+            _refuse.existing(self.path)
+        _refuse.other_kind(found.st_mode, self.step_kind(), self.path)
         self.links = found.st_nlink - 1
         return found
-
-    def _refuse_existing(self) -> NoReturn:
-        text = "it already exists; pass overwrite=True to replace it"
-        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path)
 
     def check(self) -> bytes | None:
         """The identity of what a journalled commit will displace, after every check; None where there is nothing."""
@@ -310,33 +293,9 @@ class Item:
         found = self.look()
         if found is None:
             return None
-        self.check_mounts(found)
+        _refuse.mounts(self.place, found, self.path)
         self.refresh(found)
         return self.place.identity()
-
-    def _check_kind(self, mode: int) -> None:
-        if self.step_kind() and not same_kind(mode, self.step_kind()):
-            there = "a folder" if stat.S_ISDIR(mode) else "no folder"
-            text = f"cannot put a {self.step_kind()} there: what exists is {there}"
-            text += "; remove it first, or choose another name"
-            errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, self.path)
-
-    def check_mounts(self, found: os.stat_result, place: Place | None = None) -> None:
-        """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be
-        deleted with its content later.  `found` is the stat of `place` (the destination)."""
-        place = place or self.place
-        mount = place.directory.mount
-        if stat.S_ISDIR(found.st_mode):
-            inside = _tree.has_foreign_mount(place)
-        else:
-            try:
-                there = _kernel.port.look(place.fd, place.name).mount if mount else 0
-            except FileNotFoundError:
-                return  # removed since it was looked at
-            inside = str(place) if there != mount else None
-        if inside is not None:
-            text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
-            errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else self.path)
 
     def sync_tree(self) -> int:
         """fsync what is to stand there, all of it; the number of calls.

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from attrs import define
 
-from . import _kernel, _swap, _tree, errors
+from . import _kernel, _refuse, _swap, _tree, errors
 from ._claim import KEPT
 from ._commit import Commit, uninterrupted
 from ._directory import JOURNAL_NAME, Directory, Place, identify, rename
@@ -123,7 +123,7 @@ class Single(Commit):
             return self._link(item)
         if found is not None:
             if _kernel.is_folder(found.st_mode):
-                item.check_mounts(found)  # one that came since would move away with the old folder
+                _refuse.mounts(item.place, found, item.path)  # one that came since would move away with the old folder
             item.refresh(found)
         return self._rename(item, there=found is not None)
 

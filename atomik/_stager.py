@@ -10,14 +10,15 @@ import os
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, ParamSpec, TextIO, TypeVar, Unpack, overload
 
-from . import _events, _handles, _kernel, _probe
+from . import _events, _handles, _kernel, _probe, _refuse
 from . import errors as _errors
 from ._handles import StagedPath
 from ._items import Item
 from ._names import Move, Removal, StagedSymlink
 from ._options import PLAIN, BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
 from ._paths import absolute, followed
-from ._staged import StagedFile, StagedFolder, StagedProgram
+from ._program import StagedProgram
+from ._staged import StagedFile, StagedFolder
 from ._workspace import refuse_append_only
 
 if TYPE_CHECKING:
@@ -317,7 +318,7 @@ class Stager:
         workspace.destinations.register(place, as_given, there)
         try:
             if found is not None:
-                item.check_mounts(found)
+                _refuse.mounts(place, found, item.path)
                 refuse_append_only(directory, full)
             if found is not None or not stage.fs.trusted or item.step_kind() == "folder":
                 _probe.flags(workspace, stage, item, found is not None)
