@@ -41,6 +41,9 @@ class _Raw(io.RawIOBase):
     the filesystem more when it changes (see `_libc`).
     """
 
+    #: The layers above ask at every write, and the base class would look further for the answer.
+    closed = False
+
     def __init__(self, fd: int, name: str, mode: str) -> None:
         self._fd, self.name, self.mode = fd, name, mode
 
@@ -84,6 +87,7 @@ class _Raw(io.RawIOBase):
     def close(self) -> None:
         self._fd = -1
         _close(self)
+        self.closed = True
 
     def _refuse(self) -> NoReturn:
         raise ValueError("I/O operation on closed file")
