@@ -37,6 +37,7 @@ JOURNAL_NAME = ".atomik-journal"
 PREFIX = ".atomik-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
+_TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
 
 #: Seconds for which a reader lets a waiting writer go first.
 GIVE_WAY = 1.0
@@ -171,7 +172,7 @@ class Directory:
         waits says so, and a reader that comes later gives way, until the writer had its turn or `GIVE_WAY` is over (the
         reader may be one for whose end the writer waits: `reading` in `reading`).
         """
-        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
+        operation = _TRY_SHARED if shared else _TRY_EXCLUSIVE
         deadline = time.monotonic() + timeout if deadline is None else deadline
         gives_way_until = time.monotonic() + GIVE_WAY if shared else 0.0
         pause, announced = 0.0005, False
@@ -213,7 +214,7 @@ class Directory:
         """Take the lock if that needs no waiting."""
         _forked.guard(self.fd)
         try:
-            _kernel.port.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            _kernel.port.flock(self.fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
         except BlockingIOError:
             return False
         return True

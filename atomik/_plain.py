@@ -133,7 +133,8 @@ class PlainFile(Output[IO[Any]]):
 
     # --- the interface -------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
-        self._publish()
+        if not self._publish():
+            self.transaction._publish()
         receipt = self.receipt
         assert receipt is not None
         return receipt
@@ -165,12 +166,13 @@ class PlainFile(Output[IO[Any]]):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._is_plain():
-            self.transaction.__exit__(kind, exc, trace)
-        elif kind is None:
-            self._publish()
-        else:
+        if kind is None:
+            if not self._publish():
+                self.transaction.__exit__(None, None, None)
+        elif self._is_plain():
             self.abort()
+        else:
+            self.transaction.__exit__(kind, exc, trace)
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is not _OPEN or not self._is_plain():
@@ -193,12 +195,11 @@ class PlainFile(Output[IO[Any]]):
     def _is_plain(self) -> bool:
         return self._transaction is None and self._state is _OPEN and self._pid == _forked.me
 
-    def _publish(self) -> None:
-        """The commit, for as long as everything is as expected."""
+    def _publish(self) -> bool:
+        """The commit; False, with nothing published, when not everything is as expected: then it is the transaction's."""
         with self._lock:
             if not self._is_plain() or _events.heard(_events.INFO):
-                self.transaction._publish()
-                return
+                return False
             started = time.perf_counter()
             try:
                 self._seal()
@@ -211,12 +212,13 @@ class PlainFile(Output[IO[Any]]):
                     self._link()
                 self._close()
             except _Surprise:
-                self.transaction._publish()
+                return False
             except BaseException as exc:  # noqa: BLE001  goes on from there
                 self._resume(exc, started)
             else:
                 self._state = _COMMITTED
                 self._duration = time.perf_counter() - started
+            return True
 
     def _seal(self) -> None:
         """The content is complete; its mode is that of what it replaces.  Other owners and attributes are a surprise."""
@@ -266,31 +268,32 @@ class PlainFile(Output[IO[Any]]):
 
     def _exchange(self) -> None:
         """Beside the destination under a name of ours, while a shared lock on the folder shows that we live."""
-        port, folder, name = _kernel.port, self._folder, self._name
+        port, folder, fd = _kernel.port, self._folder, self._folder.fd
         try:
             if not folder.try_lock(shared=True):
                 raise _Surprise
-            slot = self._slot = slot_name(self._id(), 0)
-            port.link_fd(self._fd, slot, folder.fd)
+            self._txid = txid = new_txid()
+            slot = self._slot = slot_name(txid, 0)
+            port.link_fd(self._fd, slot, fd)
         except OSError as exc:
             self._slot = ""
             raise _Surprise from exc
         visible_from = time.perf_counter()
         self._phase = _BEGUN
         try:
-            port.rename(slot, folder.fd, name, folder.fd, _kernel.EXCHANGE)
+            port.rename(slot, fd, self._name, fd, _kernel.EXCHANGE)
         except OSError as exc:
             self._phase = _STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
-        if _kernel.is_folder(port.look(folder.fd, slot).mode):
+        if _kernel.is_folder(port.look(fd, slot).mode):
             raise IsADirectoryError  # it came to stand there since, and is brought back
         if self._durable:  # what came out outlives the sync of what took its place (I3)
             self._phase = _CONFIRMING
             folder.sync()
         self._phase = _PUBLISHED
         try:
-            port.unlink(slot, folder.fd)
+            port.unlink(slot, fd)
         except IsADirectoryError:
             pass  # somebody put a folder in its place, which is not ours to delete
         self._phase = _CLEAN
