@@ -110,7 +110,6 @@ class Single(Commit):
             if step is None:
                 step = self._look_and_publish(item)
             if step is not None:
-                self.visible = time.perf_counter() - self._visible_from
                 self.swapped(step, 0)
                 return step
         errors.fail(
@@ -147,6 +146,7 @@ class Single(Commit):
                 raise
             self._name(item)  # no hard links for unnamed files here: give it a slot, and rename
             return None
+        self.visible = time.perf_counter() - self._visible_from
         return step
 
     def _rename(self, item: Item, *, there: bool) -> Step | None:
@@ -173,6 +173,7 @@ class Single(Commit):
         except errors.ConflictError:
             pass  # somebody replaced it while a lower rung was at work
         else:
+            self.visible = time.perf_counter() - self._visible_from
             return self._displaced(step)
         self.steps.clear()
         return None  # the destination came or went in between: look again
