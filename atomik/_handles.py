@@ -111,12 +111,13 @@ class _Sealing:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        item = self._item
-        if kind is not None and item is not None:
-            self._item = None
-            item.discard(f"its block was left by {kind.__name__}")
+        item, self._item = self._item, None
+        if item is None:
+            self.let_go()
+        elif kind is None:
+            item.seal()
         else:
-            self.close()
+            item.discard(f"its block was left by {kind.__name__}")
 
     def __del__(self) -> None:
         # Forgotten without close: this must not publish anything, so let go of the item before io's finalizer closes.
