@@ -146,7 +146,7 @@ class Directory:
 
     def exists(self, name: str) -> bool:
         """Whether there is anything of that name; a folder that cannot be asked is an error, not a no."""
-        return self.stat(name) is not None
+        return _kernel.port.exists(name, self.fd)
 
     def identity(self, name: str) -> bytes | None:
         """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""

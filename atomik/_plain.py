@@ -247,9 +247,11 @@ class PlainFile(Output[IO[Any]]):
 
     def _look_around(self) -> None:
         folder = self._folder
-        # What keeps access(2) from seeing a journal (no search permission, a failing disk) keeps linkat(2) from publishing.
-        if _kernel.port.exists(JOURNAL_NAME, folder.fd) or not folder.still_there():
-            raise _Surprise
+        try:
+            if _kernel.port.exists(JOURNAL_NAME, folder.fd) or not folder.still_there():
+                raise _Surprise
+        except OSError as exc:
+            raise _Surprise from exc
 
     def _link(self) -> None:
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""

@@ -230,7 +230,8 @@ def file(
     renameat2(2).  Two syncs when durable.
     """
     durable = options.get("durable", True)
-    if tmp_dir is None and (durable is True or durable is False) and len(options) == ("durable" in options):
+    nothing_else = tmp_dir is None and len(options) == ("durable" in options)
+    if nothing_else and path is not None and (durable is True or durable is False):
         text = (buffering, encoding, errors, newline)
         plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), durable, text)
         if plain is not None:

@@ -262,7 +262,10 @@ class Stager:
             if place is None or self._failed:
                 return None
             directory, name = place
-            if not directory.fs.trusted or _kernel.port.exists(name, directory.fd):
+            try:
+                if not directory.fs.trusted or _kernel.port.exists(name, directory.fd):
+                    return None
+            except OSError:  # the other way says what is wrong
                 return None
             if not workspace.destinations.take(place):
                 return None

@@ -114,6 +114,18 @@ def test_without_the_wrapper_of_the_c_library(here: int, monkeypatch: pytest.Mon
     assert _libc.errno() == errno.ENOENT
 
 
+def test_a_no_is_an_answer_and_an_error_is_none(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether something exists: also a dangling link; who cannot be asked raises, with the name."""
+    Path("there").touch()
+    os.symlink("nowhere", "dangling")
+    port = Kernel()
+    assert [port.exists(name, here) for name in ("there", "dangling", "missing")] == [True, True, False]
+    monkeypatch.setattr(_libc, "_statx", refused(errno.EIO))
+    with pytest.raises(OSError, match="there") as failed:
+        port.exists("there", here)
+    assert failed.value.errno == errno.EIO
+
+
 def refused(number: int) -> Any:
     """A binding of `_libc` that fails with this errno."""
 

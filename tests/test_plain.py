@@ -198,6 +198,45 @@ def test_a_link_or_nothing_came_since(folder: Path, durable: bool) -> None:
         os.unlink("x")
 
 
+def _fails(call: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize("name", ["exists", "look", "look_at"])
+@overwriting
+def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, lasting: bool) -> None:
+    """What cannot be looked at is looked at again the long way: it succeeds then, or says what is wrong."""
+    if overwrite:
+        Path("x").write_text("old")
+    with installed(Acting(name, _fails, when=lambda call: call.number >= number if lasting else call.number == number)):
+        failed: Any = None
+        try:
+            write(overwrite=overwrite)
+        except errors.AtomikError as exc:
+            failed = exc
+    if failed is None:
+        assert Path("x").read_text() == "new"
+    else:
+        assert (lasting, failed.errno) == (True, errno.EIO)
+        assert Path("x").read_text() == "old" if overwrite else not os.path.lexists("x")
+    assert os.listdir() in ([], ["x"])
+
+
+def test_a_look_fails_for_one_more(folder: Path) -> None:
+    """In a transaction that holds the folder already: the error is the one of any other output."""
+    with atomik.transaction() as tx:
+        tx.file("first").write("1")
+        with (
+            installed(Acting("exists", _fails)),
+            pytest.raises(errors.AtomikError, match="cannot stage there") as failed,
+        ):
+            tx.file("second")
+        assert failed.value.errno == errno.EIO  # type: ignore[attr-defined]
+    assert os.listdir() == ["first"]
+
+
 def _folder_for_file(call: object) -> None:
     os.unlink("x")
     os.mkdir("x")

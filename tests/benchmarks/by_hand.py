@@ -45,8 +45,7 @@ def write_file_with_looks(path: str, data: bytes, *, overwrite: bool, durable: b
     head, name = os.path.split(path)
     folder = openat2(head)
     fstatx(folder, b"")
-    if os.access(name, os.F_OK, dir_fd=folder, follow_symlinks=False):
-        fstatx(folder, os.fsencode(name))
+    fstatx(folder, os.fsencode(name))
     fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=folder)
     os.write(fd, data)
     if overwrite:
@@ -56,7 +55,7 @@ def write_file_with_looks(path: str, data: bytes, *, overwrite: bool, durable: b
         os.listxattr(fd)
     if durable:
         os.fsync(fd)
-    os.access(".atomik-journal", os.F_OK, dir_fd=folder, follow_symlinks=False)
+    fstatx(folder, b".atomik-journal")
     fstatx(-100, os.fsencode(head))
     if overwrite:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
