@@ -6,6 +6,8 @@ The full numbers of rounds are run with ``-m slow``; a plain run takes a tenth o
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,9 +56,12 @@ def test_race_for_one_destination(folder: Path, write: Callable[[str, int], None
 
     def contend(who: int) -> list[Any]:
         results: list[Any] = []
+        pauses = random.Random(who)
         for number in range(rounds):
             meeting.meet(who, number + 1)
-            if number % 2 == who:  # on a busy machine who comes last to the meeting would always be the first to go on
+            # Who lost has more to do, and comes last to the next meeting: without a pause he might lose, or win, for ever.
+            start = time.perf_counter() + pauses.random() * 1e-4
+            while time.perf_counter() < start:
                 os.sched_yield()
             try:
                 write(f"x{number}", who)
