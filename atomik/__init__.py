@@ -36,19 +36,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors, flags, rename
-from ._output import Output
-from ._shortcuts import file, folder, path, transaction, update
+from ._api.output import Output
+from ._api.shortcuts import file, folder, path, transaction, update
 from .errors import AtomikError
 from .flags import Flag, Mode
 
 if TYPE_CHECKING:
-    from ._capabilities import Capabilities, probe
-    from ._exchange import swap
-    from ._observe import Observation, observe
-    from ._reading import reading
+    from ._api.probe import Capabilities, probe
+    from ._api.swap import swap
+    from ._api.transaction import Transaction
     from ._receipt import ItemReceipt, Receipt, State
-    from ._recovery import RecoveryReport, recover
-    from ._transaction import Transaction
+    from ._recovery.reading import reading
+    from ._recovery.recover import RecoveryReport, recover
+    from ._staging.observe import Observation, observe
 
 __version__ = "0.1.0"
 
@@ -81,18 +81,18 @@ __all__ = [
 
 #: Loaded when first asked for: most programs need none of these by name, and importing them costs more than the rest.
 _LATER = {
-    "Capabilities": "_capabilities",
+    "Capabilities": "_api.probe",
     "ItemReceipt": "_receipt",
-    "Observation": "_observe",
+    "Observation": "_staging.observe",
     "Receipt": "_receipt",
-    "RecoveryReport": "_recovery",
+    "RecoveryReport": "_recovery.recover",
     "State": "_receipt",
-    "Transaction": "_transaction",
-    "observe": "_observe",
-    "probe": "_capabilities",
-    "reading": "_reading",
-    "recover": "_recovery",
-    "swap": "_exchange",
+    "Transaction": "_api.transaction",
+    "observe": "_staging.observe",
+    "probe": "_api.probe",
+    "reading": "_recovery.reading",
+    "recover": "_recovery.recover",
+    "swap": "_api.swap",
     "testing": "testing",
 }
 

@@ -11,8 +11,8 @@ import errno
 import os
 from operator import index
 
-from . import _kernel
 from . import errors as _errors
+from ._system import kernel as _kernel
 from .flags import Flag, formerly
 
 __all__ = ["exchange", "rename", "renameat2", "swap"]

@@ -28,7 +28,7 @@ from typing import Any
 
 from attrs import define
 
-from . import _kernel
+from ._system import kernel as _kernel
 
 __all__ = ["CrashPoint", "crash_points", "recorded"]
 

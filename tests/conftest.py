@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atomik import _filesystem, _kernel
+from atomik._folder import filesystem as _filesystem
+from atomik._system import kernel as _kernel
 from tests.state import NOBODY, child_processes, descriptors, in_child, left_in
 
 if TYPE_CHECKING:

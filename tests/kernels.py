@@ -1,6 +1,6 @@
 """Kernels to put in the place of the real one: they record, fail, interrupt or act at a chosen call.
 
-All of atomik's system calls go through ``atomik._kernel.port``.  Each class here is a `Kernel` that really makes the
+All of atomik's system calls go through ``atomik._system.kernel.port``.  Each class here is a `Kernel` that really makes the
 calls (or passes them to the kernel that was installed before it, so they can be stacked) and does one thing more::
 
     with installed(Recording()) as kernel:
@@ -35,8 +35,9 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from atomik import _filesystem, _kernel
-from atomik._kernel import MUTATING, Kernel
+from atomik._folder import filesystem as _filesystem
+from atomik._system import kernel as _kernel
+from atomik._system.kernel import MUTATING, Kernel
 
 #: Every system call of the port, the harmless ones too.
 ALL = frozenset(name for name in vars(Kernel) if not name.startswith("_"))

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _claim, cli
-from atomik._cli_run import environment, fill_in
+from atomik._protocol import private_folder as _claim
+from atomik.cli import commands as cli
+from atomik.cli.run import environment, fill_in
 from tests.state import left_in
 
 if TYPE_CHECKING:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _cli_run, _kernel, cli
+from atomik._system import kernel as _kernel
+from atomik.cli import commands as cli
+from atomik.cli import run as _cli_run
 from atomik.testing import CrashPoint, crash_points
 from tests.kernels import Call, Watching
 from tests.state import child_processes, left_in, tree

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik import _kernel, _tree, errors
-from atomik._clone import clone
-from atomik._content import copy_content
-from atomik._descent import HELD
-from atomik._directory import Place
+from atomik import errors
+from atomik._folder.directory import Place
+from atomik._system import kernel as _kernel
+from atomik._tree import trees as _tree
+from atomik._tree.clone import clone
+from atomik._tree.content import copy_content
+from atomik._tree.walk import HELD
 from tests.lab import linux, namespace
 from tests.lab.mounting import attached
 from tests.lab.mounts import missing, mounted

@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 
 import atomik
-from atomik import _commit, _kernel, _single, _swap, _undo, errors
-from atomik._directory import Directory, Place
-from atomik._step import Step, Undone
+from atomik import errors
+from atomik._commit import commit as _commit
+from atomik._commit import single as _single
+from atomik._folder.directory import Directory, Place
+from atomik._protocol import publish as _swap
+from atomik._protocol import undo as _undo
+from atomik._protocol.step import Step, Undone
+from atomik._system import kernel as _kernel
 from tests.kernels import Acting, Call, Faulty, Poor, Watching, installed
 from tests.state import left_in, tree
 

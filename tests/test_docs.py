@@ -27,7 +27,7 @@ import pytest
 import structlog
 
 import atomik
-from atomik._step import Undone
+from atomik._protocol.step import Undone
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _barriers
+from atomik._commit import barriers as _barriers
 from tests.kernels import Faulty, Recording, installed
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def run(code: str, folder: Path, *flags: str) -> subprocess.CompletedProcess[str
 
 EVERYTHING = """
 import atomik, errno, os
-from atomik import _kernel
+from atomik._system import kernel as _kernel
 class Broken(_kernel.Kernel):
     def unlink(self, name, fd):
         raise OSError(errno.EIO, "broken")

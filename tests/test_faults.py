@@ -25,7 +25,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from atomik._kernel import MUTATING
+from atomik._system.kernel import MUTATING
 from tests.kernels import ALL, Faulty, Recording, every_call, installed
 from tests.state import descriptors, left_in, tree
 

@@ -11,7 +11,7 @@ pytest.importorskip("fsspec", reason="needs the extra atomik[fsspec]")
 
 import fsspec.tests.abstract as abstract
 
-from atomik.fsspec import AtomikFileSystem
+from atomik.fsspec.filesystem import AtomikFileSystem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import atomik
-from atomik import _kernel, _records, errors
-from atomik._directory import JOURNAL_NAME
-from atomik._records import COMMITTED, Folder, Intent, StepRecord
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME
+from atomik._protocol import records as _records
+from atomik._protocol.records import COMMITTED, Folder, Intent, StepRecord
+from atomik._system import kernel as _kernel
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, installed
 from tests.state import NOBODY, in_child, left_in, tree
@@ -219,7 +221,7 @@ def forge(place: Path, intent: Callable[[bytes], Intent], outcome: int | None = 
     """A journal with true identities: what an attacker with our rights, and so nobody else, could make."""
     from attrs import evolve
 
-    from atomik._directory import Directory
+    from atomik._folder.directory import Directory
 
     (place / JOURNAL_NAME).touch(mode=0o600)
     directory = Directory.open(str(place))

@@ -15,7 +15,7 @@ import atomik
 HEAVY = [
     "structlog", "ssl", "asyncio", "subprocess", "shutil", "ctypes", "hashlib", "tempfile", "socket", "inspect",
     "pathlib", "json", "multiprocessing", "concurrent.futures", "email", "importlib.metadata", "fsspec",
-    "atomik._transaction", "atomik._group", "atomik._recovery", "atomik._libc", "atomik._tree",
+    "atomik._api.transaction", "atomik._commit.group", "atomik._recovery.recover", "atomik._system.libc", "atomik._tree.trees",
 ]  # fmt: skip
 
 #: None of these is ever needed to write a file or a folder.

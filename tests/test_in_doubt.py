@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _kernel
+from atomik._system import kernel as _kernel
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 import atomik
-from atomik import _journal, _records, errors
-from atomik._directory import JOURNAL_NAME, Directory, Place
-from atomik._records import (
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME, Directory, Place
+from atomik._protocol import journal as _journal
+from atomik._protocol import records as _records
+from atomik._protocol.records import (
     COMMITTED,
     UNDONE,
     BadJournal,

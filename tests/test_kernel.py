@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _kernel, _libc
-from atomik._kernel import MUTATING, Kernel
+from atomik._system import kernel as _kernel
+from atomik._system import libc as _libc
+from atomik._system.kernel import MUTATING, Kernel
 from tests.kernels import ALL, Recording, installed
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik import _kernel
-from atomik._directory import Directory, Place
-from atomik._metadata import ACL, DEFAULT_ACL, Metadata, What, apply
+from atomik._folder.directory import Directory, Place
+from atomik._system import kernel as _kernel
+from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, What, apply
 from tests.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:

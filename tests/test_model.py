@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 
 import atomik
 from atomik import errors
-from atomik._kernel import MUTATING
+from atomik._system.kernel import MUTATING
 from tests.kernels import Acting, Call, installed
 from tests.powercut.histories import (
     Fill,

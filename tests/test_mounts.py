@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik import _tree
-from atomik._directory import Directory, Place
+from atomik._folder.directory import Directory, Place
+from atomik._tree import trees as _tree
 from tests.lab.mounting import attached
 from tests.trees import Without, held, kernel, make_small, mounts, tree_with_mount
 

@@ -118,8 +118,8 @@ OPTIONS = "durable expect fallback follow_symlinks if_changed keep lock_timeout 
 
 def test_options() -> None:
     """The keyword options of the shortcuts, and of the items of a transaction."""
-    from atomik._shortcuts import OutputOptions
-    from atomik._stager import ItemOptions
+    from atomik._api.shortcuts import OutputOptions
+    from atomik._api.stager import ItemOptions
 
     assert sorted(OutputOptions.__annotations__) == OPTIONS.split()
     own = {"durable", "lock_timeout", "progress"}

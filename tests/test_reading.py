@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import atomik
-from atomik import _directory, _kernel, errors
-from atomik._directory import JOURNAL_NAME
+from atomik import errors
+from atomik._folder import directory as _directory
+from atomik._folder.directory import JOURNAL_NAME
+from atomik._system import kernel as _kernel
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, installed
 from tests.state import in_child

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atomik import _records
-from atomik._records import (
+from atomik._protocol import records as _records
+from atomik._protocol.records import (
     COMMITTED,
     UNDONE,
     BadJournal,

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import atomik
-from atomik import _forked, errors
-from atomik._directory import JOURNAL_NAME
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME
+from atomik._system import forked as _forked
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, Recording, installed
 from tests.lab import mounts
@@ -90,7 +91,7 @@ def test_what_was_staged_and_never_committed_is_removed(folder: Path) -> None:
         tx = atomik.transaction()
         (tx.folder(folder / "set") / "f").write_text("staged")
         tx.file(folder / "x").write("staged")
-        atomik._kernel.port.unlink("no such file", 0)  # type: ignore[attr-defined]
+        atomik._system.kernel.port.unlink("no such file", 0)  # type: ignore[attr-defined]
 
     die_at(stage, "unlink", after=False)
     (left,) = left_in(folder)[:1]

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _filesystem, _kernel, _swap, _undo, errors
-from atomik._directory import Directory, Place
-from atomik._step import Step, Undone
+from atomik import errors
+from atomik._folder import filesystem as _filesystem
+from atomik._folder.directory import Directory, Place
+from atomik._protocol import publish as _swap
+from atomik._protocol import undo as _undo
+from atomik._protocol.step import Step, Undone
+from atomik._system import kernel as _kernel
 from tests.kernels import Acting, Faulty, Poor, every_call, installed
 from tests.state import left_in, tree
 

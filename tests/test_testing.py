@@ -118,7 +118,7 @@ def test_nothing_of_it_stays_in_this_process(folder: Path, prepare: Callable[[],
     assert not changed
     assert descriptors() == before
     assert child_processes() <= children
-    assert type(atomik._kernel.port) is atomik._kernel.Kernel  # type: ignore[attr-defined]
+    assert type(atomik._system.kernel.port) is atomik._system.kernel.Kernel  # type: ignore[attr-defined]
 
 
 def test_it_never_returns_into_the_callers_stack(folder: Path) -> None:
@@ -140,7 +140,7 @@ def test_calls_are_recorded(folder: Path) -> None:
     assert names.count("pwrite") == 2
     assert ("rename", calls[names.index("rename")][1]) in calls
     assert (folder / "model").read_text() == "new"
-    assert type(atomik._kernel.port) is atomik._kernel.Kernel  # type: ignore[attr-defined]
+    assert type(atomik._system.kernel.port) is atomik._system.kernel.Kernel  # type: ignore[attr-defined]
 
 
 def test_all_of_it_is_exported() -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik import _kernel, _tree, errors
-from atomik._descent import HELD
-from atomik._directory import Place
+from atomik import errors
+from atomik._folder.directory import Place
+from atomik._system import kernel as _kernel
+from atomik._tree import trees as _tree
+from atomik._tree.walk import HELD
 from tests.lab.mounts import mounted
 from tests.trees import (
     DEEP,

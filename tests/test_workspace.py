@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _filesystem, _kernel, errors
-from atomik._claim import Claim
-from atomik._directory import Directory, Place
-from atomik._paths import split
-from atomik._workspace import Workspace
+from atomik import errors
+from atomik._folder import filesystem as _filesystem
+from atomik._folder.directory import Directory, Place
+from atomik._folder.paths import split
+from atomik._protocol.private_folder import Claim
+from atomik._staging.workspace import Workspace
+from atomik._system import kernel as _kernel
 from tests.kernels import Acting, Faulty, Recording, installed
 from tests.state import descriptors, left_in, tree
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik import _kernel
-from atomik._directory import Directory
+from atomik._folder.directory import Directory
+from atomik._system import kernel as _kernel
 from tests.lab import namespace
 from tests.lab.mounting import attached
 

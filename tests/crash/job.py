@@ -13,7 +13,7 @@ from pathlib import Path
 def main() -> None:
     """Do it."""
     import atomik
-    from atomik import _kernel
+    from atomik._system import kernel as _kernel
     from tests.crash import scenarios
     from tests.kernels import Recording
 

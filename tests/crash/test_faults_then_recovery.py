@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from atomik import errors
-from atomik._kernel import MUTATING
+from atomik._system.kernel import MUTATING
 from tests.crash import scenarios
 from tests.crash.deaths import die, recover_all, recover_one
 from tests.crash.scenarios import Expected, World

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define
 
-from atomik import _filesystem
-from atomik._kernel import EXCHANGE, NOREPLACE
+from atomik._folder import filesystem as _filesystem
+from atomik._system.kernel import EXCHANGE, NOREPLACE
 from tests.filesystems.scenarios import SCENARIOS, before
 from tests.kernels import Call, Faulty, installed
 from tests.lab import mounts

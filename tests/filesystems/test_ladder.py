@@ -16,7 +16,8 @@ import pytest
 import structlog
 
 import atomik
-from atomik import _filesystem, errors
+from atomik import errors
+from atomik._folder import filesystem as _filesystem
 from atomik.testing import CrashPoint, crash_points
 from tests.filesystems.grounds import Lacking, forgetful, no_exchange, no_flags, no_links, no_tmpfile
 from tests.filesystems.scenarios import look

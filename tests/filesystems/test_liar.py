@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _filesystem, errors
+from atomik import errors
+from atomik._folder import filesystem as _filesystem
 from tests.filesystems.scenarios import look
 from tests.kernels import Recording, installed
 from tests.lab import mounts

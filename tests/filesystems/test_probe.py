@@ -12,7 +12,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from atomik._kernel import MUTATING
+from atomik._system.kernel import MUTATING
 from atomik.testing import CrashPoint, crash_points
 from tests.filesystems.expected import outcome
 from tests.filesystems.grounds import GROUNDS

@@ -1,0 +1,368 @@
+"""`file`, `folder`, `path`, `update`, `transaction`: the interface in one page, mostly one-item transactions.
+
+Nothing heavy is imported here; the machinery is loaded by the first call, so that ``import atomik`` costs next to
+nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, overload
+
+from ..flags import formerly
+from .output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._staging.file_objects import StagedPath
+    from .._staging.observe import Observation
+    from .._staging.options import BytesMode, StrPath, TextMode
+    from .transaction import Transaction
+
+
+class OutputOptions(TypedDict, total=False):
+    """Keyword arguments that `file`, `folder` and `path` share; `file` describes them."""
+
+    durable: bool | Literal["fsync", "syncfs"]
+    lock_timeout: float
+    progress: Callable[[str, int, int], None] | None
+    follow_symlinks: bool
+    parents: bool
+    preserve: Literal["all", "mode", "none"]
+    permissions: int | None
+    expect: Observation | Literal["absent"] | None
+    keep: str | Callable[[str], str] | None
+    if_changed: bool
+    fallback: Literal["weaker"] | None
+
+
+def transaction(
+    *,
+    overwrite: bool = False,
+    durable: bool | Literal["fsync", "syncfs"] = True,
+    journal: bool = True,
+    lock_timeout: float = 60.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Transaction:
+    """Begin a transaction: several outputs that are published all or nothing.
+
+    >>> with atomik.transaction() as tx:
+    ...     with tx.file("model.bin", "wb") as f:
+    ...         f.write(weights)
+    ...     plots = tx.folder("plots")
+    ...     draw(plots / "loss.svg")
+    ...     tx.remove("model.old", missing_ok=True)
+
+    Nothing is visible before the end of the block.  Leaving it well commits; leaving it with any exception
+    (KeyboardInterrupt too) aborts, and the exception goes on unchanged.  Inside the block::
+
+        f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
+        new = tx.folder(path, base=None)   a pathlib.Path: a private, empty folder to fill
+        name = tx.path(path)               a pathlib.Path for a program that writes by name
+        tx.symlink(path, target)           a symbolic link that says target
+        tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
+        tx.move(src, dest)                 what stands at src goes to dest
+        tx.commit(), tx.abort()            the end, by hand
+        tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
+
+    Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
+    `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
+
+        overwrite=None          may what exists be replaced?  None: as the transaction says
+        tmp_dir=None            a folder on the same filesystem to stage in
+        preserve="all"          what an overwritten one hands on: "all", "mode", "none"
+        permissions=None        final mode bits, such as 0o640
+        follow_symlinks=False   write to the target of a link
+        parents=False           make missing folders above
+        expect=None             what atomik.observe() returned, or "absent"
+        keep=None               a name under which the previous version stays
+        if_changed=False        leave an equal one as it is
+        fallback=None           "weaker" accepts a moment without the destination
+
+    :param bool overwrite: the default for the items: whether what exists at a destination may be replaced.
+    :param durable: bool or str.  ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of
+        sync is chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no
+        sync; the transaction is still all or nothing when the process dies, but not when the machine does.
+    :param bool journal: ``False`` leaves the journal out: all or nothing only while the process lives.  (A move, ``keep=``
+        and ``fallback="weaker"`` write it all the same, for without it they could lose an original.)
+    :param float lock_timeout: seconds to wait for another transaction in the same folders; 0 does not wait.
+    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown.
+    :returns: a `Transaction`.
+
+    :raises ValueError: ``durable`` or ``lock_timeout`` make no sense.
+
+    Staging raises at once, and the transaction stays usable: `FileAlreadyExistsError`, `MissingPathError`,
+    `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
+    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
+    The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
+    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
+    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
+    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
+    `AtomikError`, and say in their docstrings what cures them.
+
+    Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
+    (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
+    death of the process or a power cut, `recover` (which the next transaction there runs by itself) makes them all new
+    or all old.  Limit: an observer that does not cooperate can see, for the microseconds between two renames, some new
+    and some old; put the outputs into one folder and publish that when this must not be.  All destinations must lie on
+    one filesystem and mount.
+
+    Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
+    """
+    from .transaction import Transaction
+
+    return Transaction(
+        overwrite=overwrite, durable=durable, journal=journal, lock_timeout=lock_timeout, progress=progress
+    )
+
+
+@overload
+def file(
+    path: StrPath,
+    mode: TextMode = "w",
+    overwrite: bool = False,
+    tmp_dir: StrPath | None = None,
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    buffering: int = -1,
+    **options: Unpack[OutputOptions],
+) -> Output[TextIO]: ...
+
+
+@overload
+def file(
+    path: StrPath,
+    mode: BytesMode,
+    overwrite: bool = False,
+    tmp_dir: StrPath | None = None,
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    buffering: int = -1,
+    **options: Unpack[OutputOptions],
+) -> Output[BinaryIO]: ...
+
+
+@overload
+def file(
+    path: StrPath,
+    mode: str = "w",
+    overwrite: bool = False,
+    tmp_dir: StrPath | None = None,
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    buffering: int = -1,
+    **options: Unpack[OutputOptions],
+) -> Output[IO[Any]]: ...
+
+
+def file(
+    path: StrPath | None = None,  # never left out, but by programs of 0.0.3 that say file_name
+    mode: str = "w",
+    overwrite: bool = False,
+    tmp_dir: StrPath | None = None,
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    buffering: int = -1,
+    **options: Unpack[OutputOptions],
+) -> Output[Any]:
+    """Write one file, all or nothing.
+
+    >>> with atomik.file("result.json", overwrite=True) as f:
+    ...     json.dump(result, f)
+
+    :param path: the destination, a str or path object.  Its folder must exist (or pass ``parents=True``).
+    :param str mode: as for `open`, writing modes only: "w", "wb", "w+", "w+b", "x", "xb"; "a" and "r+" start from a
+        copy of the present content.  `atomik.Mode` works too.
+    :param bool overwrite: whether an existing destination may be replaced; by default it never is, whoever wins the
+        race.
+    :param tmp_dir: a str or path object: a folder on the same filesystem to stage in; by default the destination's own.
+    :param encoding: a str, as for `open`, but text is UTF-8 unless said otherwise; ``errors``, ``newline`` and
+        ``buffering`` are as for `open`.
+    :param durable: True by default, as for `transaction`; so are ``lock_timeout`` (60.0 seconds) and ``progress``.
+    :param str preserve: what an overwritten destination's successor takes over: "all" (the default: mode, owner, group,
+        extended attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and named in the
+        receipt.
+    :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 less the umask.
+    :param bool follow_symlinks: write to the target of a symlink; by default the link itself is replaced.
+        A link of another user is followed only into a folder of that user's (`AccessDeniedError`).
+    :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
+        (after SIGKILL or a power cut empty ones may stay).
+    :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.  An observation
+        of something allows it to be replaced, without ``overwrite``.
+    :param keep: a str, a name in the same folder (or a function from path to name), under which the previous version
+        stays; what has that name already is replaced.
+    :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
+    :param str fallback: "weaker" accepts, where the filesystem cannot publish in one step (a folder without the flags of
+        renameat2, say), a moment in which the destination is empty or missing.
+    :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
+
+    :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
+    :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
+    :raises atomik.errors.MissingPathError: the folder, or with "r+" the file, does not exist.
+    :raises atomik.errors.InvalidDestinationError: empty, ".", "..", a NUL, a trailing slash, longer than NAME_MAX.
+    :raises atomik.errors.WrongKindError: a folder stands there.
+    :raises atomik.errors.MountPointError: a mount point stands there.
+    :raises atomik.errors.AccessDeniedError: no permission on the folder.
+    :raises atomik.errors.CrossFilesystemError: `tmp_dir` lies on another filesystem.
+    :raises atomik.errors.UnsupportedFilesystemError: the filesystem cannot keep the promise; nothing was touched.
+    :raises atomik.errors.ConflictError: `expect` not met, at once or on leaving the block; or, on leaving it, the folder
+        was moved or replaced.
+    :raises atomik.errors.LockTimeoutError: on leaving the block: an unfinished transaction is at work in the folder.
+    :raises atomik.errors.JournalError: on leaving the block: a dead transaction's journal lies there, and may not be
+        trusted.
+    :raises atomik.errors.CommitError: on leaving the block: a system call failed; everything is as it was.
+    :raises atomik.errors.AtomikOSError: writing failed, with errno (a full disk, say); everything is as it was.
+    :raises atomik.errors.DurabilityError: the file is in place, but the last sync failed.
+    :raises atomik.errors.RollbackError: the commit failed and so did undoing it; the original lies at ``filename2``.
+
+    Guarantee and source: as for `transaction`; a new file appears by one linkat(2), an old one is exchanged by one
+    renameat2(2).  Two syncs when durable.
+    """
+    durable = options.get("durable", True)
+    nothing_else = tmp_dir is None and len(options) == ("durable" in options)
+    if nothing_else and path is not None and (durable is True or durable is False):
+        text = (buffering, encoding, errors, newline)
+        plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), durable, text)
+        if plain is not None:
+            return plain
+    if path is None:
+        path = _former_path(options)
+    tx, rest = _begin(overwrite, options)
+    rest.update(encoding=encoding, errors=errors, newline=newline, buffering=buffering)
+    return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **rest))
+
+
+@formerly(file_name="path")
+def folder(
+    path: StrPath,
+    overwrite: bool = False,
+    tmp_dir: StrPath | None = None,
+    *,
+    base: StrPath | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[StagedPath]:
+    """Write a whole folder, all or nothing.
+
+    >>> with atomik.folder("site", overwrite=True) as new:
+    ...     (new / "index.html").write_text(page)
+
+    :param path: the destination, a str or path object; a trailing slash is fine.
+    :param base: a str or path object.  ``"copy"`` starts from a clone of what is there, so that a folder can be
+        updated (extents shared where the filesystem can; links, modes, times, hard links and attributes kept), and empty
+        where nothing is there.  A path clones that folder.
+    :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
+        folder itself, not what is in it.
+    :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
+        so nobody reads half of it.  Where other users can rename that folder, or one above it, the path is one below
+        ``/proc/<pid>/fd``, which they cannot make lead elsewhere; it holds for this process and its user's others, until
+        the end of the block.  Pickled, it is the path by name all the same (but not for root), for other machines.
+
+    Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
+    `UnsupportedFilesystemError` where folders cannot be exchanged and ``fallback="weaker"`` was not passed.
+
+    Guarantee: the whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.
+    Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
+    `transaction`.
+    """
+    tx, rest = _begin(overwrite, options)
+    return Output(tx, lambda: tx.folder(path, overwrite, tmp_dir, base=base, **rest))
+
+
+def path(
+    path: StrPath, overwrite: bool = False, tmp_dir: StrPath | None = None, **options: Unpack[OutputOptions]
+) -> Output[StagedPath]:
+    """A path for programs that want a file name, published all or nothing.
+
+    >>> with atomik.path("data.npz") as name:
+    ...     numpy.savez(name, **arrays)
+
+    :param path: the destination, a str or path object.
+    :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
+    :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
+        name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is
+        published; what else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a
+        `ConflictError`: close it first.
+
+    Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
+    program's files have names, so after SIGKILL they stay in the private folder until `recover`.
+    """
+    tx, rest = _begin(overwrite, options)
+    return Output(tx, lambda: tx.path(path, overwrite, tmp_dir, **rest))
+
+
+def update(
+    path: StrPath,
+    mode: str = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[IO[Any]]:
+    """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
+
+    >>> with atomik.update("config.json") as f:
+    ...     config = json.load(f)
+    ...     config["workers"] = 8
+    ...     f.seek(0)
+    ...     f.truncate()
+    ...     json.dump(config, f)
+
+    :param path: an existing file, a str or path object; ``encoding``, ``errors``, ``newline`` and the options are as for
+        `file`.
+    :param str mode: "r+" or "r+b": the file object starts at the beginning of a copy of the present content.
+    :returns: an `Output`; ``with`` gives a real, seekable file object.
+    :raises atomik.errors.ConflictError: on leaving the block: the file is no longer what was read (compared by
+        identity, size, times and content, before the exchange and after it); theirs stays.  Repeat the whole update.
+
+    Otherwise raises like `file`, and `MissingPathError` when there is nothing to update.  Limit: what a program writes in
+    place after the last comparison is lost.  Guarantee and source: as for `transaction`; it takes the journal and the
+    folder's lock, so that a change at the last moment can be put back.
+    """
+    from .._staging.observe import observe
+
+    if options.get("follow_symlinks"):
+        from .._folder.paths import followed
+
+        path = followed(os.fsdecode(path))
+    options["expect"] = observe(path, digest=True)
+    text: Any = {"encoding": encoding, "errors": errors, "newline": newline}
+    tx, rest = _begin(options=options, overwrite=True)
+    return Output(tx, lambda: tx.file(path, mode, overwrite=True, **text, **rest))
+
+
+def _load_plain(*args: Any) -> Any:
+    """`_plain.begin`, which takes this one's place once it is loaded."""
+    global _begin_plain  # noqa: PLW0603  loaded once, when first needed
+    from .plain import begin
+
+    _begin_plain = begin
+    return begin(*args)
+
+
+_begin_plain = _load_plain
+
+
+def _former_path(options: Any) -> StrPath:
+    """``file_name``, as the path was called; `formerly` would cost as much as a system call."""
+    if "file_name" not in options:
+        raise TypeError("file() missing 1 required positional argument: 'path'")
+    return options.pop("file_name")  # type: ignore[no-any-return]
+
+
+def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:
+    """The transaction for one item, and the options that are the item's."""
+    rest: Any = dict(options)
+    own = {name: rest.pop(name) for name in ("durable", "lock_timeout", "progress") if name in rest}
+    return transaction(overwrite=overwrite, **own), rest

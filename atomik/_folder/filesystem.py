@@ -1,0 +1,104 @@
+"""What is known of a mounted filesystem, and remembered by mount.
+
+`of` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses, and is asked again
+each time where that id is missing.  A capability that turns out to be absent (`tmpfile`, `exchange` …) is noted in
+the object, so one mount's poverty never switches a feature off for another.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from .._system import kernel as _kernel
+
+if TYPE_CHECKING:
+    from .._system.libc import Look
+
+_HANDLE_FID = 0x200
+
+#: f_type of statfs(2) → (name, whether syncfs reaches the device and reports errors)
+_KNOWN = {
+    0xEF53: ("ext4", True),
+    0x58465342: ("xfs", True),
+    0x9123683E: ("btrfs", True),
+    0xF2F52010: ("f2fs", True),
+    0xCA451A4E: ("bcachefs", True),
+    0x01021994: ("tmpfs", True),
+    0x858458F6: ("ramfs", True),
+    0x794C7630: ("overlay", True),
+    0x2FC12FC1: ("zfs", False),
+    0x4D44: ("vfat", False),
+    0x2011BAB0: ("exfat", False),
+    0x7366746E: ("ntfs3", False),
+    0x6969: ("nfs", False),
+    0xFF534D42: ("cifs", False),
+    0xFE534D42: ("smb", False),
+    0x01021997: ("9p", False),
+    0x00C36400: ("ceph", False),
+    0x24051905: ("ubifs", False),
+    0x01161970: ("gfs2", False),
+    0x65735546: ("fuse", False),
+}
+
+#: Filesystems whose own code implements the flags of renameat2: no probe is needed before the first exchange.
+_TRUSTED_FLAGS = frozenset({"ext4", "xfs", "btrfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay", "vfat"})
+
+
+@define
+class Filesystem:
+    """One mounted filesystem: what it is, and what it was found able to do (``None``: not yet tried)."""
+
+    name: str
+    magic: int
+    #: statfs and syncfs are known to mean what they say here
+    syncfs: bool
+    #: flags for name_to_handle_at, or None where identities are inode numbers
+    handle_flags: int | None
+    #: the flags of renameat2 need no probe here
+    trusted: bool
+    tmpfile: bool | None = None
+    noreplace: bool | None = None
+    exchange: bool | None = None
+    #: reports an exchange as done without doing it
+    lies: bool = False
+
+
+_remembered: dict[int, Filesystem] = {}
+
+
+def of(fd: int, look: Look) -> Filesystem:
+    """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
+    found = _remembered.get(look.mount) if look.unique_mount else None
+    if found is None:
+        found = _ask(fd)
+        if look.unique_mount:
+            _remembered[look.mount] = found
+    return found
+
+
+def _ask(fd: int) -> Filesystem:
+    magic = _kernel.port.filesystem_magic(fd)
+    name, syncfs = _KNOWN.get(magic, (f"0x{magic:x}", False))
+    # A FUSE handle is the server's node number, which it may forget and renumber at any time.
+    flags = None if name == "fuse" else _handle_flags(fd)
+    trusted = name in _TRUSTED_FLAGS
+    known = trusted or None
+    return Filesystem(name, magic, syncfs, flags, trusted, None, known, known)
+
+
+def _handle_flags(fd: int) -> int | None:
+    """How to ask for handles here: plainly, or (overlay) for comparison only; None where neither works."""
+    for flags in (0, _HANDLE_FID):
+        try:
+            _kernel.port.handle("", fd, flags)
+        except OSError:  # EOPNOTSUPP of the filesystem, EPERM or ENOSYS of a container's filter
+            continue
+        return flags
+    return None
+
+
+def forget() -> None:
+    """Forget all mounts (tests)."""
+    _remembered.clear()

@@ -1,0 +1,81 @@
+"""From what a user says to the absolute path of a folder and a name in it; nothing here changes anything."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .. import errors
+from .._system import kernel as _kernel
+from .directory import PREFIX
+from .resolve import follow, note_of, refuse_traps
+
+NAME_MAX = 255
+_SURELY_SHORT = NAME_MAX // 4
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The path from the root, nothing folded or resolved: to fold ``..`` away would be wrong behind a symlink."""
+    name = path if type(path) is str else os.fsdecode(path)
+    if not name or name[0] == "/":
+        return name
+    try:
+        return os.path.join(os.getcwd(), name)
+    except OSError as exc:
+        raise errors.system_error(exc, "the current folder is gone", name) from exc
+
+
+def followed(path: str) -> str:
+    """Where a link at `path` leads in the end, there or not; anything else is left as it is.
+
+    A link of another user is not followed where `_resolve` would not follow it either.
+    """
+    with errors.typed("cannot follow the link", path):
+        target, owners = follow(path)
+        if owners:
+            above = note_of(os.path.dirname(target.rstrip("/")) or "/")
+            try:
+                refuse_traps(path, owners, _kernel.port.fstat(above).st_uid)
+            finally:
+                _kernel.port.close(above)
+    return target
+
+
+def split(path: str, *, folder: bool) -> tuple[str, str]:
+    """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
+    fold it away would be wrong behind a symlink."""
+    head, _, name = path.rpartition("/")
+    # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
+    if not name or name[0] == "." or len(name) > _SURELY_SHORT or "\0" in path:
+        head, name = _split_odd(path, folder=folder)
+    if path[0] != "/":
+        try:
+            head = os.path.join(os.getcwd(), head)
+        except OSError as exc:
+            raise errors.system_error(exc, "the current folder is gone", path) from exc
+    return head.rstrip("/") or "/", name
+
+
+def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
+    """The same for a path with something remarkable in it, or the error for it."""
+    if not path:
+        errors.fail(
+            errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path
+        )
+    if "\0" in path:
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, "the destination contains a NUL character", path)
+    bare = path.rstrip("/")
+    if bare != path and not folder:
+        text = "a file's name cannot end with a slash; drop it, or use folder()"
+        errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, path)
+    head, _, name = bare.rpartition("/")
+    if name in ("", ".", ".."):
+        text = "the destination must end with a name, not with '.', '..' or '/'"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
+    if len(os.fsencode(name)) > NAME_MAX:
+        text = f"the name is longer than {NAME_MAX} bytes; choose a shorter one"
+        errors.fail(errors.InvalidDestinationError, errno.ENAMETOOLONG, text, path)
+    if name.startswith(PREFIX):
+        text = f"names that begin with {PREFIX!r} are atomik's own; choose another"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
+    return head, name

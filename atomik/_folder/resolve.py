@@ -1,0 +1,207 @@
+"""From a path to an open folder, once, and not by a way that somebody else has laid as a trap.
+
+A program that writes into a folder in which others may create names can be led elsewhere: they put a symbolic link in
+the place of a folder on the way.  A link that belongs to another user is therefore not followed into a folder of one's
+own; and by root, not into any folder but the link owner's.  Links of root, or one's own, are followed as ever.
+
+The common path has no link in it and costs one call (openat2 with RESOLVE_NO_SYMLINKS, Linux 5.6); the others are
+walked component by component with descriptors, so that what was looked at is what is opened.
+
+* `open_folder(path)`: a folder, to work in.
+* `note_of(path)`: the same with O_PATH, for which no permission on the folder itself is needed.
+* `follow(path)`: where a link at the end of the path leads.
+* `is_private(path, key)`: whether others can make the path lead elsewhere, later, when a program uses it by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .. import errors
+from .._system import kernel as _kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_AT_FDCWD = -100
+_PROC = 0x9FA0
+#: as many links on one path as the kernel follows
+_LINKS = 40
+
+
+def open_folder(path: str) -> int:
+    """A readable descriptor of the folder at `path`.
+
+    Raises OSError as open(2), and `AccessDeniedError` for a link that must not be followed.
+    """
+    try:
+        return _kernel.port.open_beneath(path, _FOLDER, _AT_FDCWD, _kernel.RESOLVE_NO_SYMLINKS)
+    except OSError as exc:
+        # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
+        if exc.errno not in (errno.ELOOP, errno.ENOSYS, errno.EPERM):
+            raise
+    note = note_of(path)
+    try:
+        return _kernel.port.open(".", _FOLDER, note)
+    finally:
+        _kernel.port.close(note)
+
+
+def note_of(path: str) -> int:
+    """An O_PATH descriptor of what is at `path`; raises like `open_folder`."""
+    owners: set[int] = set()
+    note = _walk(path, owners)
+    try:
+        refuse_traps(path, owners, _kernel.port.fstat(note).st_uid)
+    except BaseException:
+        _kernel.port.close(note)
+        raise
+    return note
+
+
+def follow(path: str) -> tuple[str, set[int]]:
+    """Where a link at `path` leads in the end, there or not, and the owners of the links on the way, for `refuse_traps`
+    once it is known whose the folder is; anything else is left as it is.
+
+    Raises OSError for a chain of links without end, and `AccessDeniedError` for one that lies behind a trap.
+    """
+    owners: set[int] = set()
+    for _ in range(_LINKS):
+        target = _link_at(path, owners)
+        if target is None:
+            return path, owners
+        path = os.path.join(os.path.dirname(path), target)
+        if os.path.basename(path.rstrip("/")) in ("", ".", ".."):  # no name, and so no link, at the end
+            return os.path.realpath(path), owners
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _link_at(path: str, owners: set[int]) -> str | None:
+    """What the link at `path` says; None for anything else."""
+    head, name = os.path.split(path)
+    if not name:
+        return None
+    try:
+        above = note_of(head)
+        try:
+            note = _kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, above)
+        finally:
+            _kernel.port.close(above)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        status = _kernel.port.fstat(note)
+        if not stat.S_ISLNK(status.st_mode):
+            return None
+        owners.add(status.st_uid)
+        return _kernel.port.readlink("", note)
+    finally:
+        _kernel.port.close(note)
+
+
+def is_private(path: str, key: tuple[int, int]) -> bool:
+    """Whether `path` leads to the folder `key` (st_dev, st_ino) through folders in which nobody but root and this user
+    can put another name in the place of one: not writable by others, or sticky."""
+    safe = True
+
+    def passed(folder: os.stat_result, at: int, entry: os.stat_result | None) -> None:
+        nonlocal safe
+        safe = safe and _is_closed(folder, at, entry)
+
+    try:
+        note = _walk(path, set(), passed)
+        try:
+            end = _kernel.port.fstat(note)
+            passed(end, note, None)
+        finally:
+            _kernel.port.close(note)
+    except OSError:  # nobody knows, so better too careful
+        return False
+    return safe and (end.st_dev, end.st_ino) == key
+
+
+def _is_closed(folder: os.stat_result, at: int, entry: os.stat_result | None) -> bool:
+    us = (0, os.geteuid())
+    if folder.st_uid not in us:
+        return False
+    others = folder.st_mode & stat.S_IWOTH
+    if folder.st_mode & stat.S_IWGRP:  # a group of one's own is oneself; with an ACL these bits speak of more than it
+        others |= folder.st_gid != os.getegid() or _has_acl(at)
+    if not others:
+        return True
+    return bool(folder.st_mode & stat.S_ISVTX) and (entry is None or entry.st_uid in us)
+
+
+def _has_acl(note: int) -> bool:
+    try:
+        return "system.posix_acl_access" in _kernel.port.listxattr_of(f"/proc/self/fd/{note}")
+    except OSError:
+        return True
+
+
+def refuse_traps(path: str, owners: set[int], owner: int) -> None:
+    """Raise `AccessDeniedError` for a link that must not be followed into a folder of `owner`."""
+    me = os.geteuid()
+    for other in owners - {me, 0, owner}:
+        if me == 0 or owner == me:
+            text = (
+                f"the path leads through a symbolic link of user {other} to a folder of user {owner}, which may be a trap; "
+                "name the real path, or make the link your own"
+            )
+            errors.fail(errors.AccessDeniedError, errno.EACCES, text, path)
+
+
+def _walk(
+    path: str, owners: set[int], passed: Callable[[os.stat_result, int, os.stat_result | None], None] | None = None
+) -> int:
+    """An O_PATH descriptor of what the path leads to; the owners of the links on the way are added to `owners`.
+
+    `passed` is told of each folder in which a name was looked up: its stat, its descriptor, and the stat of the entry.
+    """
+    at = _start(path)
+    rest = _components(path)
+    links = 0
+    try:
+        while rest:
+            name = rest.pop()
+            found = _kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, at)
+            try:
+                status = _kernel.port.fstat(found)
+                if passed is not None:
+                    passed(_kernel.port.fstat(at), at, status)
+                if not stat.S_ISLNK(status.st_mode):
+                    at, found = found, at
+                    continue
+                links += 1
+                if links > _LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+                if _kernel.port.filesystem_magic(at) == _PROC:  # /proc/self/fd/3: what it says is not where it leads
+                    beyond = _kernel.port.open(name, os.O_PATH | os.O_DIRECTORY, at)
+                    at, beyond = beyond, at
+                    _kernel.port.close(beyond)
+                    continue
+                owners.add(status.st_uid)
+                target = _kernel.port.readlink("", found)
+            finally:
+                _kernel.port.close(found)
+            rest += _components(target)
+            if target.startswith("/"):
+                at, before = _start(target), at
+                _kernel.port.close(before)
+    except BaseException:
+        _kernel.port.close(at)
+        raise
+    return at
+
+
+def _start(path: str) -> int:
+    return _kernel.port.open("/" if path.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY)
+
+
+def _components(path: str) -> list[str]:
+    """In reverse, to be taken from the end."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]

@@ -1,0 +1,282 @@
+"""A journal on disk: make it, link it, mark it, and open one that somebody left.
+
+The journal is an unnamed file (mode 0600, flock'ed by its owner) until its intent is written; then it is linked into
+every claim, where nobody else can reach it, and as ``.atomik-journal`` into every parent, where the next transaction
+finds it.  All these names are one inode, so one mark commits everywhere at once.
+
+`load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
+reached without following a link, of bounded size; the rest is `_records`' business.  It also holds its own identity,
+so that a copy (cp -a, a restored backup) is not taken for a journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, NoReturn
+
+from attrs import define, field
+
+from .. import errors
+from .._folder.directory import JOURNAL_NAME, Directory, Place, identify
+from .._system import forked as _forked
+from .._system import kernel as _kernel
+from . import records as _records
+from .private_folder import Claim, journal_name
+from .step import put
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .records import Journal
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+#: errno of opening what is somebody else's, or no file (any more)
+_NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
+
+
+class HotJournal(Exception):  # noqa: N818  a signal to start again, not an error
+    """A parent holds somebody's journal: recover it, or wait, and start again."""
+
+    def __init__(self, directory: Directory) -> None:
+        super().__init__(directory.path)
+        self.directory = directory
+
+
+@define(eq=False)
+class LiveJournal:
+    """The journal of a transaction of this process, or one taken over by recovery."""
+
+    fd: int
+    txid: str
+    end: int
+    identity: bytes | None = None
+    names: list[Place] = field(factory=list)
+
+    def append(self, kind: int) -> None:
+        """Write an outcome record.  Not durable before the next barrier."""
+        data = _records.encode_outcome(kind, self.txid)
+        _write_all(self.fd, data, self.end)
+        self.end += len(data)
+
+    def withdraw(self) -> None:
+        """Take its well-known names away: it stops nobody any more, and recovery finds it in the claims only."""
+        self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
+
+    def keep(self, home: Directory) -> None:
+        """What it tells of stays, and so must it, but where it stops nobody: in a claim.  It is there already, unless the
+        filesystem has no hard links."""
+        if all(place.name == JOURNAL_NAME for place in self.names):
+            private = Place(home, journal_name(self.txid))
+            put(self.names[0], private, folder=False)
+            self.names[0] = private
+
+    def unlink(self) -> None:
+        """Take all its names away: the well-known ones first, for they stop others."""
+        self.withdraw()
+        self._unlink(list(self.names))
+
+    def _unlink(self, places: list[Place]) -> None:
+        for place in reversed(places):
+            if place.identity() == self.identity:  # I6: only while the name still leads to this journal
+                _kernel.port.unlink(place.name, place.fd)
+            self.names.remove(place)
+
+    def close(self) -> None:
+        """Close the descriptor, and so let go of its lock."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            # Closing fails only with what the barriers have said before, or for a journal that is not durable anyway.
+            with contextlib.suppress(OSError):
+                close(fd)
+
+
+def lock(fd: int) -> bool:
+    """Take the lock on an open journal; False while somebody else has it."""
+    _forked.guard(fd)
+    try:
+        _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def close(fd: int) -> None:
+    """Close a journal, and so let go of its lock."""
+    _forked.release(fd)
+    _kernel.port.close(fd)
+
+
+def create(
+    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
+) -> None:
+    """Write the intent, which `encode` makes for the identity of the journal's file, and give the file its names.
+
+    `journal` is filled in rather than returned: an interrupt on the way back must not lose what is on the disk by then.
+    `HotJournal` when a parent holds one already; nothing is left then.
+    """
+    try:
+        _create(journal, encode, claims, parents)
+    except _Unnameable:
+        claims[0].folder.fs.tmpfile = False
+        _create(journal, encode, claims, parents)
+
+
+class _Unnameable(Exception):  # noqa: N818  a signal to start again
+    """There is O_TMPFILE here, but no way to give such a file a name."""
+
+
+def _create(
+    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
+) -> None:
+    home = claims[0].folder
+    private = [Place(claim.folder, journal_name(journal.txid)) for claim in claims]
+    journal.fd = _unnamed(home, private[0].name)
+    try:
+        journal.identity = identity(journal.fd, home)
+        journal.names.append(private[0])
+        lock(journal.fd)
+        data = encode(journal.identity or b"")
+        _write_all(journal.fd, data, 0)
+        journal.end = len(data)
+        if home.fs.tmpfile:
+            _name(journal.fd, private[0])
+        for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
+            _add_name(journal, private[0], place)
+    except BaseException:
+        try:
+            journal.unlink()
+        finally:
+            journal.close()
+        raise
+
+
+def _name(fd: int, place: Place) -> None:
+    try:
+        _kernel.port.link_fd(fd, place.name, place.fd)
+    except OSError as exc:
+        if exc.errno not in (*_NO_LINKS, errno.ENOENT):
+            raise
+        raise _Unnameable from exc
+
+
+def _unnamed(home: Directory, name: str) -> int:
+    """An unnamed file where the filesystem has that, else one with its private name."""
+    if home.fs.tmpfile is not False:
+        try:
+            fd = _kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
+        except OSError as exc:
+            if exc.errno not in _NO_TMPFILE:
+                raise
+            home.fs.tmpfile = False
+        else:
+            home.fs.tmpfile = True
+            return fd
+    return _kernel.port.create(name, os.O_RDWR, 0o600, home.fd)
+
+
+def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
+    journal.names.append(place)  # before it is there: an interrupt may come right behind the call
+    try:
+        _kernel.port.link(first.name, first.fd, place.name, place.fd)
+    except FileExistsError:
+        raise HotJournal(place.directory) from None
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        _move_name(journal, first, place)
+
+
+def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
+    """No hard links here: the one name there is must be the well-known one, and so there can be only one parent."""
+    if place.name != JOURNAL_NAME or journal.names != [first, place]:
+        text = (
+            "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "
+            "write to one folder per transaction, or pass journal=False"
+        )
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
+    try:
+        put(first, place, folder=False)
+    except FileExistsError:
+        raise HotJournal(place.directory) from None
+    journal.names.remove(first)
+
+
+def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = _kernel.port.pwrite(fd, view, offset)
+        view, offset = view[done:], offset + done
+
+
+def load(place: Place) -> tuple[int, Journal | None] | None:
+    """Open and read the journal at `place`: (descriptor, contents; None when the intent is torn), or None when there is
+    nothing.  Raises `JournalError` for whatever may not be trusted; nothing was touched then.
+    """
+    found = place.stat()
+    if found is None:
+        return None
+    # Looked at before it is opened: to open somebody's device or FIFO could have effects of its own.
+    _vouch(found, place)
+    try:
+        fd = _kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        if exc.errno not in _NOT_FOR_US:
+            raise
+        text = "cannot open the journal; nothing was touched. Let its owner run 'atomik recover'"
+        raise errors.JournalError(*errors.os_args(exc.errno or errno.EACCES, text, str(place))) from exc
+    try:
+        now = _kernel.port.fstat(fd)
+        _vouch(now, place)
+        try:
+            return fd, _records.decode(_read(fd, now.st_size))
+        except _records.BadJournal as exc:
+            _refuse(place, str(exc))
+    except BaseException:
+        close(fd)
+        raise
+
+
+def reread(fd: int, place: Place) -> Journal | None:
+    """The contents again, of a journal that is open and locked now."""
+    try:
+        return _records.decode(_read(fd, _kernel.port.fstat(fd).st_size))
+    except _records.BadJournal as exc:
+        _refuse(place, str(exc))
+
+
+def identity(fd: int, directory: Directory) -> bytes | None:
+    """The identity of an open journal, in the terms of the folder's filesystem."""
+    return identify(directory.fs, fd)
+
+
+def _read(fd: int, size: int) -> bytes:
+    """What the header says there is, and a little more for the outcome: never a sparse file's gigabytes."""
+    wanted = min(size, _records.extent(_kernel.port.pread(fd, _records.HEAD_SIZE, 0)))
+    pieces: list[bytes] = []
+    at = 0
+    while at < wanted and (piece := _kernel.port.pread(fd, wanted - at, at)):
+        pieces.append(piece)
+        at += len(piece)
+    return b"".join(pieces)
+
+
+def _vouch(found: os.stat_result, place: Place) -> None:
+    if not _kernel.is_file(found.st_mode):
+        _refuse(place, "it is no regular file")
+    if found.st_uid not in (0, os.geteuid()):
+        _refuse(place, f"it belongs to user {found.st_uid}: let them run 'atomik recover'")
+    if found.st_mode & 0o022:
+        _refuse(place, "others may write to it")
+    if found.st_size > _records.MAX_SIZE:
+        _refuse(place, f"it is larger ({found.st_size} bytes) than any journal")
+
+
+def _refuse(place: Place, why: str) -> NoReturn:
+    text = f"will not trust this journal: {why}; nothing was touched. If it is no work of atomik, remove it"
+    errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))

@@ -1,0 +1,111 @@
+"""Undo: bring one step back, whatever of it was done.
+
+It looks at identities and nothing else, so it is the same in rollback and in recovery, and may be repeated (I5).  What is
+neither the recorded new nor the recorded old object is *foreign* and stays (I4).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+from .._folder.directory import rename
+from .._system import kernel as _kernel
+from .step import NO_FLAG, Step, Undone, put, remove_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+
+def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
+    """Bring one step back, whatever of it was done; idempotent, by identity only (I4, I5).
+
+    `recorded`: the identities of all objects that the transaction knows, for steps may share a slot.
+    Raises OSError when the kernel refuses; the state is then as before, or undone.
+    """
+    now = step.dest.identity()
+    held = step.slot.identity()
+    swapped = now == step.new or (now is None and step.op == "create")
+    if swapped and held not in (None, step.new, step.old) and held not in recorded:
+        return _return_stranger(step, now)
+    if now == step.old:
+        return Undone.UNTOUCHED
+    if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
+        put(step.twin("old"), step.dest, step.folder)  # the weaker rung, between its renames
+        return Undone.UNDONE
+    if now != step.new:
+        if step.weaker and step.folder and step.op == "create" and remove_empty(step.dest):
+            return Undone.UNDONE  # the empty folder of the weaker rung
+        return Undone.FOREIGN
+    if step.op == "create":
+        return _undo_create(step)
+    if step.op == "remove":
+        return _undo_remove(step)
+    return _undo_replace(step)
+
+
+def _return_stranger(step: Step, now: bytes | None) -> Undone:
+    """We displaced what came there between look and swap, and were stopped before it was given back."""
+    if now == step.new:
+        give_back(step)
+    else:
+        put(step.slot, step.dest, step.folder)
+    return Undone.FOREIGN
+
+
+def _undo_create(step: Step) -> Undone:
+    # Take it away first and look afterwards: a stranger who published between look and rename gets theirs back.
+    # To a free name, for a rename onto another name of the same inode would do nothing: the link rung killed between
+    # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
+    places = itertools.chain([step.slot], (step.twin(f"new{number or ''}") for number in itertools.count()))
+    away = next(place for place in places if place.identity() is None)
+    try:
+        rename(step.dest, away, 0)
+    except FileNotFoundError:
+        if step.dest.identity() is not None:
+            raise
+        return Undone.UNTOUCHED
+    if away.identity() == step.new:
+        return Undone.UNDONE
+    put(away, step.dest, step.folder)
+    return Undone.FOREIGN
+
+
+def _undo_remove(step: Step) -> Undone:
+    if step.slot.identity() != step.old:
+        return Undone.FOREIGN  # it was not we who took it away
+    try:
+        put(step.slot, step.dest, step.folder)
+    except FileExistsError:
+        if step.dest.identity() is None:
+            raise
+        return Undone.FOREIGN
+    return Undone.UNDONE
+
+
+def _undo_replace(step: Step) -> Undone:
+    held = next((place for place in step.slots()[:2] if place.identity() == step.old), None)
+    if held is None or step.old is None:
+        return Undone.FOREIGN
+    if step.dest.directory.fs.exchange is not False:
+        try:
+            rename(held, step.dest, _kernel.EXCHANGE)
+        except OSError as exc:
+            if exc.errno not in NO_FLAG:
+                raise
+            step.dest.directory.fs.exchange = False
+        else:
+            if held.identity() == step.new:
+                return Undone.UNDONE
+            rename(held, step.dest, _kernel.EXCHANGE)  # a stranger's: back to where it was
+            return Undone.FOREIGN
+    if step.folder:
+        rename(step.dest, step.twin("new"), 0)
+    rename(held, step.dest, 0)
+    return Undone.UNDONE
+
+
+def give_back(step: Step) -> None:
+    """Undo a step that displaced a foreign object, which thereby returns."""
+    foreign = Step(step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), weaker=step.weaker)
+    undo(foreign)

@@ -1,0 +1,299 @@
+"""What is done about dead transactions in a folder: `recover`.
+
+First the hot journal, then every claim whose lock is free (with a journal in it: the same as a hot one; without: it was
+never prepared, so nothing was swapped, and what is staged goes), then slots beside the destinations that nobody covers.
+Names that are not ours, or belong to somebody else, are reported and left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+
+from attrs import define
+
+from .. import _events, errors
+from .._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from .._protocol import journal as _journal
+from .._protocol import records as _records
+from .._protocol.private_folder import journal_name, like_all
+from .._system import kernel as _kernel
+from .._tree import trees as _tree
+from . import unfinished_journal as _settle
+from .takeover import Recovered, clear_claim, remove_folder
+
+_CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
+_KEPT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept\Z")
+_SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new[0-9]*)?\Z")
+
+
+@define(frozen=True)
+class RecoveryReport:
+    """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work; ``str()`` gives a line for
+    each."""
+
+    items: tuple[Recovered, ...]
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is left that wants attention: no foreign object, kept original or unreachable folder."""
+        return not any(item.action in ("foreign", "kept", "left", "unreachable") for item in self.items)
+
+    @property
+    def kept(self) -> tuple[Recovered, ...]:
+        """Displaced originals that could not go back; `recover` with ``discard=True`` deletes them."""
+        return tuple(item for item in self.items if item.action == "kept")
+
+    def __str__(self) -> str:
+        if not self.items:
+            return "nothing to recover"
+        return "\n".join(f"{i.action}: {i.path}" + (f" ({i.detail})" if i.detail else "") for i in self.items)
+
+
+def recover(
+    *folders: str | os.PathLike[str],
+    discard: bool = False,
+    dry_run: bool = False,
+    lock_timeout: float = 60.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> RecoveryReport:
+    """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
+
+    A transaction, `reading` and a one-item write do this by themselves for a journal they meet; call it after a crash
+    to do it at once, and to remove what was staged by processes that died before their commit.
+
+    :param folders: str or path objects: folders that hold destinations (their parents, not the destinations).  From any
+        one folder of a transaction the others are found, wherever the tree is mounted now.
+    :param bool discard: also delete displaced originals that cannot go back because somebody else published in their
+        place since, and give up parts of a transaction in folders that cannot be found.
+    :param bool dry_run: change nothing; report what there is ("live", "hot", "abandoned", "kept" …).
+    :param float lock_timeout: seconds to wait for a transaction that is at work.
+    :param progress: a function, called with ("recovering", done, total), in folders.
+    :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
+
+    :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
+        be opened.
+    :raises atomik.errors.LockTimeoutError: a transaction was at work in the folder all the time.
+    :raises atomik.errors.JournalError: a journal is damaged, newer than this atomik, or not this user's (or root's) own;
+        nothing was touched.
+    :raises atomik.errors.RollbackError: something could not be brought back; the journal stays, mend and repeat.
+    :raises atomik.errors.AtomikOSError: another system call failed, with errno; mend the cause and repeat.
+
+    Guarantee: every destination of a dead transaction is afterwards what it was before, or the new version if its commit
+    mark was durable; all of them alike.  Idempotent; may be killed at any moment and run again.  Objects that are neither
+    the recorded old nor the recorded new one are never touched.  Only names with atomik's prefix and the transaction's id
+    are deleted, and only if their identity is recorded or their claim's lock is free (flock(2), name_to_handle_at(2)).
+    """
+    found: list[Recovered] = []
+    for at, folder in enumerate(folders):
+        path = os.fsdecode(folder)
+        try:
+            # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
+            directory = Directory.open(os.path.join(os.getcwd(), path).removesuffix("/.") or "/")
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot recover", path) from exc
+        try:
+            found += _survey(directory) if dry_run else _recover_folder(directory, lock_timeout, discard=discard)
+        except OSError as exc:
+            if isinstance(exc, errors.AtomikError):
+                raise
+            raise errors.system_error(exc, "recovery failed; mend the cause and recover again", path) from exc
+        finally:
+            directory.close()
+        if progress is not None:
+            progress("recovering", at + 1, len(folders))
+    return RecoveryReport(tuple(dict.fromkeys(found)))  # what is kept is told by every folder of its transaction
+
+
+def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> list[Recovered]:
+    found = _settle.settle(directory, timeout, discard=discard)
+    claims, slots = _names(directory)
+    for name in claims:
+        found += _recover_claim(directory, name, timeout, discard=discard)
+    found += _kept(directory, private=False, discard=discard)
+    if slots:
+        directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
+        try:
+            directory.sync()  # its swap must last before what it displaced is deleted (I3)
+            for name in slots:
+                found += _remove_slot(Place(directory, name))
+        finally:
+            directory.unlock()
+    return found
+
+
+def _names(directory: Directory) -> tuple[list[str], list[str]]:
+    """The names of claims, and of slots beside the destinations."""
+    with _kernel.port.scandir(directory.fd) as entries:
+        ours = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
+    return [n for n in ours if _CLAIM.match(n)], [n for n in ours if _SLOT.match(n)]
+
+
+def _report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
+    level = _events.WARNING if action == "left" else _events.INFO
+    _events.emit(level, f"recovery.{action}", tx=txid, path=path, detail=detail)
+    return Recovered(path, action, txid, detail)
+
+
+def _not_ours(found: os.stat_result) -> str | None:
+    """Why something with our kind of name is not ours to touch."""
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}"
+    return None
+
+
+def _open_claim(directory: Directory, name: str, *, dry: bool = False) -> Directory | Recovered | None:
+    """The claim, locked; or why not; None when it went meanwhile."""
+    path, txid = directory.child(name), name.removeprefix(PREFIX)
+    found = directory.stat(name)
+    if found is None:
+        return None
+    if not stat.S_ISDIR(found.st_mode):
+        return _report(path, "left", txid, "it is no folder")
+    why = _not_ours(found)
+    if why is None and stat.S_IMODE(found.st_mode) & 0o077:
+        why = "others may enter it, so atomik did not make it"
+    if why is not None and dry:
+        return _report(path, "left", txid, why)
+    try:
+        claim = Directory.open(name, directory.fd, follow=False)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        if why is None:
+            raise
+        return _report(path, "left", txid, why)
+    claim.path = path
+    try:
+        refusal = _lock_claim(claim, txid, why)
+    except BaseException:
+        claim.close()
+        raise
+    if refusal is not None or claim.key != (found.st_dev, found.st_ino):
+        claim.close()
+        return refusal
+    return claim
+
+
+def _lock_claim(claim: Directory, txid: str, why: str | None) -> Recovered | None:
+    """Take the lock of an open claim; else the report. `why` it seems not to be ours, which need not mean anything."""
+    if why is not None and not like_all(claim):
+        return _report(claim.path, "left", txid, why)
+    return None if claim.try_lock() else Recovered(claim.path, "live", txid, "its owner is at work")
+
+
+def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:
+    claim = _open_claim(directory, name)
+    if not isinstance(claim, Directory):
+        return [] if claim is None else [claim]
+    txid = name.removeprefix(PREFIX)
+    try:
+        found = _settle.settle(claim, timeout, discard=discard, name=journal_name(txid))
+        if claim.exists(journal_name(txid)) or directory.stat(name) is None:
+            return found  # its journal keeps a displaced original; or all is done
+        found += _kept(claim, private=True, discard=discard)
+        _make_last(claim, directory)
+        clear_claim(claim, txid)  # never prepared (I6): no other destination hangs on what is in it
+        found.append(_report(claim.path, "removed", txid, "staged, never committed"))
+        if not remove_folder(directory, name, claim):
+            found.append(_report(claim.path, "left", txid, "things that are not atomik's lie in it"))
+        return found
+    finally:
+        claim.close()
+
+
+def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]:
+    """Originals that a one-item write could not bring back: theirs who lost them, to move away or to discard.
+
+    A folder is deleted only in a claim, which is `private`: elsewhere anybody may have given it that name.
+    """
+    with _kernel.port.scandir(folder.fd) as entries:
+        names = sorted(entry.name for entry in entries if _KEPT.match(entry.name))
+    found = []
+    for name in names:
+        place, txid = Place(folder, name), name.removeprefix(PREFIX).split("-")[0]
+        seen = place.stat()
+        if seen is None or _not_ours(seen) is not None:
+            continue
+        if discard and private:
+            _tree.delete(place)
+        elif discard and not stat.S_ISDIR(seen.st_mode):
+            _kernel.port.unlink(name, folder.fd)
+        else:
+            text = "an original that could not be brought back; move it away"
+            found.append(_report(str(place), "kept", txid, text))
+            continue
+        found.append(_report(str(place), "discarded", txid))
+    return found
+
+
+def _make_last(claim: Directory, directory: Directory) -> None:
+    """A one-item write killed right behind its swap left the displaced original here, and the swap perhaps in memory
+    only: what is visible now must last before the original is deleted (I3).  With ``tmp_dir`` the destination may lie
+    in any folder of the filesystem, so it is the whole filesystem that is synced, where that is possible."""
+    if claim.fs.syncfs:
+        _kernel.port.syncfs(claim.fd)
+    else:
+        claim.sync()
+        directory.sync()
+
+
+def _remove_slot(place: Place) -> list[Recovered]:
+    """A slot beside the destinations that no journal spoke of, under the folder's exclusive lock: what a one-item write
+    left when it was killed.  Only files: a folder's slot is always recorded."""
+    found = place.stat()
+    if found is None:
+        return []
+    txid = place.name.removeprefix(PREFIX).split("-")[0]
+    if place.directory.exists(PREFIX + txid):
+        return []  # its transaction lives, or keeps it: its claim has been told about
+    if stat.S_ISDIR(found.st_mode):
+        return [_report(str(place), "left", txid, "a folder that no journal speaks of")]
+    if (why := _not_ours(found)) is not None:
+        return [_report(str(place), "left", txid, why)]
+    # No tree is ever deleted here, whatever takes its place this moment: the folder may be anybody's to write to.
+    _kernel.port.unlink(place.name, place.fd)
+    return [_report(str(place), "removed", txid, "left by a one-item write")]
+
+
+def _survey(directory: Directory) -> list[Recovered]:
+    """What there is, with nothing changed."""
+    found = _survey_journal(directory, JOURNAL_NAME)
+    told_of = {item.txid for item in found}
+    claims, slots = _names(directory)
+    for name in claims:
+        claim = _open_claim(directory, name, dry=True)
+        if isinstance(claim, Directory):
+            try:
+                txid = name.removeprefix(PREFIX)
+                if txid not in told_of:  # else its journal is the same file
+                    told = _survey_journal(claim, journal_name(txid)) + _kept(claim, private=True, discard=False)
+                    found += told or [Recovered(directory.child(name), "abandoned", txid)]
+            finally:
+                claim.close()
+        elif claim is not None:
+            found.append(claim)
+    found += _kept(directory, private=False, discard=False)
+    found += [Recovered(directory.child(name), "slot", name.removeprefix(PREFIX).split("-")[0]) for name in slots]
+    return found
+
+
+def _survey_journal(directory: Directory, name: str) -> list[Recovered]:
+    action = "hot"
+    loaded = _journal.load(Place(directory, name))
+    if loaded is None:
+        return []
+    fd, content = loaded
+    try:
+        if not _journal.lock(fd):
+            action = "live"
+    finally:
+        _journal.close(fd)
+    if content is None:
+        return [Recovered(directory.child(name), action, "", "never complete")]
+    if action == "hot" and name != JOURNAL_NAME and content.outcome == _records.UNDONE:
+        action = "kept"  # that is what such a journal stays for, in its claim
+    detail = "; ".join(f"{step.op} {step.dest_name}" for step in content.intent.steps)
+    return [Recovered(directory.child(name), action, content.intent.txid, detail)]

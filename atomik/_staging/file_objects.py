@@ -1,0 +1,252 @@
+"""What users write to: real file objects whose `close` seals the item, and a real path that does so on ``with``.
+
+The descriptor belongs to the item (``closefd=False``).  So whatever a user's program does with the object (close it
+early, detach its buffer, hand it to another library that closes it) the content stays in hand until the item is
+sealed, and the item, not the file object, decides when the descriptor is closed (I9).
+
+``f.name`` is the destination, for messages and for libraries that look at the extension.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import sys
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+
+from .. import errors
+from .._system import kernel as _kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+
+class Sealable(Protocol):
+    """The item behind a handle."""
+
+    def seal(self) -> None: ...
+    def discard(self, reason: str = ...) -> None: ...
+
+
+_close = io.RawIOBase.close
+
+
+class _Raw(io.RawIOBase):
+    """The unbuffered layer: errors of write(2) name the destination, and closing leaves the descriptor open.
+
+    Not an `io.FileIO`, which looks at the file before it is written: a file whose times somebody has looked at costs
+    the filesystem more when it changes (see `_libc`).
+    """
+
+    #: The layers above ask at every write, and the base class would look further for the answer.
+    closed = False
+
+    def __init__(self, fd: int, name: str, mode: str) -> None:
+        self._fd, self.name, self.mode = fd, name, mode
+
+    def fileno(self) -> int:
+        return self._fd if self._fd >= 0 else self._refuse()
+
+    def readable(self) -> bool:
+        return self.fileno() >= 0 and self.mode != "wb"
+
+    def writable(self) -> bool:
+        return self._fd >= 0 or self._refuse()
+
+    seekable = writable
+
+    def readinto(self, buffer: Any, /) -> int:
+        if not self.readable():
+            raise io.UnsupportedOperation("File not open for reading")
+        return os.readv(self._fd, [buffer])
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return _kernel.port.write(self._fd, data)
+        except OSError as exc:
+            self.fileno()  # closed?
+            raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return os.lseek(self.fileno(), offset, whence)
+
+    def tell(self) -> int:
+        return os.lseek(self._fd if self._fd >= 0 else self._refuse(), 0, os.SEEK_CUR)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        size = self.tell() if size is None else size
+        try:
+            _kernel.port.truncate(self.fileno(), size)
+        except OSError as exc:
+            raise errors.system_error(exc, "cannot resize the staged content", self.name) from exc
+        return size
+
+    def close(self) -> None:
+        self._fd = -1
+        _close(self)
+        self.closed = True
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError("I/O operation on closed file")
+
+
+class _Sealing:
+    """Mixed into the io classes: ``close`` seals, leaving the block with an exception discards."""
+
+    _item: Sealable | None = None
+
+    #: what closing is without an item
+    let_go: ClassVar[Callable[..., None]]
+
+    def close(self) -> None:
+        item, self._item = self._item, None
+        if item is None:
+            self.let_go()
+        else:
+            item.seal()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        item, self._item = self._item, None
+        if item is None:
+            self.let_go()
+        elif kind is None:
+            item.seal()
+        else:
+            item.discard(f"its block was left by {kind.__name__}")
+
+    def __del__(self) -> None:
+        # Forgotten without close: this must not publish anything, so let go of the item before io's finalizer closes.
+        self._item = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"cannot pickle {type(self).__name__!r}: stage a folder and send paths in it instead")
+
+
+class StagedText(_Sealing, io.TextIOWrapper):
+    """A staged text file."""
+
+    let_go = io.TextIOWrapper.close
+
+
+class StagedWriter(_Sealing, io.BufferedWriter):
+    """A staged binary file, opened for writing."""
+
+    let_go = io.BufferedWriter.close
+
+
+class StagedRandom(_Sealing, io.BufferedRandom):
+    """A staged binary file, opened for reading and writing."""
+
+    let_go = io.BufferedRandom.close
+
+
+class StagedRaw(_Sealing, _Raw):
+    """A staged binary file without a buffer (``buffering=0``)."""
+
+    let_go = _Raw.close
+
+
+@cache
+def parse_mode(mode: str) -> tuple[str, bool, bool]:
+    """(base letter, readable, binary) of a mode as `open` knows it; ValueError like `open` otherwise."""
+    value = {"TEXT": "w", "BYTES": "wb"}.get(getattr(mode, "value", mode), getattr(mode, "value", mode))
+    if not isinstance(value, str):
+        raise TypeError(f"mode must be a str or atomik.Mode, not {type(mode).__name__}")
+    letters = set(value)
+    base = letters & set("wxar")
+    if len(value) != len(letters) or letters - set("wxar+bt") or len(base) != 1 or {"b", "t"} <= letters:
+        raise ValueError(f"invalid mode: {value!r}")
+    if "r" in base and "+" not in letters:
+        raise ValueError(f"invalid mode: {value!r}; atomik writes, use open() to read")
+    return base.pop(), "+" in letters, "b" in letters
+
+
+def open_handle(
+    fd: int,
+    item: Sealable | None,
+    name: str,
+    mode: tuple[str, bool, bool],
+    buffering: int,
+    encoding: str | None,
+    errors: str | None,
+    newline: str | None,
+) -> IO[Any]:
+    """A file object on `fd`, as `open` would build it, that seals `item` when closed."""
+    base, readable, binary = mode
+    if buffering == 0 and not binary:
+        raise ValueError("can't have unbuffered text I/O")
+    reads = readable or base == "r"
+    raw = (_Raw if buffering or not binary else StagedRaw)(fd, name, "rb+" if reads else "wb")
+    size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
+    if not binary:
+        buffer = (io.BufferedRandom if reads else io.BufferedWriter)(raw, size)
+        handle: Any = StagedText(buffer, encoding, errors, newline, buffering == 1)
+        handle.mode = base + ("+" if readable else "")
+    elif buffering:
+        handle = (StagedRandom if reads else StagedWriter)(raw, size)
+    else:
+        handle = raw
+    if base == "a":
+        handle.seek(0, io.SEEK_END)
+    handle._item = item
+    return handle  # type: ignore[no-any-return]
+
+
+_Path = type(pathlib.Path())
+
+
+class StagedPath(_Path):  # type: ignore[misc, valid-type]
+    """The path of a staged folder or file: a real `pathlib.Path` that can be used with ``with``.
+
+    Leaving the block well seals the item, leaving it with an exception discards it; without a block it is sealed at
+    the commit.  Paths derived from it are plain paths, and it pickles as one (for worker processes).
+    """
+
+    _item: Sealable
+    _elsewhere: str
+
+    if sys.version_info >= (3, 12):
+
+        def with_segments(self, *segments: Any) -> pathlib.Path:
+            return pathlib.Path(*segments)
+
+    else:
+        # Before with_segments, derived paths are built by these two (3.11 only gets security fixes, so they stay).
+        @classmethod
+        def _from_parsed_parts(cls, *args: Any) -> Any:
+            return _Path._from_parsed_parts(*args)  # type: ignore[attr-defined]
+
+        @classmethod
+        def _from_parts(cls, args: Any) -> Any:
+            return _Path._from_parts(args)  # type: ignore[attr-defined]
+
+        def __new__(cls, *args: Any) -> Self:
+            return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
+
+    @classmethod
+    def of(cls, path: str, item: Sealable, elsewhere: str) -> StagedPath:
+        """The path `path` for `item`; `elsewhere` is the one for processes that it is sent to."""
+        self = cls(path)
+        self._item = item
+        self._elsewhere = elsewhere
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._item.seal()
+        else:
+            self._item.discard(f"its block was left by {kind.__name__}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pathlib.Path, (self._elsewhere,)

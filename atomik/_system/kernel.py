@@ -1,0 +1,359 @@
+"""The port to the kernel: every system call that atomik makes is one method here, and nothing else is.
+
+The rest of the package calls ``_kernel.port.METHOD(…)``.  Tests put another `Kernel` in its place (`install`): one
+that records, one that fails the n-th call, one that dies at it.  So "fail at every call" is a loop, and a call
+that by-passes the port is a bug (tests/crash has strace as the witness).
+
+A method does one thing: the call, with descriptors and names as given, and an `OSError` with errno and names when
+it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an errno means is decided by the callers.
+`MUTATING` names the methods that change something on disk or in the lock table.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat as _stat
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from .libc import Look
+
+NOREPLACE = 1
+EXCHANGE = 2
+
+RESOLVE_NO_XDEV = 1
+RESOLVE_NO_MAGICLINKS = 2
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+
+_FICLONE = 0x40049409
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+
+MUTATING = frozenset(
+    """
+    open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce
+    fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime
+    """.split()  # noqa: SIM905  thirty quoted words are harder to read
+)
+
+_c: ModuleType | None = None
+
+
+def _libc() -> Any:
+    """The ctypes bindings, imported when first needed (see there)."""
+    global _c  # noqa: PLW0603  loaded once, when first needed
+    if _c is None:
+        from atomik._system import libc as module
+
+        _c = module
+    return _c
+
+
+_ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+
+def _bytes(name: str) -> bytes:
+    """What os.fsencode makes of a str, at a third of the time."""
+    return name.encode(_ENCODING, _ENCODE_ERRORS)
+
+
+def _raise(names: tuple[bytes | str | int | None, ...]) -> NoReturn:
+    """Raise the `OSError` of the ctypes call that just failed."""
+    number = _libc().errno()
+    shown = [os.fsdecode(n) if isinstance(n, bytes) else n for n in names]
+    if len(shown) == 2:
+        raise OSError(number, os.strerror(number), shown[0], None, shown[1])
+    raise OSError(number, os.strerror(number), *shown)
+
+
+def _range_lock(kind: int) -> bytes:
+    """A ``struct flock`` about all of the file: the kind of lock, and zeros."""
+    return kind.to_bytes(2, sys.byteorder) + bytes(30)
+
+
+class Kernel:
+    """The real kernel.  ``dir_fd`` is always an open folder; names are single components unless said otherwise."""
+
+    __slots__ = ("__dict__",)
+
+    # --- opening -------------------------------------------------------------------------------------------------
+    def open(self, path: str, flags: int, dir_fd: int | None = None) -> int:
+        """openat(2) of something that exists; close-on-exec, like all descriptors here."""
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
+
+    def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
+        """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
+        c = _c or _libc()
+        while (fd := c.openat2(dir_fd, _bytes(path), flags | os.O_CLOEXEC, 0, resolve)) < 0:
+            if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
+                _raise((path,))
+        return fd  # type: ignore[no-any-return]
+
+    def open_tmpfile(self, dir_fd: int, flags: int, mode: int) -> int:
+        """An unnamed file in the folder (O_TMPFILE, Linux 3.11); the kernel applies umask and default ACLs."""
+        return os.open(".", os.O_TMPFILE | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+    def create(self, name: str, flags: int, mode: int, dir_fd: int) -> int:
+        """A new named file; EEXIST when the name is taken, also by a dangling link."""
+        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+
+    #: close(2).  Writeback errors do not show here; that is what `fsync` is for.
+    close = staticmethod(os.close)
+
+    # --- names ---------------------------------------------------------------------------------------------------
+    def mkdir(self, name: str, mode: int, dir_fd: int | None) -> None:
+        """mkdirat(2)."""
+        os.mkdir(name, mode, dir_fd=dir_fd)
+
+    def mknod(self, name: str, mode: int, device: int, dir_fd: int) -> None:
+        """mknodat(2), for FIFOs, sockets and devices in a cloned tree."""
+        os.mknod(name, mode, device, dir_fd=dir_fd)
+
+    def symlink(self, target: str, name: str, dir_fd: int) -> None:
+        """symlinkat(2)."""
+        os.symlink(target, name, dir_fd=dir_fd)
+
+    def link(self, src: str, src_fd: int, dst: str, dst_fd: int) -> None:
+        """linkat(2); a symlink gets a second name itself."""
+        os.link(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd, follow_symlinks=False)
+
+    def link_fd(self, fd: int, dst: str, dst_fd: int) -> None:
+        """Give an unnamed file a name: linkat(2) with AT_EMPTY_PATH, which needs the rights that the file was opened with
+        (Linux 6.10) or CAP_DAC_READ_SEARCH; else through /proc, which takes half as long again."""
+        c = _c or _libc()
+        if c.linkat(fd, b"", dst_fd, _bytes(dst), c.AT_EMPTY_PATH) < 0:
+            if c.errno() != errno.ENOENT:
+                _raise((dst,))
+            # Passing dst_dir_fd makes CPython call linkat with AT_SYMLINK_FOLLOW; plain link() would give EXDEV.
+            os.link(f"/proc/self/fd/{fd}", dst, dst_dir_fd=dst_fd, follow_symlinks=True)
+
+    def rename(self, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> None:
+        """renameat2(2) (Linux 3.15) with 0, `NOREPLACE` or `EXCHANGE`."""
+        if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
+            raise ValueError("embedded null character")
+        c = _c or _libc()
+        if c.renameat2(src_fd, _bytes(src), dst_fd, _bytes(dst), flags) < 0:
+            _raise((src, dst))
+
+    def unlink(self, name: str, dir_fd: int) -> None:
+        """unlinkat(2) of anything but a folder."""
+        os.unlink(name, dir_fd=dir_fd)
+
+    def rmdir(self, name: str, dir_fd: int | None) -> None:
+        """unlinkat(2) of an empty folder."""
+        os.rmdir(name, dir_fd=dir_fd)
+
+    # --- content -------------------------------------------------------------------------------------------------
+    #: write(2); may be short.
+    write = staticmethod(os.write)
+
+    #: pwrite(2); may be short.
+    pwrite = staticmethod(os.pwrite)
+
+    #: pread(2).
+    pread = staticmethod(os.pread)
+
+    #: ftruncate(2).
+    truncate = staticmethod(os.ftruncate)
+
+    def clone(self, dst_fd: int, src_fd: int) -> None:
+        """FICLONE, ioctl_ficlonerange(2): share all extents (btrfs, xfs with reflink, bcachefs …)."""
+        fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+
+    def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
+        """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""
+        return os.copy_file_range(src_fd, dst_fd, count, src_at, dst_at)
+
+    def seek(self, fd: int, offset: int, whence: int) -> int:
+        """lseek(2), with SEEK_DATA and SEEK_HOLE for sparse files."""
+        return os.lseek(fd, offset, whence)
+
+    # --- durability ----------------------------------------------------------------------------------------------
+    #: fsync(2): the file or folder, with what is needed to find it.
+    fsync = staticmethod(os.fsync)
+
+    #: fdatasync(2): content, and metadata only as far as reading the content needs it (its size).
+    fdatasync = staticmethod(os.fdatasync)
+
+    def syncfs(self, fd: int) -> None:
+        """syncfs(2): the whole filesystem; reports writeback errors since Linux 5.8."""
+        if _libc().syncfs(fd) < 0:
+            _raise(())
+
+    def start_writeback(self, fd: int) -> None:
+        """sync_file_range(2), SYNC_FILE_RANGE_WRITE: start, do not wait.  A head start, never a guarantee."""
+        if _libc().start_writeback(fd) < 0:
+            _raise(())
+
+    #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
+    flock = staticmethod(fcntl.flock)
+
+    def announce(self, fd: int, waiting: bool) -> None:
+        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on an open folder, which holds nobody up, has nothing to do with
+        flock(2) and goes with the descriptor: a sign for those who ask with `awaited`."""
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range_lock(fcntl.F_RDLCK if waiting else fcntl.F_UNLCK))
+
+    def awaited(self, fd: int) -> bool:
+        """fcntl(2), F_OFD_GETLK: whether somebody else has announced himself."""
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range_lock(fcntl.F_WRLCK))
+        return int.from_bytes(found[:2], sys.byteorder) != fcntl.F_UNLCK
+
+    # --- attributes ----------------------------------------------------------------------------------------------
+    #: fchmod(2).
+    fchmod = staticmethod(os.fchmod)
+
+    def fchown(self, fd: int, uid: int, gid: int) -> None:
+        """fchown(2); -1 leaves an id as it is."""
+        os.fchown(fd, uid, gid)
+
+    def lchown(self, name: str, uid: int, gid: int, dir_fd: int) -> None:
+        """fchownat(2) that does not follow a link."""
+        os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+
+    def utime(self, name: str, ns: tuple[int, int], dir_fd: int) -> None:
+        """utimensat(2) that does not follow a link."""
+        os.utime(name, ns=ns, dir_fd=dir_fd, follow_symlinks=False)
+
+    def futime(self, fd: int, ns: tuple[int, int]) -> None:
+        """futimens(3): (access, modification) in nanoseconds."""
+        os.utime(fd, ns=ns)
+
+    def chmod(self, path: str, mode: int) -> None:
+        """chmod(2) of ``/proc/self/fd/N``: what can be opened with O_PATH only, which fchmod(2) refuses (EBADF)."""
+        os.chmod(path, mode)
+
+    #: flistxattr(2).
+    listxattr = staticmethod(os.listxattr)
+
+    #: fgetxattr(2).
+    getxattr = staticmethod(os.getxattr)
+
+    #: fsetxattr(2).
+    setxattr = staticmethod(os.setxattr)
+
+    #: fremovexattr(2).
+    removexattr = staticmethod(os.removexattr)
+
+    def listxattr_of(self, path: str) -> list[str]:
+        """listxattr(2) of ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own."""
+        return os.listxattr(path)
+
+    def has_xattrs(self, name: str, dir_fd: int) -> bool:
+        """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc: whether it has any; of a link, the link's own."""
+        c = _c or _libc()
+        size = c.listxattrat(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW)
+        if size < 0:
+            if c.errno() not in (errno.ENOSYS, errno.EPERM):
+                _raise((name,))
+            return bool(os.listxattr(f"/proc/self/fd/{dir_fd}/{name}", follow_symlinks=False))
+        return bool(size)
+
+    def getxattr_of(self, path: str, name: str) -> bytes:
+        """getxattr(2) of ``/proc/self/fd/N``."""
+        return os.getxattr(path, name)
+
+    def setxattr_of(self, path: str, name: str, value: bytes) -> None:
+        """setxattr(2) of ``/proc/self/fd/N``."""
+        os.setxattr(path, name, value)
+
+    def removexattr_of(self, path: str, name: str) -> None:
+        """removexattr(2) of ``/proc/self/fd/N``."""
+        os.removexattr(path, name)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+    #: fstat(2).
+    fstat = staticmethod(os.fstat)
+
+    def lstat(self, name: str, dir_fd: int | None) -> os.stat_result:
+        """fstatat(2) that does not follow a link."""
+        return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+
+    #: stat(2) of a whole path, links followed.
+    stat = staticmethod(os.stat)
+
+    def exists(self, name: str, dir_fd: int) -> bool:
+        """statx(2): is there anything of that name, also a dangling link?  A folder that cannot be asked is an error, not a
+        no; faccessat(2) would be quicker, but `os.access` makes a no of all errors, also where a filter forbids the call."""
+        c = _c or _libc()
+        if c.statx(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW) is not None:
+            return True
+        if c.errno() != errno.ENOENT:
+            _raise((name,))
+        return False
+
+    def may_write(self, name: str, dir_fd: int) -> bool:
+        """faccessat(2), AT_EACCESS: may the effective user write to it?"""
+        return os.access(name, os.W_OK, dir_fd=dir_fd, effective_ids=True)
+
+    def readlink(self, name: str, dir_fd: int | None = None) -> str:
+        """readlinkat(2)."""
+        return os.readlink(name, dir_fd=dir_fd)
+
+    def scandir(self, fd: int) -> os.ScandirIterator[str]:  # type: ignore[name-defined]
+        """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
+        return os.scandir(fd)
+
+    def look(self, fd: int, name: str = "") -> Look:
+        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `_libc`)."""
+        c = _c or _libc()
+        found: Look | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
+        if found is None:
+            _raise((name,))
+        return found
+
+    def look_at(self, path: str) -> Look:
+        """statx(2) of a whole path, links followed."""
+        c = _c or _libc()
+        found: Look | None = c.statx(c.AT_FDCWD, _bytes(path), 0)
+        if found is None:
+            _raise((path,))
+        return found
+
+    def filesystem_magic(self, fd: int) -> int:
+        """fstatfs(2): the type of the filesystem."""
+        c = _libc()
+        out = c.Statfs()
+        if c.fstatfs(fd, c.byref(out)) < 0:
+            _raise(())
+        return int(out.type & 0xFFFFFFFF)
+
+    def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
+        """name_to_handle_at(2), unprivileged: type and handle; AT_HANDLE_FID in `flags`."""
+        c = _c or _libc()
+        found: bytes | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
+        if found is None:
+            _raise((name,))
+        return found
+
+    def attribute_flags(self, fd: int) -> int:
+        """FS_IOC_GETFLAGS: the immutable and append-only flags among others."""
+        import struct
+
+        return int(struct.unpack("l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, b"\0" * 8))[0])
+
+
+port: Kernel = Kernel()
+
+
+def install(kernel: Kernel) -> Kernel:
+    """Put `kernel` in the place of the present one, for tests; returns the one it replaces."""
+    global port
+    before, port = port, kernel
+    return before
+
+
+def is_folder(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a folder."""
+    return _stat.S_ISDIR(mode)
+
+
+def is_file(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a regular file."""
+    return _stat.S_ISREG(mode)

@@ -1,0 +1,149 @@
+"""Is what was staged equal to what stands there already?  The question behind ``if_changed=True``.
+
+* `same(new, old, permissions)`: two places, whatever stands at them.
+* `same_file(fd, old, permissions)`: a file that has no name yet, and a place.
+
+Equal files have the same bytes; equal links the same target; equal folders the same names, and behind each name the
+same type, permission bits and content, all the way down.  The permission bits of the top count only where the caller
+asked for some, for otherwise they are taken over from what stands there.  Owner, times, extended attributes and hard
+links are not compared.
+
+Nothing is followed: no link, and no mount.  What cannot be read cannot be shown to be equal, so it counts as changed,
+and the worst that happens is a swap that was not needed.  Content is read in pieces, up to the first difference.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from .._folder.directory import Directory
+from .._system import kernel as _kernel
+from .walk import Descent
+
+if TYPE_CHECKING:
+    from .._folder.directory import Place
+
+_CHUNK = 1 << 20
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+def same(new: Place, old: Place, permissions: int | None = None) -> bool:
+    """Whether `old` may stay because `new` is the same; `permissions` are those that were asked for, if any."""
+    try:
+        found = _kernel.port.lstat(new.name, new.fd), _kernel.port.lstat(old.name, old.fd)
+        if not _same_permissions(found[1], permissions):
+            return False
+        if _kernel.is_folder(found[0].st_mode) and _kernel.is_folder(found[1].st_mode):
+            return _same_folders(new, old)
+        return _same_entries(new.name, new.fd, old.fd, found, old.name)
+    except OSError:
+        return False
+
+
+def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
+    """The same for an open file."""
+    try:
+        found = _kernel.port.lstat(old.name, old.fd)
+        if not _same_permissions(found, permissions) or not _kernel.is_file(found.st_mode):
+            return False
+        return _same_content(fd, _kernel.port.fstat(fd), old.name, old.fd)
+    except OSError:
+        return False
+
+
+def _same_permissions(old: os.stat_result, wanted: int | None) -> bool:
+    return wanted is None or stat.S_IMODE(old.st_mode) == wanted
+
+
+def _same_folders(new: Place, old: Place) -> bool:
+    ours = Directory.open(new.name, new.fd, follow=False)
+    try:
+        theirs = Directory.open(old.name, old.fd, follow=False)
+        try:
+            return _same_trees(ours, theirs)
+        finally:
+            theirs.close()
+    finally:
+        ours.close()
+
+
+def _same_trees(new: Directory, old: Directory) -> bool:
+    with Descent(new, "compare") as ours, Descent(old, "compare") as theirs:
+        while True:
+            level = ours.level
+            if level.folders is None:
+                level.folders = _compare_level(ours, theirs)
+                if level.folders is None:
+                    return False
+            if level.folders:
+                name = level.folders.pop()
+                ours.enter(name)
+                theirs.enter(name)
+            elif not ours.depth:
+                return True
+            else:
+                ours.leave()
+                theirs.leave()
+
+
+def _compare_level(ours: Descent, theirs: Descent) -> list[str] | None:
+    """The folders in the present level, which are still to be compared; None when there is a difference already."""
+    names = {entry.name for entry in ours.entries()}
+    if names != {entry.name for entry in theirs.entries()}:
+        return None
+    port, new_fd, old_fd = _kernel.port, ours.level.fd, theirs.level.fd
+    folders = []
+    for name in names:
+        found = port.lstat(name, new_fd), port.lstat(name, old_fd)
+        if stat.S_ISLNK(found[0].st_mode) or stat.S_IMODE(found[0].st_mode) == stat.S_IMODE(found[1].st_mode):
+            if _kernel.is_folder(found[0].st_mode) and _kernel.is_folder(found[1].st_mode):
+                folders.append(name)
+                continue
+            if _same_entries(name, new_fd, old_fd, found, name):
+                continue
+        return None
+    return folders
+
+
+def _same_entries(
+    name: str, new_fd: int, old_fd: int, found: tuple[os.stat_result, os.stat_result], old_name: str
+) -> bool:
+    """Whether two objects that are not both folders are the same; their permissions have been compared."""
+    new, old = found
+    port = _kernel.port
+    if stat.S_IFMT(new.st_mode) != stat.S_IFMT(old.st_mode):
+        return False
+    if stat.S_ISLNK(new.st_mode):
+        return port.readlink(name, new_fd) == port.readlink(old_name, old_fd)
+    if not _kernel.is_file(new.st_mode):
+        return new.st_rdev == old.st_rdev  # devices by their number; of FIFOs and sockets there is no more to compare
+    if new.st_size != old.st_size:
+        return False
+    fd = port.open(name, _FILE, new_fd)
+    try:
+        return _same_content(fd, new, old_name, old_fd)
+    finally:
+        port.close(fd)
+
+
+def _same_content(fd: int, new: os.stat_result, old_name: str, old_fd: int) -> bool:
+    port = _kernel.port
+    other = port.open(old_name, _FILE, old_fd)
+    try:
+        old = port.fstat(other)
+        if not _kernel.is_file(old.st_mode) or old.st_size != new.st_size:
+            return False
+        if (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino):
+            return True  # a hard link of it
+        at = 0
+        while True:
+            piece = port.pread(fd, _CHUNK, at)
+            if port.pread(other, _CHUNK, at) != piece:
+                return False
+            if not piece:
+                return True
+            at += len(piece)
+    finally:
+        port.close(other)

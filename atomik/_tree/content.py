@@ -1,0 +1,111 @@
+"""Copy one file's content the cheapest way that the filesystem has, holes as holes.
+
+The ways, from the cheapest: share all extents (FICLONE), copy inside the kernel (copy_file_range(2)), read and write.
+A `Copier` remembers which of them a pair of filesystems refused, so keep one for as long as the pair is the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from .._system import kernel as _kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Larger pieces would make Ctrl-C wait.
+_PIECE = 1 << 26
+_BUFFER = 1 << 20
+
+#: "Not here" of FICLONE: no such operation, another filesystem, or a file whose extents cannot be shared.
+_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
+#: The same of copy_file_range; ETXTBSY of an active swap file, EPERM of a container's filter.
+_NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETXTBSY, errno.EPERM})
+
+
+def copy_content(src_fd: int, dst_fd: int) -> None:
+    """Make the empty file `dst_fd` hold what `src_fd` holds; no metadata, and both offsets may have moved."""
+    Copier().copy(src_fd, dst_fd, _kernel.port.fstat(src_fd))
+
+
+@define
+class Copier:
+    """Which ways are open between two filesystems."""
+
+    reflink: bool = True
+    ranges: bool = True
+
+    def copy(self, src: int, dst: int, found: os.stat_result) -> None:
+        """Copy into an empty file; `found` is the fstat of `src`."""
+        size = found.st_size
+        if not size:
+            self._by_hand(src, dst, 0, None)  # perhaps it only says so (some FUSE servers, /proc)
+        elif not (self.reflink and self._shared(src, dst)):
+            if found.st_blocks * 512 >= size:
+                self._range(src, dst, 0, size)
+            else:
+                for start, end in _data(src, size):
+                    self._range(src, dst, start, end)
+                _kernel.port.truncate(dst, size)
+
+    def _shared(self, src: int, dst: int) -> bool:
+        try:
+            _kernel.port.clone(dst, src)
+        except OSError as exc:
+            if exc.errno not in _NO_REFLINK:
+                raise
+            self.reflink = False
+        return self.reflink
+
+    def _range(self, src: int, dst: int, start: int, end: int) -> None:
+        at = start
+        while self.ranges and at < end:
+            try:
+                copied = _kernel.port.copy_range(src, dst, min(end - at, _PIECE), at, at)
+            except OSError as exc:
+                if exc.errno not in _NO_RANGES:
+                    raise
+                self.ranges = False
+                break
+            if not copied:  # it became shorter; or the kernel says so wrongly, as some have
+                break
+            at += copied
+        if at < end:
+            self._by_hand(src, dst, at, end)
+
+    def _by_hand(self, src: int, dst: int, start: int, end: int | None) -> None:
+        """Read and write from `start` to `end`, or to the end of the file."""
+        port, at = _kernel.port, start
+        while end is None or at < end:
+            data = port.pread(src, _BUFFER if end is None else min(_BUFFER, end - at), at)
+            if not data:
+                return
+            view = memoryview(data)
+            while view:
+                done = port.pwrite(dst, view, at)
+                view = view[done:]
+                at += done
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """The parts of a file that are no holes (lseek(2), SEEK_DATA and SEEK_HOLE)."""
+    seek, at = _kernel.port.seek, 0
+    while at < size:
+        try:
+            start = seek(fd, at, os.SEEK_DATA)
+            end = min(seek(fd, start, os.SEEK_HOLE), size)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # nothing but a hole from here on
+                return
+            if exc.errno != errno.EINVAL:
+                raise
+            yield at, size  # the filesystem cannot tell
+            return
+        if start >= size:
+            return
+        yield start, end
+        at = end

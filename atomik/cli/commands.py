@@ -1,0 +1,300 @@
+"""The command ``atomik``: write, run, swap, recover, doctor.
+
+Exit codes (docs/reference/command-line.md):
+
+* 0: done.  1: it failed, and nothing was changed.  2: the command line is wrong.
+* 3: it wants attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
+  report could not be written.
+* 128 + n: ended by signal n.
+* ``run`` has the program's own exit code, and 125 when atomik failed (nothing was published), 126 when the program
+  cannot be run, 127 when it was not found.
+
+A mistake of the user's gets one line on standard error, never a traceback.  What is told, and how, is in `_cli_report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from .. import errors
+from .report import Report, UnheardError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from .._folder.directory import Directory
+
+DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3
+_RUN_FAILED = 125
+_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13
+
+
+class UsageError(Exception):
+    """The command line is wrong; ``usage`` is what it should be like."""
+
+    def __init__(self, usage: str, message: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations, for they break when an option is added."""
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**keywords)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(self.format_usage(), f"{self.prog}: error: {message}")
+
+
+class _Output(argparse.Action):
+    """``--file`` and ``--folder`` go into one list, in the order in which they were given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:  # noqa: ARG002
+        namespace.outputs = [*(namespace.outputs or ()), ((option or "").lstrip("-"), values)]
+
+
+def _mode(text: str) -> int:
+    value = int(text, 8)
+    if not 0 <= value <= 0o7777:
+        raise ValueError
+    return value
+
+
+_mode.__name__ = "octal mode"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:  # NaN neither: it would wait for ever
+        raise ValueError
+    return value
+
+
+_seconds.__name__ = "number of seconds"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from .. import __version__
+
+    top = _Parser(
+        prog="atomik", description="Outputs written all or nothing: files, folders, or a whole group of them."
+    )
+    top.add_argument("--version", action="version", version=f"atomik {__version__}")
+    commands = top.add_subparsers(dest="name", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, more: str = "", **keywords: Any) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text}\n{more}", **keywords)
+        added.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+        return added
+
+    add = command("write", "Write standard input to a file, all or nothing.", _WRITE)
+    add.add_argument("destination", metavar="DEST")
+    add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
+    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
+    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
+    add.add_argument("--keep", metavar="NAME", help="keep the previous version under this name in the same folder")
+    _add_output_options(add)
+
+    usage = "atomik run [--file DEST]... [--folder DEST]... [options] -- PROGRAM [ARGUMENT]..."
+    add = command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=usage)
+    for kind in ("file", "folder"):
+        text = f"a {kind} that the program writes; repeat for more"
+        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    _add_output_options(add)
+
+    add = command("swap", "Exchange what stands at two paths, in one step.")
+    add.add_argument("first", metavar="A")
+    add.add_argument("second", metavar="B")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
+
+    add = command("recover", "Undo or finish what dead transactions left in folders.")
+    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
+    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
+    add.add_argument("--discard", action="store_true", help=text)
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+
+    add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
+    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    return top
+
+
+_WRITE = """
+A program upstream that fails in a pipe cannot be seen from here: what it wrote until then is published.
+Use "atomik run" when its exit code matters.
+"""
+
+_RUN = """
+The program finds the paths to write to where its arguments say {DEST}, and in the environment as
+ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transaction, or none:
+
+    atomik run --file out.csv --folder plots -- ./analyse --table {out.csv} --plots {plots}
+"""
+
+
+def _add_output_options(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--overwrite", action="store_true", help="replace what exists")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
+    add.add_argument("--parents", action="store_true", help="make missing folders above")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (raises SystemExit for signals and ``--help``)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name, own = "".join(given[:1]), given[: given.index("--")] if "--" in given else given
+    failed = _RUN_FAILED if name == "run" else FAILED
+    report = Report(machine="--json" in own, error_stream=name == "run", outputs=name in ("run", "write"))
+    try:
+        known = _parse(given)
+        return _COMMANDS[known.name](known, report)
+    except UsageError as exc:
+        report.mistake(exc.usage, str(exc))
+        return _RUN_FAILED if name == "run" else USAGE
+    except UnheardError as exc:
+        if isinstance(exc.__cause__, BrokenPipeError):  # the reader of our report went away
+            return _BROKEN_PIPE
+        report.tell(f"it is done, but the report could not be written: {report.say(exc.__cause__ or exc)}")
+        return _RUN_FAILED if name == "run" else ATTENTION
+    except SystemExit as exc:
+        if exc.code:
+            report.failure("Stopped", str(exc))
+        raise
+    except KeyboardInterrupt:  # before or after the work, which catches its signals itself
+        report.failure("Stopped", "stopped by SIGINT")
+        return _INTERRUPTED
+    except (errors.AtomikError, OSError, ValueError) as exc:
+        report.failure(type(exc).__name__, report.say(exc))
+        doubt = isinstance(exc, errors.RollbackError | errors.DurabilityError) and name != "run"
+        return ATTENTION if doubt else failed
+
+
+def _parse(given: list[str]) -> argparse.Namespace:
+    run = given[:1] == ["run"]
+    program: list[str] = []
+    if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
+        at = given.index("--")
+        given, program = given[:at], given[at + 1 :]
+    known = parser().parse_args(given)
+    if run and not (program and known.outputs):
+        missing = "say what it writes, with --file or --folder" if program else "put the program to run behind --"
+        raise UsageError("", f"atomik run: {missing}; see atomik run --help")
+    known.program = program
+    return known
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+def _write(known: argparse.Namespace, report: Report) -> int:
+    from . import run as _cli_run
+
+    report.receipt(_cli_run.write(known))
+    return DONE
+
+
+def _run(known: argparse.Namespace, report: Report) -> int:
+    from . import run as _cli_run
+
+    try:
+        code, receipt = _cli_run.run(known)
+    except _cli_run.NotStartedError as exc:
+        report.failure("NotStartedError", str(exc))
+        return exc.code
+    if receipt is not None:
+        report.receipt(receipt)
+    else:  # the program has said why; a machine is told whose exit code this is
+        text = f"the program ended with {code}; nothing was published"
+        report.result({"error": "ProgramFailed", "message": text, "code": code})
+    return code
+
+
+def _swap(known: argparse.Namespace, report: Report) -> int:
+    from .._api.swap import swap
+    from .run import Signals
+
+    paths = (known.first, known.second)
+    for path in paths:
+        if not os.path.lexists(path):
+            errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to swap", path)
+    with Signals() as signals, contextlib.ExitStack() as held:
+        # Opened before the swap, so that what can fail has failed by then (and ".." is where it leads to, I7).
+        folders = [_parent_of(path, held) for path in paths] if known.durable else []
+        signals.check()
+        swap(*paths)
+        for folder in {folder.key: folder for folder in folders}.values():
+            try:
+                folder.sync()
+            except OSError as exc:
+                text = "they are swapped, but a power cut may swap them back: the sync of their folder failed"
+                raise errors.DurabilityError(*errors.describe(exc.errno or errno.EIO, text, folder.path)) from exc
+    report.result({"swapped": [known.first, known.second], "durable": known.durable})
+    return DONE
+
+
+def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
+    from .._folder.directory import Directory
+
+    head = os.path.dirname(path.rstrip("/")) or "."
+    with errors.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
+        folder = Directory.open(head)
+    held.callback(folder.close)
+    return folder
+
+
+def _recover(known: argparse.Namespace, report: Report) -> int:
+    from attrs import asdict
+
+    from .._recovery.recover import RecoveryReport, recover
+    from .run import stoppable
+
+    items: list[Any] = []
+    code = DONE
+    with stoppable("some of it may be done; recover again"), report.bar("folders") as bar:
+        for at, folder in enumerate(known.folders):
+            bar(at, len(known.folders))
+            try:
+                found = recover(folder, discard=known.discard, dry_run=known.dry_run, lock_timeout=known.lock_timeout)
+            except (errors.AtomikError, OSError, ValueError) as exc:  # the others are looked after all the same
+                bar(0, 0)
+                report.failed(exc)
+                code = ATTENTION if isinstance(exc, errors.RollbackError) else max(code, FAILED)
+            else:
+                items += found.items
+    whole = RecoveryReport(tuple(items))
+    clean = whole.clean and not report.errors
+    value = {"clean": clean, "items": [asdict(item) for item in items], "errors": report.errors}
+    report.result(value, str(whole) if items or not report.errors else "")
+    return code or (DONE if clean else ATTENTION)
+
+
+def _doctor(known: argparse.Namespace, report: Report) -> int:
+    from .._api.probe import probe
+    from .run import stoppable
+
+    found = []
+    with stoppable("nothing was changed"):
+        for folder in known.folders:
+            try:
+                found.append(probe(folder))
+            except (errors.AtomikError, OSError, ValueError) as exc:
+                report.failed(exc)
+    value = {"folders": [capabilities.as_dict() for capabilities in found], "errors": report.errors}
+    report.result(value, "\n\n".join(str(capabilities) for capabilities in found))
+    return FAILED if report.errors else DONE
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {
+    "write": _write,
+    "run": _run,
+    "swap": _swap,
+    "recover": _recover,
+    "doctor": _doctor,
+}

@@ -1,0 +1,151 @@
+"""What the command line tells: results, and what went wrong, for people or (``--json``) for machines.
+
+Results go to standard output (``run``: JSON on standard error, for standard output is the program's), messages to
+standard error.  A message that nobody can hear is not worth failing for.  A result is: `UnheardError`, which says
+nothing about the work itself, for that is done by then.
+
+Names are told as the bytes they are, whatever the locale; in messages, which are one line each, control characters are
+escaped.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TextIO
+
+    from .._receipt import Receipt
+
+#: What the messages of the library call by Python's names.
+_SAID_HERE = {
+    "; create the missing folder, or pass parents=True": "",
+    "overwrite=True": "--overwrite",
+    "parents=True": "--parents",
+    "raise lock_timeout": "raise --lock-timeout",
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class UnheardError(Exception):
+    """The result could not be written; ``__cause__`` is the system's error."""
+
+
+class Report:
+    """Tells what one command does.  ``machine``: as JSON; ``outputs``: the command has ``--overwrite`` and the like."""
+
+    def __init__(self, *, machine: bool, error_stream: bool, outputs: bool) -> None:
+        self._machine, self._error_stream, self._outputs = machine, error_stream, outputs
+        #: what went wrong with one of several folders
+        self.errors: list[dict[str, str]] = []
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="atomik.names")
+
+    def result(self, value: dict[str, Any], text: str = "") -> None:
+        """What was done: `value` for a machine, `text` for a person."""
+        if self._machine:
+            self._put(json.dumps(value), sys.stderr if self._error_stream else sys.stdout)
+        elif text:
+            self._put(text, sys.stdout)
+
+    def receipt(self, receipt: Receipt) -> None:
+        """What a commit did."""
+        from attrs import asdict
+
+        for leftover in receipt.leftovers:
+            self.tell(f"could not clean up: {leftover}")
+        self.result(asdict(receipt))
+
+    def failure(self, kind: str, message: str) -> None:
+        """That the command failed: the message, and an object that says the same."""
+        self.tell(message)
+        self._fail({"error": kind, "message": message})
+
+    def failed(self, exc: Exception) -> None:
+        """That one folder of several failed; the result is still to come."""
+        self.tell(self.say(exc))
+        self.errors.append({"error": type(exc).__name__, "message": self.say(exc)})
+
+    def mistake(self, usage: str, message: str) -> None:
+        """That the command line is wrong."""
+        self._try(f"{usage}{_CONTROL.sub(_escaped, message)}")
+        self._fail({"error": "UsageError", "message": message})
+
+    def tell(self, message: str) -> None:
+        """A message of one line."""
+        self._try(f"atomik: {_CONTROL.sub(_escaped, message)}")
+
+    def say(self, exc: BaseException) -> str:
+        """An error in one line, without Python's decoration."""
+        if not isinstance(exc, OSError) or exc.strerror is None:
+            return str(exc)
+        text = exc.strerror
+        if not self._outputs:
+            text = text.replace("create it or pass parents=True", "create it")
+        for python, option in _SAID_HERE.items():
+            text = text.replace(python, option)
+        names = [str(name) or "''" for name in (exc.filename, exc.filename2) if name not in (None, "-")]
+        return ": ".join([*([", ".join(names)] if names else []), text])
+
+    @contextlib.contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """A bar on a terminal, nothing elsewhere: called with (done, total); a total of 0 wipes it away."""
+
+        def show(done: int, total: int) -> None:
+            if sys.stderr is None or not sys.stderr.isatty():
+                return
+            text = ""
+            if total > 1:
+                filled = 30 * done // total
+                text = f"[{'#' * filled}{'.' * (30 - filled)}] {done} of {total} {what}"
+            self._try(f"\r\033[K{text}", end="")
+
+        try:
+            yield show
+        finally:
+            show(0, 0)
+
+    def _fail(self, value: dict[str, Any]) -> None:
+        try:
+            self.result(value)
+        except UnheardError:
+            pass  # the exit code says it
+
+    def _try(self, text: str, end: str = "\n") -> None:
+        try:
+            self._put(text, sys.stderr, end)
+        except UnheardError:
+            pass
+
+    def _put(self, text: str, stream: TextIO | None, end: str = "\n") -> None:
+        if stream is None:
+            return  # it was closed when we were started
+        try:
+            print(text, end=end, file=stream, flush=True)
+        except OSError as exc:
+            # What is left in its buffer must not fail once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            raise UnheardError from exc
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
+def _name_bytes(exc: UnicodeError) -> tuple[str | bytes, int]:
+    """Encode names that are no text to their bytes, and what the stream's encoding lacks to an escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(exc)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(exc)
+
+
+codecs.register_error("atomik.names", _name_bytes)

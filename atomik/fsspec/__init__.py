@@ -1,0 +1,3 @@
+from .filesystem import AtomikFileSystem, AtomikTransaction
+
+__all__ = ["AtomikFileSystem", "AtomikTransaction"]

@@ -1,0 +1,284 @@
+"""What a transaction of `AtomikFileSystem` has done so far, and how it does more: changing.
+
+The user's paths stay what they are until `publish`.  `Changes` keeps for a path where its content lies at present::
+
+    mkdir, new content   →  staged:  a place in a staging folder of atomik's, made for good there
+    rm                   →  nothing
+    mv of what is real   →  moved:   still where it was; both names change at the commit
+    anything below       →  below the staged place; so a new folder is filled, and read, like any folder
+    everything else      →  the path itself
+
+So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and nobody
+else does.  Changes never lie below one another.  What would need that (writing into a folder that was moved, removing a
+folder that something was moved out of) copies what was moved into the staging folder first.
+
+`publish` makes one atomik item of every change, and commits them together.
+
+Not for forked children, nor for other instances of the filesystem (fsspec makes one for each thread that asks for it);
+the threads that share this instance may all write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .._api.shortcuts import transaction
+from .._receipt import State
+from .view import Change, View
+
+if TYPE_CHECKING:
+    from .._api.transaction import Transaction
+    from .._receipt import Receipt
+
+
+class Changes(View):
+    """The changes of one transaction; see the module."""
+
+    def __init__(self, *, durable: bool = True, lock_timeout: float = 60.0) -> None:
+        super().__init__()
+        self._options: dict[str, Any] = {"durable": durable, "lock_timeout": lock_timeout}
+        self._tx: Transaction | None = None
+        #: paths whose writing failed, with the reason
+        self.failed: dict[str, str] = {}
+        self._ground: tuple[int, int, str] | None = None
+
+    @property
+    def tx(self) -> Transaction:
+        """The transaction, begun when there is something to do."""
+        if self._tx is None:
+            self._tx = transaction(overwrite=True, **self._options)
+        return self._tx
+
+    def slot(self, path: str) -> str:
+        """A free place to stage what is to become `path`: beside it, so that it inherits what files there do."""
+        with self.lock:
+            path = self.resolve(path, follow=False)
+            parent = os.path.dirname(self._at_or_above(path) or path)
+            workspace = self.tx._workspace
+            folder = workspace.directory(parent, wanted=path)
+            if self._ground is None:
+                self._ground = folder.dev, folder.mount, parent
+            elif self._ground[:2] != (folder.dev, folder.mount):
+                text = "one transaction needs one filesystem, and these two lie on different ones"
+                errors.fail(errors.CrossFilesystemError, errno.EXDEV, text, path, self._ground[2])
+            with errors.typed("cannot stage there", path):
+                return workspace.path_of(workspace.slot(folder))
+
+    def check_parent(self, path: str) -> None:
+        """Raise unless the folder that is to hold `path` is there."""
+        parent = above = os.path.dirname(self.resolve(path, follow=False))
+        while (found := self.stat(above)) is None:
+            above = os.path.dirname(above)
+        if not stat.S_ISDIR(found.st_mode):
+            errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: not a folder", above)
+        if above != parent:
+            errors.fail(errors.MissingPathError, errno.ENOENT, "cannot write there: the folder does not exist", parent)
+
+    def put(self, path: str, place: str, *, fresh: bool = False, permissions: int | None = None) -> None:
+        """What was staged at `place` becomes `path`; `fresh`: only if nobody else makes something there."""
+        with self.lock:
+            path = self.resolve(path, follow=False)
+            if fresh and self.stat(path, follow=False) is not None:
+                _delete(place)
+                errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
+            self.failed.pop(path, None)
+            above = self._at_or_above(os.path.dirname(path))
+            if above is not None:
+                self._own(above)
+                target = self.where(path, follow=False)
+                if target is None:
+                    errors.fail(errors.MissingPathError, errno.ENOENT, "the folder was removed", path)
+                os.replace(place, target)
+                return
+            self._detach(path)
+            self._forget(path)
+            new = fresh and not os.path.lexists(path)
+            self._changes[path] = Change(place, fresh=new, permissions=permissions)
+
+    def mkdir(self, path: str) -> None:
+        """Make a folder in an existing one; FileExistsError when another thread has been faster."""
+        with self.lock:
+            self.check_parent(path)
+            place = self.slot(path)
+            os.mkdir(place)
+            self.put(path, place, fresh=True)
+
+    def remove(self, path: str) -> None:
+        """Remove a file, a link, or a folder with all that is in it."""
+        with self.lock:
+            path = self.resolve(path, follow=False)
+            above = self._at_or_above(os.path.dirname(path))
+            if above is not None:
+                self._own(above)
+                _delete(self.where(path, follow=False))
+                return
+            self._detach(path)
+            for key in self._below(path):
+                self._forget(key)
+            self._forget(path)
+            self.failed.pop(path, None)
+            if os.path.lexists(path):
+                self._changes[path] = Change(None)
+
+    def move(self, source: str, target: str) -> None:
+        """Give what is at `source` the name `target`, whatever was there."""
+        with self.lock:
+            source, target = self.resolve(source, follow=False), self.resolve(target, follow=False)
+            if target == source:
+                return
+            if (target + "/").startswith(source + "/"):
+                errors.fail(errors.NestedDestinationError, errno.EINVAL, "cannot move it into itself", source, target)
+            self.check_parent(target)
+            change = self._changes.get(source)
+            untouched = self._at_or_above(source) is None and not any(self._below(source))
+            if (untouched or (change is not None and change.moved)) and self._at_or_above(
+                os.path.dirname(target)
+            ) is None:
+                self._move_real(source, target, source if change is None else change.where or source)
+                return
+            place = self._take(source, target)
+            self.remove(source)
+            self.put(target, place)
+
+    def _move_real(self, source: str, target: str, origin: str) -> None:
+        self._detach(source)
+        for key in self._below(target):
+            self._forget(key)
+        self._detach(target, but=origin)
+        self._forget(target)
+        self._changes.pop(source, None)
+        if os.path.lexists(source):
+            self._changes[source] = Change(None)
+        if origin == target:
+            self._changes.pop(target, None)  # it is back where it was
+        else:
+            self._changes[target] = Change(origin, moved=True)
+
+    def _take(self, source: str, target: str) -> str:
+        """What is at `source`, at a free place for `target`."""
+        key = self._at_or_above(source)
+        if key is not None:
+            self._own(key)
+        place = self.slot(target)
+        where = self.where(source, follow=False)
+        if where is None:
+            errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to move", source)
+        if key is not None:
+            os.rename(where, place)
+            return place
+        copy(where, place)
+        for below in self._below(source):
+            self._own(below)
+            inside = place + below[len(source) :]
+            _delete(inside)
+            now = self._changes.pop(below).where
+            if now is not None:
+                os.rename(now, inside)
+        return place
+
+    def _own(self, key: str) -> None:
+        """Something moved is to be changed: from now on it is a copy, and what was moved is removed."""
+        change = self._changes[key]
+        if change.moved and change.where is not None:
+            place = self.slot(key)
+            copy(change.where, place)
+            self._changes[key] = Change(place)
+
+    def _detach(self, path: str, but: str | None = None) -> None:
+        """`path` is to change: what was moved away from there, or from below it, becomes a copy first."""
+        inside = path + "/"
+        for key, change in list(self._changes.items()):
+            origin = change.where if change.moved else None
+            if origin is not None and origin != but and (origin + "/").startswith(inside):
+                self._own(key)
+
+    def _forget(self, path: str) -> None:
+        """A change is void.  What was staged for it goes; what was moved stays removed where it was."""
+        change = self._changes.pop(path, None)
+        if change is not None and not change.moved:
+            _delete(change.where)
+
+    def set_permissions(self, path: str, mode: int) -> None:
+        """chmod, of what the transaction has made."""
+        with self.lock:
+            path = self.resolve(path)
+            if not self.staged(path):
+                raise NotImplementedError(f"inside a transaction only what it has written can be chmodded: {path!r}")
+            where = self.where(path)
+            assert where is not None
+            os.chmod(where, mode)
+            if path in self._changes:
+                self._changes[path].permissions = mode
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+    def publish(self) -> Receipt:
+        """Commit all changes, or raise with everything as it was."""
+        with self.lock:
+            try:
+                for path, reason in self.failed.items():
+                    text = (
+                        f"cannot commit without {path!r}: {reason}; write it again, remove it, or leave by an exception"
+                    )
+                    raise errors.TransactionStateError(text)
+                origins = {change.where for change in self._changes.values() if change.moved}
+                for path, change in self._changes.items():
+                    if change.where is not None:
+                        self._stage(path, change, change.where)
+                    elif path not in origins:
+                        self.tx.remove(path, missing_ok=True)
+                return self.tx.commit()
+            except BaseException:
+                self.abort()
+                raise
+
+    def _stage(self, path: str, change: Change, where: str) -> None:
+        if change.moved:
+            self.tx.move(where, path)
+        else:
+            os.rename(where, self.tx.path(path, overwrite=not change.fresh, permissions=change.permissions))
+
+    def abort(self) -> None:
+        """Drop everything."""
+        with self.lock:
+            self._changes.clear()
+            if self._tx is not None and self._tx.state is State.OPEN:
+                self._tx.abort()
+
+
+def _delete(place: str | None) -> None:
+    if place is None or not os.path.lexists(place):
+        return
+    if os.path.isdir(place) and not os.path.islink(place):
+        shutil.rmtree(place)
+    else:
+        os.unlink(place)
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file, link or whole folder to a free place, with everything that can be kept of it."""
+    if os.path.isdir(source) and not os.path.islink(source):
+        from .._folder.directory import Directory
+        from .._tree.clone import clone
+
+        os.mkdir(target)
+        first = Directory.open(source)
+        try:
+            second = Directory.open(target)
+            try:
+                clone(first, second)
+            finally:
+                second.close()
+        finally:
+            first.close()
+        shutil.copystat(source, target)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
+    found = os.lstat(source)
+    with contextlib.suppress(PermissionError):  # only root can give files away
+        os.lchown(target, found.st_uid, found.st_gid)
