@@ -32,7 +32,7 @@ class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
     ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
-    "replace", "remove", "move" or "unchanged".  ``rung``: how it was swapped ("renameat2", "linkat", "link", "rename",
+    "replace", "remove", "move" or "unchanged".  ``method``: how it was swapped ("renameat2", "linkat", "link", "rename",
     "weaker"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
@@ -42,7 +42,7 @@ class ItemReceipt:
     path: str
     kind: str
     op: str
-    rung: str
+    method: str
     order: int
     replaced: bool
     not_preserved: tuple[str, ...] = ()

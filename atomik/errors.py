@@ -133,7 +133,7 @@ class UnsupportedFilesystemError(AtomikOSError):
     """The filesystem cannot keep the promise that the call makes.  Every destination is as it was.
 
     Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports them as
-    done and does not do them; and no other rung keeps the promise.
+    done and does not do them; and no other method keeps the promise.
 
     Cure: write to another filesystem; for folders, ``fallback="weaker"`` accepts a moment of visibility. ``atomik
     doctor FOLDER`` shows what a filesystem can.

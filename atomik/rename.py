@@ -12,7 +12,7 @@ import os
 from operator import index
 
 from . import errors as _errors
-from ._system import kernel as _kernel
+from ._system import kernel
 from .flags import Flag, formerly
 
 __all__ = ["exchange", "rename", "renameat2", "swap"]
@@ -20,7 +20,7 @@ __all__ = ["exchange", "rename", "renameat2", "swap"]
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _AT_FDCWD = -100
-_BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: _kernel.NOREPLACE, Flag.RENAME_EXCHANGE: _kernel.EXCHANGE}
+_BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: kernel.NOREPLACE, Flag.RENAME_EXCHANGE: kernel.EXCHANGE}
 
 
 @formerly(src_path="src", dst_path="dst", oldpath="src", newpath="dst")
@@ -76,7 +76,7 @@ def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrB
     """
     source, target = os.fsdecode(src), os.fsdecode(dst)
     try:
-        _kernel.port.rename(source, index(src_dir_fd), target, index(dst_dir_fd), int(flags))
+        kernel.port.rename(source, index(src_dir_fd), target, index(dst_dir_fd), int(flags))
     except OSError as exc:
         raise _translate(exc, source, src_dir_fd, target, dst_dir_fd, int(flags)) from None
     except ValueError as exc:  # a NUL in a name

@@ -28,7 +28,7 @@ from typing import Any
 
 from attrs import define
 
-from ._system import kernel as _kernel
+from ._system import kernel
 
 __all__ = ["CrashPoint", "crash_points", "recorded"]
 
@@ -51,7 +51,7 @@ class CrashPoint:
         return "at the end" if self.returned else f"{self.when} call {self.number} ({self.call})"
 
 
-class _Dying(_kernel.Kernel):
+class _Dying(kernel.Kernel):
     """A kernel that dies at one call, and tells a pipe the name of every call that it is asked for."""
 
     def __init__(self, number: int, when: str, pipe: int) -> None:
@@ -77,7 +77,7 @@ def _dying(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in _kernel.MUTATING:
+for _name in kernel.MUTATING:
     setattr(_Dying, _name, _dying(_name))
 
 
@@ -146,7 +146,7 @@ def _child(function: Callable[[], object], number: int, when: str, writer: int) 
     """The rest of the child's life.  It never returns into the caller's stack, whose clean-up is not its own."""
     code = 1
     try:
-        _kernel.install(_Dying(number, when, writer))
+        kernel.install(_Dying(number, when, writer))
         function()
         code = 0
     except BaseException:  # noqa: BLE001 - whatever it is, it is reported, and must not unwind into the parent's frames
@@ -165,16 +165,16 @@ def recorded(function: Callable[[], object]) -> list[tuple[str, tuple[Any, ...]]
 
     Limit: calls of all threads are recorded, and only those that go through atomik.
     """
-    kernel = _Recording()
-    before = _kernel.install(kernel)
+    recording = _Recording()
+    before = kernel.install(recording)
     try:
         function()
     finally:
-        _kernel.install(before)
-    return kernel.calls
+        kernel.install(before)
+    return recording.calls
 
 
-class _Recording(_kernel.Kernel):
+class _Recording(kernel.Kernel):
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 

@@ -327,7 +327,7 @@ class TestRecover:
             ours = subprocess.Popen(
                 [*COMMAND, "recover", "--json", "."], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             )
-            while not _kernel.port.awaited(held):  # it says so while it waits
+            while not _kernel.port.writer_is_waiting(held):  # it says so while it waits
                 assert ours.poll() is None
             ours.send_signal(number)
             said, told = ours.communicate(timeout=30)

@@ -157,7 +157,7 @@ def test_replaced_right_after_it_was_published(here: Directory) -> None:
 
 
 def test_replaced_while_a_lower_rung_is_at_work(here: Directory) -> None:
-    """The link rung looks again before it renames; theirs stays, and no twin."""
+    """The link method looks again before it renames; theirs stays, and no twin."""
     Path("slot").write_text("new")
     Path("dest").write_text("old")
     kernel = Acting("link", Once(lambda: theirs("dest")))
@@ -201,7 +201,7 @@ def test_undo_of_the_weaker_rung_in_between(here: Directory) -> None:
     """The empty folder that held the place is taken away; one with something in it is somebody's."""
     os.mkdir("slot")
     made = Step(
-        "create", "folder", Place(here, "dest"), Place(here, "slot"), Place(here, "slot").identity(), weaker=True
+        "create", "folder", Place(here, "dest"), Place(here, "slot"), Place(here, "slot").identity(), allow_gap=True
     )
     os.mkdir("dest")
     assert _undo.undo(made) is Undone.UNDONE

@@ -170,7 +170,7 @@ class TestIfChanged:
             before.st_mtime_ns,
             before.st_ctime_ns,
         )
-        assert [(item.op, item.replaced, item.rung) for item in receipt.items] == [("unchanged", False, "")]
+        assert [(item.op, item.replaced, item.method) for item in receipt.items] == [("unchanged", False, "")]
         assert os.listdir() == ["a"]
 
     def test_changed_file_is_swapped(self, folder: Path) -> None:

@@ -36,7 +36,7 @@ WATCHED = {
 
 
 def trace(job: Callable[[], object]) -> list[str]:
-    """The calls, each as "name place", with our own names made short: claim, slot, journal, signpost."""
+    """The calls, each as "name place", with our own names made short: private folder, slot, journal, well-known name."""
     here = os.getcwd()
     with installed(Recording(WATCHED)) as kernel:
         job()
@@ -48,12 +48,12 @@ def shortened(path: str, here: str) -> str:
     if path == here:
         return "."
     if name.endswith("(deleted)"):
-        return "unnamed" if os.path.dirname(path) == here else "unnamed in claim"
+        return "unnamed" if os.path.dirname(path) == here else "unnamed in private folder"
     if name == ".atomik-journal":
-        return "signpost"
+        return "well-known name"
     if name.startswith(".atomik-"):
-        kind = name.split("-", 2)[2] if name.count("-") > 1 else "claim"
-        return "journal" if kind == "journal" else "claim" if kind == "claim" else f"slot{kind}"
+        kind = name.split("-", 2)[2] if name.count("-") > 1 else "private folder"
+        return "journal" if kind == "journal" else "private folder" if kind == "private folder" else f"slot{kind}"
     return os.path.relpath(path, here)
 
 
@@ -89,7 +89,7 @@ def test_overwritten_file(folder: Path) -> None:
 def test_folder(folder: Path) -> None:
     """One syncfs for the whole tree before the swap; both folders of the swap behind it."""
     assert trace(new_folder) == [
-        "mkdir claim", "mkdir slot0", "syncfs .", "rename slot0 d", "fsync .", "fsync claim", "rmdir claim",
+        "mkdir private folder", "mkdir slot0", "syncfs .", "rename slot0 d", "fsync .", "fsync private folder", "rmdir private folder",
     ]  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_folder_one_by_one(folder: Path) -> None:
     synced = [os.path.basename(call.split()[1]) for call in calls[:swap] if call.startswith("fsync")]
     assert set(synced) >= {"sub", "slot0", "x"}
     assert synced.index("sub") < synced.index("slot0")
-    assert calls[swap + 1 :] == ["fsync .", "fsync claim", "rmdir claim"]
+    assert calls[swap + 1 :] == ["fsync .", "fsync private folder", "rmdir private folder"]
 
 
 def group(count: int, durable: bool | str = True) -> Callable[[], atomik.Receipt]:
@@ -120,7 +120,7 @@ def kinds(calls: list[str]) -> list[str]:
     return [
         call
         for call in calls
-        if call.split()[0] in ("fsync", "syncfs", "pwrite", "rename", "link") or "signpost" in call
+        if call.split()[0] in ("fsync", "syncfs", "pwrite", "rename", "link") or "well-known name" in call
     ]
 
 
@@ -128,23 +128,23 @@ def test_transaction(folder: Path) -> None:
     """B1 – swaps – B2 – mark – B3 – clean up (I1, I2, I3)."""
     calls = trace(group(2))
     assert kinds(calls) == [
-        "pwrite unnamed in claim",  # the intent
-        "link journal signpost",
-        "fsync unnamed", "fsync unnamed", "fsync unnamed in claim", "fsync .", "fsync claim",  # B1
+        "pwrite unnamed in private folder",  # the intent
+        "link journal well-known name",
+        "fsync unnamed", "fsync unnamed", "fsync unnamed in private folder", "fsync .", "fsync private folder",  # B1
         "rename slot0 f0", "rename slot1 f1",
-        "fsync .", "fsync claim",  # B2
-        "pwrite unnamed in claim",  # the mark
-        "fsync unnamed in claim",  # B3
-        "unlink signpost",
+        "fsync .", "fsync private folder",  # B2
+        "pwrite unnamed in private folder",  # the mark
+        "fsync unnamed in private folder",  # B3
+        "unlink well-known name",
     ]  # fmt: skip
 
 
 def phases(calls: list[str]) -> list[str]:
-    """The commit in letters: J signpost, S sync of content or names, R swap, M the mark, U signpost gone."""
+    """The commit in letters: J well-known name, S sync of content or names, R swap, M the mark, U well-known name gone."""
     letters = []
     for call in calls:
         name, _, rest = call.partition(" ")
-        if name == "link" and "signpost" in rest:
+        if name == "link" and "well-known name" in rest:
             letters.append("J")
         elif name in ("fsync", "syncfs"):
             letters.append("S")
@@ -152,7 +152,7 @@ def phases(calls: list[str]) -> list[str]:
             letters.append("R")
         elif name == "pwrite":
             letters.append("W")
-        elif name == "unlink" and "signpost" in rest:
+        elif name == "unlink" and "well-known name" in rest:
             letters.append("U")
     text = "".join(letters)
     while "SS" in text:
@@ -196,7 +196,7 @@ def test_every_parent_is_synced(folder: Path) -> None:
     last_swap = max(at for at, call in enumerate(calls) if call.startswith("rename"))
     mark = max(at for at, call in enumerate(calls) if call.startswith("pwrite"))
     synced = {call.split()[1] for call in calls[last_swap:mark] if call.startswith("fsync")}
-    assert {"one", "two", "claim"} <= synced
+    assert {"one", "two", "private folder"} <= synced
 
 
 @pytest.mark.parametrize("job", [new_file, overwrite_file, new_folder, group(3, durable=False)])

@@ -70,7 +70,7 @@ def test_capture_logs(folder: Path) -> None:
     assert staged["path"] == str(folder / "a")
     assert (staged["kind"], staged["order"]) == ("file", 0)
     assert staged["st_dev"] == os.stat(folder).st_dev
-    assert (swapped["op"], swapped["rung"], swapped["kind"]) == ("create", "renameat2", "file")
+    assert (swapped["op"], swapped["method"], swapped["kind"]) == ("create", "renameat2", "file")
     assert committed["log_level"] == "info"
     assert committed["items"] == 2
     assert committed["duration"] >= 0

@@ -266,7 +266,7 @@ def test_only_recorded_identities_are_touched(shared: Path) -> None:
         shutil.rmtree(shared / SLOT)
 
 
-# --- in the place of the claim -----------------------------------------------------------------------------------------
+# --- in the place of the private folder -----------------------------------------------------------------------------------------
 def _claim_is_a_link(place: Path) -> None:
     (place.parent / "victim").mkdir()
     (place.parent / "victim" / SLOT).write_text("secret")
@@ -296,7 +296,7 @@ def _claim_open_to_others(place: Path) -> None:
 
 
 def _private_folder_of_ours(place: Path) -> None:
-    """Renamed by an attacker to look like a claim."""
+    """Renamed by an attacker to look like a private folder."""
     (place / CLAIM).mkdir(mode=0o700)
     (place / CLAIM / "letters").write_text("secret")
     (place / CLAIM / "sub").mkdir()
@@ -393,8 +393,8 @@ def hot(shared: Path) -> Iterator[Path]:
 
 
 def claim_of(place: Path) -> Path:
-    (claim,) = (path for path in place.iterdir() if path.is_dir())
-    return claim
+    (private_folder,) = (path for path in place.iterdir() if path.is_dir())
+    return private_folder
 
 
 def contents(place: Path) -> list[str]:
@@ -403,28 +403,28 @@ def contents(place: Path) -> list[str]:
 
 def test_a_claim_renamed_to_another_id_keeps_its_contents(hot: Path) -> None:
     """Somebody renamed it: nothing in it is deleted, and the transaction waits for it."""
-    claim = claim_of(hot)
-    moved = claim.rename(hot / CLAIM)
+    private_folder = claim_of(hot)
+    moved = private_folder.rename(hot / CLAIM)
     inside = os.listdir(moved)
     with pytest.raises(errors.RollbackError):
         atomik.recover(hot)
     assert os.listdir(moved) == inside
-    moved.rename(claim)
+    moved.rename(private_folder)
     atomik.recover(hot)
     assert contents(hot) == ["old", "old"]
 
 
 def test_another_folder_in_the_place_of_the_claim(hot: Path) -> None:
     """It has the name, but not the identity."""
-    claim = claim_of(hot)
-    aside = claim.rename(hot.parent / "aside")
-    claim.mkdir(mode=0o700)
-    (claim / f"{claim.name}-1").write_text("innocent")
+    private_folder = claim_of(hot)
+    aside = private_folder.rename(hot.parent / "aside")
+    private_folder.mkdir(mode=0o700)
+    (private_folder / f"{private_folder.name}-1").write_text("innocent")
     with pytest.raises(errors.RollbackError):
         publish(hot)
-    assert os.listdir(claim) == [f"{claim.name}-1"]
-    shutil.rmtree(claim)
-    aside.rename(claim)
+    assert os.listdir(private_folder) == [f"{private_folder.name}-1"]
+    shutil.rmtree(private_folder)
+    aside.rename(private_folder)
     atomik.recover(hot)
     assert contents(hot) == ["old", "old"]
 
@@ -501,8 +501,8 @@ def test_a_folder_that_takes_the_place_of_a_new_claim_is_refused(shared: Path) -
         (shared / name).mkdir(mode=0o777)
         os.chown(shared / name, NOBODY, NOBODY)
 
-    claims = Acting("mkdir", exchange, when=lambda call: call.args[0].startswith(".atomik-"), after=True)
-    with installed(claims), pytest.raises(errors.ConflictError) as caught:
+    private_folders = Acting("mkdir", exchange, when=lambda call: call.args[0].startswith(".atomik-"), after=True)
+    with installed(private_folders), pytest.raises(errors.ConflictError) as caught:
         publish(shared)
     assert caught.value.errno == errno.EBUSY
     assert _kernel.is_folder((shared / "aside").stat().st_mode)

@@ -231,7 +231,7 @@ def test_all_its_names_are_one_private_file(folder: Path) -> None:
     """One mark commits everywhere at once; nobody else may write to it."""
     seen: list[os.stat_result] = []
     during(folder, lambda: seen.extend(path.stat() for path in folder.rglob("*journal")))
-    assert len(seen) == 2, "one in the parent, one in the claim"
+    assert len(seen) == 2, "one in the parent, one in the private folder"
     assert len({(one.st_dev, one.st_ino) for one in seen}) == 1
     assert {(one.st_mode & 0o7777, one.st_nlink) for one in seen} == {(0o600, 2)}
 
@@ -361,7 +361,7 @@ class Dump:
     def step(self, number: int) -> None:
         self.number(1, f"step {number}: 0 create, 1 replace, 2 remove")
         self.number(1, "0 file, 1 folder, 2 symlink, 3 other")
-        self.number(2, "1 the weaker rung is allowed")
+        self.number(2, "1 the weaker method is allowed")
         self.number(4, "number of the destination's folder")
         self.number(4, "number of the slot's folder")
         fields = ("name of the destination", "name of the slot", "identity of the new", "identity of the old")

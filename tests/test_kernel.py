@@ -80,7 +80,7 @@ def test_errors_of_ctypes_carry_errno_and_names(here: int) -> None:
     assert (caught.value.filename, caught.value.filename2) == ("a", "b")
     for call in (
         lambda: port.handle("missing", here, 0),
-        lambda: port.look(here, "missing"),
+        lambda: port.statx(here, "missing"),
         lambda: port.open_beneath("missing", os.O_RDONLY, here, 0),
     ):
         with pytest.raises(FileNotFoundError) as caught:
@@ -166,7 +166,7 @@ def _no_proc(src: str, *args: Any, **kwargs: Any) -> None:
 def test_an_unnamed_file_gets_a_name(here: int, monkeypatch: pytest.MonkeyPatch, without: str) -> None:
     """By AT_EMPTY_PATH, if this user may, or through /proc, if that is mounted; a name that is taken stays."""
     port = Kernel()
-    port.look(here)  # loads the bindings
+    port.statx(here)  # loads the bindings
     if without == "AT_EMPTY_PATH":
         monkeypatch.setattr(_libc, "linkat", refused(errno.ENOENT))
     elif without == "/proc":

@@ -252,7 +252,7 @@ class Machine(RuleBasedStateMachine):
             idle = node is None and path not in old  # nothing was there to be removed, unless it came after the swap
             allowed = [self._with(old, path, node), self._with(new, path, node), *(allowed if idle else [])]
         atomik.recover(*(self.root / name for name in (*FOLDERS, "tmp")), discard=True, lock_timeout=5)
-        self._settle(allowed, f"a stranger at swap {at} of {ops}")
+        self._wait_or_recover(allowed, f"a stranger at swap {at} of {ops}")
 
     @rule(
         wanted=st.lists(operations, min_size=1, max_size=4),
@@ -279,9 +279,9 @@ class Machine(RuleBasedStateMachine):
             for place in places:
                 (place / "next").unlink()
         atomik.recover(*places, self.root / "tmp", lock_timeout=5)
-        self._settle([old, new] if died else [new], f"killed at call {number} of {ops}")
+        self._wait_or_recover([old, new] if died else [new], f"killed at call {number} of {ops}")
 
-    def _settle(self, allowed: list[Tree], what: str) -> None:
+    def _wait_or_recover(self, allowed: list[Tree], what: str) -> None:
         found = self._bare()
         assert found in allowed, f"{what}: " + "; or ".join(difference(found, tree) for tree in allowed)
         self.tree = found

@@ -204,7 +204,7 @@ def _fails(call: object) -> None:
 
 @pytest.mark.parametrize("lasting", [False, True])
 @pytest.mark.parametrize("number", range(1, 5))
-@pytest.mark.parametrize("name", ["exists", "look", "look_at"])
+@pytest.mark.parametrize("name", ["exists", "statx", "look_at"])
 @overwriting
 def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, lasting: bool) -> None:
     """What cannot be looked at is looked at again the long way: it succeeds then, or says what is wrong."""
@@ -243,7 +243,7 @@ def _folder_for_file(call: object) -> None:
 
 
 @both
-@pytest.mark.parametrize(("when", "number"), [("rename", 1), ("link_fd", 1), ("look", 3)])
+@pytest.mark.parametrize(("when", "number"), [("rename", 1), ("link_fd", 1), ("statx", 3)])
 def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: str, number: int) -> None:
     """Between any two calls: it stays, or comes back, and nothing of ours is left."""
     Path("x").write_text("old")

@@ -77,11 +77,11 @@ def test_one_item_writes_are_not_held_off(folder: Path) -> None:
     assert (folder / "one").read_text() == "new"
 
 
-def awaited(folder: Path) -> bool:
+def writer_is_waiting(folder: Path) -> bool:
     """Whether a writer waits for the folder."""
     fd = os.open(folder, os.O_RDONLY)
     try:
-        return _kernel.Kernel().awaited(fd)
+        return _kernel.Kernel().writer_is_waiting(fd)
     finally:
         os.close(fd)
 
@@ -106,14 +106,14 @@ def test_a_reader_that_comes_later_gives_way_to_a_waiting_writer(folder: Path, m
     with ThreadPoolExecutor() as pool:
         with atomik.reading(folder):
             writer = pool.submit(publish, folder)
-            until(lambda: awaited(folder))
+            until(lambda: writer_is_waiting(folder))
             reader = pool.submit(read)
             time.sleep(0.05)
             assert not seen
         writer.result(30)
         reader.result(30)
     assert seen == [{"new"}]
-    assert not awaited(folder)
+    assert not writer_is_waiting(folder)
 
 
 def test_overlapping_readers_do_not_starve_a_writer(folder: Path) -> None:
@@ -144,7 +144,7 @@ def test_reading_in_reading_ends_although_a_writer_waits(folder: Path, monkeypat
     with ThreadPoolExecutor() as pool:
         with atomik.reading(folder):
             writer = pool.submit(publish, folder)
-            until(lambda: awaited(folder))
+            until(lambda: writer_is_waiting(folder))
             with atomik.reading(folder):
                 assert look(folder) == {"old"}
         writer.result(30)
@@ -156,14 +156,14 @@ def test_a_dead_writer_is_not_waited_for(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(_directory, "GIVE_WAY", 30.0)
     publish(folder, "old")
     with atomik.reading(folder):
-        die_at(lambda: publish(folder), "announce")
+        die_at(lambda: publish(folder), "announce_writer")
         started = time.monotonic()
         with atomik.reading(folder):
             assert look(folder) == {"old"}
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("call", ["announce", "awaited"])
+@pytest.mark.parametrize("call", ["announce_writer", "writer_is_waiting"])
 def test_where_nobody_can_tell_that_he_waits(folder: Path, call: str) -> None:
     """A filesystem that refuses such locks (ENOLCK): then it is as luck will have it, and nothing fails."""
     publish(folder, "old")
@@ -171,7 +171,7 @@ def test_where_nobody_can_tell_that_he_waits(folder: Path, call: str) -> None:
     with installed(broken), ThreadPoolExecutor() as pool:
         with atomik.reading(folder):
             writer = pool.submit(publish, folder)
-            until(lambda: broken.struck or awaited(folder))
+            until(lambda: broken.struck or writer_is_waiting(folder))
             with atomik.reading(folder):
                 assert look(folder) == {"old"}
         writer.result(30)

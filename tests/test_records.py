@@ -78,7 +78,7 @@ def test_round_trip(intent: Intent, outcome: int | None) -> None:
 
 SIMPLE = Intent(
     TXID,
-    (Folder((), b"parent", parent=True), Folder(("sub", os_name := "\udcff"), b"claim", parent=False)),
+    (Folder((), b"parent", parent=True), Folder(("sub", os_name := "\udcff"), b"private folder", parent=False)),
     (
         StepRecord("create", "file", False, 0, "new", 1, f".atomik-{TXID}-0", b"n", None, 0),
         StepRecord("replace", "folder", True, 0, os_name, 1, f".atomik-{TXID}-1", b"n", b"o", -5),

@@ -85,7 +85,7 @@ def test_a_committed_transaction_is_finished(pair: tuple[Path, Path]) -> None:
 
 
 def test_what_was_staged_and_never_committed_is_removed(folder: Path) -> None:
-    """The claim of a dead process is found by its free lock."""
+    """The private folder of a dead process is found by its free lock."""
 
     def stage() -> None:
         tx = atomik.transaction()
@@ -402,12 +402,12 @@ def test_another_folder_in_the_place_of_a_parent_is_not_touched(pair: tuple[Path
 def test_a_lost_claim_is_an_error_and_not_half_an_undo(pair: tuple[Path, Path]) -> None:
     """Somebody moved atomik's folder, and in it the originals: nothing is undone before it is back."""
     hot(*pair, swaps=2)
-    (claim,) = (path for path in pair[1].iterdir() if path.is_dir())
-    claim.rename(pair[1].parent / "elsewhere")
+    (private_folder,) = (path for path in pair[1].iterdir() if path.is_dir())
+    private_folder.rename(pair[1].parent / "elsewhere")
     with pytest.raises(errors.RollbackError):
         atomik.recover(pair[0])
     assert contents(*pair) == ["new", "new"]
-    (pair[1].parent / "elsewhere").rename(claim)
+    (pair[1].parent / "elsewhere").rename(private_folder)
     atomik.recover(pair[0])
     assert contents(*pair) == ["old", "old"]
     assert not left_in(pair[0].parent)

@@ -1,4 +1,4 @@
-"""The ladder: which rung serves where the filesystem lacks something, and that each keeps its promise; and undo."""
+"""The ladder: which method serves where the filesystem lacks something, and that each keeps its promise; and undo."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ POOR = [
 ]
 
 
-def rung(receipt: atomik.Receipt | None) -> list[str]:
+def method(receipt: atomik.Receipt | None) -> list[str]:
     assert receipt is not None
-    return [item.rung for item in receipt.items]
+    return [item.method for item in receipt.items]
 
 
 @pytest.mark.parametrize("lacks", POOR)
@@ -62,7 +62,7 @@ def test_files_everywhere(folder: Path, lacks: tuple[str, ...]) -> None:
         output = atomik.file("a", overwrite=True)
         with output as f:
             f.write("2")
-        assert rung(output.receipt) == [replaced]
+        assert method(output.receipt) == [replaced]
         with pytest.raises(errors.FileAlreadyExistsError):
             atomik.file("a")
         with atomik.transaction(overwrite=True) as tx:
@@ -71,7 +71,7 @@ def test_files_everywhere(folder: Path, lacks: tuple[str, ...]) -> None:
             tx.symlink("c", "a")
         assert tx.receipt is not None
         created = "link" if "noreplace" in lacks else "renameat2"
-        assert rung(tx.receipt) == [replaced, created, created]
+        assert method(tx.receipt) == [replaced, created, created]
         with atomik.transaction() as tx:
             tx.remove("b")
             tx.move("a", "d")
@@ -82,7 +82,7 @@ def test_files_everywhere(folder: Path, lacks: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("lacks", POOR)
 @pytest.mark.usefixtures("unknown")
 def test_a_failing_call_on_a_poor_filesystem(folder: Path, lacks: tuple[str, ...]) -> None:
-    """Any call failing on the lower rungs: all old or all new, nothing left."""
+    """Any call failing on the lower methods: all old or all new, nothing left."""
     place = folder / "x"
 
     def job() -> None:
@@ -142,7 +142,7 @@ def test_neither_flags_nor_links(folder: Path) -> None:
         output = atomik.file("a", overwrite=True)
         with output as f:
             f.write("new")
-        assert rung(output.receipt) == ["rename"]
+        assert method(output.receipt) == ["rename"]
         with pytest.raises(errors.UnsupportedFilesystemError, match="weaker"), atomik.file("b") as f:
             f.write("new")
         with pytest.raises(errors.FileAlreadyExistsError), atomik.file("a", fallback="weaker") as f:
@@ -150,13 +150,13 @@ def test_neither_flags_nor_links(folder: Path) -> None:
         output = atomik.file("b", fallback="weaker")
         with output as f:
             f.write("new")
-        assert rung(output.receipt) == ["weaker"]
+        assert method(output.receipt) == ["weaker"]
     assert {name: Path(name).read_text() for name in os.listdir()} == {"a": "new", "b": "new"}
 
 
 @pytest.mark.usefixtures("unknown")
 def test_a_plain_rename_has_no_way_back(folder: Path) -> None:
-    """The last rung: a failure behind it leaves the new version, and says so."""
+    """The last method: a failure behind it leaves the new version, and says so."""
     Path("a").write_text("old")
     with (
         installed(Poor(*NOTHING)),
@@ -221,13 +221,13 @@ def test_weaker_folders_on_request(folder: Path) -> None:
             output = atomik.folder("d", overwrite=content == "2", fallback="weaker")
             with output as d:
                 (d / content).touch()
-            assert rung(output.receipt) == ["weaker"]
+            assert method(output.receipt) == ["weaker"]
             assert os.listdir("d") == [content]
 
 
 @pytest.mark.usefixtures("unknown")
 def test_weaker_folders_are_undone(folder: Path) -> None:
-    """Whatever call fails on the weaker rung, all is old or all is new."""
+    """Whatever call fails on the weaker method, all is old or all is new."""
     place = folder / "x"
     for point in every_call(errno.EIO):
         os.chdir(folder)
@@ -326,7 +326,7 @@ def test_undo_is_idempotent(here: Directory, op: str, kind: str) -> None:
     before = tree(".")
     assert _undo.undo(step) is Undone.UNTOUCHED
     _swap.swap(step)
-    assert step.rung == "renameat2"
+    assert step.method == "renameat2"
     assert tree(".") != before
     assert _undo.undo(step) is Undone.UNDONE
     assert tree(".") == before
@@ -379,9 +379,9 @@ def test_lower_rungs_are_undone_too(here: Directory, op: str) -> None:
     before = tree(".")
     with installed(Poor(*NO_FLAGS)):
         _swap.swap(step)
-        assert step.rung == "link"
+        assert step.method == "link"
         assert _undo.undo(step) is Undone.UNDONE
-    assert tree(".").get("dest") == before.get("dest")  # the twins lie in the claim, and go with it
+    assert tree(".").get("dest") == before.get("dest")  # the twins lie in the private folder, and go with it
 
 
 @kinds

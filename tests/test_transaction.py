@@ -61,7 +61,7 @@ def test_explicit_commit_returns_the_receipt(folder: Path) -> None:
     assert receipt.leftovers == ()
     assert 0 < receipt.visible <= receipt.duration
     first, second = receipt.items
-    assert (first.path, first.kind, first.op, first.rung, first.replaced) == (
+    assert (first.path, first.kind, first.op, first.method, first.replaced) == (
         str(folder / "a"), "file", "replace", "renameat2", True,
     )  # fmt: skip
     assert (second.kind, second.op, second.replaced) == ("symlink", "create", False)
@@ -240,11 +240,11 @@ def test_forked_child_that_leaves_the_block(folder: Path) -> None:
 
 
 def test_forked_child_holds_no_lock(folder: Path) -> None:
-    """A child that outlives its parent's transaction keeps neither claim nor folder locked."""
+    """A child that outlives its parent's transaction keeps neither private folder nor folder locked."""
     reader, writer = os.pipe()
     with atomik.transaction() as tx:
         tx.folder("a")
-        (claim,) = left_in(folder)[:1]
+        (private_folder,) = left_in(folder)[:1]
         pid = os.fork()
         if pid == 0:
             os.close(writer)
@@ -254,7 +254,7 @@ def test_forked_child_holds_no_lock(folder: Path) -> None:
     with atomik.transaction(lock_timeout=0) as tx:
         tx.file("b")
         tx.file("c")
-    assert not os.path.exists(claim)
+    assert not os.path.exists(private_folder)
     os.close(writer)
     os.waitpid(pid, 0)
 
@@ -437,7 +437,7 @@ def test_one_item_needs_no_lock(folder: Path) -> None:
 
 
 def test_several_folders_and_tmp_dir(folder: Path) -> None:
-    """Destinations in many folders, staged in a third: all swapped, every claim gone."""
+    """Destinations in many folders, staged in a third: all swapped, every private folder gone."""
     for name in ("one", "two", "tmp"):
         Path(name).mkdir()
     with installed(Recording({"mkdir"})) as kernel, atomik.transaction() as tx:
@@ -446,8 +446,12 @@ def test_several_folders_and_tmp_dir(folder: Path) -> None:
         tx.folder("two/c", tmp_dir="tmp")
         tx.symlink("d", "x")
     assert sorted(p for p in tree(folder)) == ["d", "one", "one/a", "tmp", "two", "two/b", "two/c"]
-    claims = [call.paths[0] for call in kernel.calls if ".atomik-" not in os.path.dirname(call.paths[0])]
-    assert sorted(os.path.dirname(claim) for claim in claims) == [str(folder), str(folder / "tmp"), str(folder / "two")]
+    private_folders = [call.paths[0] for call in kernel.calls if ".atomik-" not in os.path.dirname(call.paths[0])]
+    assert sorted(os.path.dirname(private_folder) for private_folder in private_folders) == [
+        str(folder),
+        str(folder / "tmp"),
+        str(folder / "two"),
+    ]
 
 
 def test_progress_is_told(folder: Path) -> None:

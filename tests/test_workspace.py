@@ -1,4 +1,4 @@
-"""Held folders, claims and slots: made once, private, locked, and gone at the end."""
+"""Held folders, private folders and slots: made once, private, locked, and gone at the end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from atomik import errors
 from atomik._folder import filesystem as _filesystem
 from atomik._folder.directory import Directory, Place
 from atomik._folder.paths import split
-from atomik._protocol.private_folder import Claim
+from atomik._protocol.private_folder import PrivateFolder
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel as _kernel
 from tests.kernels import Acting, Faulty, Recording, installed
@@ -80,7 +80,7 @@ def test_claim(here: Directory, folder: Path) -> None:
     """Mode 0700 whatever the umask, locked for as long as it lives, and gone afterwards."""
     before = os.umask(0)
     try:
-        claim = Claim(here, "0" * 16)
+        private_folder = PrivateFolder(here, "0" * 16)
     finally:
         os.umask(before)
     path = folder / f".atomik-{'0' * 16}"
@@ -88,7 +88,7 @@ def test_claim(here: Directory, folder: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    claim.release()
+    private_folder.release()
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(fd)
     assert os.listdir() == []
@@ -101,9 +101,9 @@ def test_claim_taken_away_while_it_is_made(here: Directory) -> None:
         once = [True]
         kernel = Acting(call, lambda _: os.rmdir(name), when=lambda _, once=once: bool(once) and once.pop())  # type: ignore[misc]
         with installed(kernel):
-            claim = Claim(here, "0" * 16)
+            private_folder = PrivateFolder(here, "0" * 16)
         assert kernel.acted == 1
-        claim.release()
+        private_folder.release()
     assert os.listdir() == []
 
 
@@ -113,7 +113,7 @@ def test_claim_taken_away_for_ever(here: Directory) -> None:
         installed(Acting("open", lambda _: os.rmdir(name))),
         pytest.raises(errors.ConflictError, match="keeps removing"),
     ):
-        Claim(here, "0" * 16)
+        PrivateFolder(here, "0" * 16)
     assert os.listdir() == []
 
 
@@ -122,7 +122,7 @@ def test_a_stranger_took_our_name(here: Directory) -> None:
     os.mkdir(f".atomik-{'0' * 16}")
     Path(f".atomik-{'0' * 16}/theirs").touch()
     with pytest.raises(FileExistsError):
-        Claim(here, "0" * 16)
+        PrivateFolder(here, "0" * 16)
     assert left_in(Path())
     Path(f".atomik-{'0' * 16}/theirs").unlink()
     os.rmdir(f".atomik-{'0' * 16}")
@@ -132,14 +132,14 @@ def test_what_strangers_put_into_a_claim_stays(folder: Path) -> None:
     """I6: only our own names are deleted; the commit does not fail for it, and says what is left."""
     tx = atomik.transaction()
     staged = tx.folder("d")
-    claim = staged.parent
-    (claim / "theirs").write_text("theirs")
+    private_folder = staged.parent
+    (private_folder / "theirs").write_text("theirs")
     receipt = tx.commit()
     assert len(receipt.leftovers) == 1
-    assert str(claim) in receipt.leftovers[0]
-    assert (claim / "theirs").read_text() == "theirs"
-    (claim / "theirs").unlink()
-    claim.rmdir()
+    assert str(private_folder) in receipt.leftovers[0]
+    assert (private_folder / "theirs").read_text() == "theirs"
+    (private_folder / "theirs").unlink()
+    private_folder.rmdir()
 
 
 def test_staged_content_removed_by_others(folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_slots_are_never_used_twice(folder: Path, workspace: Workspace) -> None:
     names = {workspace.slot(directory).name for _ in range(50)} | {workspace.sibling(directory).name for _ in range(50)}
     assert len(names) == 100
     assert max(map(len, names)) <= 32
-    assert len(workspace.claims) == 1
+    assert len(workspace.private_folders) == 1
 
 
 def test_two_transactions_do_not_share_names(folder: Path) -> None:
@@ -278,6 +278,6 @@ def test_filesystems_are_remembered_by_mount(folder: Path) -> None:
             directory = Directory.open(str(folder))
             assert directory.fs.name
             assert directory.fs is directory.fs
-            unique = _kernel.port.look(directory.fd).unique_mount
+            unique = _kernel.port.statx(directory.fd).unique_mount
             directory.close()
     assert len(kernel.calls) == (1 if unique else 3)

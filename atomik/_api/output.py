@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from .._receipt import Receipt
+    from atomik._receipt import Receipt
+
     from .transaction import Transaction
 
 _T = TypeVar("_T")

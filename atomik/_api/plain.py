@@ -24,25 +24,25 @@ import warnings
 import weakref
 from typing import IO, TYPE_CHECKING, Any
 
-from .. import _events
-from .._commit.single import Phase
-from .._folder.directory import JOURNAL_NAME, Directory, Place
-from .._folder.paths import absolute, split
-from .._protocol.private_folder import new_txid, slot_name
-from .._protocol.step import LINKAT, RENAMEAT2, Step
-from .._receipt import ItemReceipt, Receipt, State
-from .._staging import file_objects as _handles
-from .._staging.file import StagedFile, close_quietly, is_closed
-from .._staging.options import checked
-from .._system import forked as _forked
-from .._system import kernel as _kernel
+from atomik import _events
+from atomik._commit.single import Phase
+from atomik._folder.directory import JOURNAL_NAME, Directory, Place
+from atomik._folder.paths import absolute, split
+from atomik._protocol.private_folder import new_txid, slot_name
+from atomik._protocol.step import LINKAT, RENAMEAT2, Step
+from atomik._receipt import ItemReceipt, Receipt, State
+from atomik._staging import file_objects as _handles
+from atomik._staging.file import StagedFile, close_quietly, is_closed
+from atomik._staging.options import checked
+from atomik._system import forked, kernel
+
 from .output import Output
 from .transaction import Transaction, live
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .._staging.options import StrPath
+    from atomik._staging.options import StrPath
 
 _SET_ID = 0o6000
 
@@ -80,7 +80,7 @@ def _stage(
     full: str, folder: Directory, name: str, mode: tuple[str, bool, bool], overwrite: bool, durable: bool,
     text: tuple[Any, ...],
 ) -> PlainFile:  # fmt: skip
-    port, fs = _kernel.port, folder.fs
+    port, fs = kernel.port, folder.fs
     if fs.tmpfile is False or not fs.trusted or folder.append_only:
         raise _Surprise
     replaces = overwrite and _replaces(folder, name)
@@ -99,10 +99,10 @@ def _stage(
 def _replaces(folder: Directory, name: str) -> bool:
     """Whether there is a file to replace; anything else that is there is a surprise."""
     try:
-        found = _kernel.port.look(folder.fd, name)
+        found = kernel.port.statx(folder.fd, name)
     except FileNotFoundError:
         return False
-    if not _kernel.is_file(found.mode) or found.mount != folder.mount:
+    if not kernel.is_file(found.mode) or found.mount != folder.mount:
         raise _Surprise
     return True
 
@@ -124,7 +124,7 @@ class PlainFile(Output[IO[Any]]):
     ) -> None:  # fmt: skip
         self._path, self._folder, self._name, self._mode = path, folder, name, mode
         self._fd, self._overwrite, self._durable, self._replaces = fd, overwrite, durable, replaces
-        self._pid = _forked.me
+        self._pid = forked.me
         self._lock = threading.RLock()
         self._below = None if mode[2] else handle.buffer  # type: ignore[attr-defined]
         self.output = handle
@@ -153,8 +153,8 @@ class PlainFile(Output[IO[Any]]):
         if self._transaction is not None:
             return self._transaction.receipt
         if self._receipt is None and self._state is _COMMITTED:
-            op, rung = ("replace", RENAMEAT2) if self._slot else ("create", LINKAT)
-            item = ItemReceipt(self._path, "file", op, rung, 0, bool(self._slot), (), self._links)
+            op, method = ("replace", RENAMEAT2) if self._slot else ("create", LINKAT)
+            item = ItemReceipt(self._path, "file", op, method, 0, bool(self._slot), (), self._links)
             synced, calls = ("fsync", 2) if self._durable else ("", 0)
             self._receipt = Receipt(
                 self._id(), (item,), self._durable, synced, calls, calls, self._duration, self._visible
@@ -196,7 +196,7 @@ class PlainFile(Output[IO[Any]]):
 
     # --- the good way --------------------------------------------------------------------------------------------
     def _is_plain(self) -> bool:
-        return self._transaction is None and self._state is _OPEN and self._pid == _forked.me
+        return self._transaction is None and self._state is _OPEN and self._pid == forked.me
 
     def _publish(self) -> bool:
         """The commit; False, with nothing published, when not everything is as expected: then it is the transaction's."""
@@ -207,7 +207,7 @@ class PlainFile(Output[IO[Any]]):
             try:
                 self._seal()
                 if self._durable:
-                    _kernel.port.fsync(self._fd)
+                    kernel.port.fsync(self._fd)
                 self._look_around()
                 if self._replaces:
                     self._exchange()
@@ -232,12 +232,12 @@ class PlainFile(Output[IO[Any]]):
         handle.let_go()  # type: ignore[attr-defined]
         if not self._replaces:
             return
-        port, folder, fd = _kernel.port, self._folder.fd, self._fd
+        port, folder, fd = kernel.port, self._folder.fd, self._fd
         try:
-            old = port.look(folder, self._name)
-            if not _kernel.is_file(old.mode) or port.has_xattrs(self._name, folder):
+            old = port.statx(folder, self._name)
+            if not kernel.is_file(old.mode) or port.has_xattrs(self._name, folder):
                 raise _Surprise
-            new = port.look(fd)
+            new = port.statx(fd)
             if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
                 raise _Surprise
             if new.mode != old.mode:
@@ -251,7 +251,7 @@ class PlainFile(Output[IO[Any]]):
     def _look_around(self) -> None:
         folder = self._folder
         try:
-            if _kernel.port.exists(JOURNAL_NAME, folder.fd) or not folder.still_there():
+            if kernel.port.exists(JOURNAL_NAME, folder.fd) or not folder.still_there():
                 raise _Surprise
         except OSError as exc:
             raise _Surprise from exc
@@ -261,7 +261,7 @@ class PlainFile(Output[IO[Any]]):
         visible_from = time.perf_counter()
         self._phase = _BEGUN
         try:
-            _kernel.port.link_fd(self._fd, self._name, self._folder.fd)
+            kernel.port.link_fd(self._fd, self._name, self._folder.fd)
         except OSError as exc:
             self._phase = _STAGED
             raise _Surprise from exc
@@ -273,7 +273,7 @@ class PlainFile(Output[IO[Any]]):
 
     def _exchange(self) -> None:
         """Beside the destination under a name of ours, while a shared lock on the folder shows that we live."""
-        port, folder, fd = _kernel.port, self._folder, self._folder.fd
+        port, folder, fd = kernel.port, self._folder, self._folder.fd
         try:
             if not folder.try_lock(shared=True):
                 raise _Surprise
@@ -286,12 +286,12 @@ class PlainFile(Output[IO[Any]]):
         visible_from = time.perf_counter()
         self._phase = _BEGUN
         try:
-            port.rename(slot, fd, self._name, fd, _kernel.EXCHANGE)
+            port.rename(slot, fd, self._name, fd, kernel.EXCHANGE)
         except OSError as exc:
             self._phase = _STAGED
             raise _Surprise from exc
         self._visible = time.perf_counter() - visible_from
-        if _kernel.is_folder(port.look(fd, slot).mode):
+        if kernel.is_folder(port.statx(fd, slot).mode):
             raise IsADirectoryError  # it came to stand there since, and is brought back
         if self._durable:  # what came out outlives the sync of what took its place (I3)
             self._phase = _CONFIRMING
@@ -308,7 +308,7 @@ class PlainFile(Output[IO[Any]]):
         fd, self._fd = self._fd, -1
         try:
             if fd >= 0:
-                _kernel.port.close(fd)
+                kernel.port.close(fd)
         finally:
             self._folder.close()
 
@@ -363,5 +363,5 @@ class PlainFile(Output[IO[Any]]):
     def _step(self) -> Step:
         dest = Place(self._folder, self._name)
         if self._slot:
-            return Step("replace", "file", dest, Place(self._folder, self._slot), None, alone=True, rung=RENAMEAT2)
-        return Step("create", "file", dest, self.transaction._workspace.sibling(self._folder), None, rung=LINKAT)
+            return Step("replace", "file", dest, Place(self._folder, self._slot), None, alone=True, method=RENAMEAT2)
+        return Step("create", "file", dest, self.transaction._workspace.sibling(self._folder), None, method=LINKAT)

@@ -1,6 +1,6 @@
 """What a filesystem can do, found out by trying it: `probe`, and `Capabilities`, its answer.
 
-Every answer comes from a real call in a private scratch folder (a claim of a transaction that never was), which is gone
+Every answer comes from a real call in a private scratch folder (a private folder of a transaction that never was), which is gone
 afterwards; only ``syncfs`` is looked up, for to try it would wait for all that other programs have written.  What was
 learned about the flags of renameat2 is remembered for the mount, as after a first transaction there.
 """
@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define, field
 
-from .. import errors
-from .._staging import trial as _probe
-from .._staging.workspace import Workspace
-from .._system import kernel as _kernel
-from .._tree import metadata as _metadata
+from atomik import errors
+from atomik._staging import trial as _probe
+from atomik._staging.workspace import Workspace
+from atomik._system import kernel
+from atomik._tree import metadata as _metadata
+
 from .promises import Promise, promises_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory, Place
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
 
@@ -133,9 +134,9 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     workspace = Workspace()
     try:
         directory = workspace.directory(path)
-        claim = workspace.claim(directory).folder
+        private_folder = workspace.private_folder(directory).folder
         _probe.try_flags(workspace, directory)
-        return _try_all(_Scratch(workspace, directory, claim), path)
+        return _try_all(_Scratch(workspace, directory, private_folder), path)
     except errors.AtomikError:
         raise
     except OSError as exc:
@@ -164,7 +165,7 @@ def _try_all(scratch: _Scratch, path: str) -> Capabilities:
         flock=scratch.can(scratch.flock),
         xattrs=scratch.can(scratch.xattr),
         acls=scratch.can(scratch.acl),
-        dir_fsync=scratch.can(lambda: _kernel.port.fsync(scratch.claim.fd)),
+        dir_fsync=scratch.can(lambda: kernel.port.fsync(scratch.private_folder.fd)),
     )
 
 
@@ -174,7 +175,7 @@ class _Scratch:
 
     workspace: Workspace
     directory: Directory
-    claim: Directory
+    private_folder: Directory
 
     def can(self, attempt: Callable[[], object]) -> bool:
         """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is raised."""
@@ -193,74 +194,74 @@ class _Scratch:
     def file(self) -> Place:
         """A small file."""
         place = self.slot()
-        fd = _kernel.port.create(place.name, os.O_RDWR, 0o600, place.fd)
+        fd = kernel.port.create(place.name, os.O_RDWR, 0o600, place.fd)
         try:
-            _kernel.port.pwrite(fd, bytes(4096), 0)
+            kernel.port.pwrite(fd, bytes(4096), 0)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
         return place
 
     def opened(self, place: Place, work: Callable[[int], object]) -> None:
         """Do something with a descriptor of it."""
-        fd = _kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW, place.fd)
+        fd = kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW, place.fd)
         try:
             work(fd)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
     def tmpfile(self) -> None:
         """A file without a name, which then gets one."""
-        fd = _kernel.port.open_tmpfile(self.claim.fd, os.O_RDWR, 0o600)
+        fd = kernel.port.open_tmpfile(self.private_folder.fd, os.O_RDWR, 0o600)
         try:
             place = self.slot()
-            _kernel.port.link_fd(fd, place.name, place.fd)
+            kernel.port.link_fd(fd, place.name, place.fd)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
     def hard_link(self) -> None:
         """A second name."""
         old, new = self.file(), self.slot()
-        _kernel.port.link(old.name, old.fd, new.name, new.fd)
+        kernel.port.link(old.name, old.fd, new.name, new.fd)
 
     def symlink(self) -> None:
         """A dangling link."""
         place = self.slot()
-        _kernel.port.symlink("nowhere", place.name, place.fd)
+        kernel.port.symlink("nowhere", place.name, place.fd)
 
     def reflink(self) -> None:
         """Two files, one content."""
         source, target = self.file(), self.file()
-        self.opened(source, lambda src: self.opened(target, lambda dst: _kernel.port.clone(dst, src)))
+        self.opened(source, lambda src: self.opened(target, lambda dst: kernel.port.clone(dst, src)))
 
     def xattr(self) -> None:
         """A user's attribute on a file."""
-        self.opened(self.file(), lambda fd: _kernel.port.setxattr(fd, "user.atomik", b"?"))
+        self.opened(self.file(), lambda fd: kernel.port.setxattr(fd, "user.atomik", b"?"))
 
     def acl(self) -> None:
         """Whether a folder could have an ACL: that there is none must be said in the right words."""
         try:
-            _kernel.port.getxattr(self.claim.fd, _metadata.DEFAULT_ACL)
+            kernel.port.getxattr(self.private_folder.fd, _metadata.DEFAULT_ACL)
         except OSError as exc:
             if exc.errno != errno.ENODATA:
                 raise
 
     def flock(self) -> None:
-        """A second descriptor must not get the lock that the claim holds."""
-        fd = _kernel.port.open(".", os.O_RDONLY | os.O_DIRECTORY, self.claim.fd)
+        """A second descriptor must not get the lock that the private folder holds."""
+        fd = kernel.port.open(".", os.O_RDONLY | os.O_DIRECTORY, self.private_folder.fd)
         try:
-            _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def _mount(directory: Directory) -> tuple[str, str]:
     """(mount point, type) of the folder's mount; the type is "" where /proc does not tell."""
-    port = _kernel.port
+    port = kernel.port
     point, up = directory.real_path(), ".."
-    while point != "/" and port.look(directory.fd, up).mount == directory.mount:
+    while point != "/" and port.statx(directory.fd, up).mount == directory.mount:
         point, up = os.path.dirname(point), up + "/.."
     kind = ""
     for line in _text_of("/proc/self/mountinfo").splitlines():
@@ -273,13 +274,13 @@ def _mount(directory: Directory) -> tuple[str, str]:
 def _text_of(path: str) -> str:
     """A small text file of the kernel's, "" where it is not there."""
     try:
-        fd = _kernel.port.open(path, os.O_RDONLY)
+        fd = kernel.port.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return ""
     try:
         data = b""
-        while more := _kernel.port.pread(fd, 1 << 16, len(data)):
+        while more := kernel.port.pread(fd, 1 << 16, len(data)):
             data += more
         return os.fsdecode(data)
     finally:
-        _kernel.port.close(fd)
+        kernel.port.close(fd)

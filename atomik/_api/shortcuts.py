@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, overload
 
-from ..flags import formerly
+from atomik.flags import formerly
+
 from .output import Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._staging.file_objects import StagedPath
-    from .._staging.observe import Observation
-    from .._staging.options import BytesMode, StrPath, TextMode
+    from atomik._staging.file_objects import StagedPath
+    from atomik._staging.observe import Observation
+    from atomik._staging.options import BytesMode, StrPath, TextMode
+
     from .transaction import Transaction
 
 
@@ -330,10 +332,10 @@ def update(
     place after the last comparison is lost.  Guarantee and source: as for `transaction`; it takes the journal and the
     folder's lock, so that a change at the last moment can be put back.
     """
-    from .._staging.observe import observe
+    from atomik._staging.observe import observe
 
     if options.get("follow_symlinks"):
-        from .._folder.paths import followed
+        from atomik._folder.paths import followed
 
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)

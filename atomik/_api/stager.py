@@ -10,28 +10,28 @@ import os
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, ParamSpec, TextIO, TypeVar, Unpack, overload
 
-from .. import _events
-from .. import errors as _errors
-from .._folder.paths import absolute, followed
-from .._staging import checks as _refuse
-from .._staging import file_objects as _handles
-from .._staging import trial as _probe
-from .._staging.file import StagedFile, StagedFolder
-from .._staging.file_objects import StagedPath
-from .._staging.item import Item
-from .._staging.names import Move, Removal, StagedSymlink
-from .._staging.options import PLAIN, BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
-from .._staging.path import StagedProgram
-from .._staging.workspace import refuse_append_only
-from .._system import kernel as _kernel
+from atomik import _events
+from atomik import errors as _errors
+from atomik._folder.paths import absolute, followed
+from atomik._staging import checks as _refuse
+from atomik._staging import file_objects as _handles
+from atomik._staging import trial as _probe
+from atomik._staging.file import StagedFile, StagedFolder
+from atomik._staging.file_objects import StagedPath
+from atomik._staging.item import Item
+from atomik._staging.names import Move, Removal, StagedSymlink
+from atomik._staging.options import PLAIN, BytesMode, ItemOptions, Options, Progress, StrPath, TextMode, checked
+from atomik._staging.path import StagedProgram
+from atomik._staging.workspace import refuse_append_only
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     import threading
 
-    from .._commit.barriers import Barriers
-    from .._commit.commit import Commit
-    from .._folder.directory import Place
-    from .._staging.workspace import Workspace
+    from atomik._commit.barriers import Barriers
+    from atomik._commit.commit import Commit
+    from atomik._folder.directory import Place
+    from atomik._staging.workspace import Workspace
 
 _Item = TypeVar("_Item", bound=Item)
 _P = ParamSpec("_P")
@@ -267,7 +267,7 @@ class Stager:
                 return None
             directory, name = place
             try:
-                if not directory.fs.trusted or _kernel.port.exists(name, directory.fd):
+                if not directory.fs.trusted or kernel.port.exists(name, directory.fd):
                     return None
             except OSError:  # the other way says what is wrong
                 return None
@@ -321,7 +321,7 @@ class Stager:
             prepare(item)
         found = item.look()
         item.found = found is not None
-        there = found if found is not None and _kernel.is_folder(found.st_mode) else None
+        there = found if found is not None and kernel.is_folder(found.st_mode) else None
         workspace.destinations.register(place, as_given, there)
         try:
             if found is not None:
@@ -344,7 +344,7 @@ class Stager:
         item.choose_kept()
         if item.kept_place is not None:
             there = item.check_kept() if found is not None else None
-            folder = there if there is not None and _kernel.is_folder(there.st_mode) else None
+            folder = there if there is not None and kernel.is_folder(there.st_mode) else None
             self._workspace.destinations.register(item.kept_place, None, folder)
 
     def _forget(self, item: Item) -> None:
@@ -413,4 +413,4 @@ class Stager:
 def _folder_at(place: Place) -> os.stat_result | None:
     """The stat of a folder that stands there; None for anything else."""
     found = place.stat()
-    return found if found is not None and _kernel.is_folder(found.st_mode) else None
+    return found if found is not None and kernel.is_folder(found.st_mode) else None

@@ -12,15 +12,15 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .. import errors, rename
-from .._folder.resolve import note_of
-from .._staging import trial as _probe
-from .._staging.workspace import Workspace
-from .._system import kernel as _kernel
-from ..flags import formerly
+from atomik import errors, rename
+from atomik._folder.resolve import open_path_fd
+from atomik._staging import trial as _probe
+from atomik._staging.workspace import Workspace
+from atomik._system import kernel
+from atomik.flags import formerly
 
 if TYPE_CHECKING:
-    from ..rename import StrOrBytesPath
+    from atomik.rename import StrOrBytesPath
 
 _AT_FDCWD = -100
 
@@ -75,9 +75,9 @@ def _opened(path: str, dir_fd: int | None, opened: contextlib.ExitStack) -> tupl
     head, name = os.path.split(path.rstrip("/"))
     if not name:  # "" or "/": nothing can be exchanged with that, and the kernel says so
         return _AT_FDCWD, path
-    note = note_of(_from(dir_fd, path, head))
-    opened.callback(_kernel.port.close, note)
-    return note, path[len(path.rstrip("/")) - len(name) :]
+    path_fd = open_path_fd(_from(dir_fd, path, head))
+    opened.callback(kernel.port.close, path_fd)
+    return path_fd, path[len(path.rstrip("/")) - len(name) :]
 
 
 def _from(dir_fd: int | None, path: str, head: str) -> str:

@@ -20,24 +20,25 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import _events, errors
-from .._commit.barriers import Barriers
-from .._commit.commit import Commit, Interrupt
-from .._commit.single import Phase, Single
-from .._receipt import Receipt, State
-from .._staging.item import ItemState
-from .._staging.options import Progress
-from .._staging.workspace import Workspace
-from .._system import forked as _forked
+from atomik import _events, errors
+from atomik._commit.barriers import Barriers
+from atomik._commit.commit import Commit, Interrupt
+from atomik._commit.single import Phase, Single
+from atomik._receipt import Receipt, State
+from atomik._staging.item import ItemState
+from atomik._staging.options import Progress
+from atomik._staging.workspace import Workspace
+from atomik._system import forked
+
 from .stager import Stager
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from .._protocol.step import Step
-    from .._staging.file import StagedFile
-    from .._staging.item import Item
+    from atomik._protocol.step import Step
+    from atomik._staging.file import StagedFile
+    from atomik._staging.item import Item
 
 
 #: As a name of the module: before Python 3.12, to look a member up in its class is a call.
@@ -80,7 +81,7 @@ class Transaction(Stager):
         self._receipt: Receipt | None = None
         self._duration = 0.0
         self._lock = threading.RLock()
-        self._pid = _forked.me
+        self._pid = forked.me
         self._state = State.OPEN  # last: from here on there is something to give back
         live[id(self)] = weakref.ref(self)
         # Asked once for all that is staged, not twice for each of very many items.
@@ -219,11 +220,11 @@ class Transaction(Stager):
         """One step is atomic by itself; several need the journal."""
         if len(items) <= 1 and all(item.one_step for item in items):
             return Single(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        from .._commit.group import Group  # what it needs is loaded only by those who need it
+        from atomik._commit.group import Group  # what it needs is loaded only by those who need it
 
         group = Group(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        # Without one, recovery would take what the weaker rung has put aside for abandoned.
-        group.journalled = self._journal or any(item.options.weaker for item in items)
+        # Without one, recovery would take what the weaker method has put aside for abandoned.
+        group.journalled = self._journal or any(item.options.allow_gap for item in items)
         return group
 
     def _commit_error(self, exc: OSError, commit: Commit | None) -> errors.CommitError:
@@ -275,7 +276,7 @@ class Transaction(Stager):
             except OSError as exc:
                 failures.append(exc)
         failures += self._workspace.release(
-            keep_parents=state is not State.ABORTED, keep_claims=keep, progress=self._progress
+            keep_parents=state is not State.ABORTED, keep_private_folders=keep, progress=self._progress
         )
         for failure in failures:
             path = str(failure.filename or "")
@@ -296,7 +297,7 @@ class Transaction(Stager):
             live.pop(id(self), None)
 
     def _require_open(self) -> None:
-        if self._pid != _forked.me:
+        if self._pid != forked.me:
             self._fail_state("this is a forked child: only the process that began a transaction can use it")
         if self._state is not _OPEN or self._commit is not None:
             self._fail_state(f"the transaction is {self.state.value}; begin a new one")
@@ -311,7 +312,7 @@ class Transaction(Stager):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pid != _forked.me:
+        if self._pid != forked.me:
             if kind is None:
                 self._require_open()
             return
@@ -327,7 +328,7 @@ class Transaction(Stager):
             self.abort()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not State.OPEN or self._pid != _forked.me:
+        if getattr(self, "_state", None) is not State.OPEN or self._pid != forked.me:
             return
         said = f"{self!r} was never committed nor aborted"
         if not sys.is_finalizing():

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from .._staging.file import StagedFile
-from .._system import kernel as _kernel
+from atomik._staging.file import StagedFile
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .._folder.directory import Directory
-    from .._staging.item import Item
+    from atomik._folder.directory import Directory
+    from atomik._staging.item import Item
 
 #: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other
 #: hand also waits for what other programs have written.
@@ -111,10 +111,10 @@ class Barriers:
         """One fsync."""
         self.calls += 1
         self._how.add("fsync")
-        _kernel.port.fsync(fd)
+        kernel.port.fsync(fd)
 
     def syncfs(self, fd: int) -> None:
         """One syncfs."""
         self.calls += 1
         self._how.add("syncfs")
-        _kernel.port.syncfs(fd)
+        kernel.port.syncfs(fd)

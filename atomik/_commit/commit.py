@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define, field
 
-from .. import _events, errors
-from .._protocol.step import Step
-from .._receipt import State
+from atomik import _events, errors
+from atomik._protocol.step import Step
+from atomik._receipt import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._folder.directory import Directory
-    from .._staging.item import Item
-    from .._staging.workspace import Workspace
+    from atomik._folder.directory import Directory
+    from atomik._staging.item import Item
+    from atomik._staging.workspace import Workspace
+
     from .barriers import Barriers
 
 _T = TypeVar("_T")
@@ -82,11 +83,11 @@ class Commit:
         if self.barriers.durable:
             self.tell("syncing", done, total)
 
-    def settle(self, directory: Directory) -> None:
+    def wait_or_recover(self, directory: Directory) -> None:
         """A journal lies in the folder: wait for its owner, or recover what a dead one left."""
-        from .._recovery.unfinished_journal import settle
+        from atomik._recovery.unfinished_journal import wait_or_recover
 
-        settle(directory, self.lock_timeout)
+        wait_or_recover(directory, self.lock_timeout)
 
     def check_parent(self, directory: Directory) -> None:
         """The folder that was opened when the item was staged must still be the one at its path."""
@@ -111,7 +112,7 @@ class Commit:
         """Log one swap."""
         if _events.heard(_events.DEBUG):
             self.event(
-                _events.DEBUG, "item.swapped", path=str(step.dest), kind=step.kind, op=step.op, rung=step.rung,
+                _events.DEBUG, "item.swapped", path=str(step.dest), kind=step.kind, op=step.op, method=step.method,
                 order=order, st_dev=step.dest.directory.dev,
             )  # fmt: skip
 

@@ -24,16 +24,17 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from .. import _events, errors
-from .._folder.directory import Directory, Place, identify
-from .._protocol import publish as _swap
-from .._protocol import records as _records
-from .._protocol.journal import LiveJournal
-from .._protocol.step import Step, Undone
-from .._protocol.undo import undo
-from .._receipt import State
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import _events, errors
+from atomik._folder.directory import Directory, Place, identify
+from atomik._protocol import publish as _swap
+from atomik._protocol import records as _records
+from atomik._protocol.journal import LiveJournal
+from atomik._protocol.step import Step, Undone
+from atomik._protocol.undo import undo
+from atomik._receipt import State
+from atomik._system import kernel
+from atomik._tree import trees as _tree
+
 from .commit import Interrupt, uninterrupted
 from .prepare import Prepared
 
@@ -110,7 +111,7 @@ class Group(Prepared):
         make that durable."""
         flags = os.O_RDONLY if mode is None else os.O_PATH
         try:
-            fd = _kernel.port.open(place.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+            fd = kernel.port.open(place.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
         except PermissionError:  # a mode that does not let its owner read, as fsync would have to
             self.barriers.syncfs(place.fd)
             return
@@ -121,9 +122,9 @@ class Group(Prepared):
                 text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
                 errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
             else:
-                _kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
+                kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
     def _check_displaced(self, expected: tuple[object, Place, str] | None) -> None:
         """Compare-and-swap, after the swap: what we displaced must still be what the caller had seen."""
@@ -233,13 +234,13 @@ class Group(Prepared):
                 folder.close()
 
     def _keep_journal(self) -> None:
-        """Originals stay in the claims; without a journal there, recovery would take them for rubbish."""
+        """Originals stay in the private folders; without a journal there, recovery would take them for rubbish."""
         with contextlib.suppress(OSError):
             journal = self._journal = self._journal or LiveJournal(-1, self.txid, 0)
             if journal.fd < 0:
                 self._write_journal(journal)
             if self.stranded:
-                journal.keep(next(iter(self.workspace.claims.values())).folder)
+                journal.keep(next(iter(self.workspace.private_folders.values())).folder)
 
     def _in_doubt(self, failure: OSError, cause: BaseException) -> None:
         if self._journal is None:
@@ -256,13 +257,13 @@ class Group(Prepared):
 
     # --- the end -------------------------------------------------------------------------------------------------
     def _clean_up(self) -> None:
-        """Delete what lies beside the destinations (what is in the claims goes with them), then the journal: until then
-        recovery finds in the claims what there is to delete."""
+        """Delete what lies beside the destinations (what is in the private folders goes with them), then the journal: until then
+        recovery finds in the private folders what there is to delete."""
         try:
             self.spare_readers()
         finally:  # a Ctrl-C in there
             self._delete_siblings()
-        # Theirs stands where ours belonged: the record of it stays in the claim.
+        # Theirs stands where ours belonged: the record of it stays in the private folder.
         if not self.stranded:
             self._take_down(LiveJournal.unlink)
 
@@ -281,7 +282,7 @@ class Group(Prepared):
                     self.failed_cleanup(str(journal.names[-1]), exc)
 
     def _delete_siblings(self) -> None:
-        """Delete the slots that lie beside the destinations; those in claims go with them."""
+        """Delete the slots that lie beside the destinations; those in private folders go with them."""
         kept = {id(step) for step in self.stranded}
         for step in self.steps:
             if step.slot.directory is step.dest.directory and id(step) not in kept:

@@ -14,16 +14,17 @@ import time
 
 from attrs import define, field
 
-from .. import _events, errors
-from .._folder.directory import JOURNAL_NAME, Directory, Place, rename
-from .._protocol import journal as _journal
-from .._protocol import records as _records
-from .._protocol.journal import LiveJournal
-from .._protocol.records import Folder
-from .._protocol.step import Step
-from .._staging.file import StagedFile
-from .._staging.item import Item
-from .._system import kernel as _kernel
+from atomik import _events, errors
+from atomik._folder.directory import JOURNAL_NAME, Directory, Place, rename
+from atomik._protocol import journal as _journal
+from atomik._protocol import records as _records
+from atomik._protocol.journal import LiveJournal
+from atomik._protocol.records import Folder
+from atomik._protocol.step import Step
+from atomik._staging.file import StagedFile
+from atomik._staging.item import Item
+from atomik._system import kernel
+
 from .commit import Commit
 
 #: With more items than this, the names in their folders are read at once …
@@ -39,7 +40,7 @@ class Prepared(Commit):
     journalled: bool = True
     _parents: list[Directory] = field(factory=list, init=False)
     _journal: LiveJournal | None = field(default=None, init=False)
-    #: folders that go from their slot in a claim to one beside the destination
+    #: folders that go from their slot in a private folder to one beside the destination
     _to_move: list[tuple[Place, Place]] = field(factory=list, init=False)
 
     def _lock(self) -> None:
@@ -60,7 +61,7 @@ class Prepared(Commit):
                 raise
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
             self._unlock()
-            self.settle(hot)
+            self.wait_or_recover(hot)
 
     def _unlock(self) -> None:
         for parent in self._parents:
@@ -86,8 +87,12 @@ class Prepared(Commit):
         for slot, beside in self._to_move:  # now that a journal tells of it, for nothing else would
             rename(slot, beside, 0)
         fd = None if self._journal is None else self._journal.fd
-        # The claims' own names must last as well: what is displaced will lie in them.
-        homes = [claim.parent for claim in self.workspace.claims.values() if claim.parent not in self._parents]
+        # The private folders' own names must last as well: what is displaced will lie in them.
+        homes = [
+            private_folder.parent
+            for private_folder in self.workspace.private_folders.values()
+            if private_folder.parent not in self._parents
+        ]
         self.syncing(0, 3)
         self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
         if _events.heard(_events.DEBUG):
@@ -124,16 +129,16 @@ class Prepared(Commit):
 
     def _write_journal(self, journal: LiveJournal) -> None:
         try:
-            claims = list(self.workspace.claims.values())
-            _journal.create(journal, self._intent, claims, self._parents)
+            private_folders = list(self.workspace.private_folders.values())
+            _journal.create(journal, self._intent, private_folders, self._parents)
         except _journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
 
     def _folders(self) -> list[Directory]:
         """Every folder that a swap takes a name from or gives one to, and those that hold the journal's names."""
-        claims = [claim.folder for claim in self.workspace.claims.values()]
-        return self._parents + claims
+        private_folders = [private_folder.folder for private_folder in self.workspace.private_folders.values()]
+        return self._parents + private_folders
 
     def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
@@ -147,7 +152,7 @@ class Prepared(Commit):
         ]
         steps = (
             (
-                s.op, s.kind, s.weaker, number[s.dest.directory], s.dest.name,
+                s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
                 number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
             )
             for s in self.steps
@@ -167,14 +172,13 @@ def _below(path: str, root: str) -> tuple[str, ...]:
 def _bound(step: Step) -> bool:
     """Whether it renames a folder that this user may not write to."""
     return any(
-        place.stat() is not None and not _kernel.port.may_write(place.name, place.fd)
-        for place in (step.dest, step.slot)
+        place.stat() is not None and not kernel.port.may_write(place.name, place.fd) for place in (step.dest, step.slot)
     )
 
 
 def _close_to_others(place: Place) -> int:
     """Take a staged folder's permissions from others, and let its owner rename it; the mode that it had."""
-    port = _kernel.port
+    port = kernel.port
     fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
     try:
         mode = stat.S_IMODE(port.fstat(fd).st_mode)

@@ -18,18 +18,19 @@ from typing import NoReturn
 
 from attrs import define
 
-from .. import errors
-from .._folder.directory import JOURNAL_NAME, Directory, Place, identify, rename
-from .._protocol import publish as _swap
-from .._protocol.private_folder import KEPT
-from .._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
-from .._protocol.undo import undo
-from .._receipt import State
-from .._staging import checks as _refuse
-from .._staging.file import NO_NAME, StagedFile
-from .._staging.item import Item
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME, Directory, Place, identify, rename
+from atomik._protocol import publish as _swap
+from atomik._protocol.private_folder import KEPT
+from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
+from atomik._protocol.undo import undo
+from atomik._receipt import State
+from atomik._staging import checks as _refuse
+from atomik._staging.file import NO_NAME, StagedFile
+from atomik._staging.item import Item
+from atomik._system import kernel
+from atomik._tree import trees as _tree
+
 from .commit import Commit, uninterrupted
 
 #: How often an overwrite starts again because somebody else keeps creating and removing the destination.
@@ -103,7 +104,7 @@ class Single(Commit):
     def _wait_for_others(self, parent: Directory) -> None:
         # An unfinished transaction may be about to put back what stands at our destination.
         while parent.exists(JOURNAL_NAME):
-            self.settle(parent)
+            self.wait_or_recover(parent)
         self.check_parent(parent)
 
     def _publish(self, item: Item) -> Step:
@@ -125,7 +126,7 @@ class Single(Commit):
         if found is None and isinstance(item, StagedFile) and item.slot is None:
             return self._link(item)
         if found is not None:
-            if _kernel.is_folder(found.st_mode):
+            if kernel.is_folder(found.st_mode):
                 _refuse.mounts(item.place, found, item.path)  # one that came since would move away with the old folder
             item.refresh(found)
         return self._rename(item, there=found is not None)
@@ -134,11 +135,11 @@ class Single(Commit):
         """A new file: its only name is the destination, given in one linkat that replaces nothing (P2)."""
         assert isinstance(item, StagedFile)
         place = item.place
-        step = Step("create", "file", place, self.workspace.sibling(place.directory), None, rung=LINKAT)
+        step = Step("create", "file", place, self.workspace.sibling(place.directory), None, method=LINKAT)
         self._visible_from = time.perf_counter()
         self.steps.append(step)
         try:
-            _kernel.port.link_fd(item.fd, place.name, place.fd)
+            kernel.port.link_fd(item.fd, place.name, place.fd)
         except FileExistsError:
             self.steps.clear()
             if item.options.overwrite:
@@ -158,12 +159,12 @@ class Single(Commit):
             self._take_slot(item)
         assert item.slot is not None
         op = "remove" if item.kind == "removal" else "replace" if there else "create"
-        step = Step(op, item.step_kind(), item.place, item.slot, None, weaker=item.options.weaker, alone=True)
+        step = Step(op, item.step_kind(), item.place, item.slot, None, allow_gap=item.options.allow_gap, alone=True)
         trusted = item.place.directory.fs.trusted
         if op != "remove" and not (trusted and isinstance(item, StagedFile) and item.fd >= 0):
             step.new = item.slot.identity()
         if not trusted and op != "create":
-            step.old = item.place.identity()  # a lower rung has to know beforehand
+            step.old = item.place.identity()  # a lower method has to know beforehand
         self._visible_from = time.perf_counter()
         self.steps.append(step)
         try:
@@ -175,7 +176,7 @@ class Single(Commit):
             if op == "create" or step.dest.stat() is not None:
                 raise
         except errors.ConflictError:
-            pass  # somebody replaced it while a lower rung was at work
+            pass  # somebody replaced it while a lower method was at work
         else:
             self.visible = time.perf_counter() - self._visible_from
             return self._displaced(step)
@@ -185,7 +186,7 @@ class Single(Commit):
     def _take_slot(self, item: Item) -> None:
         """A name for an unnamed file that is to be exchanged.
 
-        Beside the destination, which is cheapest, while a shared lock on the parent shows that we live; in a claim of
+        Beside the destination, which is cheapest, while a shared lock on the parent shows that we live; in a private folder of
         our own where somebody else holds that lock, or where the filesystem has to be probed anyway.
         """
         assert isinstance(item, StagedFile)
@@ -194,7 +195,7 @@ class Single(Commit):
             slot = self.workspace.sibling(parent)
             try:
                 item.slot = slot
-                _kernel.port.link_fd(item.fd, slot.name, slot.fd)
+                kernel.port.link_fd(item.fd, slot.name, slot.fd)
             except OSError as exc:
                 item.slot = None
                 if exc.errno not in NO_NAME:
@@ -204,7 +205,7 @@ class Single(Commit):
         self._name(item)
 
     def _name(self, item: StagedFile) -> None:
-        """Give the file a slot in a claim; if that took a copy, the copy must be made durable."""
+        """Give the file a slot in a private folder; if that took a copy, the copy must be made durable."""
         before = item.fd
         item.name_it()
         if self.barriers.durable and item.fd != before:
@@ -214,7 +215,7 @@ class Single(Commit):
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
         if step.op == "create":
             return step
-        if step.rung == RENAME:
+        if step.method == RENAME:
             self.state = State.COMMITTED  # what was there is gone: there is no way back
             return step
         came_out = step.slot.stat()
@@ -241,7 +242,7 @@ class Single(Commit):
     def _confirm(self, step: Step) -> None:
         """Make the swap durable.  A failure leaves the new version visible: to undo it would be no more durable."""
         folders = [step.dest.directory]
-        if step.rung != LINKAT and step.slot.directory is not step.dest.directory:
+        if step.method != LINKAT and step.slot.directory is not step.dest.directory:
             folders.append(step.slot.directory)
         self.syncing(1, 2)  # a callback that fails is no failed sync
         try:
@@ -289,14 +290,14 @@ class Single(Commit):
                 # The swap may be on the disk already, and must be off it before what was staged is deleted (I3).
                 for folder in {step.dest.directory, step.slot.directory}:
                     folder.sync()
-            if step.rung == LINKAT:
+            if step.method == LINKAT:
                 _tree.delete_file(step.slot)  # where undo took the new file away to
         if item.slot is not None and item.slot.directory is item.place.directory:
             _tree.delete_file(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
-        if step.op == "create" or step.rung == RENAME or step.slot.directory is not step.dest.directory:
-            return  # claims are emptied as a whole
+        if step.op == "create" or step.method == RENAME or step.slot.directory is not step.dest.directory:
+            return  # private folders are emptied as a whole
         try:
             _tree.delete_file(step.slot)  # beside the destination only files are swapped alone
         except OSError:

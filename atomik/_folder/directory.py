@@ -27,9 +27,9 @@ import stat
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from .. import errors
-from .._system import forked as _forked
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import forked, kernel
+
 from . import filesystem as _filesystem
 from .resolve import open_folder
 
@@ -59,7 +59,7 @@ class Directory:
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
         self._fs: Filesystem | None = None
-        self._found = found = _kernel.port.look(fd)
+        self._found = found = kernel.port.statx(fd)
         self.dev, self.ino, self.mount = self.place_key = found.place_key
         self.append_only = found.attributes & _APPEND_ONLY != 0
 
@@ -76,22 +76,22 @@ class Directory:
         if dir_fd is None:
             fd = open_folder(path)
         else:
-            fd = _kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+            fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
             return cls(path, fd)
         except BaseException:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
             raise
 
     @classmethod
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
         """Open a folder by a path relative to an open one, resolved under the restrictions of openat2(2)."""
-        kernel = _kernel.port
-        fd = kernel.open_beneath(path, _OPEN, start.fd, resolve)
+        port = kernel.port
+        fd = port.open_beneath(path, _OPEN, start.fd, resolve)
         try:
             return cls(os.path.normpath(start.child(path)), fd)
         except BaseException:
-            kernel.close(fd)
+            port.close(fd)
             raise
 
     @property
@@ -114,27 +114,27 @@ class Directory:
         """Close the descriptor, which drops its lock; harmless when repeated."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            _forked.release(fd)
-            _kernel.port.close(fd)
+            forked.release(fd)
+            kernel.port.close(fd)
 
     def still_there(self) -> bool:
         """Whether the path still leads to this folder."""
         try:
-            now = _kernel.port.look_at(self.path)
+            now = kernel.port.statx_path(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return now.ino == self.ino and now.minor == self._found.minor and now.major == self._found.major
 
     def real_path(self) -> str:
         """Where the kernel says that it lies now, without links."""
-        return _kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+        return kernel.port.readlink(f"/proc/self/fd/{self.fd}")
 
     def ancestors(self) -> list[tuple[int, int]]:
         """(st_dev, st_ino) of itself and of every folder above it."""
         chain = [self.key]
         up = ".."
         while True:
-            above = _kernel.port.lstat(up, self.fd)
+            above = kernel.port.lstat(up, self.fd)
             if (above.st_dev, above.st_ino) == chain[-1]:
                 return chain
             chain.append((above.st_dev, above.st_ino))
@@ -143,13 +143,13 @@ class Directory:
     def stat(self, name: str) -> os.stat_result | None:
         """lstat of a name in it, None where there is nothing."""
         try:
-            return _kernel.port.lstat(name, self.fd)
+            return kernel.port.lstat(name, self.fd)
         except FileNotFoundError:
             return None
 
     def exists(self, name: str) -> bool:
         """Whether there is anything of that name; a folder that cannot be asked is an error, not a no."""
-        return _kernel.port.exists(name, self.fd)
+        return kernel.port.exists(name, self.fd)
 
     def identity(self, name: str) -> bytes | None:
         """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
@@ -162,7 +162,7 @@ class Directory:
         for then.  EIO and the rest are never swallowed with it.
         """
         try:
-            _kernel.port.fsync(self.fd)
+            kernel.port.fsync(self.fd)
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 raise
@@ -179,12 +179,12 @@ class Directory:
         deadline = time.monotonic() + timeout if deadline is None else deadline
         gives_way_until = time.monotonic() + GIVE_WAY if shared else 0.0
         pause, announced = 0.0005, False
-        _forked.guard(self.fd)
+        forked.guard(self.fd)
         try:
             while True:
                 try:
-                    _kernel.port.flock(self.fd, operation)
-                    if time.monotonic() >= min(gives_way_until, deadline) or not self._awaited():
+                    kernel.port.flock(self.fd, operation)
+                    if time.monotonic() >= min(gives_way_until, deadline) or not self._writer_is_waiting():
                         return
                     self.unlock()
                 except BlockingIOError:
@@ -193,43 +193,43 @@ class Directory:
                         text += "; wait, or raise lock_timeout"
                         raise errors.LockTimeoutError(*errors.os_args(errno.ETIMEDOUT, text, self.path)) from None
                     gives_way_until = 0.0  # somebody has his turn, so the next one is ours
-                    announced = announced or (not shared and self._announce(waiting=True))
+                    announced = announced or (not shared and self._announce_writer(waiting=True))
                 # Random, so that several waiters do not keep step with each other.
                 time.sleep(max(0.0, min(deadline - time.monotonic(), pause * (0.5 + os.urandom(1)[0] / 256))))
                 pause = min(pause * 2, 0.02)
         finally:
             if announced:
-                self._announce(waiting=False)
+                self._announce_writer(waiting=False)
 
-    def _announce(self, *, waiting: bool) -> bool:
+    def _announce_writer(self, *, waiting: bool) -> bool:
         """Tell readers that somebody waits for them to end, or not any more.  Where that cannot be told, luck decides."""
         with contextlib.suppress(OSError):
-            _kernel.port.announce(self.fd, waiting)
+            kernel.port.announce_writer(self.fd, waiting)
         return waiting
 
-    def _awaited(self) -> bool:
+    def _writer_is_waiting(self) -> bool:
         try:
-            return _kernel.port.awaited(self.fd)
+            return kernel.port.writer_is_waiting(self.fd)
         except OSError:
             return False
 
     def try_lock(self, *, shared: bool = False) -> bool:
         """Take the lock if that needs no waiting."""
-        _forked.guard(self.fd)
+        forked.guard(self.fd)
         try:
-            _kernel.port.flock(self.fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
+            kernel.port.flock(self.fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
         except BlockingIOError:
             return False
         return True
 
     def unlock(self) -> None:
         """Let go of the lock."""
-        _kernel.port.flock(self.fd, fcntl.LOCK_UN)
+        kernel.port.flock(self.fd, fcntl.LOCK_UN)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
-    port, flags = _kernel.port, fs.handle_flags
+    port, flags = kernel.port, fs.handle_flags
     try:
         if flags is None:
             found = port.lstat(name, fd) if name else port.fstat(fd)
@@ -271,4 +271,4 @@ class Place(NamedTuple):
 
 def rename(src: Place, dst: Place, flags: int) -> None:
     """renameat2(2) between two places."""
-    _kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)
+    kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)

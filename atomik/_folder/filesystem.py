@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from .._system import kernel as _kernel
+from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from .._system.libc import Look
+    from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
 
@@ -68,7 +68,7 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
-def of(fd: int, look: Look) -> Filesystem:
+def of(fd: int, look: Status) -> Filesystem:
     """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
     found = _remembered.get(look.mount) if look.unique_mount else None
     if found is None:
@@ -79,7 +79,7 @@ def of(fd: int, look: Look) -> Filesystem:
 
 
 def _ask(fd: int) -> Filesystem:
-    magic = _kernel.port.filesystem_magic(fd)
+    magic = kernel.port.filesystem_magic(fd)
     name, syncfs = _KNOWN.get(magic, (f"0x{magic:x}", False))
     # A FUSE handle is the server's node number, which it may forget and renumber at any time.
     flags = None if name == "fuse" else _handle_flags(fd)
@@ -92,7 +92,7 @@ def _handle_flags(fd: int) -> int | None:
     """How to ask for handles here: plainly, or (overlay) for comparison only; None where neither works."""
     for flags in (0, _HANDLE_FID):
         try:
-            _kernel.port.handle("", fd, flags)
+            kernel.port.handle("", fd, flags)
         except OSError:  # EOPNOTSUPP of the filesystem, EPERM or ENOSYS of a container's filter
             continue
         return flags

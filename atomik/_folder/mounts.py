@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from .._system import kernel as _kernel
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from .directory import Directory, Place
@@ -46,7 +46,7 @@ def mount_at_or_below(directory: Directory, name: str = "") -> str | None:
 
 
 def _mount_table() -> bytes:
-    port = _kernel.port
+    port = kernel.port
     fd = port.open("/proc/self/mountinfo", os.O_RDONLY)
     try:
         table = b""
@@ -59,7 +59,7 @@ def _mount_table() -> bytes:
 
 def _visible(directory: Directory, point: bytes) -> bool:
     """Whether the mount point is seen from here, and not hidden below another mount on the way to it."""
-    port = _kernel.port
+    port = kernel.port
     try:
         fd = port.open(os.fsdecode(point), os.O_PATH | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def _visible(directory: Directory, point: bytes) -> bool:
     except OSError:  # nobody can look (no search permission, a dead server): better too careful
         return True
     try:
-        found = port.look(fd)
+        found = port.statx(fd)
         return (found.dev, found.mount) != (directory.dev, directory.mount)
     finally:
         port.close(fd)

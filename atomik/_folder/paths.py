@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 
-from .. import errors
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import kernel
+
 from .directory import PREFIX
-from .resolve import follow, note_of, refuse_traps
+from .resolve import follow, open_path_fd, refuse_traps
 
 NAME_MAX = 255
 _SURELY_SHORT = NAME_MAX // 4
@@ -33,11 +34,11 @@ def followed(path: str) -> str:
     with errors.typed("cannot follow the link", path):
         target, owners = follow(path)
         if owners:
-            above = note_of(os.path.dirname(target.rstrip("/")) or "/")
+            above = open_path_fd(os.path.dirname(target.rstrip("/")) or "/")
             try:
-                refuse_traps(path, owners, _kernel.port.fstat(above).st_uid)
+                refuse_traps(path, owners, kernel.port.fstat(above).st_uid)
             finally:
-                _kernel.port.close(above)
+                kernel.port.close(above)
     return target
 
 

@@ -20,8 +20,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from .. import errors
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,28 +39,28 @@ def open_folder(path: str) -> int:
     Raises OSError as open(2), and `AccessDeniedError` for a link that must not be followed.
     """
     try:
-        return _kernel.port.open_beneath(path, _FOLDER, _AT_FDCWD, _kernel.RESOLVE_NO_SYMLINKS)
+        return kernel.port.open_beneath(path, _FOLDER, _AT_FDCWD, kernel.RESOLVE_NO_SYMLINKS)
     except OSError as exc:
         # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
         if exc.errno not in (errno.ELOOP, errno.ENOSYS, errno.EPERM):
             raise
-    note = note_of(path)
+    path_fd = open_path_fd(path)
     try:
-        return _kernel.port.open(".", _FOLDER, note)
+        return kernel.port.open(".", _FOLDER, path_fd)
     finally:
-        _kernel.port.close(note)
+        kernel.port.close(path_fd)
 
 
-def note_of(path: str) -> int:
+def open_path_fd(path: str) -> int:
     """An O_PATH descriptor of what is at `path`; raises like `open_folder`."""
     owners: set[int] = set()
-    note = _walk(path, owners)
+    path_fd = _walk(path, owners)
     try:
-        refuse_traps(path, owners, _kernel.port.fstat(note).st_uid)
+        refuse_traps(path, owners, kernel.port.fstat(path_fd).st_uid)
     except BaseException:
-        _kernel.port.close(note)
+        kernel.port.close(path_fd)
         raise
-    return note
+    return path_fd
 
 
 def follow(path: str) -> tuple[str, set[int]]:
@@ -86,21 +86,21 @@ def _link_at(path: str, owners: set[int]) -> str | None:
     if not name:
         return None
     try:
-        above = note_of(head)
+        above = open_path_fd(head)
         try:
-            note = _kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, above)
+            path_fd = kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, above)
         finally:
-            _kernel.port.close(above)
+            kernel.port.close(above)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        status = _kernel.port.fstat(note)
+        status = kernel.port.fstat(path_fd)
         if not stat.S_ISLNK(status.st_mode):
             return None
         owners.add(status.st_uid)
-        return _kernel.port.readlink("", note)
+        return kernel.port.readlink("", path_fd)
     finally:
-        _kernel.port.close(note)
+        kernel.port.close(path_fd)
 
 
 def is_private(path: str, key: tuple[int, int]) -> bool:
@@ -113,12 +113,12 @@ def is_private(path: str, key: tuple[int, int]) -> bool:
         safe = safe and _is_closed(folder, at, entry)
 
     try:
-        note = _walk(path, set(), passed)
+        path_fd = _walk(path, set(), passed)
         try:
-            end = _kernel.port.fstat(note)
-            passed(end, note, None)
+            end = kernel.port.fstat(path_fd)
+            passed(end, path_fd, None)
         finally:
-            _kernel.port.close(note)
+            kernel.port.close(path_fd)
     except OSError:  # nobody knows, so better too careful
         return False
     return safe and (end.st_dev, end.st_ino) == key
@@ -136,9 +136,9 @@ def _is_closed(folder: os.stat_result, at: int, entry: os.stat_result | None) ->
     return bool(folder.st_mode & stat.S_ISVTX) and (entry is None or entry.st_uid in us)
 
 
-def _has_acl(note: int) -> bool:
+def _has_acl(path_fd: int) -> bool:
     try:
-        return "system.posix_acl_access" in _kernel.port.listxattr_of(f"/proc/self/fd/{note}")
+        return "system.posix_acl_access" in kernel.port.listxattr_of(f"/proc/self/fd/{path_fd}")
     except OSError:
         return True
 
@@ -168,38 +168,38 @@ def _walk(
     try:
         while rest:
             name = rest.pop()
-            found = _kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, at)
+            found = kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, at)
             try:
-                status = _kernel.port.fstat(found)
+                status = kernel.port.fstat(found)
                 if passed is not None:
-                    passed(_kernel.port.fstat(at), at, status)
+                    passed(kernel.port.fstat(at), at, status)
                 if not stat.S_ISLNK(status.st_mode):
                     at, found = found, at
                     continue
                 links += 1
                 if links > _LINKS:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                if _kernel.port.filesystem_magic(at) == _PROC:  # /proc/self/fd/3: what it says is not where it leads
-                    beyond = _kernel.port.open(name, os.O_PATH | os.O_DIRECTORY, at)
+                if kernel.port.filesystem_magic(at) == _PROC:  # /proc/self/fd/3: what it says is not where it leads
+                    beyond = kernel.port.open(name, os.O_PATH | os.O_DIRECTORY, at)
                     at, beyond = beyond, at
-                    _kernel.port.close(beyond)
+                    kernel.port.close(beyond)
                     continue
                 owners.add(status.st_uid)
-                target = _kernel.port.readlink("", found)
+                target = kernel.port.readlink("", found)
             finally:
-                _kernel.port.close(found)
+                kernel.port.close(found)
             rest += _components(target)
             if target.startswith("/"):
                 at, before = _start(target), at
-                _kernel.port.close(before)
+                kernel.port.close(before)
     except BaseException:
-        _kernel.port.close(at)
+        kernel.port.close(at)
         raise
     return at
 
 
 def _start(path: str) -> int:
-    return _kernel.port.open("/" if path.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY)
+    return kernel.port.open("/" if path.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY)
 
 
 def _components(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """A journal on disk: make it, link it, mark it, and open one that somebody left.
 
 The journal is an unnamed file (mode 0600, flock'ed by its owner) until its intent is written; then it is linked into
-every claim, where nobody else can reach it, and as ``.atomik-journal`` into every parent, where the next transaction
+every private folder, where nobody else can reach it, and as ``.atomik-journal`` into every parent, where the next transaction
 finds it.  All these names are one inode, so one mark commits everywhere at once.
 
 `load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import JOURNAL_NAME, Directory, Place, identify
-from .._system import forked as _forked
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME, Directory, Place, identify
+from atomik._system import forked, kernel
+
 from . import records as _records
-from .private_folder import Claim, journal_name
+from .private_folder import PrivateFolder, journal_name
 from .step import put
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ class LiveJournal:
         self.end += len(data)
 
     def withdraw(self) -> None:
-        """Take its well-known names away: it stops nobody any more, and recovery finds it in the claims only."""
+        """Take its well-known names away: it stops nobody any more, and recovery finds it in the private folders only."""
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
 
     def keep(self, home: Directory) -> None:
-        """What it tells of stays, and so must it, but where it stops nobody: in a claim.  It is there already, unless the
+        """What it tells of stays, and so must it, but where it stops nobody: in a private folder.  It is there already, unless the
         filesystem has no hard links."""
         if all(place.name == JOURNAL_NAME for place in self.names):
             private = Place(home, journal_name(self.txid))
@@ -82,7 +82,7 @@ class LiveJournal:
     def _unlink(self, places: list[Place]) -> None:
         for place in reversed(places):
             if place.identity() == self.identity:  # I6: only while the name still leads to this journal
-                _kernel.port.unlink(place.name, place.fd)
+                kernel.port.unlink(place.name, place.fd)
             self.names.remove(place)
 
     def close(self) -> None:
@@ -96,9 +96,9 @@ class LiveJournal:
 
 def lock(fd: int) -> bool:
     """Take the lock on an open journal; False while somebody else has it."""
-    _forked.guard(fd)
+    forked.guard(fd)
     try:
-        _kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -106,12 +106,15 @@ def lock(fd: int) -> bool:
 
 def close(fd: int) -> None:
     """Close a journal, and so let go of its lock."""
-    _forked.release(fd)
-    _kernel.port.close(fd)
+    forked.release(fd)
+    kernel.port.close(fd)
 
 
 def create(
-    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
+    journal: LiveJournal,
+    encode: Callable[[bytes], bytearray],
+    private_folders: list[PrivateFolder],
+    parents: list[Directory],
 ) -> None:
     """Write the intent, which `encode` makes for the identity of the journal's file, and give the file its names.
 
@@ -119,10 +122,10 @@ def create(
     `HotJournal` when a parent holds one already; nothing is left then.
     """
     try:
-        _create(journal, encode, claims, parents)
+        _create(journal, encode, private_folders, parents)
     except _Unnameable:
-        claims[0].folder.fs.tmpfile = False
-        _create(journal, encode, claims, parents)
+        private_folders[0].folder.fs.tmpfile = False
+        _create(journal, encode, private_folders, parents)
 
 
 class _Unnameable(Exception):  # noqa: N818  a signal to start again
@@ -130,10 +133,13 @@ class _Unnameable(Exception):  # noqa: N818  a signal to start again
 
 
 def _create(
-    journal: LiveJournal, encode: Callable[[bytes], bytearray], claims: list[Claim], parents: list[Directory]
+    journal: LiveJournal,
+    encode: Callable[[bytes], bytearray],
+    private_folders: list[PrivateFolder],
+    parents: list[Directory],
 ) -> None:
-    home = claims[0].folder
-    private = [Place(claim.folder, journal_name(journal.txid)) for claim in claims]
+    home = private_folders[0].folder
+    private = [Place(private_folder.folder, journal_name(journal.txid)) for private_folder in private_folders]
     journal.fd = _unnamed(home, private[0].name)
     try:
         journal.identity = identity(journal.fd, home)
@@ -156,7 +162,7 @@ def _create(
 
 def _name(fd: int, place: Place) -> None:
     try:
-        _kernel.port.link_fd(fd, place.name, place.fd)
+        kernel.port.link_fd(fd, place.name, place.fd)
     except OSError as exc:
         if exc.errno not in (*_NO_LINKS, errno.ENOENT):
             raise
@@ -167,7 +173,7 @@ def _unnamed(home: Directory, name: str) -> int:
     """An unnamed file where the filesystem has that, else one with its private name."""
     if home.fs.tmpfile is not False:
         try:
-            fd = _kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
+            fd = kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
         except OSError as exc:
             if exc.errno not in _NO_TMPFILE:
                 raise
@@ -175,13 +181,13 @@ def _unnamed(home: Directory, name: str) -> int:
         else:
             home.fs.tmpfile = True
             return fd
-    return _kernel.port.create(name, os.O_RDWR, 0o600, home.fd)
+    return kernel.port.create(name, os.O_RDWR, 0o600, home.fd)
 
 
 def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
     journal.names.append(place)  # before it is there: an interrupt may come right behind the call
     try:
-        _kernel.port.link(first.name, first.fd, place.name, place.fd)
+        kernel.port.link(first.name, first.fd, place.name, place.fd)
     except FileExistsError:
         raise HotJournal(place.directory) from None
     except OSError as exc:
@@ -208,7 +214,7 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
 def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
-        done = _kernel.port.pwrite(fd, view, offset)
+        done = kernel.port.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
 
 
@@ -222,7 +228,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     # Looked at before it is opened: to open somebody's device or FIFO could have effects of its own.
     _vouch(found, place)
     try:
-        fd = _kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+        fd = kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except FileNotFoundError:
         return None
     except OSError as exc:
@@ -231,7 +237,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
         text = "cannot open the journal; nothing was touched. Let its owner run 'atomik recover'"
         raise errors.JournalError(*errors.os_args(exc.errno or errno.EACCES, text, str(place))) from exc
     try:
-        now = _kernel.port.fstat(fd)
+        now = kernel.port.fstat(fd)
         _vouch(now, place)
         try:
             return fd, _records.decode(_read(fd, now.st_size))
@@ -245,7 +251,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
 def reread(fd: int, place: Place) -> Journal | None:
     """The contents again, of a journal that is open and locked now."""
     try:
-        return _records.decode(_read(fd, _kernel.port.fstat(fd).st_size))
+        return _records.decode(_read(fd, kernel.port.fstat(fd).st_size))
     except _records.BadJournal as exc:
         _refuse(place, str(exc))
 
@@ -257,17 +263,17 @@ def identity(fd: int, directory: Directory) -> bytes | None:
 
 def _read(fd: int, size: int) -> bytes:
     """What the header says there is, and a little more for the outcome: never a sparse file's gigabytes."""
-    wanted = min(size, _records.extent(_kernel.port.pread(fd, _records.HEAD_SIZE, 0)))
+    wanted = min(size, _records.extent(kernel.port.pread(fd, _records.HEAD_SIZE, 0)))
     pieces: list[bytes] = []
     at = 0
-    while at < wanted and (piece := _kernel.port.pread(fd, wanted - at, at)):
+    while at < wanted and (piece := kernel.port.pread(fd, wanted - at, at)):
         pieces.append(piece)
         at += len(piece)
     return b"".join(pieces)
 
 
 def _vouch(found: os.stat_result, place: Place) -> None:
-    if not _kernel.is_file(found.st_mode):
+    if not kernel.is_file(found.st_mode):
         _refuse(place, "it is no regular file")
     if found.st_uid not in (0, os.geteuid()):
         _refuse(place, f"it belongs to user {found.st_uid}: let them run 'atomik recover'")

@@ -1,4 +1,4 @@
-"""The claim: a transaction's private folder in a parent, locked for as long as the transaction lives.
+"""The private folder: a transaction's private folder in a parent, locked for as long as the transaction lives.
 
 ``.atomik-<txid>`` (mode 0700) holds the slots ``.atomik-<txid>-<n>`` and, during a commit of several items, the
 journal.  One folder of our own per parent, rather than many hidden siblings of the destinations, because
@@ -21,11 +21,10 @@ import os
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import PREFIX, Directory, Place
-from .._folder.resolve import is_private
-from .._system import forked as _forked
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._folder.directory import PREFIX, Directory, Place
+from atomik._folder.resolve import is_private
+from atomik._system import forked, kernel
 
 _ATTEMPTS = 8
 _SAMPLE = "sample"
@@ -58,12 +57,12 @@ def slot_name(txid: str, number: int) -> str:
 
 
 def journal_name(txid: str) -> str:
-    """The name of the journal inside a claim."""
+    """The name of the journal inside a private folder."""
     return f"{PREFIX}{txid}-journal"
 
 
 @define(eq=False)
-class Claim:
+class PrivateFolder:
     """The private folder of transaction `txid` in `parent`."""
 
     parent: Directory
@@ -82,8 +81,8 @@ class Claim:
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 
-        Where others can rename the claim, or a folder above it, they can lay something else in its place, and whatever
-        is written by that path would go there.  The path then begins at our descriptor of the claim, which no rename
+        Where others can rename the private folder, or a folder above it, they can lay something else in its place, and whatever
+        is written by that path would go there.  The path then begins at our descriptor of the private folder, which no rename
         leads elsewhere; other processes of this user can use it too, while this one lives.
         """
         if self._private is None:
@@ -91,7 +90,7 @@ class Claim:
         if self._private:
             return str(slot)
         try:
-            _kernel.port.stat(self.descriptor_path)
+            kernel.port.stat(self.descriptor_path)
         except FileNotFoundError:
             text = (
                 "others can rename what lies in the folder, or in one above it, and without /proc there is no path that they "
@@ -112,7 +111,7 @@ class Claim:
         """
         # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
         if self.parent.identity(self.name) == self.folder.identity(""):
-            _kernel.port.rmdir(self.name, self.parent.fd)
+            kernel.port.rmdir(self.name, self.parent.fd)
         self.folder.close()
 
 
@@ -127,7 +126,7 @@ def _make(parent: Directory, name: str) -> Directory:
 
 
 def _try_to_make(parent: Directory, name: str) -> Directory | None:
-    port = _kernel.port
+    port = kernel.port
     try:
         port.mkdir(name, 0o700, parent.fd)
     except OSError:
@@ -140,7 +139,7 @@ def _try_to_make(parent: Directory, name: str) -> Directory | None:
         folder = Directory.open(name, parent.fd, follow=False)
         folder.path = parent.child(name)
         _refuse_foreign(folder)
-        _forked.guard(folder.fd)
+        forked.guard(folder.fd)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
         if found is not None and (found.st_dev, found.st_ino) == folder.key:
@@ -160,7 +159,7 @@ def _refuse_foreign(folder: Directory) -> None:
     What was made here belongs to us and to nobody else.  Where the filesystem gives all things one owner and mode (FAT,
     a server that maps users), it does so to a folder that is made in it as well.
     """
-    mine = _kernel.port.fstat(folder.fd)
+    mine = kernel.port.fstat(folder.fd)
     if (mine.st_uid != os.geteuid() or mine.st_mode & 0o077) and not like_all(folder):
         text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
         errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
@@ -172,7 +171,7 @@ def like_all(folder: Directory) -> bool:
 
     Looked at through the descriptor of a file that was made for it: a name might be somebody else's a moment later.
     """
-    port = _kernel.port
+    port = kernel.port
     try:
         fd = port.create(_SAMPLE, os.O_RDWR, 0o600, folder.fd)
     except OSError:
@@ -190,7 +189,7 @@ def like_all(folder: Directory) -> bool:
 
 def _mode_is_given(fd: int) -> bool:
     """Whether the filesystem has a mode of its own for all files, whatever we ask for."""
-    port = _kernel.port
+    port = kernel.port
     try:
         for mode in (0o600, 0o666):
             port.fchmod(fd, mode)
@@ -207,4 +206,4 @@ def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
         folder.close()
     # What brought us here is the error to tell; an empty folder that cannot be removed is left to recovery.
     with contextlib.suppress(OSError):
-        _kernel.port.rmdir(name, parent.fd)
+        kernel.port.rmdir(name, parent.fd)

@@ -8,7 +8,7 @@ A `Step` is one change of one name (`_step`).  `swap` goes down the ladder when 
   the microseconds between look and rename is lost;
 * ``rename``     – where hard links are missing too, for one item alone: a plain rename over the original, which is one
   step as well, but has no way back;
-* ``weaker``     – only on request (``fallback="weaker"``): mkdir + rename shows an empty folder for a moment, two
+* ``allow_gap``     – only on request (``fallback="weaker"``): mkdir + rename shows an empty folder for a moment, two
   renames leave a moment without any; a file without flags and links is created by a look and a rename.
 
 How a step is brought back is said in `_undo`.
@@ -19,10 +19,11 @@ from __future__ import annotations
 import errno
 import os
 
-from .. import errors
-from .._folder.directory import identify, rename
-from .._system import kernel as _kernel
-from .step import LINK, NO_FLAG, RENAME, RENAMEAT2, WEAKER, Step, link, remove_empty
+from atomik import errors
+from atomik._folder.directory import identify, rename
+from atomik._system import kernel
+
+from .step import GAP, LINK, NO_FLAG, RENAME, RENAMEAT2, Step, link, remove_empty
 from .undo import give_back
 
 
@@ -30,7 +31,7 @@ def swap(step: Step) -> None:
     """Publish one step and check that it did what it says: the swap of a journalled transaction.
 
     Raises `FileAlreadyExistsError` or `ConflictError` for a lost race (the destination is as the other left it),
-    `UnsupportedFilesystemError` when no rung keeps the promise, and OSError as the kernel gives it.
+    `UnsupportedFilesystemError` when no method keeps the promise, and OSError as the kernel gives it.
     """
     try:
         publish(step)
@@ -54,7 +55,7 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
 
 
 def publish(step: Step) -> None:
-    """Go down the ladder until a rung serves; OSError of the rung that the filesystem knows but that failed."""
+    """Go down the ladder until a method serves; OSError of the method that the filesystem knows but that failed."""
     fs = step.dest.directory.fs
     native = fs.exchange if step.op == "replace" else fs.noreplace
     try:
@@ -77,11 +78,11 @@ def _native(step: Step) -> bool:
     """Try renameat2; False when the filesystem does not know the flag."""
     try:
         if step.op == "create":
-            rename(step.slot, step.dest, _kernel.NOREPLACE)
+            rename(step.slot, step.dest, kernel.NOREPLACE)
         elif step.op == "replace":
-            rename(step.slot, step.dest, _kernel.EXCHANGE)
+            rename(step.slot, step.dest, kernel.EXCHANGE)
         else:
-            rename(step.dest, step.slot, _kernel.NOREPLACE)
+            rename(step.dest, step.slot, kernel.NOREPLACE)
     except OSError as exc:
         if exc.errno not in NO_FLAG:
             raise
@@ -93,18 +94,18 @@ def _native(step: Step) -> bool:
         else:
             fs.noreplace = False
         return False
-    step.rung = RENAMEAT2
+    step.method = RENAMEAT2
     return True
 
 
 def _by_links(step: Step) -> None:
-    """The rungs below renameat2."""
+    """The methods below renameat2."""
     if step.op == "remove":
         # The slot's name is private and unique, so there is nothing that a plain rename could replace.
         rename(step.dest, step.slot, 0)
-        step.rung = LINK
+        step.method = LINK
     elif step.folder:
-        _weaker(step)
+        _with_gap(step)
     elif step.op == "create":
         _create_by_link(step)
     else:
@@ -113,10 +114,10 @@ def _by_links(step: Step) -> None:
 
 def _create_by_link(step: Step) -> None:
     if link(step.slot, step.dest):
-        step.rung = LINK
-        _kernel.port.unlink(step.slot.name, step.slot.fd)
+        step.method = LINK
+        kernel.port.unlink(step.slot.name, step.slot.fd)
     else:
-        _weaker(step)
+        _with_gap(step)
 
 
 def _replace_by_link(step: Step) -> None:
@@ -125,21 +126,21 @@ def _replace_by_link(step: Step) -> None:
     twin = step.twin("old")
     if link(step.dest, twin):
         if twin.identity() != step.old:
-            _kernel.port.unlink(twin.name, twin.fd)
+            kernel.port.unlink(twin.name, twin.fd)
             _conflict(step, "the destination was replaced meanwhile")
         rename(step.slot, step.dest, 0)
         rename(twin, step.slot, 0)
-        step.rung = LINK
-    elif step.alone and not step.weaker:
+        step.method = LINK
+    elif step.alone and not step.allow_gap:
         rename(step.slot, step.dest, 0)
-        step.rung = RENAME
+        step.method = RENAME
     else:
-        _weaker(step)
+        _with_gap(step)
 
 
-def _weaker(step: Step) -> None:
+def _with_gap(step: Step) -> None:
     """Nothing above keeps the promise: only when the caller asked for less."""
-    if not step.weaker:
+    if not step.allow_gap:
         what = "a folder in one step (" if step.folder else "this in one step and undo it (it has no hard links, and "
         text = (
             f"the filesystem cannot publish {what}renameat2 flags are missing); "
@@ -147,23 +148,23 @@ def _weaker(step: Step) -> None:
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
     if step.op == "create":
-        _create_weaker(step)
+        _create_with_gap(step)
     else:
         twin = step.twin("old")
         rename(step.dest, twin, 0)
         rename(step.slot, step.dest, 0)
         rename(twin, step.slot, 0)
-    step.rung = WEAKER
+    step.method = GAP
 
 
-def _create_weaker(step: Step) -> None:
+def _create_with_gap(step: Step) -> None:
     if not step.folder:
         if step.dest.directory.exists(step.dest.name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(step.dest))
         rename(step.slot, step.dest, 0)
         return
     # Our own empty folder first: a stranger's entry in it makes the rename fail instead of being replaced.
-    _kernel.port.mkdir(step.dest.name, 0o700, step.dest.fd)
+    kernel.port.mkdir(step.dest.name, 0o700, step.dest.fd)
     try:
         rename(step.slot, step.dest, 0)
     except BaseException:
@@ -176,7 +177,7 @@ def _check(step: Step) -> None:
     directory, name = step.dest
     if identify(directory.fs, directory.fd, name) != step.new:
         _conflict(step, "somebody replaced the destination right after it was published")
-    if step.op == "create" and step.rung == RENAMEAT2:
+    if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot
     if step.slot.identity() != step.old:
         # What we displaced is not what we looked at: a lost update.  It is in hand, so give it back.

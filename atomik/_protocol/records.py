@@ -79,7 +79,7 @@ class StepRecord(NamedTuple):
 
     op: str
     kind: str
-    weaker: bool
+    allow_gap: bool
     dest_folder: int
     dest_name: str
     slot_folder: int
@@ -127,11 +127,11 @@ def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable
         path = "/".join(folder.parts).encode(errors="surrogateescape")
         out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
     pack = _STEP.pack
-    for op, kind, weaker, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
+    for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
         dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode()
         new, old = new or b"", old or b""
         out += pack(
-            _OPS[op], _KINDS[kind], weaker, dest_folder, slot_folder,
+            _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
             len(dest), len(slot), len(new), len(old), order,
         )  # fmt: skip
         out += dest + slot + new + old
@@ -274,7 +274,7 @@ def _decode_folder(reader: _Reader) -> Folder:
 
 
 def _decode_step(reader: _Reader, txid: str, folders: int) -> StepRecord:
-    op, kind, weaker, dest_folder, slot_folder, dest_len, slot_len, new_len, old_len, order = reader.unpack(_STEP)
+    op, kind, allow_gap, dest_folder, slot_folder, dest_len, slot_len, new_len, old_len, order = reader.unpack(_STEP)
     dest = reader.take(dest_len).decode(errors="surrogateescape")
     slot = reader.take(slot_len).decode()
     new, old = reader.take(new_len) or None, reader.take(old_len) or None
@@ -287,7 +287,7 @@ def _decode_step(reader: _Reader, txid: str, folders: int) -> StepRecord:
     name = OPS[op]
     if (new is None) != (name == "remove") or (old is None) != (name == "create"):
         raise ValueError("identities do not fit the operation")
-    return StepRecord(name, KINDS[kind], bool(weaker), dest_folder, dest, slot_folder, slot, new, old, order)
+    return StepRecord(name, KINDS[kind], bool(allow_gap), dest_folder, dest, slot_folder, slot, new, old, order)
 
 
 def _check_name(name: str) -> None:

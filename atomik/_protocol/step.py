@@ -3,7 +3,7 @@
 A `Step` is one change of one name.  Before it, the slot holds the new object (nothing, for a removal); after it, the
 destination holds the new object and the slot the displaced original::
 
-    op        before: dest, slot     after: dest, slot      first rung
+    op        before: dest, slot     after: dest, slot      first method
     create    –      new             new    –               renameat2 NOREPLACE
     replace   old    new             new    old             renameat2 EXCHANGE
     remove    old    –               –      old             renameat2 NOREPLACE
@@ -20,8 +20,8 @@ from enum import Enum
 
 from attrs import define
 
-from .._folder.directory import Place, rename
-from .._system import kernel as _kernel
+from atomik._folder.directory import Place, rename
+from atomik._system import kernel
 
 #: errno values that say "this filesystem (or kernel) does not know the flag": EINVAL of FUSE, NFS and ZFS before 2.2,
 #: ENOSYS before Linux 3.15, EOPNOTSUPP of some network filesystems.
@@ -35,7 +35,7 @@ RENAMEAT2 = "renameat2"
 LINKAT = "linkat"
 LINK = "link"
 RENAME = "rename"
-WEAKER = "weaker"
+GAP = "weaker"
 
 
 class Undone(Enum):
@@ -57,8 +57,8 @@ class Step:
     new: bytes | None
     old: bytes | None = None
     order: int = 0
-    rung: str = ""
-    weaker: bool = False
+    method: str = ""
+    allow_gap: bool = False
     #: the only step of its transaction: nothing after it can fail and want it undone
     alone: bool = False
     #: the mode that the new folder gets right before its swap, where its slot is no private place
@@ -72,7 +72,7 @@ class Step:
         return self.kind == "folder"
 
     def twin(self, suffix: str) -> Place:
-        """A second private name beside the slot, for the rungs and undos that need one."""
+        """A second private name beside the slot, for the methods and undos that need one."""
         return Place(self.slot.directory, f"{self.slot.name}-{suffix}")
 
     def slots(self) -> tuple[Place, ...]:
@@ -82,7 +82,7 @@ class Step:
 
 def same_kind(mode: int, kind: str) -> bool:
     """Whether an existing object may be replaced by one of `kind`: a folder by a folder, else by no folder."""
-    return _kernel.is_folder(mode) == (kind == "folder")
+    return kernel.is_folder(mode) == (kind == "folder")
 
 
 def put(src: Place, dst: Place, folder: bool) -> None:
@@ -90,7 +90,7 @@ def put(src: Place, dst: Place, folder: bool) -> None:
     fs = dst.directory.fs
     if fs.noreplace is not False:
         try:
-            rename(src, dst, _kernel.NOREPLACE)
+            rename(src, dst, kernel.NOREPLACE)
         except OSError as exc:
             if exc.errno not in NO_FLAG:
                 raise
@@ -98,7 +98,7 @@ def put(src: Place, dst: Place, folder: bool) -> None:
         else:
             return
     if not folder and link(src, dst):
-        _kernel.port.unlink(src.name, src.fd)
+        kernel.port.unlink(src.name, src.fd)
         return
     if dst.directory.exists(dst.name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dst))
@@ -108,7 +108,7 @@ def put(src: Place, dst: Place, folder: bool) -> None:
 def link(src: Place, dst: Place) -> bool:
     """Give a second name; False where the filesystem (or the kernel's fs.protected_hardlinks) will not."""
     try:
-        _kernel.port.link(src.name, src.fd, dst.name, dst.fd)
+        kernel.port.link(src.name, src.fd, dst.name, dst.fd)
     except OSError as exc:
         if exc.errno not in NO_LINK:
             raise
@@ -119,7 +119,7 @@ def link(src: Place, dst: Place) -> bool:
 def remove_empty(place: Place) -> bool:
     """Remove the empty folder that held a place for us; False when it is no empty folder."""
     try:
-        _kernel.port.rmdir(place.name, place.fd)
+        kernel.port.rmdir(place.name, place.fd)
     except (FileExistsError, NotADirectoryError, FileNotFoundError):
         return False
     except OSError as exc:

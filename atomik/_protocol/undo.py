@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from .._folder.directory import rename
-from .._system import kernel as _kernel
+from atomik._folder.directory import rename
+from atomik._system import kernel
+
 from .step import NO_FLAG, Step, Undone, put, remove_empty
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
     if now == step.old:
         return Undone.UNTOUCHED
     if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
-        put(step.twin("old"), step.dest, step.folder)  # the weaker rung, between its renames
+        put(step.twin("old"), step.dest, step.folder)  # the weaker method, between its renames
         return Undone.UNDONE
     if now != step.new:
-        if step.weaker and step.folder and step.op == "create" and remove_empty(step.dest):
-            return Undone.UNDONE  # the empty folder of the weaker rung
+        if step.allow_gap and step.folder and step.op == "create" and remove_empty(step.dest):
+            return Undone.UNDONE  # the empty folder of the weaker method
         return Undone.FOREIGN
     if step.op == "create":
         return _undo_create(step)
@@ -55,7 +56,7 @@ def _return_stranger(step: Step, now: bytes | None) -> Undone:
 
 def _undo_create(step: Step) -> Undone:
     # Take it away first and look afterwards: a stranger who published between look and rename gets theirs back.
-    # To a free name, for a rename onto another name of the same inode would do nothing: the link rung killed between
+    # To a free name, for a rename onto another name of the same inode would do nothing: the link method killed between
     # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
     places = itertools.chain([step.slot], (step.twin(f"new{number or ''}") for number in itertools.count()))
     away = next(place for place in places if place.identity() is None)
@@ -89,7 +90,7 @@ def _undo_replace(step: Step) -> Undone:
         return Undone.FOREIGN
     if step.dest.directory.fs.exchange is not False:
         try:
-            rename(held, step.dest, _kernel.EXCHANGE)
+            rename(held, step.dest, kernel.EXCHANGE)
         except OSError as exc:
             if exc.errno not in NO_FLAG:
                 raise
@@ -97,7 +98,7 @@ def _undo_replace(step: Step) -> Undone:
         else:
             if held.identity() == step.new:
                 return Undone.UNDONE
-            rename(held, step.dest, _kernel.EXCHANGE)  # a stranger's: back to where it was
+            rename(held, step.dest, kernel.EXCHANGE)  # a stranger's: back to where it was
             return Undone.FOREIGN
     if step.folder:
         rename(step.dest, step.twin("new"), 0)
@@ -107,5 +108,5 @@ def _undo_replace(step: Step) -> Undone:
 
 def give_back(step: Step) -> None:
     """Undo a step that displaced a foreign object, which thereby returns."""
-    foreign = Step(step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), weaker=step.weaker)
+    foreign = Step(step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), allow_gap=step.allow_gap)
     undo(foreign)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .. import errors
-from .._folder.directory import JOURNAL_NAME, Directory
-from . import unfinished_journal as _settle
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME, Directory
+
+from . import unfinished_journal as _wait_or_recover
 
 
 @contextmanager
@@ -74,4 +75,4 @@ def _lock_shared(ordered: list[Directory], timeout: float, deadline: float) -> N
             return
         for directory in ordered:
             directory.unlock()
-        _settle.settle(hot, max(0.0, deadline - time.monotonic()))
+        _wait_or_recover.wait_or_recover(hot, max(0.0, deadline - time.monotonic()))

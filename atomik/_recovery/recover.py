@@ -1,6 +1,6 @@
 """What is done about dead transactions in a folder: `recover`.
 
-First the hot journal, then every claim whose lock is free (with a journal in it: the same as a hot one; without: it was
+First the hot journal, then every private folder whose lock is free (with a journal in it: the same as a hot one; without: it was
 never prepared, so nothing was swapped, and what is staged goes), then slots beside the destinations that nobody covers.
 Names that are not ours, or belong to somebody else, are reported and left alone.
 """
@@ -14,17 +14,18 @@ from collections.abc import Callable
 
 from attrs import define
 
-from .. import _events, errors
-from .._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
-from .._protocol import journal as _journal
-from .._protocol import records as _records
-from .._protocol.private_folder import journal_name, like_all
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
-from . import unfinished_journal as _settle
-from .takeover import Recovered, clear_claim, remove_folder
+from atomik import _events, errors
+from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._protocol import journal as _journal
+from atomik._protocol import records as _records
+from atomik._protocol.private_folder import journal_name, like_all
+from atomik._system import kernel
+from atomik._tree import trees as _tree
 
-_CLAIM = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
+from . import unfinished_journal as _wait_or_recover
+from .takeover import Recovered, clear_private_folder, remove_folder
+
+_PRIVATE_FOLDER = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
 _KEPT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept\Z")
 _SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new[0-9]*)?\Z")
 
@@ -84,7 +85,7 @@ def recover(
     Guarantee: every destination of a dead transaction is afterwards what it was before, or the new version if its commit
     mark was durable; all of them alike.  Idempotent; may be killed at any moment and run again.  Objects that are neither
     the recorded old nor the recorded new one are never touched.  Only names with atomik's prefix and the transaction's id
-    are deleted, and only if their identity is recorded or their claim's lock is free (flock(2), name_to_handle_at(2)).
+    are deleted, and only if their identity is recorded or their private folder's lock is free (flock(2), name_to_handle_at(2)).
     """
     found: list[Recovered] = []
     for at, folder in enumerate(folders):
@@ -108,10 +109,10 @@ def recover(
 
 
 def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> list[Recovered]:
-    found = _settle.settle(directory, timeout, discard=discard)
-    claims, slots = _names(directory)
-    for name in claims:
-        found += _recover_claim(directory, name, timeout, discard=discard)
+    found = _wait_or_recover.wait_or_recover(directory, timeout, discard=discard)
+    private_folders, slots = _names(directory)
+    for name in private_folders:
+        found += _recover_private_folder(directory, name, timeout, discard=discard)
     found += _kept(directory, private=False, discard=discard)
     if slots:
         directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
@@ -125,10 +126,10 @@ def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> l
 
 
 def _names(directory: Directory) -> tuple[list[str], list[str]]:
-    """The names of claims, and of slots beside the destinations."""
-    with _kernel.port.scandir(directory.fd) as entries:
+    """The names of private folders, and of slots beside the destinations."""
+    with kernel.port.scandir(directory.fd) as entries:
         ours = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
-    return [n for n in ours if _CLAIM.match(n)], [n for n in ours if _SLOT.match(n)]
+    return [n for n in ours if _PRIVATE_FOLDER.match(n)], [n for n in ours if _SLOT.match(n)]
 
 
 def _report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
@@ -144,8 +145,8 @@ def _not_ours(found: os.stat_result) -> str | None:
     return None
 
 
-def _open_claim(directory: Directory, name: str, *, dry: bool = False) -> Directory | Recovered | None:
-    """The claim, locked; or why not; None when it went meanwhile."""
+def _open_private_folder(directory: Directory, name: str, *, dry: bool = False) -> Directory | Recovered | None:
+    """The private folder, locked; or why not; None when it went meanwhile."""
     path, txid = directory.child(name), name.removeprefix(PREFIX)
     found = directory.stat(name)
     if found is None:
@@ -158,58 +159,58 @@ def _open_claim(directory: Directory, name: str, *, dry: bool = False) -> Direct
     if why is not None and dry:
         return _report(path, "left", txid, why)
     try:
-        claim = Directory.open(name, directory.fd, follow=False)
+        private_folder = Directory.open(name, directory.fd, follow=False)
     except FileNotFoundError:
         return None
     except PermissionError:
         if why is None:
             raise
         return _report(path, "left", txid, why)
-    claim.path = path
+    private_folder.path = path
     try:
-        refusal = _lock_claim(claim, txid, why)
+        refusal = _lock_private_folder(private_folder, txid, why)
     except BaseException:
-        claim.close()
+        private_folder.close()
         raise
-    if refusal is not None or claim.key != (found.st_dev, found.st_ino):
-        claim.close()
+    if refusal is not None or private_folder.key != (found.st_dev, found.st_ino):
+        private_folder.close()
         return refusal
-    return claim
+    return private_folder
 
 
-def _lock_claim(claim: Directory, txid: str, why: str | None) -> Recovered | None:
-    """Take the lock of an open claim; else the report. `why` it seems not to be ours, which need not mean anything."""
-    if why is not None and not like_all(claim):
-        return _report(claim.path, "left", txid, why)
-    return None if claim.try_lock() else Recovered(claim.path, "live", txid, "its owner is at work")
+def _lock_private_folder(private_folder: Directory, txid: str, why: str | None) -> Recovered | None:
+    """Take the lock of an open private folder; else the report. `why` it seems not to be ours, which need not mean anything."""
+    if why is not None and not like_all(private_folder):
+        return _report(private_folder.path, "left", txid, why)
+    return None if private_folder.try_lock() else Recovered(private_folder.path, "live", txid, "its owner is at work")
 
 
-def _recover_claim(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:
-    claim = _open_claim(directory, name)
-    if not isinstance(claim, Directory):
-        return [] if claim is None else [claim]
+def _recover_private_folder(directory: Directory, name: str, timeout: float, *, discard: bool) -> list[Recovered]:
+    private_folder = _open_private_folder(directory, name)
+    if not isinstance(private_folder, Directory):
+        return [] if private_folder is None else [private_folder]
     txid = name.removeprefix(PREFIX)
     try:
-        found = _settle.settle(claim, timeout, discard=discard, name=journal_name(txid))
-        if claim.exists(journal_name(txid)) or directory.stat(name) is None:
+        found = _wait_or_recover.wait_or_recover(private_folder, timeout, discard=discard, name=journal_name(txid))
+        if private_folder.exists(journal_name(txid)) or directory.stat(name) is None:
             return found  # its journal keeps a displaced original; or all is done
-        found += _kept(claim, private=True, discard=discard)
-        _make_last(claim, directory)
-        clear_claim(claim, txid)  # never prepared (I6): no other destination hangs on what is in it
-        found.append(_report(claim.path, "removed", txid, "staged, never committed"))
-        if not remove_folder(directory, name, claim):
-            found.append(_report(claim.path, "left", txid, "things that are not atomik's lie in it"))
+        found += _kept(private_folder, private=True, discard=discard)
+        _make_last(private_folder, directory)
+        clear_private_folder(private_folder, txid)  # never prepared (I6): no other destination hangs on what is in it
+        found.append(_report(private_folder.path, "removed", txid, "staged, never committed"))
+        if not remove_folder(directory, name, private_folder):
+            found.append(_report(private_folder.path, "left", txid, "things that are not atomik's lie in it"))
         return found
     finally:
-        claim.close()
+        private_folder.close()
 
 
 def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]:
     """Originals that a one-item write could not bring back: theirs who lost them, to move away or to discard.
 
-    A folder is deleted only in a claim, which is `private`: elsewhere anybody may have given it that name.
+    A folder is deleted only in a private folder, which is `private`: elsewhere anybody may have given it that name.
     """
-    with _kernel.port.scandir(folder.fd) as entries:
+    with kernel.port.scandir(folder.fd) as entries:
         names = sorted(entry.name for entry in entries if _KEPT.match(entry.name))
     found = []
     for name in names:
@@ -220,7 +221,7 @@ def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]
         if discard and private:
             _tree.delete(place)
         elif discard and not stat.S_ISDIR(seen.st_mode):
-            _kernel.port.unlink(name, folder.fd)
+            kernel.port.unlink(name, folder.fd)
         else:
             text = "an original that could not be brought back; move it away"
             found.append(_report(str(place), "kept", txid, text))
@@ -229,14 +230,14 @@ def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]
     return found
 
 
-def _make_last(claim: Directory, directory: Directory) -> None:
+def _make_last(private_folder: Directory, directory: Directory) -> None:
     """A one-item write killed right behind its swap left the displaced original here, and the swap perhaps in memory
     only: what is visible now must last before the original is deleted (I3).  With ``tmp_dir`` the destination may lie
     in any folder of the filesystem, so it is the whole filesystem that is synced, where that is possible."""
-    if claim.fs.syncfs:
-        _kernel.port.syncfs(claim.fd)
+    if private_folder.fs.syncfs:
+        kernel.port.syncfs(private_folder.fd)
     else:
-        claim.sync()
+        private_folder.sync()
         directory.sync()
 
 
@@ -248,13 +249,13 @@ def _remove_slot(place: Place) -> list[Recovered]:
         return []
     txid = place.name.removeprefix(PREFIX).split("-")[0]
     if place.directory.exists(PREFIX + txid):
-        return []  # its transaction lives, or keeps it: its claim has been told about
+        return []  # its transaction lives, or keeps it: its private folder has been told about
     if stat.S_ISDIR(found.st_mode):
         return [_report(str(place), "left", txid, "a folder that no journal speaks of")]
     if (why := _not_ours(found)) is not None:
         return [_report(str(place), "left", txid, why)]
     # No tree is ever deleted here, whatever takes its place this moment: the folder may be anybody's to write to.
-    _kernel.port.unlink(place.name, place.fd)
+    kernel.port.unlink(place.name, place.fd)
     return [_report(str(place), "removed", txid, "left by a one-item write")]
 
 
@@ -262,19 +263,21 @@ def _survey(directory: Directory) -> list[Recovered]:
     """What there is, with nothing changed."""
     found = _survey_journal(directory, JOURNAL_NAME)
     told_of = {item.txid for item in found}
-    claims, slots = _names(directory)
-    for name in claims:
-        claim = _open_claim(directory, name, dry=True)
-        if isinstance(claim, Directory):
+    private_folders, slots = _names(directory)
+    for name in private_folders:
+        private_folder = _open_private_folder(directory, name, dry=True)
+        if isinstance(private_folder, Directory):
             try:
                 txid = name.removeprefix(PREFIX)
                 if txid not in told_of:  # else its journal is the same file
-                    told = _survey_journal(claim, journal_name(txid)) + _kept(claim, private=True, discard=False)
+                    told = _survey_journal(private_folder, journal_name(txid)) + _kept(
+                        private_folder, private=True, discard=False
+                    )
                     found += told or [Recovered(directory.child(name), "abandoned", txid)]
             finally:
-                claim.close()
-        elif claim is not None:
-            found.append(claim)
+                private_folder.close()
+        elif private_folder is not None:
+            found.append(private_folder)
     found += _kept(directory, private=False, discard=False)
     found += [Recovered(directory.child(name), "slot", name.removeprefix(PREFIX).split("-")[0]) for name in slots]
     return found
@@ -294,6 +297,6 @@ def _survey_journal(directory: Directory, name: str) -> list[Recovered]:
     if content is None:
         return [Recovered(directory.child(name), action, "", "never complete")]
     if action == "hot" and name != JOURNAL_NAME and content.outcome == _records.UNDONE:
-        action = "kept"  # that is what such a journal stays for, in its claim
+        action = "kept"  # that is what such a journal stays for, in its private folder
     detail = "; ".join(f"{step.op} {step.dest_name}" for step in content.intent.steps)
     return [Recovered(directory.child(name), action, content.intent.txid, detail)]

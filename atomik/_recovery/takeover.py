@@ -2,10 +2,10 @@
 
 1. *decide* by the outcome record: committed: finish.  Undone: finish.  None: undo in reverse (`_swap.undo`, the same
    function as in rollback, I5), make that durable, and say "undone" in the journal before any of its names goes (I3);
-2. *clean*: the well-known names first, then what the slots hold, then the journal in the claims, then the claims.
+2. *clean*: the well-known names first, then what the slots hold, then the journal in the private folders, then the private folders.
 
 Everything may be repeated, and killed at any call: each step looks at identities and outcome again.  The caller
-(`_settle`) holds the journal's lock and those of all parents that were found.
+(`_wait_or_recover`) holds the journal's lock and those of all parents that were found.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from .. import _events, errors
-from .._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
-from .._protocol import journal as _journal
-from .._protocol import records as _records
-from .._protocol.private_folder import KEPT, journal_name
-from .._protocol.records import Intent, Journal, StepRecord
-from .._protocol.step import Step, Undone, put
-from .._protocol.undo import undo
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import _events, errors
+from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._protocol import journal as _journal
+from atomik._protocol import records as _records
+from atomik._protocol.private_folder import KEPT, journal_name
+from atomik._protocol.records import Intent, Journal, StepRecord
+from atomik._protocol.step import Step, Undone, put
+from atomik._protocol.undo import undo
+from atomik._system import kernel
+from atomik._tree import trees as _tree
 
 
 @define(frozen=True)
@@ -109,7 +109,7 @@ class DeadTransaction:
             return True
         if self.folders[record.slot_folder] is not None or self.content.outcome is not None:
             return False
-        # Without its claim, what was created can still be taken back; but not what displaced something.
+        # Without its private folder, what was created can still be taken back; but not what displaced something.
         return not (alone and record.op == "create") and self._step(record).dest.identity() != record.old
 
     def _step(self, record: StepRecord) -> Step:
@@ -118,7 +118,7 @@ class DeadTransaction:
         slot = Place(slot_folder if slot_folder is not None else parent, record.slot_name)
         return Step(
             record.op, record.kind, Place(parent, record.dest_name), slot, record.new, record.old, record.order,
-            weaker=record.weaker,
+            allow_gap=record.allow_gap,
         )  # fmt: skip
 
     def _give_up(self, records: list[StepRecord]) -> None:
@@ -161,7 +161,7 @@ class DeadTransaction:
             if folder is not None:
                 folder.sync()
         self.journal.append(outcome)
-        _kernel.port.fsync(self.journal.fd)
+        kernel.port.fsync(self.journal.fd)
 
     def _stranded(self, steps: list[Step]) -> list[Place]:
         """Slots with an object that cannot go back, for a stranger's stands in its place: originals, and what came to
@@ -189,18 +189,18 @@ class DeadTransaction:
         ours = self.olds - self.news if committed else self.news - self.olds
         if stranded:
             self._keep_private()
-        self._signposts()
+        self._well_known_names()
         for place in dict.fromkeys(slot for step in steps for slot in step.slots()):
             found = place.identity()
             if place not in stranded and found in ours:  # I6
                 self._remove(str(place), functools.partial(_tree.delete, place, known=found))
         if stranded:
-            return  # the claims, with the journal in them, stay until they are discarded
+            return  # the private folders, with the journal in them, stay until they are discarded
         for folder, entry in zip(self.folders, self.intent.folders, strict=True):
             if folder is None or entry.parent:
                 continue
             done = self._remove(
-                folder.path, functools.partial(_remove_claim, folder, entry.parts[-1], self.intent.txid)
+                folder.path, functools.partial(_remove_private_folder, folder, entry.parts[-1], self.intent.txid)
             )
             if done and not self.found:
                 self.tell(folder.path, "removed", "left by a transaction that had ended")
@@ -214,15 +214,15 @@ class DeadTransaction:
         return True
 
     def _keep_private(self) -> None:
-        """Without hard links the well-known name is the journal's only one: it goes into a claim, to stop nobody."""
-        claims = [
+        """Without hard links the well-known name is the journal's only one: it goes into a private folder, to stop nobody."""
+        private_folders = [
             Place(folder, journal_name(self.intent.txid))
             for folder, entry in zip(self.folders, self.intent.folders, strict=True)
             if folder is not None and not entry.parent
         ]
-        if claims and not any(place.identity() == self.journal.identity for place in claims):
+        if private_folders and not any(place.identity() == self.journal.identity for place in private_folders):
             for place in self._well_known():
-                put(place, claims[0], folder=False)
+                put(place, private_folders[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:
@@ -234,36 +234,36 @@ class DeadTransaction:
         ]
         return [place for place in places if place.identity() == self.journal.identity]
 
-    def _signposts(self) -> None:
+    def _well_known_names(self) -> None:
         for place in self._well_known():
-            _kernel.port.unlink(place.name, place.fd)
+            kernel.port.unlink(place.name, place.fd)
 
 
-def _remove_claim(claim: Directory, name: str, txid: str) -> None:
-    """What is left in a claim is ours by the recorded identity of the claim; the journal goes last."""
-    clear_claim(claim, txid)
-    parent = Directory.open("..", claim.fd)
+def _remove_private_folder(private_folder: Directory, name: str, txid: str) -> None:
+    """What is left in a private folder is ours by the recorded identity of the private folder; the journal goes last."""
+    clear_private_folder(private_folder, txid)
+    parent = Directory.open("..", private_folder.fd)
     try:
-        remove_folder(parent, name, claim)
+        remove_folder(parent, name, private_folder)
     finally:
         parent.close()
 
 
-def clear_claim(claim: Directory, txid: str) -> None:
-    """Delete everything in a claim that carries the transaction's id, its journal last; but what is to be kept."""
+def clear_private_folder(private_folder: Directory, txid: str) -> None:
+    """Delete everything in a private folder that carries the transaction's id, its journal last; but what is to be kept."""
     mark, last = f"{PREFIX}{txid}-", journal_name(txid)
-    with _kernel.port.scandir(claim.fd) as entries:
+    with kernel.port.scandir(private_folder.fd) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(mark) and not entry.name.endswith(KEPT)]
     for name in sorted(names, key=lambda name: name == last):
-        _tree.delete(Place(claim, name))
+        _tree.delete(Place(private_folder, name))
 
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
-    """Remove the emptied claim, if the name still leads to it; False when somebody else's things are in it."""
+    """Remove the emptied private folder, if the name still leads to it; False when somebody else's things are in it."""
     if parent.identity(name) != folder.identity(""):
         return True
     try:
-        _kernel.port.rmdir(name, parent.fd)
+        kernel.port.rmdir(name, parent.fd)
     except FileNotFoundError:
         return True
     except OSError as exc:

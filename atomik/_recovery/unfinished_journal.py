@@ -13,28 +13,31 @@ import errno
 import time
 from typing import NoReturn
 
-from .. import errors
-from .._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
-from .._protocol import journal as _journal
-from .._protocol import records as _records
-from .._protocol.records import Intent, Journal
-from .._system import kernel as _kernel
-from .takeover import DeadTransaction, Recovered, clear_claim, remove_folder
+from atomik import errors
+from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._protocol import journal as _journal
+from atomik._protocol import records as _records
+from atomik._protocol.records import Intent, Journal
+from atomik._system import kernel
 
-__all__ = ["Recovered", "clear_claim", "remove_folder", "settle"]
+from .takeover import DeadTransaction, Recovered, remove_folder
 
-_NO_LINKS = _kernel.RESOLVE_NO_SYMLINKS | _kernel.RESOLVE_NO_MAGICLINKS
+__all__ = ["Recovered", "clear_private_folder", "remove_folder", "wait_or_recover"]
+
+_NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _POLL = 0.01
 
 
-def settle(directory: Directory, timeout: float, *, discard: bool = False, name: str = JOURNAL_NAME) -> list[Recovered]:
+def wait_or_recover(
+    directory: Directory, timeout: float, *, discard: bool = False, name: str = JOURNAL_NAME
+) -> list[Recovered]:
     """Deal with the journal `name` in the folder, if there is one; see the module.  No lock of ours may be held.
 
     Raises `LockTimeoutError` while its owner lives, `JournalError` when it cannot be trusted, `RollbackError` when it
     cannot be finished; the journal is still there then.
     """
     try:
-        return _settle(Place(directory, name), timeout, discard=discard)
+        return _wait_or_recover(Place(directory, name), timeout, discard=discard)
     except OSError as exc:
         if isinstance(exc, errors.AtomikError):
             raise
@@ -45,7 +48,7 @@ def settle(directory: Directory, timeout: float, *, discard: bool = False, name:
         raise errors.RollbackError(*errors.os_args(exc.errno or errno.EIO, text, directory.path)) from exc
 
 
-def _settle(place: Place, timeout: float, *, discard: bool) -> list[Recovered]:
+def _wait_or_recover(place: Place, timeout: float, *, discard: bool) -> list[Recovered]:
     deadline = time.monotonic() + timeout
     while True:
         loaded = _journal.load(place)
@@ -73,19 +76,19 @@ def _wait(place: Place, deadline: float, timeout: float) -> None:
 
 
 def _same(fd: int, place: Place) -> bool:
-    now, mine = place.stat(), _kernel.port.fstat(fd)
+    now, mine = place.stat(), kernel.port.fstat(fd)
     return now is not None and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 def _drop_torn(place: Place, timeout: float, deadline: float) -> list[Recovered]:
-    """Its intent was never complete, so nothing was swapped; what was staged is found by its claim."""
+    """Its intent was never complete, so nothing was swapped; what was staged is found by its private folder."""
     directory = place.directory
-    if place.name != JOURNAL_NAME:  # in a claim, whose lock the caller holds
-        _kernel.port.unlink(place.name, place.fd)
+    if place.name != JOURNAL_NAME:  # in a private folder, whose lock the caller holds
+        kernel.port.unlink(place.name, place.fd)
         return []
     directory.lock(timeout, deadline)
     try:
-        _kernel.port.unlink(place.name, place.fd)
+        kernel.port.unlink(place.name, place.fd)
     finally:
         directory.unlock()
     return [Recovered(str(place), "removed", "", "a journal that was never complete")]

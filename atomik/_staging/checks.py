@@ -7,14 +7,14 @@ import os
 import stat
 from typing import TYPE_CHECKING, NoReturn
 
-from .. import errors
-from .._folder.paths import split
-from .._protocol.step import same_kind
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import errors
+from atomik._folder.paths import split
+from atomik._protocol.step import same_kind
+from atomik._system import kernel
+from atomik._tree import trees as _tree
 
 if TYPE_CHECKING:
-    from .._folder.directory import Place
+    from atomik._folder.directory import Place
 
 
 def existing(path: str) -> NoReturn:
@@ -41,7 +41,7 @@ def mounts(place: Place, found: os.stat_result, path: str) -> None:
         inside = _tree.has_foreign_mount(place)
     else:
         try:
-            there = _kernel.port.look(place.fd, place.name).mount if mount else 0
+            there = kernel.port.statx(place.fd, place.name).mount if mount else 0
         except FileNotFoundError:
             return  # removed since it was looked at
         inside = str(place) if there != mount else None

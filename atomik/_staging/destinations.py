@@ -10,8 +10,8 @@ import errno
 import os
 from typing import NoReturn
 
-from .. import errors
-from .._folder.directory import Directory, Place
+from atomik import errors
+from atomik._folder.directory import Directory, Place
 
 _Key = tuple[int, int, int]
 

@@ -9,11 +9,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import Directory, Place
-from .._system import kernel as _kernel
-from .._tree import compare as _compare
-from .._tree import metadata as _metadata
+from atomik import errors
+from atomik._folder.directory import Directory, Place
+from atomik._system import kernel
+from atomik._tree import compare as _compare
+from atomik._tree import metadata as _metadata
+
 from . import file_objects as _handles
 from .item import Item
 from .options import PLAIN
@@ -66,7 +67,7 @@ class StagedFile(Item):
         fs = self.stage.fs
         if fs.tmpfile is not False:
             try:
-                fd = _kernel.port.open_tmpfile(self.stage.fd, os.O_RDWR, 0o666)
+                fd = kernel.port.open_tmpfile(self.stage.fd, os.O_RDWR, 0o666)
             except OSError as exc:
                 if exc.errno not in _NO_TMPFILE:
                     raise
@@ -75,7 +76,7 @@ class StagedFile(Item):
                 fs.tmpfile = True
                 return fd
         slot = self.workspace.slot(self.stage)
-        fd = _kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
+        fd = kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
         self.slot = slot
         return fd
 
@@ -87,18 +88,18 @@ class StagedFile(Item):
                 return
             text = 'mode "r+" needs an existing file; use mode "w" to make one'
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
-        if not _kernel.is_file(found.st_mode):  # only to open a device or a FIFO may have effects of its own
+        if not kernel.is_file(found.st_mode):  # only to open a device or a FIFO may have effects of its own
             text = 'what exists is no regular file, so there is no content to start from; use mode "w" to replace it'
             text += ", or follow_symlinks=True" * stat.S_ISLNK(found.st_mode)
             errors.fail(errors.WrongKindError, errno.EINVAL, text, self.path)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        source = _kernel.port.open(self.place.name, flags, self.place.fd)
+        source = kernel.port.open(self.place.name, flags, self.place.fd)
         try:
-            from .._tree.clone import copy_content
+            from atomik._tree.clone import copy_content
 
             copy_content(source, self.fd)
         finally:
-            _kernel.port.close(source)
+            kernel.port.close(source)
 
     def _seal(self) -> None:
         handle = self.handle
@@ -120,7 +121,7 @@ class StagedFile(Item):
         slot = self.workspace.slot(self.stage)
         directory, name = slot
         try:
-            _kernel.port.link_fd(self.fd, name, directory.fd)
+            kernel.port.link_fd(self.fd, name, directory.fd)
         except OSError as exc:
             if exc.errno not in NO_NAME:
                 raise
@@ -132,16 +133,16 @@ class StagedFile(Item):
 
         Where that is so shows with the first file of a mount; the later ones have names from the start.
         """
-        from .._tree.content import copy_content
+        from atomik._tree.content import copy_content
 
         self.stage.fs.tmpfile = False
-        metadata = _metadata.Metadata.held(self.fd, _kernel.port.fstat(self.fd))
-        fd = _kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
+        metadata = _metadata.Metadata.held(self.fd, kernel.port.fstat(self.fd))
+        fd = kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
         try:
             copy_content(self.fd, fd)
             self.not_preserved += _metadata.apply(fd, metadata, "all", same_content=True)
         except BaseException:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
             raise
         self.close()
         self.fd, self.synced = fd, False
@@ -161,7 +162,7 @@ class StagedFile(Item):
         """Close the descriptor."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
     def _drop(self) -> None:
         handle, self.handle = self.handle, None
@@ -196,10 +197,10 @@ class StagedFolder(Item):
     """A folder that the user fills by path."""
 
     def open(self, base: str | os.PathLike[str] | None, progress: Callable[[int], None] | None = None) -> str:
-        """Make the folder in the claim; ``base="copy"`` (or a path) starts from a clone.  Returns its path."""
+        """Make the folder in the private folder; ``base="copy"`` (or a path) starts from a clone.  Returns its path."""
         slot = self.workspace.slot(self.stage)
         try:
-            _kernel.port.mkdir(slot.name, 0o777, slot.fd)
+            kernel.port.mkdir(slot.name, 0o777, slot.fd)
             self.slot = slot
             if base is not None:
                 self._clone(base, slot, progress)
@@ -226,7 +227,7 @@ class StagedFolder(Item):
             target = Directory.open(slot.name, slot.fd, follow=False)
             target.path = str(slot)
             try:
-                from .._tree.clone import clone
+                from atomik._tree.clone import clone
 
                 self.not_preserved += tuple(clone(source, target, progress))
             finally:
@@ -237,7 +238,7 @@ class StagedFolder(Item):
     def _seal(self) -> None:
         assert self.slot is not None
         try:
-            fd = _kernel.port.open(self.slot.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self.slot.fd)
+            fd = kernel.port.open(self.slot.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, self.slot.fd)
         except OSError as exc:
             raise errors.system_error(exc, "the staged folder is gone or unreadable", str(self.slot)) from exc
         try:
@@ -245,4 +246,4 @@ class StagedFolder(Item):
             self.finish(fd)
             self.not_preserved = kept + self.not_preserved
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)

@@ -16,8 +16,8 @@ import sys
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
-from .. import errors
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ class _Raw(io.RawIOBase):
     """The unbuffered layer: errors of write(2) name the destination, and closing leaves the descriptor open.
 
     Not an `io.FileIO`, which looks at the file before it is written: a file whose times somebody has looked at costs
-    the filesystem more when it changes (see `_libc`).
+    the filesystem more when it changes (see `libc`).
     """
 
     #: The layers above ask at every write, and the base class would look further for the answer.
@@ -66,7 +66,7 @@ class _Raw(io.RawIOBase):
 
     def write(self, data: Any, /) -> int:
         try:
-            return _kernel.port.write(self._fd, data)
+            return kernel.port.write(self._fd, data)
         except OSError as exc:
             self.fileno()  # closed?
             raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
@@ -80,7 +80,7 @@ class _Raw(io.RawIOBase):
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
         try:
-            _kernel.port.truncate(self.fileno(), size)
+            kernel.port.truncate(self.fileno(), size)
         except OSError as exc:
             raise errors.system_error(exc, "cannot resize the staged content", self.name) from exc
         return size

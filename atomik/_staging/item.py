@@ -5,7 +5,7 @@ The life of an item::
     OPEN ──seal──▶ SEALED ──(commit)──▶ DONE
       └───discard──────┴──────────────▶ DISCARDED
 
-*open*: the user writes.  A file has no name of its own then (O_TMPFILE, P7); folders and paths lie in the claim.
+*open*: the user writes.  A file has no name of its own then (O_TMPFILE, P7); folders and paths lie in the private folder.
 *seal*: the content is complete; owner, mode and attributes get their final values; errors of the last write show here.
 *stage*: a sealed file gets its slot (before, a small transaction keeps it unnamed).  *steps*: what the commit has to
 swap, in order.  *discard*: everything of the item is gone again; may be called in any state, and repeated.
@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import Directory, Place, identify
-from .._protocol.step import Step, same_kind
-from .._receipt import ItemReceipt
-from .._system import kernel as _kernel
-from .._tree import compare as _compare
-from .._tree import metadata as _metadata
-from .._tree import trees as _tree
+from atomik import errors
+from atomik._folder.directory import Directory, Place, identify
+from atomik._protocol.step import Step, same_kind
+from atomik._receipt import ItemReceipt
+from atomik._system import kernel
+from atomik._tree import compare as _compare
+from atomik._tree import metadata as _metadata
+from atomik._tree import trees as _tree
+
 from . import checks as _refuse
 from .observe import Observation
 from .options import Options
@@ -126,7 +127,7 @@ class Item:
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more.
 
-        Whatever brought us here is the error to tell: what cannot be removed now, the claim's end tries again and reports.
+        Whatever brought us here is the error to tell: what cannot be removed now, the private folder's end tries again and reports.
         """
         with contextlib.suppress(OSError):
             self._discard(reason)
@@ -221,7 +222,7 @@ class Item:
         options = self.options
         return Step(
             op, self.step_kind(), dest, slot, new, old, self.order,
-            "", options.weaker, overwriting=options.overwrite or isinstance(options.expect, Observation),
+            "", options.allow_gap, overwriting=options.overwrite or isinstance(options.expect, Observation),
         )  # fmt: skip
 
     def _keep(self, old: bytes) -> Step:
@@ -237,17 +238,17 @@ class Item:
     def one_step(self) -> bool:
         """Whether one atomic step publishes it, so that alone it needs no journal.
 
-        The weaker rung takes more than one: dying between them, only the journal knows where the original lies.
+        The weaker method takes more than one: dying between them, only the journal knows where the original lies.
         """
         options = self.options
-        if options.keep is not None or options.weaker or isinstance(options.expect, Observation):
+        if options.keep is not None or options.allow_gap or isinstance(options.expect, Observation):
             return False
         return self.step_kind() != "folder" or not self.stays_in_parent()
 
     def stays_in_parent(self) -> bool:
         """Whether a folder takes part that this user may not write to: the kernel lets it be renamed within its parent
         only, for its ".." would change.  Then its slot must lie beside the destination."""
-        may_write = _kernel.port.may_write
+        may_write = kernel.port.may_write
         if self.place.stat() is not None and not may_write(self.place.name, self.place.fd):
             return True
         slot = self.slot
@@ -275,7 +276,7 @@ class Item:
         if expect is None and not options.overwrite:
             # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
             directory, name = self.place
-            if _kernel.port.exists(name, directory.fd):
+            if kernel.port.exists(name, directory.fd):
                 _refuse.existing(self.path)
             return None
         if isinstance(expect, Observation) and (why := expect._mismatch(self.place)) is not None:
@@ -316,11 +317,11 @@ class Item:
                 return _tree.sync(folder)
             finally:
                 folder.close()
-        fd = _kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
+        fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
         try:
-            _kernel.port.fsync(fd)
+            kernel.port.fsync(fd)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
         return 1
 
     def receipt(self, step: Step | None) -> ItemReceipt:
@@ -331,13 +332,13 @@ class Item:
         kept = str(self.kept_place) if replaced and self.kept is not None else None
         op = "move" if self.kind == "move" else step.op
         links = self.links if step.op == "replace" and not step.folder else 0
-        return ItemReceipt(self.path, self.kind, op, step.rung, self.order, replaced, self.not_preserved, links, kept)
+        return ItemReceipt(self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, kept)
 
     def _seal(self) -> None:
         raise NotImplementedError
 
     def _drop(self) -> None:
-        """Remove the slot.  A failure to remove is the claim's to report, for it empties itself at the end."""
+        """Remove the slot.  A failure to remove is the private folder's to report, for it empties itself at the end."""
         if self.slot is None:
             return
         if self.slot.directory is self.place.directory:  # others may write there: a folder goes by its identity alone
@@ -353,7 +354,7 @@ class Item:
             if self._source is not None and same_kind(self._source.type, self.step_kind()):
                 self.not_preserved = _metadata.apply(fd, self._source, options.preserve)
         if options.permissions is not None:
-            _kernel.port.fchmod(fd, options.permissions)
+            kernel.port.fchmod(fd, options.permissions)
 
     def refresh(self, now: os.stat_result) -> None:
         """The destination's owner or mode changed since the item was sealed (`now` is its stat): follow that."""
@@ -365,8 +366,8 @@ class Item:
         """`finish` what was staged, opened anew."""
         assert self.slot is not None
         self.synced = False
-        fd = _kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
+        fd = kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
         try:
             self.finish(fd)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from .. import errors
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import kernel
+
 from .item import Item
 
 if TYPE_CHECKING:
     import os
 
-    from .._folder.directory import Place
-    from .._protocol.step import Step
+    from atomik._folder.directory import Place
+    from atomik._protocol.step import Step
 
 
 @define(eq=False)
@@ -28,7 +29,7 @@ class StagedSymlink(Item):
         """Make the link in a slot."""
         slot = self.workspace.slot(self.stage)
         try:
-            _kernel.port.symlink(target, slot.name, slot.fd)
+            kernel.port.symlink(target, slot.name, slot.fd)
         except OSError as exc:
             raise errors.system_error(exc, "cannot stage the link", self.path) from exc
         self.slot = slot
@@ -39,7 +40,7 @@ class StagedSymlink(Item):
 
 
 def _kind_of(mode: int) -> str:
-    return "folder" if _kernel.is_folder(mode) else "file" if _kernel.is_file(mode) else "other"
+    return "folder" if kernel.is_folder(mode) else "file" if kernel.is_file(mode) else "other"
 
 
 @define(eq=False)
@@ -109,7 +110,7 @@ class Move(Item):
         if self._there == "folder":
             self._refuse_into_itself(found)
         directory = self.source.directory
-        if directory.mount and _kernel.port.look(self.source.fd, self.source.name).mount != directory.mount:
+        if directory.mount and kernel.port.statx(self.source.fd, self.source.name).mount != directory.mount:
             text = "a mount point cannot be moved; unmount it, or move what lies in it"
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(self.source), self.path)
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from .. import errors
-from .._folder.directory import Directory, Place
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._folder.directory import Directory, Place
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
     Source: statx(2), name_to_handle_at(2).
     """
-    from .._folder.paths import split
+    from atomik._folder.paths import split
 
     head, name = split(os.fsdecode(path), folder=True)
     with errors.typed("cannot observe", os.path.join(head, name)):
@@ -104,27 +104,27 @@ def _digest(place: Place) -> bytes | None:
     from hashlib import blake2b
 
     found = place.stat()
-    if found is None or not _kernel.is_file(found.st_mode):
+    if found is None or not kernel.is_file(found.st_mode):
         return None  # not even opened: with a device or a FIFO that may have effects of its own
     try:
-        fd = _kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+        fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except OSError as exc:
         if exc.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
             return None
         raise
     try:
-        if not _kernel.is_file(_kernel.port.fstat(fd).st_mode):
+        if not kernel.is_file(kernel.port.fstat(fd).st_mode):
             return None
         state = blake2b(digest_size=32)
         for chunk in _chunks(fd):
             state.update(chunk)
         return state.digest()
     finally:
-        _kernel.port.close(fd)
+        kernel.port.close(fd)
 
 
 def _chunks(fd: int) -> Iterator[bytes]:
     at = 0
-    while chunk := _kernel.port.pread(fd, _CHUNK, at):
+    while chunk := kernel.port.pread(fd, _CHUNK, at):
         yield chunk
         at += len(chunk)

@@ -9,7 +9,8 @@ from typing import Literal, TypedDict
 
 from attrs import define
 
-from .._tree.metadata import What
+from atomik._tree.metadata import What
+
 from .observe import Observation
 
 StrPath = str | os.PathLike[str]
@@ -43,7 +44,7 @@ class Options:
     expect: Observation | str | None = None
     keep: str | Callable[[str], str] | None = None
     if_changed: bool = False
-    weaker: bool = False
+    allow_gap: bool = False
 
 
 #: Most outputs say nothing special; they share these.

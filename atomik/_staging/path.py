@@ -8,11 +8,12 @@ import stat
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import Directory, Place
-from .._folder.paths import NAME_MAX
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import errors
+from atomik._folder.directory import Directory, Place
+from atomik._folder.paths import NAME_MAX
+from atomik._system import kernel
+from atomik._tree import trees as _tree
+
 from .item import Item
 
 
@@ -28,7 +29,7 @@ class StagedProgram(Item):
         """Make the private folder in which the program writes under the destination's own name."""
         work = self.workspace.slot(self.stage)
         try:
-            _kernel.port.mkdir(work.name, 0o700, work.fd)
+            kernel.port.mkdir(work.name, 0o700, work.fd)
         except OSError as exc:
             raise errors.system_error(exc, "cannot stage the path", self.path) from exc
         self._work = work
@@ -48,11 +49,11 @@ class StagedProgram(Item):
                 errors.fail(
                     errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name)
                 )
-            self._found = "folder" if _kernel.is_folder(found.st_mode) else "file"
+            self._found = "folder" if kernel.is_folder(found.st_mode) else "file"
             self._refuse_open_database(work)
             slot = self.workspace.slot(self.stage)
             mode = self._loosen(inner, found)
-            _kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
+            kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
             self.slot = slot
             self._finish_at(slot, mode)
         finally:
@@ -72,28 +73,28 @@ class StagedProgram(Item):
     def _loosen(self, inner: Place, found: os.stat_result) -> int | None:
         """The kernel lets nobody but root rename a folder that he may not write to into another one (its ".." would
         change).  The mode to give back, where it had to be changed."""
-        if self._found != "folder" or _kernel.port.may_write(inner.name, inner.fd):
+        if self._found != "folder" or kernel.port.may_write(inner.name, inner.fd):
             return None
-        fd = _kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
+        fd = kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
         try:
-            _kernel.port.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(found.st_mode) | stat.S_IRWXU)
+            kernel.port.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(found.st_mode) | stat.S_IRWXU)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
         return stat.S_IMODE(found.st_mode)
 
     def _finish_at(self, slot: Place, mode: int | None) -> None:
         try:
-            fd = _kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
+            fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
                 return
             raise errors.system_error(exc, "cannot finish the staged path", self.path) from exc
         try:
             if mode is not None:
-                _kernel.port.fchmod(fd, mode)
+                kernel.port.fchmod(fd, mode)
             self.finish(fd)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
     def _drop(self) -> None:
         if self._work is not None:

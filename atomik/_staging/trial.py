@@ -11,10 +11,10 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from .. import errors
-from .._folder.directory import Directory, Place, rename
-from .._protocol.step import NO_FLAG
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._folder.directory import Directory, Place, rename
+from atomik._protocol.step import NO_FLAG
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from .item import Item
@@ -34,7 +34,7 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
     if fs.lies and overwriting and item.kind != "removal":  # to take away needs no flag: the slot's name is free
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, LIES, item.path)
     needed = fs.exchange if overwriting else fs.noreplace
-    if item.step_kind() == "folder" and item.kind != "removal" and needed is False and not item.options.weaker:
+    if item.step_kind() == "folder" and item.kind != "removal" and needed is False and not item.options.allow_gap:
         text = (
             "the filesystem cannot publish a folder in one step (it lacks the flags of renameat2); write to another "
             'one, or accept a moment of visibility with fallback="weaker"'
@@ -44,19 +44,19 @@ def flags(workspace: Workspace, stage: Directory, item: Item, overwriting: bool)
 
 def try_flags(workspace: Workspace, stage: Directory) -> None:
     """Exchange two scratch files, rename one onto a free name, and look at the inodes."""
-    port, fs = _kernel.port, stage.fs
+    port, fs = kernel.port, stage.fs
     first, second = (workspace.slot(stage) for _ in range(2))
     try:
         for place in (first, second):
             port.close(port.create(place.name, os.O_WRONLY, 0o600, place.fd))
         inodes = [_inode(place) for place in (first, second)]
-        fs.exchange = _accepts(first, second, _kernel.EXCHANGE)
+        fs.exchange = _accepts(first, second, kernel.EXCHANGE)
         if fs.exchange and [_inode(second), _inode(first)] != inodes:
             fs.lies, fs.exchange, fs.noreplace = True, False, False
             return
         if second.stat() is not None:
             port.unlink(second.name, second.fd)
-        fs.noreplace = _accepts(first, second, _kernel.NOREPLACE)
+        fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
     finally:
         for place in (first, second):
             if place.directory.exists(place.name):

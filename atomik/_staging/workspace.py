@@ -1,4 +1,4 @@
-"""What the items of one transaction share: held folders, claims, slot numbers, and the destinations taken so far.
+"""What the items of one transaction share: held folders, private folders, slot numbers, and the destinations taken so far.
 
 The workspace resolves each path once, and knows everything that must be given back at the end.
 
@@ -15,12 +15,13 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from .. import errors
-from .._folder.directory import PREFIX, Directory, Place
-from .._folder.paths import split
-from .._protocol.private_folder import Claim, new_txid, slot_name
-from .._system import kernel as _kernel
-from .._tree import trees as _tree
+from atomik import errors
+from atomik._folder.directory import PREFIX, Directory, Place
+from atomik._folder.paths import split
+from atomik._protocol.private_folder import PrivateFolder, new_txid, slot_name
+from atomik._system import kernel
+from atomik._tree import trees as _tree
+
 from .destinations import Destinations
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Workspace:
     def __init__(self) -> None:
         self.txid: str = new_txid()
         self.numbers: Iterator[int] = itertools.count()
-        self.claims: dict[tuple[int, int, int], Claim] = {}
+        self.private_folders: dict[tuple[int, int, int], PrivateFolder] = {}
         self._claiming = threading.Lock()
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
@@ -104,7 +105,7 @@ class Workspace:
     def _make_folder(self, place: Place) -> None:
         self._made.append(place)  # before it is there: an interrupt may come right behind the call
         try:
-            _kernel.port.mkdir(place.name, 0o777, place.fd)
+            kernel.port.mkdir(place.name, 0o777, place.fd)
         except FileExistsError:
             self._made.pop()
         except OSError:
@@ -132,37 +133,41 @@ class Workspace:
         self.destinations.use(folder, tmp_dir)
         return folder
 
-    def claim(self, directory: Directory) -> Claim:
+    def private_folder(self, directory: Directory) -> PrivateFolder:
         """The private folder in `directory`, made when first needed."""
         key = directory.place_key
-        made = self.claims.get(key)
+        made = self.private_folders.get(key)
         if made is not None:
             return made
         refuse_append_only(directory, directory.path)
         with self._claiming, errors.typed("cannot stage in the folder", directory.path):
-            claim = self.claims.get(key)
-            if claim is None:
-                claim = self.claims[key] = Claim(directory, self.txid)
-        return claim
+            private_folder = self.private_folders.get(key)
+            if private_folder is None:
+                private_folder = self.private_folders[key] = PrivateFolder(directory, self.txid)
+        return private_folder
 
     def slot(self, directory: Directory) -> Place:
-        """A fresh slot in the claim of `directory`."""
-        claim = self.claims.get(directory.place_key) or self.claim(directory)
-        return Place(claim.folder, slot_name(self.txid, next(self.numbers)))
+        """A fresh slot in the private folder of `directory`."""
+        private_folder = self.private_folders.get(directory.place_key) or self.private_folder(directory)
+        return Place(private_folder.folder, slot_name(self.txid, next(self.numbers)))
 
     def path_of(self, slot: Place) -> str:
-        """The path by which a slot can be handed to code that is not ours; see `Claim.path_of`."""
-        claim = next(claim for claim in self.claims.values() if claim.folder is slot.directory)
-        return claim.path_of(slot)
+        """The path by which a slot can be handed to code that is not ours; see `PrivateFolder.path_of`."""
+        private_folder = next(
+            private_folder
+            for private_folder in self.private_folders.values()
+            if private_folder.folder is slot.directory
+        )
+        return private_folder.path_of(slot)
 
     def path_elsewhere(self, path: str) -> str:
         """The same for a process that may run on another machine, where only the name leads there.
 
         Root's processes get no other path than root itself: there it is not worth the risk.
         """
-        for claim in self.claims.values() if os.geteuid() else ():
-            if path.startswith(f"{claim.descriptor_path}/"):
-                return claim.folder.path + path[len(claim.descriptor_path) :]
+        for private_folder in self.private_folders.values() if os.geteuid() else ():
+            if path.startswith(f"{private_folder.descriptor_path}/"):
+                return private_folder.folder.path + path[len(private_folder.descriptor_path) :]
         return path
 
     def sibling(self, directory: Directory) -> Place:
@@ -174,7 +179,7 @@ class Workspace:
         with more than `most`, nor where a listing might leave out what a look would find."""
         for folder in folders:
             if folder.fs.trusted:
-                with _kernel.port.scandir(folder.fd) as entries:
+                with kernel.port.scandir(folder.fd) as entries:
                     names = {entry.name for entry in itertools.islice(entries, most + 1)}
                 if len(names) <= most:
                     self.listed[folder] = names
@@ -184,28 +189,28 @@ class Workspace:
         self,
         *,
         keep_parents: bool,
-        keep_claims: bool = False,
+        keep_private_folders: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> list[OSError]:
-        """Give everything back: what is left in the claims, the claims, made parents, descriptors.
+        """Give everything back: what is left in the private folders, the private folders, made parents, descriptors.
 
         `progress` is told "cleaning" with the number of objects deleted so far; what it raises is its own affair.
-        Never raises; the failures are returned.  With `keep_claims` only descriptors go: recovery needs the rest.
+        Never raises; the failures are returned.  With `keep_private_folders` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
         cleaned = None if progress is None else _counting(progress)
-        for key, claim in list(self.claims.items()):
+        for key, private_folder in list(self.private_folders.items()):
             try:
-                if keep_claims:
-                    claim.folder.close()
+                if keep_private_folders:
+                    private_folder.folder.close()
                 else:
-                    _dissolve(claim, self.txid, cleaned)
+                    _dissolve(private_folder, self.txid, cleaned)
             except OSError as exc:
                 failures.append(exc)
-            del self.claims[key]
+            del self.private_folders[key]
         for each in () if keep_parents else reversed(self._made):
             try:
-                _kernel.port.rmdir(each.name, each.fd)
+                kernel.port.rmdir(each.name, each.fd)
             except OSError as exc:
                 # Somebody put something into it, or removed it: theirs now.
                 if exc.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
@@ -235,31 +240,31 @@ def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None
     return more
 
 
-def _dissolve(claim: Claim, txid: str, cleaned: Callable[[int], None] | None) -> None:
-    """Empty a claim and remove it; once more if something fails, for the cause may have been of the moment."""
+def _dissolve(private_folder: PrivateFolder, txid: str, cleaned: Callable[[int], None] | None) -> None:
+    """Empty a private folder and remove it; once more if something fails, for the cause may have been of the moment."""
     try:
-        empty(claim, txid, cleaned)
-        claim.release()
+        empty(private_folder, txid, cleaned)
+        private_folder.release()
     except OSError:
         try:
-            empty(claim, txid)
-            claim.release()
+            empty(private_folder, txid)
+            private_folder.release()
         except OSError as exc:
-            claim.folder.close()
+            private_folder.folder.close()
             if isinstance(exc, errors.AtomikError):
                 raise
-            raise errors.system_error(exc, "cannot clean up", claim.folder.path) from exc
+            raise errors.system_error(exc, "cannot clean up", private_folder.folder.path) from exc
 
 
-def empty(claim: Claim, txid: str, cleaned: Callable[[int], None] | None = None) -> None:
-    """Delete what still lies in the slots of a claim, whatever fails on the way; names that are not ours stay (I6)."""
+def empty(private_folder: PrivateFolder, txid: str, cleaned: Callable[[int], None] | None = None) -> None:
+    """Delete what still lies in the slots of a private folder, whatever fails on the way; names that are not ours stay (I6)."""
     mark = f"{PREFIX}{txid}-"
-    with _kernel.port.scandir(claim.folder.fd) as entries:
+    with kernel.port.scandir(private_folder.folder.fd) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(mark)]
     failure = None
     for name in names:
         try:
-            _tree.delete(Place(claim.folder, name), cleaned)
+            _tree.delete(Place(private_folder.folder, name), cleaned)
         except OSError as exc:
             failure = exc
     if failure is not None:

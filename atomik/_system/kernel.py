@@ -18,10 +18,12 @@ import stat as _stat
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from atomik.errors import AtomikError
+
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from .libc import Look
+    from .libc import Status
 
 NOREPLACE = 1
 EXCHANGE = 2
@@ -38,7 +40,7 @@ _FS_IOC_SETFLAGS = 0x40086602
 MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
-    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce_writer
     fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
@@ -46,7 +48,7 @@ MUTATING = frozenset(
 _c: ModuleType | None = None
 
 
-def _libc() -> Any:
+def libc() -> Any:
     """The ctypes bindings, imported when first needed (see there)."""
     global _c  # noqa: PLW0603  loaded once, when first needed
     if _c is None:
@@ -66,7 +68,7 @@ def _bytes(name: str) -> bytes:
 
 def _raise(names: tuple[bytes | str | int | None, ...]) -> NoReturn:
     """Raise the `OSError` of the ctypes call that just failed."""
-    number = _libc().errno()
+    number = libc().errno()
     shown = [os.fsdecode(n) if isinstance(n, bytes) else n for n in names]
     if len(shown) == 2:
         raise OSError(number, os.strerror(number), shown[0], None, shown[1])
@@ -90,7 +92,7 @@ class Kernel:
 
     def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
         """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
-        c = _c or _libc()
+        c = _c or libc()
         while (fd := c.openat2(dir_fd, _bytes(path), flags | os.O_CLOEXEC, 0, resolve)) < 0:
             if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
                 _raise((path,))
@@ -127,7 +129,7 @@ class Kernel:
     def link_fd(self, fd: int, dst: str, dst_fd: int) -> None:
         """Give an unnamed file a name: linkat(2) with AT_EMPTY_PATH, which needs the rights that the file was opened with
         (Linux 6.10) or CAP_DAC_READ_SEARCH; else through /proc, which takes half as long again."""
-        c = _c or _libc()
+        c = _c or libc()
         if c.linkat(fd, b"", dst_fd, _bytes(dst), c.AT_EMPTY_PATH) < 0:
             if c.errno() != errno.ENOENT:
                 _raise((dst,))
@@ -138,7 +140,7 @@ class Kernel:
         """renameat2(2) (Linux 3.15) with 0, `NOREPLACE` or `EXCHANGE`."""
         if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
             raise ValueError("embedded null character")
-        c = _c or _libc()
+        c = _c or libc()
         if c.renameat2(src_fd, _bytes(src), dst_fd, _bytes(dst), flags) < 0:
             _raise((src, dst))
 
@@ -184,23 +186,23 @@ class Kernel:
 
     def syncfs(self, fd: int) -> None:
         """syncfs(2): the whole filesystem; reports writeback errors since Linux 5.8."""
-        if _libc().syncfs(fd) < 0:
+        if libc().syncfs(fd) < 0:
             _raise(())
 
     def start_writeback(self, fd: int) -> None:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE: start, do not wait.  A head start, never a guarantee."""
-        if _libc().start_writeback(fd) < 0:
+        if libc().start_writeback(fd) < 0:
             _raise(())
 
     #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
     flock = staticmethod(fcntl.flock)
 
-    def announce(self, fd: int, waiting: bool) -> None:
+    def announce_writer(self, fd: int, waiting: bool) -> None:
         """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on an open folder, which holds nobody up, has nothing to do with
-        flock(2) and goes with the descriptor: a sign for those who ask with `awaited`."""
+        flock(2) and goes with the descriptor: a sign for those who ask with `writer_is_waiting`."""
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range_lock(fcntl.F_RDLCK if waiting else fcntl.F_UNLCK))
 
-    def awaited(self, fd: int) -> bool:
+    def writer_is_waiting(self, fd: int) -> bool:
         """fcntl(2), F_OFD_GETLK: whether somebody else has announced himself."""
         found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range_lock(fcntl.F_WRLCK))
         return int.from_bytes(found[:2], sys.byteorder) != fcntl.F_UNLCK
@@ -247,7 +249,7 @@ class Kernel:
 
     def has_xattrs(self, name: str, dir_fd: int) -> bool:
         """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc: whether it has any; of a link, the link's own."""
-        c = _c or _libc()
+        c = _c or libc()
         size = c.listxattrat(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW)
         if size < 0:
             if c.errno() not in (errno.ENOSYS, errno.EPERM):
@@ -281,7 +283,7 @@ class Kernel:
     def exists(self, name: str, dir_fd: int) -> bool:
         """statx(2): is there anything of that name, also a dangling link?  A folder that cannot be asked is an error, not a
         no; faccessat(2) would be quicker, but `os.access` makes a no of all errors, also where a filter forbids the call."""
-        c = _c or _libc()
+        c = _c or libc()
         if c.statx(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW) is not None:
             return True
         if c.errno() != errno.ENOENT:
@@ -300,25 +302,25 @@ class Kernel:
         """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
         return os.scandir(fd)
 
-    def look(self, fd: int, name: str = "") -> Look:
-        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `_libc`)."""
-        c = _c or _libc()
-        found: Look | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
+    def statx(self, fd: int, name: str = "") -> Status:
+        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `libc`)."""
+        c = _c or libc()
+        found: Status | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
         if found is None:
             _raise((name,))
         return found
 
-    def look_at(self, path: str) -> Look:
+    def statx_path(self, path: str) -> Status:
         """statx(2) of a whole path, links followed."""
-        c = _c or _libc()
-        found: Look | None = c.statx(c.AT_FDCWD, _bytes(path), 0)
+        c = _c or libc()
+        found: Status | None = c.statx(c.AT_FDCWD, _bytes(path), 0)
         if found is None:
             _raise((path,))
         return found
 
     def filesystem_magic(self, fd: int) -> int:
         """fstatfs(2): the type of the filesystem."""
-        c = _libc()
+        c = libc()
         out = c.Statfs()
         if c.fstatfs(fd, c.byref(out)) < 0:
             _raise(())
@@ -326,7 +328,7 @@ class Kernel:
 
     def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
         """name_to_handle_at(2), unprivileged: type and handle; AT_HANDLE_FID in `flags`."""
-        c = _c or _libc()
+        c = _c or libc()
         found: bytes | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
         if found is None:
             _raise((name,))
@@ -340,6 +342,28 @@ class Kernel:
 
 
 port: Kernel = Kernel()
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+def errno_of(exc: OSError) -> int | None:
+    """The errno of the kernel's own answer; None for what something else raised, such as a signal handler (I13).
+
+    CPython runs a signal handler when the C call returns, inside whatever ``try`` surrounds the call, so a handler's
+    TimeoutError or FileNotFoundError arrives where the kernel's would.  The kernel's answer is raised by the call itself:
+    the innermost frame is the package's, or that of the object that was put in the port's place.
+    """
+    trace, inside = exc.__traceback__, False
+    if trace is None or exc.errno is None or isinstance(exc, AtomikError):
+        return None
+    while trace.tb_next is not None:
+        inside = trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    if code.co_filename.startswith(_PACKAGE) or isinstance(trace.tb_frame.f_locals.get("self"), Kernel):
+        return exc.errno
+    replaced = (getattr(method, "__code__", None) for method in vars(port).values())
+    return exc.errno if inside and code in replaced else None
 
 
 def install(kernel: Kernel) -> Kernel:

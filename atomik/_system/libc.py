@@ -1,6 +1,6 @@
 """The system calls that `os` does not offer, bound with ctypes; loaded when first needed.
 
-Only `_kernel` imports this module.  It is apart because ctypes alone takes longer to import than the rest of
+Only `kernel` imports this module.  It is apart because ctypes alone takes longer to import than the rest of
 atomik: a program that imports atomik and writes nothing should not pay for it.
 
 Where the C library has a wrapper it is used; otherwise syscall(2) with the number of the machine, so that
@@ -86,7 +86,7 @@ _statuses: list[_Buffer] = []
 _handles: list[_Buffer] = []
 
 
-class Look(NamedTuple):
+class Status(NamedTuple):
     """What statx(2) says about an object: what and where it is, and no times."""
 
     mask: int
@@ -127,7 +127,7 @@ _WANTED = STATX_IDENTITY | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 _new = tuple.__new__  # at half the price of calling the class
 
 
-def statx(fd: int, name: bytes, flags: int) -> Look | None:
+def statx(fd: int, name: bytes, flags: int) -> Status | None:
     """statx(2) of what matters here; None when it failed (see `errno`)."""
     try:
         held = _statuses.pop()
@@ -136,7 +136,7 @@ def statx(fd: int, name: bytes, flags: int) -> Look | None:
     try:
         if _statx(fd, name, flags, _WANTED, held[1]) < 0:
             return None
-        return _new(Look, _STATX.unpack_from(held[0]))
+        return _new(Status, _STATX.unpack_from(held[0]))
     finally:
         _statuses.append(held)
 

@@ -1,0 +1,1 @@
+"""Content by descriptor: walk, delete, sync, clone, compare trees; copy content and metadata."""

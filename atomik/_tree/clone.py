@@ -8,7 +8,7 @@ Content is shared where the filesystem can, else copied, holes as holes (see `_c
 stay hard links.  Links are copied, never followed; a mount in `src` is refused before anything is copied
 (`MountPointError`).  Nothing recurses, and the number of descriptors is fixed (see `_descent`).
 
-`dst` must be out of others' reach until the clone is done (a slot in the claim is): a copy gets its permission bits
+`dst` must be out of others' reach until the clone is done (a slot in the private folder is): a copy gets its permission bits
 before its owner.  The metadata of `src` itself is the caller's to put on `dst`.
 
 A source that vanishes or changes its kind meanwhile is a `ConflictError`.  Nobody freezes the tree: files that are
@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import PREFIX, Directory
-from .._folder.mounts import mount_at_or_below
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._folder.directory import PREFIX, Directory
+from atomik._folder.mounts import mount_at_or_below
+from atomik._system import kernel
+
 from .content import Copier, copy_content
 from .metadata import ACL, REFUSED, Metadata, address, apply
-from .walk import Descent, Level, refuse_mount
+from .walk import Level, TreeWalk, refuse_mount
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +54,7 @@ def clone(src: Directory, dst: Directory, progress: Callable[[int], None] | None
     """
     if mount := mount_at_or_below(src):
         refuse_mount("copy", mount)
-    with Descent(src, "copy") as source, Descent(dst, "copy", loosen=True) as target:
+    with TreeWalk(src, "copy") as source, TreeWalk(dst, "copy", loosen=True) as target:
         work = _Clone(source, target, progress, bare=not _xattrs(dst.fd))
         try:
             work.run()
@@ -69,8 +70,8 @@ class _Clone:
     ``bare`` says that the new folders have no attributes, hence no default ACL: then new files inherit none.
     """
 
-    source: Descent
-    target: Descent
+    source: TreeWalk
+    target: TreeWalk
     progress: Callable[[int], None] | None
     bare: bool
     lost: list[str] = field(factory=list)
@@ -82,7 +83,7 @@ class _Clone:
     def close(self) -> None:
         """Close what was kept open."""
         if self._reached:
-            _kernel.port.close(self._reached[1])
+            kernel.port.close(self._reached[1])
             self._reached = None
 
     def run(self) -> None:
@@ -111,7 +112,7 @@ class _Clone:
 
     # --- folders -----------------------------------------------------------------------------------------------------
     def _enter(self, name: str) -> None:
-        port = _kernel.port
+        port = kernel.port
         try:
             self.source.enter(name)
         except (FileNotFoundError, NotADirectoryError):
@@ -136,7 +137,7 @@ class _Clone:
         fd = self.target.level.fd
         try:
             self._note(apply(fd, metadata, "all", same_content=True))
-            _kernel.port.futime(fd, (found.st_atime_ns, found.st_mtime_ns))
+            kernel.port.futime(fd, (found.st_atime_ns, found.st_mtime_ns))
         except OSError as exc:
             self._fail(exc)
         self.target.leave()
@@ -167,7 +168,7 @@ class _Clone:
 
     # --- files -------------------------------------------------------------------------------------------------------
     def _file(self, name: str) -> None:
-        port, below = _kernel.port, self.target.level.fd
+        port, below = kernel.port, self.target.level.fd
         fd = port.open(name, _READ, self.source.level.fd)
         try:
             found = port.fstat(fd)
@@ -185,7 +186,7 @@ class _Clone:
             port.close(fd)
 
     def _finish(self, fd: int, new: int, found: os.stat_result, name: str) -> None:
-        port = _kernel.port
+        port = kernel.port
         now = port.fstat(new)
         same = (now.st_uid, now.st_gid, now.st_mode) == (found.st_uid, found.st_gid, found.st_mode)
         if not (self.bare and same) or _xattrs(fd):
@@ -198,7 +199,7 @@ class _Clone:
         if key in self._first:
             level, first = self._first[key]
             try:
-                _kernel.port.link(first, self._reach(level), name, self.target.level.fd)
+                kernel.port.link(first, self._reach(level), name, self.target.level.fd)
             except OSError as exc:
                 if exc.errno not in _NO_LINK:
                     raise
@@ -219,7 +220,7 @@ class _Clone:
     # --- the rest ----------------------------------------------------------------------------------------------------
     def _other(self, name: str) -> None:
         """A link, FIFO, socket or device: noted with O_PATH, for none of them may be opened."""
-        port = _kernel.port
+        port = kernel.port
         fd = port.open(name, _NOTE, self.source.level.fd)
         try:
             found = port.fstat(fd)
@@ -233,7 +234,7 @@ class _Clone:
             port.close(fd)
 
     def _made(self, fd: int, found: os.stat_result, name: str) -> bool:
-        port, below = _kernel.port, self.target.level.fd
+        port, below = kernel.port, self.target.level.fd
         if stat.S_ISLNK(found.st_mode):
             port.symlink(port.readlink("", fd), name, below)
             return True
@@ -249,7 +250,7 @@ class _Clone:
 
     def _dress(self, fd: int, found: os.stat_result, name: str) -> None:
         """Owner, attributes, mode and times of something that can only be named."""
-        port, below = _kernel.port, self.target.level.fd
+        port, below = kernel.port, self.target.level.fd
         metadata = Metadata.held(fd, found, path_only=True)
         lost = ["xattr " + one for one in metadata.unread]
         new = port.open(name, _NOTE, below)
@@ -285,7 +286,7 @@ def _refused(call: Callable[..., None], *args: object) -> bool:
 def _xattrs(fd: int) -> list[str]:
     """The names; "*" when they cannot be listed, which is not the same as having none."""
     try:
-        return _kernel.port.listxattr(fd)
+        return kernel.port.listxattr(fd)
     except OSError as exc:
         if exc.errno not in REFUSED:
             raise

@@ -18,12 +18,13 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from .._folder.directory import Directory
-from .._system import kernel as _kernel
-from .walk import Descent
+from atomik._folder.directory import Directory
+from atomik._system import kernel
+
+from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from .._folder.directory import Place
+    from atomik._folder.directory import Place
 
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -32,10 +33,10 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 def same(new: Place, old: Place, permissions: int | None = None) -> bool:
     """Whether `old` may stay because `new` is the same; `permissions` are those that were asked for, if any."""
     try:
-        found = _kernel.port.lstat(new.name, new.fd), _kernel.port.lstat(old.name, old.fd)
+        found = kernel.port.lstat(new.name, new.fd), kernel.port.lstat(old.name, old.fd)
         if not _same_permissions(found[1], permissions):
             return False
-        if _kernel.is_folder(found[0].st_mode) and _kernel.is_folder(found[1].st_mode):
+        if kernel.is_folder(found[0].st_mode) and kernel.is_folder(found[1].st_mode):
             return _same_folders(new, old)
         return _same_entries(new.name, new.fd, old.fd, found, old.name)
     except OSError:
@@ -45,10 +46,10 @@ def same(new: Place, old: Place, permissions: int | None = None) -> bool:
 def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
     """The same for an open file."""
     try:
-        found = _kernel.port.lstat(old.name, old.fd)
-        if not _same_permissions(found, permissions) or not _kernel.is_file(found.st_mode):
+        found = kernel.port.lstat(old.name, old.fd)
+        if not _same_permissions(found, permissions) or not kernel.is_file(found.st_mode):
             return False
-        return _same_content(fd, _kernel.port.fstat(fd), old.name, old.fd)
+        return _same_content(fd, kernel.port.fstat(fd), old.name, old.fd)
     except OSError:
         return False
 
@@ -70,7 +71,7 @@ def _same_folders(new: Place, old: Place) -> bool:
 
 
 def _same_trees(new: Directory, old: Directory) -> bool:
-    with Descent(new, "compare") as ours, Descent(old, "compare") as theirs:
+    with TreeWalk(new, "compare") as ours, TreeWalk(old, "compare") as theirs:
         while True:
             level = ours.level
             if level.folders is None:
@@ -88,17 +89,17 @@ def _same_trees(new: Directory, old: Directory) -> bool:
                 theirs.leave()
 
 
-def _compare_level(ours: Descent, theirs: Descent) -> list[str] | None:
+def _compare_level(ours: TreeWalk, theirs: TreeWalk) -> list[str] | None:
     """The folders in the present level, which are still to be compared; None when there is a difference already."""
     names = {entry.name for entry in ours.entries()}
     if names != {entry.name for entry in theirs.entries()}:
         return None
-    port, new_fd, old_fd = _kernel.port, ours.level.fd, theirs.level.fd
+    port, new_fd, old_fd = kernel.port, ours.level.fd, theirs.level.fd
     folders = []
     for name in names:
         found = port.lstat(name, new_fd), port.lstat(name, old_fd)
         if stat.S_ISLNK(found[0].st_mode) or stat.S_IMODE(found[0].st_mode) == stat.S_IMODE(found[1].st_mode):
-            if _kernel.is_folder(found[0].st_mode) and _kernel.is_folder(found[1].st_mode):
+            if kernel.is_folder(found[0].st_mode) and kernel.is_folder(found[1].st_mode):
                 folders.append(name)
                 continue
             if _same_entries(name, new_fd, old_fd, found, name):
@@ -112,12 +113,12 @@ def _same_entries(
 ) -> bool:
     """Whether two objects that are not both folders are the same; their permissions have been compared."""
     new, old = found
-    port = _kernel.port
+    port = kernel.port
     if stat.S_IFMT(new.st_mode) != stat.S_IFMT(old.st_mode):
         return False
     if stat.S_ISLNK(new.st_mode):
         return port.readlink(name, new_fd) == port.readlink(old_name, old_fd)
-    if not _kernel.is_file(new.st_mode):
+    if not kernel.is_file(new.st_mode):
         return new.st_rdev == old.st_rdev  # devices by their number; of FIFOs and sockets there is no more to compare
     if new.st_size != old.st_size:
         return False
@@ -129,11 +130,11 @@ def _same_entries(
 
 
 def _same_content(fd: int, new: os.stat_result, old_name: str, old_fd: int) -> bool:
-    port = _kernel.port
+    port = kernel.port
     other = port.open(old_name, _FILE, old_fd)
     try:
         old = port.fstat(other)
-        if not _kernel.is_file(old.st_mode) or old.st_size != new.st_size:
+        if not kernel.is_file(old.st_mode) or old.st_size != new.st_size:
             return False
         if (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino):
             return True  # a hard link of it

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from .._system import kernel as _kernel
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ _NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUP
 
 def copy_content(src_fd: int, dst_fd: int) -> None:
     """Make the empty file `dst_fd` hold what `src_fd` holds; no metadata, and both offsets may have moved."""
-    Copier().copy(src_fd, dst_fd, _kernel.port.fstat(src_fd))
+    Copier().copy(src_fd, dst_fd, kernel.port.fstat(src_fd))
 
 
 @define
@@ -50,11 +50,11 @@ class Copier:
             else:
                 for start, end in _data(src, size):
                     self._range(src, dst, start, end)
-                _kernel.port.truncate(dst, size)
+                kernel.port.truncate(dst, size)
 
     def _shared(self, src: int, dst: int) -> bool:
         try:
-            _kernel.port.clone(dst, src)
+            kernel.port.clone(dst, src)
         except OSError as exc:
             if exc.errno not in _NO_REFLINK:
                 raise
@@ -65,7 +65,7 @@ class Copier:
         at = start
         while self.ranges and at < end:
             try:
-                copied = _kernel.port.copy_range(src, dst, min(end - at, _PIECE), at, at)
+                copied = kernel.port.copy_range(src, dst, min(end - at, _PIECE), at, at)
             except OSError as exc:
                 if exc.errno not in _NO_RANGES:
                     raise
@@ -79,7 +79,7 @@ class Copier:
 
     def _by_hand(self, src: int, dst: int, start: int, end: int | None) -> None:
         """Read and write from `start` to `end`, or to the end of the file."""
-        port, at = _kernel.port, start
+        port, at = kernel.port, start
         while end is None or at < end:
             data = port.pread(src, _BUFFER if end is None else min(_BUFFER, end - at), at)
             if not data:
@@ -93,7 +93,7 @@ class Copier:
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """The parts of a file that are no holes (lseek(2), SEEK_DATA and SEEK_HOLE)."""
-    seek, at = _kernel.port.seek, 0
+    seek, at = kernel.port.seek, 0
     while at < size:
         try:
             start = seek(fd, at, os.SEEK_DATA)

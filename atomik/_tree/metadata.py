@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Literal
 
 from attrs import define
 
-from .._system import kernel as _kernel
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._folder.directory import Place
+    from atomik._folder.directory import Place
 
 What = Literal["all", "mode", "none"]
 
@@ -95,7 +95,7 @@ class Metadata:
 
         Needs no permission on the object itself, save to read ``user.`` attributes (xattr(7)).
         """
-        port = _kernel.port
+        port = kernel.port
         found = place.stat()
         if found is None or stat.S_ISLNK(found.st_mode):
             return None
@@ -135,7 +135,7 @@ class Metadata:
 
 def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """Every attribute, and the names of those that could not be read."""
-    port = _kernel.port
+    port = kernel.port
     xattrs: dict[str, bytes] = {}
     unread = []
     try:
@@ -169,7 +169,7 @@ def apply(fd: int, metadata: Metadata, what: What, *, same_content: bool = False
     if what == "none":
         return ()
     lost: list[str] = []
-    now = _kernel.port.fstat(fd)
+    now = kernel.port.fstat(fd)
     uid, gid, touched = now.st_uid, now.st_gid, False
     mode = metadata.mode
     if what == "all":
@@ -198,7 +198,7 @@ def _set_owner(fd: int, metadata: Metadata, now: os.stat_result) -> tuple[int, i
         if (uid in (-1, now.st_uid)) and (gid in (-1, now.st_gid)):
             continue
         try:
-            _kernel.port.fchown(fd, uid, gid)
+            kernel.port.fchown(fd, uid, gid)
         except OSError as exc:
             if exc.errno not in REFUSED:
                 raise
@@ -213,7 +213,7 @@ def _set_xattrs(fd: int, metadata: Metadata, lost: list[str], never: frozenset[s
     An attribute that only the new object has stays: the program that wrote it, or the security module, put it there.
     An ACL does not, for it was inherited from the folder and would let others in whom the old one kept out.
     """
-    port = _kernel.port
+    port = kernel.port
     names = _listed(fd)
     for name in metadata.unread:
         _note(lost, name)
@@ -235,7 +235,7 @@ def _set_xattrs(fd: int, metadata: Metadata, lost: list[str], never: frozenset[s
 
 def _listed(fd: int) -> list[str]:
     try:
-        return _kernel.port.listxattr(fd)
+        return kernel.port.listxattr(fd)
     except OSError as exc:
         if exc.errno not in REFUSED:
             raise
@@ -244,7 +244,7 @@ def _listed(fd: int) -> list[str]:
 
 def _value(fd: int, name: str) -> bytes | None:
     try:
-        return _kernel.port.getxattr(fd, name)
+        return kernel.port.getxattr(fd, name)
     except OSError as exc:
         if exc.errno not in REFUSED:
             raise
@@ -272,12 +272,12 @@ def _note(lost: list[str], name: str) -> None:
 def _set_mode(fd: int, mode: int) -> bool:
     """fchmod; whether the mode is now that.  The kernel drops set-gid silently for one outside the group."""
     try:
-        _kernel.port.fchmod(fd, mode)
+        kernel.port.fchmod(fd, mode)
     except OSError as exc:
         if exc.errno not in REFUSED:
             raise
         return False
-    return not mode & _SET_ID or stat.S_IMODE(_kernel.port.fstat(fd).st_mode) == mode
+    return not mode & _SET_ID or stat.S_IMODE(kernel.port.fstat(fd).st_mode) == mode
 
 
 def _without_mask(mode: int, acl: bytes) -> int:

@@ -23,16 +23,17 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from .. import errors
-from .._folder.directory import identify
-from .._folder.mounts import has_foreign_mount
-from .._system import kernel as _kernel
-from .walk import Descent, Level, refuse_mount
+from atomik import errors
+from atomik._folder.directory import identify
+from atomik._folder.mounts import has_foreign_mount
+from atomik._system import kernel
+
+from .walk import Level, TreeWalk, refuse_mount
 
 if TYPE_CHECKING:
     from typing import Self
 
-    from .._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory, Place
 
 __all__ = ["delete", "delete_file", "has_foreign_mount", "sync"]
 
@@ -59,7 +60,7 @@ def delete(place: Place, progress: Progress | None = None, *, known: bytes | Non
     Entries that others add meanwhile are deleted as well, up to a limit (ENOTEMPTY then).
     """
     try:
-        _kernel.port.unlink(place.name, place.fd)
+        kernel.port.unlink(place.name, place.fd)
     except FileNotFoundError as exc:
         if place.stat() is None:
             return
@@ -76,7 +77,7 @@ def delete(place: Place, progress: Progress | None = None, *, known: bytes | Non
 def delete_file(place: Place) -> None:
     """Remove what stands at `place`, but no folder."""
     try:
-        _kernel.port.unlink(place.name, place.fd)
+        kernel.port.unlink(place.name, place.fd)
     except (FileNotFoundError, IsADirectoryError):
         pass
     except OSError as exc:
@@ -86,7 +87,7 @@ def delete_file(place: Place) -> None:
 def _delete_tree(place: Place, progress: Progress | None, known: bytes | None) -> None:
     if mount := has_foreign_mount(place):
         refuse_mount("delete", mount)
-    with Descent(place.directory, "delete", loosen=True) as down:
+    with TreeWalk(place.directory, "delete", loosen=True) as down:
         down.level.folders = [place.name]
         while True:
             level = down.level
@@ -104,10 +105,10 @@ def _delete_tree(place: Place, progress: Progress | None, known: bytes | None) -
                 progress(1)
 
 
-def _delete_files(down: Descent, progress: Progress | None) -> list[str]:
+def _delete_files(down: TreeWalk, progress: Progress | None) -> list[str]:
     """Unlink everything in the present folder but folders, whose names are returned."""
     level, folders, done = down.level, [], 0
-    unlink, fd = _kernel.port.unlink, level.fd
+    unlink, fd = kernel.port.unlink, level.fd
     for entry in down.entries():
         name = entry.name
         if entry.is_dir(follow_symlinks=False):
@@ -128,7 +129,7 @@ def _delete_files(down: Descent, progress: Progress | None) -> list[str]:
     return folders
 
 
-def _again(down: Descent, cause: OSError, name: str, remove: Callable[[str, int], None], level: Level) -> None:
+def _again(down: TreeWalk, cause: OSError, name: str, remove: Callable[[str, int], None], level: Level) -> None:
     """A removal failed: if it was for the permissions of the folder, give the owner all and repeat."""
     exc = cause
     if cause.errno == errno.EACCES and down.loosened():
@@ -142,7 +143,7 @@ def _again(down: Descent, cause: OSError, name: str, remove: Callable[[str, int]
         _refused(exc, down.action, down.path(name, level))
 
 
-def _enter(down: Descent, name: str) -> None:
+def _enter(down: TreeWalk, name: str) -> None:
     """Go into a folder, or remove what has taken its place."""
     level = down.level
     try:
@@ -153,25 +154,25 @@ def _enter(down: Descent, name: str) -> None:
         if not down.depth:  # the place itself: what stands there now is not what we were asked to delete
             down.moved(name)
         try:
-            _kernel.port.unlink(name, level.fd)
+            kernel.port.unlink(name, level.fd)
         except OSError as exc:
-            _again(down, exc, name, _kernel.port.unlink, level)
+            _again(down, exc, name, kernel.port.unlink, level)
 
 
-def _delete_folder(down: Descent) -> bool:
+def _delete_folder(down: TreeWalk) -> bool:
     """Leave the present folder and remove it; back into it if something is in there (again)."""
     tries = down.level.tries
     name = down.leave()
     above = down.level
     try:
-        _kernel.port.rmdir(name, above.fd)
+        kernel.port.rmdir(name, above.fd)
     except OSError as exc:
         if exc.errno in (errno.ENOTEMPTY, errno.EEXIST) and tries < RESCANS:
             _enter(down, name)
             if down.level is not above:
                 down.level.tries = tries + 1
             return False
-        _again(down, exc, name, _kernel.port.rmdir, above)
+        _again(down, exc, name, kernel.port.rmdir, above)
     return True
 
 
@@ -190,7 +191,7 @@ def sync(directory: Directory, progress: Progress | None = None) -> int:
     no sync.  A folder that cannot be synced at all (EINVAL, see `Directory.sync`) is passed over; any other failure
     is an error that names the path.
     """
-    with Descent(directory, "sync", loosen=True, restore=True) as down, _Batch(down, progress) as batch:
+    with TreeWalk(directory, "sync", loosen=True, restore=True) as down, _Batch(down, progress) as batch:
         while True:
             level = down.level
             if level.folders is None:
@@ -213,7 +214,7 @@ def sync(directory: Directory, progress: Progress | None = None) -> int:
 class _Batch:
     """Files whose writeback has begun, or is about to."""
 
-    down: Descent
+    down: TreeWalk
     progress: Progress | None
     count: int = 0
     _files: list[tuple[int, str, Level]] = field(factory=list)
@@ -223,7 +224,7 @@ class _Batch:
 
     def __exit__(self, *_: object) -> None:
         while self._files:
-            _kernel.port.close(self._files.pop()[0])
+            kernel.port.close(self._files.pop()[0])
 
     def add_files(self, level: Level) -> list[str]:
         """Take the present folder's files; returns the names of its folders."""
@@ -248,7 +249,7 @@ class _Batch:
 
     def _open(self, name: str, level: Level) -> int:
         """A readable descriptor, also of a file that its owner may not read."""
-        port = _kernel.port
+        port = kernel.port
         try:
             return port.open(name, os.O_RDONLY | _FILE, level.fd)
         except OSError as exc:
@@ -259,20 +260,20 @@ class _Batch:
                 raise
         if self.down.loosened():  # perhaps it was only the folder that may not be searched
             return self._open(name, level)
-        note = port.open(name, os.O_PATH | os.O_NOFOLLOW, level.fd)
+        path_fd = port.open(name, os.O_PATH | os.O_NOFOLLOW, level.fd)
         try:
-            path, mode = f"/proc/self/fd/{note}", stat.S_IMODE(port.fstat(note).st_mode)
+            path, mode = f"/proc/self/fd/{path_fd}", stat.S_IMODE(port.fstat(path_fd).st_mode)
             port.chmod(path, mode | stat.S_IRUSR)
             try:
                 return port.open(path, os.O_RDONLY | os.O_NONBLOCK)
             finally:
                 port.chmod(path, mode)
         finally:
-            port.close(note)
+            port.close(path_fd)
 
     def flush(self) -> None:
         """Begin the writeback of all files at hand, then wait for each."""
-        port = _kernel.port
+        port = kernel.port
         if len(self._files) > 1:
             for fd, _, _ in self._files:
                 try:
@@ -293,7 +294,7 @@ class _Batch:
     def sync_folder(self, level: Level) -> None:
         """fsync the present folder."""
         try:
-            _kernel.port.fsync(level.fd)
+            kernel.port.fsync(level.fd)
         except OSError as exc:
             if exc.errno != errno.EINVAL:
                 self.down.fail(exc)

@@ -7,7 +7,7 @@ Calling sequence::
         … down.level.fd …
         name = down.leave()      # back up; the name of what was left
 
-A `Descent` remembers every level from the top, but holds only the deepest `HELD` of them open, so the depth of a tree
+A `TreeWalk` remembers every level from the top, but holds only the deepest `HELD` of them open, so the depth of a tree
 costs memory and no descriptors.  A level that was let go is opened again as the ".." of the level below it and must
 then be the same folder on the same mount; if somebody moved it meanwhile this is a `ConflictError`, and nothing is
 touched wherever ".." leads now.
@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, NoReturn
 
 from attrs import define, field
 
-from .. import errors
-from .._system import kernel as _kernel
+from atomik import errors
+from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from .._folder.directory import Directory
+    from atomik._folder.directory import Directory
 
 #: How many levels are held open, by each `Descent`: a copy has two, and a program may have 256 descriptors for all it does.
 #: Going back above them costs three calls a level, which ordinary trees are not deep enough for: 5,000 files 16 levels
@@ -44,9 +44,7 @@ HELD = 12
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOTE = os.O_PATH | os.O_NOFOLLOW
-_BENEATH = (
-    _kernel.RESOLVE_NO_XDEV | _kernel.RESOLVE_NO_SYMLINKS | _kernel.RESOLVE_NO_MAGICLINKS | _kernel.RESOLVE_BENEATH
-)
+_BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
 _OWNER = stat.S_IRWXU
 #: Longer paths are opened in pieces (PATH_MAX is 4096).
 _PIECE = 4000
@@ -75,7 +73,7 @@ class Level:
 
 
 @define(eq=False)
-class Descent:
+class TreeWalk:
     """The way from `top`, whose descriptor stays the caller's, down to the present level."""
 
     top: Directory
@@ -113,7 +111,7 @@ class Descent:
     def entries(self) -> Iterator[os.DirEntry[str]]:
         """What is in the present folder, as it is read."""
         try:
-            with _kernel.port.scandir(self.level.fd) as found:
+            with kernel.port.scandir(self.level.fd) as found:
                 yield from found
         except OSError as exc:
             self.fail(exc)
@@ -153,7 +151,7 @@ class Descent:
             if len(self.levels) - self._lowest >= HELD:
                 self._evict()
         except BaseException:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
             raise
         self.levels.append(Level(name, self.level, fd, mode=mode))
 
@@ -170,12 +168,12 @@ class Descent:
         above = self.levels[at]
         if above.fd >= 0:
             return
-        port = _kernel.port
+        port = kernel.port
         try:
             fd = port.open("..", _FOLDER, self.level.fd)
         except OSError as exc:
             self.fail(exc, level=above)
-        if port.look(fd).place_key != above.key:
+        if port.statx(fd).place_key != above.key:
             port.close(fd)
             self.moved(level=above)
         above.fd, self._lowest = fd, at
@@ -185,9 +183,9 @@ class Descent:
         level = level or self.level
         if not self.loosen or level.above is None or level.mode is not None:
             return False
-        mode = stat.S_IMODE(_kernel.port.fstat(level.fd).st_mode)
+        mode = stat.S_IMODE(kernel.port.fstat(level.fd).st_mode)
         try:
-            _kernel.port.fchmod(level.fd, mode | _OWNER)
+            kernel.port.fchmod(level.fd, mode | _OWNER)
         except PermissionError:
             return False
         except OSError as exc:
@@ -196,7 +194,7 @@ class Descent:
         return True
 
     def _open(self, name: str) -> int:
-        port, above = _kernel.port, self.level.fd
+        port, above = kernel.port, self.level.fd
         if self._openat2:
             try:
                 return port.open_beneath(name, _FOLDER, above, _BENEATH)
@@ -213,8 +211,8 @@ class Descent:
 
     def _on_our_mount(self, fd: int, name: str) -> int:
         """For kernels that cannot check it while opening."""
-        if _kernel.port.look(fd).mount != self.top.mount:
-            _kernel.port.close(fd)
+        if kernel.port.statx(fd).mount != self.top.mount:
+            kernel.port.close(fd)
             self.mount(name)
         return fd
 
@@ -236,25 +234,25 @@ class Descent:
                 return self._open(name), None
         except PermissionError:
             pass
-        port = _kernel.port
+        port = kernel.port
         try:
-            note = self._note(name)
+            path_fd = self._path_fd(name)
             try:
-                mode = stat.S_IMODE(port.fstat(note).st_mode)
-                port.chmod(f"/proc/self/fd/{note}", mode | _OWNER)
-                return port.open(".", _FOLDER, note), mode
+                mode = stat.S_IMODE(port.fstat(path_fd).st_mode)
+                port.chmod(f"/proc/self/fd/{path_fd}", mode | _OWNER)
+                return port.open(".", _FOLDER, path_fd), mode
             finally:
-                port.close(note)
+                port.close(path_fd)
         except PermissionError:
             self.fail(cause, name)
 
-    def _note(self, name: str, above: int | None = None) -> int:
+    def _path_fd(self, name: str, above: int | None = None) -> int:
         """An O_PATH descriptor of the folder `name`, which needs no permission on it."""
         flags = _NOTE | os.O_DIRECTORY
         at = self.level.fd if above is None else above
         if self._openat2:
-            return _kernel.port.open_beneath(name, flags, at, _BENEATH)
-        return self._on_our_mount(_kernel.port.open(name, flags, at), name)
+            return kernel.port.open_beneath(name, flags, at, _BENEATH)
+        return self._on_our_mount(kernel.port.open(name, flags, at), name)
 
     def reach(self, level: Level) -> int:
         """A new O_PATH descriptor of a level that was left, found by its names from the top."""
@@ -262,29 +260,29 @@ class Descent:
         for piece in _pieces(level.names(), _PIECE if self._openat2 else 0):
             above = fd
             try:
-                fd = self._note(piece, self.top.fd if above < 0 else above)
+                fd = self._path_fd(piece, self.top.fd if above < 0 else above)
             except OSError as exc:
                 self.fail(exc, level=level)
             finally:
                 if above >= 0:
-                    _kernel.port.close(above)
+                    kernel.port.close(above)
         return fd
 
     def _evict(self) -> None:
         """Let the uppermost open level go."""
         level = self.levels[self._lowest]
-        level.key = _kernel.port.look(level.fd).place_key
+        level.key = kernel.port.statx(level.fd).place_key
         self._lowest += 1
         fd, level.fd = level.fd, -1
-        _kernel.port.close(fd)
+        kernel.port.close(fd)
 
     def _let_go(self, level: Level) -> None:
         fd, level.fd = level.fd, -1
         try:
             if self.restore and level.mode is not None:
-                _kernel.port.fchmod(fd, level.mode)
+                kernel.port.fchmod(fd, level.mode)
         finally:
-            _kernel.port.close(fd)
+            kernel.port.close(fd)
 
 
 def _pieces(names: list[str], longest: int) -> Iterator[str]:

@@ -1,1 +1,5 @@
-from .commands import _COMMANDS, main, parser
+"""The command ``atomik``."""
+
+from .commands import main, parser
+
+__all__ = ["main", "parser"]

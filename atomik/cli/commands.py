@@ -21,14 +21,15 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from .. import errors
+from atomik import errors
+
 from .report import Report, UnheardError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from .._folder.directory import Directory
+    from atomik._folder.directory import Directory
 
 DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3
 _RUN_FAILED = 125
@@ -83,7 +84,7 @@ _seconds.__name__ = "number of seconds"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from .. import __version__
+    from atomik import __version__
 
     top = _Parser(
         prog="atomik", description="Outputs written all or nothing: files, folders, or a whole group of them."
@@ -217,7 +218,8 @@ def _run(known: argparse.Namespace, report: Report) -> int:
 
 
 def _swap(known: argparse.Namespace, report: Report) -> int:
-    from .._api.swap import swap
+    from atomik._api.swap import swap
+
     from .run import Signals
 
     paths = (known.first, known.second)
@@ -240,7 +242,7 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
 
 
 def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
-    from .._folder.directory import Directory
+    from atomik._folder.directory import Directory
 
     head = os.path.dirname(path.rstrip("/")) or "."
     with errors.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
@@ -252,7 +254,8 @@ def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
 def _recover(known: argparse.Namespace, report: Report) -> int:
     from attrs import asdict
 
-    from .._recovery.recover import RecoveryReport, recover
+    from atomik._recovery.recover import RecoveryReport, recover
+
     from .run import stoppable
 
     items: list[Any] = []
@@ -276,7 +279,8 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
 
 
 def _doctor(known: argparse.Namespace, report: Report) -> int:
-    from .._api.probe import probe
+    from atomik._api.probe import probe
+
     from .run import stoppable
 
     found = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import TextIO
 
-    from .._receipt import Receipt
+    from atomik._receipt import Receipt
 
 #: What the messages of the library call by Python's names.
 _SAID_HERE = {

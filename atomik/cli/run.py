@@ -23,9 +23,9 @@ import stat
 import subprocess
 from typing import TYPE_CHECKING
 
-from .. import errors
-from .._api.shortcuts import file, transaction
-from .._receipt import State
+from atomik import errors
+from atomik._api.shortcuts import file, transaction
+from atomik._receipt import State
 
 if TYPE_CHECKING:
     import argparse
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
     from typing import Any, Self
 
-    from .._api.transaction import Transaction
-    from .._receipt import Receipt
+    from atomik._api.transaction import Transaction
+    from atomik._receipt import Receipt
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 

@@ -27,14 +27,15 @@ import shutil
 import stat
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from .._api.shortcuts import transaction
-from .._receipt import State
+from atomik import errors
+from atomik._api.shortcuts import transaction
+from atomik._receipt import State
+
 from .view import Change, View
 
 if TYPE_CHECKING:
-    from .._api.transaction import Transaction
-    from .._receipt import Receipt
+    from atomik._api.transaction import Transaction
+    from atomik._receipt import Receipt
 
 
 class Changes(View):
@@ -263,8 +264,8 @@ def _delete(place: str | None) -> None:
 def copy(source: str, target: str) -> None:
     """Copy a file, link or whole folder to a free place, with everything that can be kept of it."""
     if os.path.isdir(source) and not os.path.islink(source):
-        from .._folder.directory import Directory
-        from .._tree.clone import clone
+        from atomik._folder.directory import Directory
+        from atomik._tree.clone import clone
 
         os.mkdir(target)
         first = Directory.open(source)

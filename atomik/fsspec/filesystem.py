@@ -39,8 +39,9 @@ from fsspec.core import get_compression
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 from fsspec.utils import isfilelike
 
-from .. import errors
-from .._api.shortcuts import file
+from atomik import errors
+from atomik._api.shortcuts import file
+
 from .changes import copy
 from .naming import NamingFileSystem
 from .reading import AtomikTransaction
@@ -167,7 +168,7 @@ class AtomikFileSystem(NamingFileSystem):
         if os.path.isdir(source):
             self.makedirs(path, exist_ok=True)
             return
-        from .._tree.content import copy_content
+        from atomik._tree.content import copy_content
 
         with open(source, "rb") as reader, self.open(path, "wb") as writer:
             copy_content(reader.fileno(), writer.fileno())

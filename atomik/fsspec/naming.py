@@ -12,8 +12,9 @@ import os
 import stat
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from .. import transaction as begin
+from atomik import errors
+from atomik import transaction as begin
+
 from .changes import copy
 from .reading import ReadingFileSystem
 

@@ -16,14 +16,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.transaction import Transaction as FsspecTransaction
 from fsspec.utils import stringify_path
 
-from .. import errors
-from .._folder.directory import PREFIX
+from atomik import errors
+from atomik._folder.directory import PREFIX
+
 from .changes import Changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .._receipt import Receipt
+    from atomik._receipt import Receipt
 
 
 class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]

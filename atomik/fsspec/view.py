@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from .._folder.directory import PREFIX
-from .._folder.resolve import refuse_traps
+from atomik._folder.directory import PREFIX
+from atomik._folder.resolve import refuse_traps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

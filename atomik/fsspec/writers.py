@@ -16,7 +16,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from .. import _events
+from atomik import _events
+
 from .pyarrow_guard import protect
 
 if TYPE_CHECKING:

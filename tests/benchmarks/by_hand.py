@@ -88,16 +88,16 @@ def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> N
     """The whole protocol: a private folder, slots, a journal with both identities, three barriers, one rename each."""
     folder = os.open(head, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    os.mkdir(".claim", 0o700, dir_fd=folder)
-    claim = os.open(".claim", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    fcntl.flock(claim, fcntl.LOCK_EX)
+    os.mkdir(".private folder", 0o700, dir_fd=folder)
+    private_folder = os.open(".private folder", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    fcntl.flock(private_folder, fcntl.LOCK_EX)
     lines = []
     for number, name in enumerate(names):
         fd = os.open(head, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         os.write(fd, data)
-        os.link(f"/proc/self/fd/{fd}", str(number), dst_dir_fd=claim, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{fd}", str(number), dst_dir_fd=private_folder, follow_symlinks=True)
         os.close(fd)
-        found = os.stat(str(number), dir_fd=claim, follow_symlinks=False)
+        found = os.stat(str(number), dir_fd=private_folder, follow_symlinks=False)
         lines.append(f"{number} {found.st_ino} {name}")
     journal = os.open(head, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.write(journal, "\n".join(lines).encode())
@@ -105,15 +105,15 @@ def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> N
     if durable:
         _libc.syncfs(folder)
     for number, name in enumerate(names):
-        rename(claim, str(number), folder, name, NOREPLACE)
+        rename(private_folder, str(number), folder, name, NOREPLACE)
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     if durable:
         os.fsync(folder)
-        os.fsync(claim)
+        os.fsync(private_folder)
     os.write(journal, b"\ncommitted")
     if durable:
         os.fsync(journal)
     os.unlink(".journal", dir_fd=folder)
-    os.rmdir(".claim", dir_fd=folder)
-    for fd in (journal, claim, folder):
+    os.rmdir(".private folder", dir_fd=folder)
+    for fd in (journal, private_folder, folder):
         os.close(fd)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @define(frozen=True)
 class Cell:
-    """What came of it: ``outcome`` is "passed" or the name of the error's class; ``rungs`` as in the receipt."""
+    """What came of it: ``outcome`` is "passed" or the name of the error's class; ``methods`` as in the receipt."""
 
     outcome: str
     rungs: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ def play(scenario: Scenario, folder: Path) -> Cell:
         cell = _refused(exc, folder, old)
     else:
         assert look(folder) == apply(old, changes)
-        rungs = () if receipt is None else tuple(dict.fromkeys(item.rung for item in receipt.items))
+        rungs = () if receipt is None else tuple(dict.fromkeys(item.method for item in receipt.items))
         cell = Cell("passed", rungs)
     assert not left_in(folder)
     return cell

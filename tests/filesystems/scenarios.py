@@ -1,7 +1,7 @@
 """The core suite as stories: what is there before, what is done, what is there afterwards.
 
 A scenario gets a folder that :func:`before` has filled, does its work through atomik's public interface, and gives the
-tree that must be there afterwards as changes to the one before (None: gone).  It may return the receipt, for the rungs.
+tree that must be there afterwards as changes to the one before (None: gone).  It may return the receipt, for the methods.
 A refusal is an error of atomik's; then the tree must be what it was before: that is checked in :mod:`cells`.
 """
 

@@ -1,4 +1,4 @@
-"""The ladder: which rung serves where, that lower ones keep the promises, and that one mount's poverty stays its own.
+"""The ladder: which method serves where, that lower ones keep the promises, and that one mount's poverty stays its own.
 
 Most of this runs anywhere, on a kernel that says EINVAL where a poorer filesystem would.
 """
@@ -58,7 +58,7 @@ def publish(fallback: Any = None) -> atomik.Receipt:
 
 
 def publish_folder() -> atomik.Receipt:
-    """A folder is replaced and one created, by the weaker rung."""
+    """A folder is replaced and one created, by the weaker method."""
     with atomik.transaction(overwrite=True, durable=False) as tx:
         (tx.folder("site", fallback="weaker") / "index").write_text("new index")
         (tx.folder("plots", fallback="weaker") / "loss").write_text("new plot")
@@ -80,7 +80,7 @@ def prepare(folder: Path) -> None:
     "what", ["no flags", pytest.param("no flags, no O_TMPFILE", marks=pytest.mark.filesystems), "no exchange"]
 )
 def test_lower_rungs_survive_death_at_every_call(folder: Path, what: str) -> None:
-    """Killed before or after any call on the link rung, recovery brings all old or all new, and nothing is left."""
+    """Killed before or after any call on the link method, recovery brings all old or all new, and nothing is left."""
     _every_death(folder, what, publish)
 
 
@@ -218,37 +218,37 @@ def test_one_overwrite_without_links_and_flags_is_a_rename(folder: Path) -> None
         with out as f:
             f.write("new report")
         assert out.receipt is not None
-        assert out.receipt.items[0].rung == "rename"
+        assert out.receipt.items[0].method == "rename"
         assert (folder / "report").read_text() == "new report"
         before = look(folder)
         with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"'):
             publish()
         assert look(folder) == before
-        assert {item.rung for item in publish("weaker").items} == {"weaker", "renameat2"}
+        assert {item.method for item in publish("weaker").items} == {"weaker", "renameat2"}
 
 
 def test_the_rung_is_told(folder: Path) -> None:
-    """Receipt and log name the rung that really served."""
+    """Receipt and log name the method that really served."""
     with lacking("no flags"):
         prepare(folder)
         with structlog.testing.capture_logs() as log:
             receipt = publish()
-        told = [event["rung"] for event in log if event["event"] == "item.swapped"]
-        assert told == [item.rung for item in receipt.items] == ["link", "link", "link"]
+        told = [event["method"] for event in log if event["event"] == "item.swapped"]
+        assert told == [item.method for item in receipt.items] == ["link", "link", "link"]
         with structlog.testing.capture_logs() as log:
             receipt = publish_folder()
-        told = [event["rung"] for event in log if event["event"] == "item.swapped"]
-        assert told == [item.rung for item in receipt.items] == ["weaker", "weaker"]
+        told = [event["method"] for event in log if event["event"] == "item.swapped"]
+        assert told == [item.method for item in receipt.items] == ["weaker", "weaker"]
 
 
 def test_weaker_is_never_taken_where_better_serves(folder: Path) -> None:
     """fallback="weaker" is a permission and no wish: a filesystem with the flags uses them."""
     prepare(folder)
-    assert {item.rung for item in publish_folder().items} == {"renameat2"}
+    assert {item.method for item in publish_folder().items} == {"renameat2"}
 
 
 def test_the_missing_flag_is_asked_for_once(folder: Path) -> None:
-    """On a filesystem that had to be tried, the second overwrite goes to its rung directly."""
+    """On a filesystem that had to be tried, the second overwrite goes to its method directly."""
     with lacking("no exchange"), untrusted():
         prepare(folder)
         with installed(Acting("rename", lambda call: None, when=lambda call: call.args[4] == 2)) as kernel:
@@ -271,14 +271,14 @@ def test_one_mounts_poverty_is_its_own() -> None:
                 with out as f:
                     f.write("x")
                 assert out.receipt is not None
-                rungs.append(out.receipt.items[0].rung)
+                rungs.append(out.receipt.items[0].method)
         assert rungs == ["link", "renameat2", "renameat2"]
 
 
 @pytest.mark.root
 @pytest.mark.filesystems
 def test_death_at_every_call_on_a_server_without_flags() -> None:
-    """The link rung on a real FUSE server: killed anywhere, recovery brings all old or all new."""
+    """The link method on a real FUSE server: killed anywhere, recovery brings all old or all new."""
     need(mounts.missing("fuse-rejects"))
     with mounts.mounted("fuse-rejects") as place, contextlib.chdir(place.folder):
         prepare(place.folder)

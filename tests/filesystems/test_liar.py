@@ -81,7 +81,7 @@ def test_what_replaces_nothing_is_safe(liar: Path) -> None:
         tx.move(liar / "report", liar / "moved")
     assert look(liar) == {"new": "new", "current": "-> new", "moved": "old report"}
     assert tx.receipt is not None
-    assert {item.rung for item in tx.receipt.items} == {"link"}
+    assert {item.method for item in tx.receipt.items} == {"link"}
     with pytest.raises(errors.FileAlreadyExistsError), atomik.file(liar / "mine") as f:
         f.write("ours")
         (liar / "mine").write_text("theirs")

@@ -210,11 +210,11 @@ def test_what_is_written_by_path_stays_inside(kind: str, above: bool) -> None:
         parent.mkdir(exist_ok=True)
         publish: Any = atomik.folder if kind == "folder" else atomik.path
         with contextlib.suppress(errors.ConflictError), publish(parent / "site", durable=False) as new:
-            (claim,) = parent.glob(".atomik-*")
+            (private_folder,) = parent.glob(".atomik-*")
             with acting_as(STRANGER):
-                (parent if above else claim).rename(place.inner / "aside")
-                claim.mkdir(parents=True)
-                (claim / f"{claim.name}-0").symlink_to(place.outside)
+                (parent if above else private_folder).rename(place.inner / "aside")
+                private_folder.mkdir(parents=True)
+                (private_folder / f"{private_folder.name}-0").symlink_to(place.outside)
             if kind == "path":
                 new.mkdir()
             (new / "page").write_text(SECRET)
@@ -604,7 +604,7 @@ def test_special_files_are_replaced_and_never_opened(make: Any, tmp_path: Path) 
 
 
 def test_somebody_else_s_staging_folder_is_left_alone(tmp_path: Path) -> None:
-    """A claim that belongs to another user is reported by recovery and not touched, by root either."""
+    """A private folder that belongs to another user is reported by recovery and not touched, by root either."""
     theirs = tmp_path / ".atomik-0123456789abcdef"
     theirs.mkdir(mode=0o700)
     (theirs / ".atomik-0123456789abcdef-0").write_text("theirs")

@@ -13,7 +13,7 @@ from tests.powercut.tape import KINDS
 from tests.powercut.workloads import NAMED
 
 #: What is tried, in this order, when a filesystem has not betrayed a mutant yet.
-TRIED = ("quiet", "file", "sync", "sync+claims", "sync+parents", "parents", "claims")
+TRIED = ("quiet", "file", "sync", "sync+private folders", "sync+parents", "parents", "private folders")
 
 SEED = 7
 

@@ -198,8 +198,8 @@ def _all(noise: str) -> dict[str, str]:
 _STAGING = (
     Mutant("content", "I1: staged files", "four/fsync", _without(lambda s, c: not s.swapped and s.is_content(c)), _all("quiet")),
     Mutant("inner-folders", "I1: folders in a staged folder", "folder-hollow/fsync", _without(lambda s, c: s.is_inner(c))),
-    Mutant("claims", "I1: names of the slots", "every/fsync", _without(lambda s, c: not s.swapped and s.is_claim(c))),
-    Mutant("parents", "I1: names of journal and claims", "every/fsync", _without(lambda s, c: not s.swapped and s.is_parent(c))),
+    Mutant("private folders", "I1: names of the slots", "every/fsync", _without(lambda s, c: not s.swapped and s.is_claim(c))),
+    Mutant("parents", "I1: names of journal and private folders", "every/fsync", _without(lambda s, c: not s.swapped and s.is_parent(c))),
     Mutant("made", "I1: folders made by parents=True", "made/fsync", _without(lambda s, c: s.is_made_in(c))),
     Mutant("journal", "I1: the intent", "four/fsync", _without(lambda s, c: not s.swapped and s.is_journal(c)), _all("file")),
     Mutant("staged-syncfs", "I1: all of B1 by syncfs", "four/syncfs", _without(lambda s, c: not s.swapped and c.name == "syncfs"), _all("file")),
@@ -209,11 +209,11 @@ _STAGING = (
 _SWAPPING = (
     Mutant("B2", "I2: folders of swapped names", "every/fsync", _without(lambda s, c: s.between() and s.is_folder(c)), {"btrfs": "sync"}),
     Mutant("B2-parents", "I2: folders of destinations", "every/fsync", _without(lambda s, c: s.between() and s.is_parent(c))),
-    Mutant("B2-claims", "I2: folders of slots", "every/fsync", _without(lambda s, c: s.between() and s.is_claim(c))),
+    Mutant("B2-private folders", "I2: folders of slots", "every/fsync", _without(lambda s, c: s.between() and s.is_claim(c))),
     Mutant("B2-syncfs", "I2: B2 by syncfs", "every/syncfs", _without(lambda s, c: s.between() and c.name == "syncfs"), {"btrfs": "sync"}),
     Mutant("B2-after-B3", "I2: swaps durable before the mark", "every/fsync", lambda: installed(PutOff())),
     Mutant("B3", "I3: the commit mark", "four/fsync", _without(lambda s, c: s.ended and s.is_journal(c)), _all("quiet")),
-    Mutant("displaced-early", "I3: displaced content outlives the mark", "four/fsync", _hasty(lambda s, c: s.is_outcome(c)), {"ext4": "file", "xfs": "file", "btrfs": "sync+claims"}),
+    Mutant("displaced-early", "I3: displaced content outlives the mark", "four/fsync", _hasty(lambda s, c: s.is_outcome(c)), {"ext4": "file", "xfs": "file", "btrfs": "sync+private folders"}),
 )  # fmt: skip
 
 _BACK = (
@@ -233,7 +233,7 @@ _ALONE = (
     Mutant("one-syncfs", "I1: one folder by syncfs", "folder-over/syncfs", _without(lambda s, c: c.name == "syncfs"), _all("quiet")),
     Mutant("one-names", "P5: the folder of one file", "file-over/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
     Mutant("one-new-names", "P5: the folder of one new file", "file-new/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
-    Mutant("one-claim", "P5: the slot's folder of one folder", "folder-over/fsync", _without(lambda s, c: s.swapped and s.is_claim(c))),
+    Mutant("one-private folder", "P5: the slot's folder of one folder", "folder-over/fsync", _without(lambda s, c: s.swapped and s.is_claim(c))),
     Mutant("one-removed", "P5: the folder of one removal", "remove-file/fsync", _without(lambda s, c: s.is_folder(c)), _all("quiet")),
     Mutant("one-made", "P5: folders made for one file", "file-parents/fsync", _without(lambda s, c: s.is_made_in(c))),
     Mutant("one-displaced-early", "I3: one displaced folder outlives the sync of its swap", "folder-over/fsync", _hasty(lambda s, c: s.swapped and s.is_sync(c))),
@@ -243,7 +243,7 @@ MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in (*_STAGING, *_SW
 
 
 def _depth(call: Call) -> int:
-    """0 outside of a claim, 1 for a claim itself, more inside of one."""
+    """0 outside of a private folder, 1 for a private folder itself, more inside of one."""
     _, mark, rest = call.paths[0].partition(f"/{PREFIX}")
     return 0 if not mark else 1 + rest.count("/")
 

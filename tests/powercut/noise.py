@@ -17,7 +17,18 @@ from tests.kernels import Acting, Call, installed
 from tests.lab import linux
 from tests.powercut.histories import PREFIX
 
-NOISES = ("quiet", "file", "syncfs", "folders", "parents", "claims", "sync", "sync+file", "sync+parents", "sync+claims")
+NOISES = (
+    "quiet",
+    "file",
+    "syncfs",
+    "folders",
+    "parents",
+    "private folders",
+    "sync",
+    "sync+file",
+    "sync+parents",
+    "sync+private folders",
+)
 """The names `noise` knows; "random:SEED" is one more."""
 
 _WHERE = "rename link_fd link pwrite unlink rmdir"
@@ -55,7 +66,7 @@ class Neighbour:
 
     def _something(self) -> None:
         if self.random.random() < 0.3:
-            self._do(self.random.choice(("file", "file", "parents", "claims", "one", "one", "syncfs")))
+            self._do(self.random.choice(("file", "file", "parents", "private folders", "one", "one", "syncfs")))
 
     def _do(self, what: str) -> None:
         actions: dict[str, Callable[[], None]] = {
@@ -64,7 +75,7 @@ class Neighbour:
             "syncfs": lambda: linux.sync_filesystem(self.root),
             "folders": lambda: self._folders(lambda name: True),
             "parents": lambda: self._folders(lambda name: PREFIX not in name),
-            "claims": lambda: self._folders(lambda name: PREFIX in name),
+            "private folders": lambda: self._folders(lambda name: PREFIX in name),
             "one": self._one,
         }
         actions[what]()

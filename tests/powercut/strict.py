@@ -4,7 +4,7 @@ Real filesystems carry more along with a sync than they must: a journal commits 
 makes everything before it durable.  A barrier that no filesystem at hand shows to be missing is still needed on another,
 or on the next version of this one.  So this kernel watches the calls and holds them against the invariants:
 
-* I1  before the first swap: all that is staged, every name of it, the claims' own names, and the journal under all its
+* I1  before the first swap: all that is staged, every name of it, the private folders' own names, and the journal under all its
   names are durable; a transaction without journal: the content that it publishes;
 * I2  before an outcome is written into the journal: every folder of a swapped name is durable;
 * I3  before anything of a transaction is deleted that has swapped: its outcome is durable (without journal: its swap);
@@ -47,7 +47,7 @@ class _Transaction:
     prepared: bool = False
     swapped: bool = False
     outcome: bool = False
-    claims: set[str] = field(factory=set)
+    private_folders: set[str] = field(factory=set)
 
 
 class StrictDisk(Watching):
@@ -132,7 +132,7 @@ class StrictDisk(Watching):
             self._changed.add(made)
             self._synced.discard(made)
             if txid is not None and call.paths[0].endswith(f".atomik-{txid}"):
-                self._transaction(txid).claims.add(call.paths[0])
+                self._transaction(txid).private_folders.add(call.paths[0])
             self._name(
                 args[2] if args[2] is not None else os.path.dirname(args[0]), f"stage {txid}" if txid else "made"
             )
@@ -171,8 +171,8 @@ class StrictDisk(Watching):
         for key, reasons in self._names.items():
             if "made" in reasons or f"stage {txid}" in reasons:
                 self._break(f"I1: the first swap comes before the names in {self._say(key)} are durable")
-        for claim in transaction.claims:
-            for where, folders, files in os.walk(claim):
+        for private_folder in transaction.private_folders:
+            for where, folders, files in os.walk(private_folder):
                 for entry in (*folders, *files):
                     self._require_one(os.path.join(where, entry))
 
@@ -217,9 +217,9 @@ class StrictDisk(Watching):
 
     def _asked(self, call: Call) -> bool:
         """Whether a recovery without a journal has synced the folders that the dead owner may have swapped in."""
-        before, claim, _ = call.paths[0].partition(f"/{PREFIX}")
+        before, private_folder, _ = call.paths[0].partition(f"/{PREFIX}")
         inside = call.paths[0][len(before) + 1 :]
-        folders = [before, f"{before}/{inside.partition('/')[0]}"] if claim and "/" in inside else [before]
+        folders = [before, f"{before}/{inside.partition('/')[0]}"] if private_folder and "/" in inside else [before]
         return self._whole or all(_stat(folder) in self._synced for folder in folders)
 
     def _require_tree(self, path: str) -> None:
@@ -290,4 +290,4 @@ def _stat(path: str) -> Key:
 
 
 def _say(call: Call) -> str:
-    return f"{call.name} of {_TXID.sub('/claim', call.paths[0])}"
+    return f"{call.name} of {_TXID.sub('/private_folder', call.paths[0])}"

@@ -1,6 +1,6 @@
 """Record a history on a real filesystem, and judge each disk that a power cut could have left of it.
 
-    take = record("btrfs", NAMED["every/fsync"], "sync+claims")
+    take = record("btrfs", NAMED["every/fsync"], "sync+private folders")
     for state in take.images.states(seed=7):
         if (wrong := judge(take, state)) is not None: ...
 

@@ -17,8 +17,8 @@ def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
     plant(tmp_path, old)
     phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
     assert killed(lambda: phase.perform(tmp_path), "rename", 2)
-    (claim,) = (tmp_path / "a").glob(".atomik-*[!l]")
-    slot = claim / f"{claim.name}-0"
+    (private_folder,) = (tmp_path / "a").glob(".atomik-*[!l]")
+    slot = private_folder / f"{private_folder.name}-0"
     for name in (slot, f"{slot}-new"):
         os.link(tmp_path / "a" / "f.before", name)
     assert atomik.recover(tmp_path / "a").clean
@@ -31,8 +31,8 @@ def test_again_when_that_recovery_was_cut_as_well(tmp_path: Path) -> None:
     plant(tmp_path, old)
     phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
     assert killed(lambda: phase.perform(tmp_path), "rename", 2)
-    (claim,) = (tmp_path / "a").glob(".atomik-*[!l]")
-    slot = claim / f"{claim.name}-0"
+    (private_folder,) = (tmp_path / "a").glob(".atomik-*[!l]")
+    slot = private_folder / f"{private_folder.name}-0"
     for name in (slot, f"{slot}-new", f"{slot}-new1", f"{slot}-new2"):
         os.link(tmp_path / "a" / "f.before", name)
     assert atomik.recover(tmp_path / "a").clean

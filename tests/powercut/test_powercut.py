@@ -67,7 +67,12 @@ def test_all_old_or_all_new_in_every_crash_state(kind: str, name: str, noise: st
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "noise"),
-    [("every/fsync", "file"), ("moves/fsync", "claims"), ("tmp/True", "parents"), ("twice/fsync", "sync+file")],
+    [
+        ("every/fsync", "file"),
+        ("moves/fsync", "private folders"),
+        ("tmp/True", "parents"),
+        ("twice/fsync", "sync+file"),
+    ],
 )
 def test_a_recovery_that_is_cut_comes_to_the_same(kind: str, name: str, noise: str) -> None:
     """Recovery is recorded and cut in its turn: recovered again, every crash state shows what it would have shown."""
