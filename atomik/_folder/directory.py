@@ -34,6 +34,8 @@ from . import filesystem as _filesystem
 from .resolve import open_folder
 
 if TYPE_CHECKING:
+    from atomik._system.libc import Status
+
     from .filesystem import Filesystem
 
 JOURNAL_NAME = ".atomik-journal"
@@ -98,6 +100,16 @@ class Directory:
     def key(self) -> tuple[int, int]:
         """(st_dev, st_ino): the folder's identity while it is open, and its place in the order of locks (I8)."""
         return self.dev, self.ino
+
+    @property
+    def uid(self) -> int:
+        """Who owns it."""
+        return self._found.uid
+
+    @property
+    def sticky(self) -> bool:
+        """Whether only their owners, and its own, may replace or remove the entries in it."""
+        return bool(self._found.mode & stat.S_ISVTX)
 
     @property
     def fs(self) -> Filesystem:
@@ -259,6 +271,15 @@ class Place(NamedTuple):
     def fd(self) -> int:
         """The folder's descriptor."""
         return self.directory.fd
+
+    def status(self) -> Status | None:
+        """What exists there, without times; None where there is nothing."""
+        try:
+            return kernel.port.statx(self.directory.fd, self.name)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return None
 
     def identity(self) -> bytes | None:
         """The token of what stands there."""

@@ -85,12 +85,13 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     with errors.typed("cannot observe", os.path.join(head, name)):
         directory = Directory.open(head)
         try:
-            return _look(Place(directory, name), digest=digest)
+            return look_at(Place(directory, name), digest=digest)
         finally:
             directory.close()
 
 
-def _look(place: Place, *, digest: bool) -> Observation:
+def look_at(place: Place, *, digest: bool) -> Observation:
+    """What exists at a place, as an observation."""
     found = place.stat()
     if found is None:
         return Observation(str(place), None)
