@@ -28,6 +28,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from atomik import errors
+from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import forked, kernel
 
 from . import filesystem as _filesystem
@@ -36,8 +38,6 @@ from .resolve import open_folder
 if TYPE_CHECKING:
     from .filesystem import Filesystem
 
-JOURNAL_NAME = ".atomik-journal"
-PREFIX = ".atomik-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
 _TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
