@@ -14,22 +14,17 @@ target out of the same slot; keeping the previous version is *replace*, then *cr
 
 from __future__ import annotations
 
-import errno
-import os
 from enum import Enum
 
 from attrs import define
 
-from atomik._folder.directory import Place, rename
+from atomik._folder.place import NO_FLAG as NO_FLAG  # noqa: PLC0414  for modules that are being rewritten
+from atomik._folder.place import Place, rename_back
+from atomik._folder.place import link as link  # noqa: PLC0414
+from atomik._folder.place import remove_empty as remove_empty  # noqa: PLC0414
 from atomik._system import kernel
 
-#: errno values that say "this filesystem (or kernel) does not know the flag": EINVAL of FUSE, NFS and ZFS before 2.2,
-#: ENOSYS before Linux 3.15, EOPNOTSUPP of some network filesystems.
-NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-
-#: errno values of link(2) where it is no way: EPERM of filesystems without hard links and of fs.protected_hardlinks,
-#: EOPNOTSUPP and ENOSYS of servers, EMLINK of an inode that has as many as it can.
-NO_LINK = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK})
+put = rename_back  # for modules that are being rewritten
 
 RENAMEAT2 = "renameat2"
 LINKAT = "linkat"
@@ -83,47 +78,3 @@ class Step:
 def same_kind(mode: int, kind: str) -> bool:
     """Whether an existing object may be replaced by one of `kind`: a folder by a folder, else by no folder."""
     return kernel.is_folder(mode) == (kind == "folder")
-
-
-def put(src: Place, dst: Place, folder: bool) -> None:
-    """Rename back onto a name that should be free, never replacing what came there meanwhile."""
-    fs = dst.directory.fs
-    if fs.noreplace is not False:
-        try:
-            rename(src, dst, kernel.NOREPLACE)
-        except OSError as exc:
-            if exc.errno not in NO_FLAG:
-                raise
-            fs.noreplace = False
-        else:
-            return
-    if not folder and link(src, dst):
-        kernel.port.unlink(src.name, src.fd)
-        return
-    if dst.directory.exists(dst.name):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dst))
-    rename(src, dst, 0)  # nothing better is left; of folders it replaces at most an empty one
-
-
-def link(src: Place, dst: Place) -> bool:
-    """Give a second name; False where the filesystem (or the kernel's fs.protected_hardlinks) will not."""
-    try:
-        kernel.port.link(src.name, src.fd, dst.name, dst.fd)
-    except OSError as exc:
-        if exc.errno not in NO_LINK:
-            raise
-        return False
-    return True
-
-
-def remove_empty(place: Place) -> bool:
-    """Remove the empty folder that held a place for us; False when it is no empty folder."""
-    try:
-        kernel.port.rmdir(place.name, place.fd)
-    except (FileExistsError, NotADirectoryError, FileNotFoundError):
-        return False
-    except OSError as exc:
-        if exc.errno != errno.ENOTEMPTY:
-            raise
-        return False
-    return True
