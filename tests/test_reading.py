@@ -14,7 +14,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from atomik._folder import directory as _directory
+from atomik._folder import lock as _lock
 from atomik._folder.directory import JOURNAL_NAME
 from atomik._system import kernel as _kernel
 from tests.crash.deaths import die_at
@@ -95,7 +95,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_reader_that_comes_later_gives_way_to_a_waiting_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or readers whose locks overlap would keep it out for ever."""
-    monkeypatch.setattr(_directory, "GIVE_WAY", 30.0)
+    monkeypatch.setattr(_lock, "GIVE_WAY", 30.0)
     publish(folder, "old")
     seen: list[set[str]] = []
 
@@ -139,7 +139,7 @@ def test_overlapping_readers_do_not_starve_a_writer(folder: Path) -> None:
 
 def test_reading_in_reading_ends_although_a_writer_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for the outer one, which will not end before the inner one: so giving way has an end."""
-    monkeypatch.setattr(_directory, "GIVE_WAY", 0.05)
+    monkeypatch.setattr(_lock, "GIVE_WAY", 0.05)
     publish(folder, "old")
     with ThreadPoolExecutor() as pool:
         with atomik.reading(folder):
@@ -153,7 +153,7 @@ def test_reading_in_reading_ends_although_a_writer_waits(folder: Path, monkeypat
 
 def test_a_dead_writer_is_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sign that it waited went with it."""
-    monkeypatch.setattr(_directory, "GIVE_WAY", 30.0)
+    monkeypatch.setattr(_lock, "GIVE_WAY", 30.0)
     publish(folder, "old")
     with atomik.reading(folder):
         die_at(lambda: publish(folder), "announce_writer")

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,6 +266,9 @@ def test_locks(folder: Path, here: Directory) -> None:
     assert other.try_lock()
     with pytest.raises(errors.LockTimeoutError) as caught:
         here.lock(0)
+    assert caught.value.errno == errno.EDEADLK, "it is this thread's own lock"
+    with ThreadPoolExecutor() as pool, pytest.raises(errors.LockTimeoutError) as caught:
+        pool.submit(here.lock, 0).result()
     assert caught.value.errno == errno.ETIMEDOUT
     other.close()
     here.lock(0)

@@ -25,7 +25,8 @@ from .promises import Promise, promises_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.place import Place
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
 

@@ -32,11 +32,13 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from atomik import _events, errors
-from atomik._folder.directory import JOURNAL_NAME, Directory, Place, identify, rename
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place, rename
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._protocol import journal as _journal
 from atomik._protocol import records
 from atomik._protocol.locks import lock_all, unlock_all
-from atomik._protocol.private_folder import KEPT
+from atomik._hidden_names import KEPT
 from atomik._protocol.publish import Unnameable, identity_of_new, lost_race, publish
 from atomik._protocol.step import GAP, LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo

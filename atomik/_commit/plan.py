@@ -23,7 +23,7 @@ from atomik._staging.item import Found, Operation
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 
 class Refusal(Exception):  # noqa: N818  the plan's answer; the commit makes an error of it

@@ -6,46 +6,39 @@ single components, so a folder that is moved, or a parent that becomes a link, c
 Calling sequence::
 
     folder = Directory.open("/data/out")
-    folder.lock(deadline, shared=False)      # flock(2); the lock is the description's, so close() drops it
+    folder.lock(60.0, shared=False)          # flock(2), see `lock`; close() drops it
     folder.still_there()                     # does the path still lead here?
     folder.identity("model.bin")             # bytes that name the object, or None
     folder.sync()
     folder.close()
 
-`Place` is a name in a held folder.  An *identity* is a ``bytes`` token: the file handle of name_to_handle_at(2),
+`place.Place` is a name in a held folder; `lock` has the locks.
+
+An *identity* is a ``bytes`` token: the file handle of name_to_handle_at(2),
 which survives a remount and differs when an inode number is reused, or type and inode number where the filesystem
 has no handles.  Two objects are the same exactly when their tokens are equal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from atomik import errors
+from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import forked, kernel
 
 from . import filesystem as _filesystem
+from . import lock as _lock
 from .resolve import open_folder
 
 if TYPE_CHECKING:
-    from atomik._system.libc import Status
-
     from .filesystem import Filesystem
 
-JOURNAL_NAME = ".atomik-journal"
-PREFIX = ".atomik-"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
-_TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
-
-#: Seconds for which a reader lets a waiting writer go first.
-GIVE_WAY = 1.0
 
 
 class Directory:
@@ -127,6 +120,7 @@ class Directory:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             forked.release(fd)
+            _lock.dropped(fd)
             kernel.port.close(fd)
 
     def still_there(self) -> bool:
@@ -179,64 +173,7 @@ class Directory:
             if exc.errno != errno.EINVAL:
                 raise
 
-    def lock(self, timeout: float, deadline: float | None = None, *, shared: bool = False) -> None:
-        """Take the folder's flock, polling until `timeout` seconds have passed (or until `deadline`, when several
-        folders share the time); `LockTimeoutError` then.
-
-        Readers whose shared locks overlap would keep a writer out for ever, for flock(2) has no queue.  So a writer that
-        waits says so, and a reader that comes later gives way, until the writer had its turn or `GIVE_WAY` is over (the
-        reader may be one for whose end the writer waits: `reading` in `reading`).
-        """
-        operation = _TRY_SHARED if shared else _TRY_EXCLUSIVE
-        deadline = time.monotonic() + timeout if deadline is None else deadline
-        gives_way_until = time.monotonic() + GIVE_WAY if shared else 0.0
-        pause, announced = 0.0005, False
-        forked.guard(self.fd)
-        try:
-            while True:
-                try:
-                    kernel.port.flock(self.fd, operation)
-                    if time.monotonic() >= min(gives_way_until, deadline) or not self._writer_is_waiting():
-                        return
-                    self.unlock()
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
-                        text += "; wait, or raise lock_timeout"
-                        raise errors.LockTimeoutError(*errors.os_args(errno.ETIMEDOUT, text, self.path)) from None
-                    gives_way_until = 0.0  # somebody has his turn, so the next one is ours
-                    announced = announced or (not shared and self._announce_writer(waiting=True))
-                # Random, so that several waiters do not keep step with each other.
-                time.sleep(max(0.0, min(deadline - time.monotonic(), pause * (0.5 + os.urandom(1)[0] / 256))))
-                pause = min(pause * 2, 0.02)
-        finally:
-            if announced:
-                self._announce_writer(waiting=False)
-
-    def _announce_writer(self, *, waiting: bool) -> bool:
-        """Tell readers that somebody waits for them to end, or not any more.  Where that cannot be told, luck decides."""
-        with contextlib.suppress(OSError):
-            kernel.port.announce_writer(self.fd, waiting)
-        return waiting
-
-    def _writer_is_waiting(self) -> bool:
-        try:
-            return kernel.port.writer_is_waiting(self.fd)
-        except OSError:
-            return False
-
-    def try_lock(self, *, shared: bool = False) -> bool:
-        """Take the lock if that needs no waiting."""
-        forked.guard(self.fd)
-        try:
-            kernel.port.flock(self.fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
-        except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Let go of the lock."""
-        kernel.port.flock(self.fd, fcntl.LOCK_UN)
+    lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
@@ -256,40 +193,3 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
         if not name:
             raise
         return None
-
-
-class Place(NamedTuple):
-    """A name in a held folder.  A tuple, for there are two of them for each output and they serve as keys."""
-
-    directory: Directory
-    name: str
-
-    def __str__(self) -> str:
-        return self.directory.child(self.name)
-
-    @property
-    def fd(self) -> int:
-        """The folder's descriptor."""
-        return self.directory.fd
-
-    def status(self) -> Status | None:
-        """What exists there, without times; None where there is nothing."""
-        try:
-            return kernel.port.statx(self.directory.fd, self.name)
-        except FileNotFoundError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
-            return None
-
-    def identity(self) -> bytes | None:
-        """The token of what stands there."""
-        return identify(self.directory.fs, self.directory.fd, self.name)
-
-    def stat(self) -> os.stat_result | None:
-        """lstat of what stands there."""
-        return self.directory.stat(self.name)
-
-
-def rename(src: Place, dst: Place, flags: int) -> None:
-    """renameat2(2) between two places."""
-    kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)

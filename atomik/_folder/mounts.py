@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from .directory import Directory, Place
+    from .directory import Directory
+    from .place import Place
 
 _TO_ESCAPE = re.compile(rb"[ \t\n\\]")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")

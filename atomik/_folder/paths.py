@@ -6,9 +6,9 @@ import errno
 import os
 
 from atomik import errors
+from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
-from .directory import PREFIX
 from .resolve import follow, open_path_fd, refuse_traps
 
 NAME_MAX = 255

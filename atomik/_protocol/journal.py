@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, Directory, Place, identify
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import forked, kernel
 
 from . import records as _records
-from .private_folder import PrivateFolder, journal_name
-from .step import put
+from .private_folder import PrivateFolder
+from atomik._hidden_names import journal_name
+from atomik._folder.place import rename_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable

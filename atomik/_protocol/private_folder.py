@@ -22,43 +22,18 @@ import os
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import PREFIX, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
+from atomik._hidden_names import KEPT as KEPT  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import journal_name as journal_name  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import new_txid as new_txid  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import private_folder_name
+from atomik._hidden_names import slot_name as slot_name  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import forked, kernel
 
 _ATTEMPTS = 8
 _SAMPLE = "sample"
-
-
-#: random bytes from the kernel, fetched for many ids at once
-_random: list[bytes] = []
-
-
-def new_txid() -> str:
-    """A transaction id: 64 random bits in hex, so that nobody guesses the names made of it."""
-    try:
-        return _random.pop().hex()
-    except IndexError:
-        fresh = os.urandom(8 * 64)
-        _random.extend(fresh[at : at + 8] for at in range(8, len(fresh), 8))
-        return fresh[:8].hex()
-
-
-os.register_at_fork(after_in_child=_random.clear)  # or parent and child would use the same ones
-
-
-#: Behind a slot's name: an original that could not be brought back, and that only the user may delete.
-KEPT = "-kept"
-
-
-def slot_name(txid: str, number: int) -> str:
-    """The name of a slot."""
-    return f"{PREFIX}{txid}-{number}"
-
-
-def journal_name(txid: str) -> str:
-    """The name of the journal inside a private folder."""
-    return f"{PREFIX}{txid}-journal"
 
 
 @define(eq=False)
@@ -71,12 +46,12 @@ class PrivateFolder:
     _private: bool | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.folder = _make(self.parent, PREFIX + self.txid)
+        self.folder = _make(self.parent, self.name)
 
     @property
     def name(self) -> str:
         """Its name in the parent."""
-        return PREFIX + self.txid
+        return private_folder_name(self.txid)
 
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.

@@ -20,10 +20,12 @@ import errno
 import os
 
 from atomik import errors
-from atomik._folder.directory import identify, rename
+from atomik._folder.directory import identify
+from atomik._folder.place import rename
 from atomik._system import kernel
 
-from .step import GAP, LINK, LINKAT, NO_FLAG, RENAME, RENAMEAT2, Step, link, remove_empty
+from atomik._folder.place import NO_FLAG, link, remove_empty
+from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from .undo import give_back
 
 #: errno values of linkat for an unnamed file: a filesystem without hard links (EPERM, EOPNOTSUPP, ENOSYS, EINVAL), or a

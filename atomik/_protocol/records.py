@@ -21,12 +21,13 @@ than were written are damage, and then nobody may conclude that nothing was swap
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from attrs import define
+
+from atomik import _hidden_names
 
 try:
     from _blake2 import blake2b  # what hashlib would give, without loading all of OpenSSL for it
@@ -55,9 +56,6 @@ OPS = ("create", "replace", "remove")
 KINDS = ("file", "folder", "symlink", "other")
 _OPS = {op: number for number, op in enumerate(OPS)}
 _KINDS = {kind: number for number, kind in enumerate(KINDS)}
-
-TXID = re.compile(r"[0-9a-f]{16}\Z")
-SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}\Z")
 
 
 class BadJournal(Exception):  # noqa: N818  callers turn it into JournalError
@@ -250,7 +248,7 @@ class _Reader:
 def _decode_intent(payload: bytes) -> Intent:
     reader = _Reader(payload)
     txid = reader.take(16).decode()
-    if not TXID.match(txid):
+    if not _hidden_names.is_txid(txid):
         raise ValueError("bad transaction id")
     journal = reader.take(reader.unpack(_LENGTH)[0])
     folder_count, step_count = reader.unpack(_COUNTS)
@@ -279,8 +277,7 @@ def _decode_step(reader: _Reader, txid: str, folders: int) -> StepRecord:
     slot = reader.take(slot_len).decode()
     new, old = reader.take(new_len) or None, reader.take(old_len) or None
     _check_name(dest)
-    found = SLOT.match(slot)
-    if found is None or found[1] != txid:
+    if _hidden_names.parse(slot) != (_hidden_names.SLOT, txid):
         raise ValueError("a slot does not carry the transaction's id")
     if max(dest_folder, slot_folder) >= folders:
         raise ValueError("a folder number out of range")

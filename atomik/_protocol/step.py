@@ -15,27 +15,14 @@ target out of the same slot; keeping the previous version is *replace*, then *cr
 
 from __future__ import annotations
 
-import errno
-import os
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from atomik._folder.directory import Place, rename
+from atomik._folder.place import Place
 from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-#: errno values that say "this filesystem (or kernel) does not know the flag": EINVAL of FUSE, NFS and ZFS before 2.2,
-#: ENOSYS before Linux 3.15, EOPNOTSUPP of some network filesystems.
-NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
-
-#: errno values of link(2) that say something about these two names, or about space.  Any other refusal means "no hard links
-#: here": EPERM of filesystems without them and of fs.protected_hardlinks, EOPNOTSUPP and ENOSYS of servers, EMLINK of an
-#: inode that has as many as it can, EXDEV of Landlock, ERANGE of CryFS, EIO of rclone, EACCES of AppArmor.
-ABOUT_NAMES = frozenset(
-    {errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-)
 
 RENAMEAT2 = "renameat2"
 LINKAT = "linkat"
@@ -109,47 +96,3 @@ class Step:
 def same_kind(mode: int, kind: str) -> bool:
     """Whether an existing object may be replaced by one of `kind`: a folder by a folder, else by no folder."""
     return kernel.is_folder(mode) == (kind == "folder")
-
-
-def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
-    """Rename back onto a name that should be free, never replacing what came there meanwhile."""
-    fs = dst.directory.fs
-    if fs.noreplace is not False:
-        try:
-            rename(src, dst, kernel.NOREPLACE)
-        except OSError as exc:
-            if kernel.errno_of(exc) not in NO_FLAG:
-                raise
-            fs.noreplace = False
-        else:
-            return
-    if not folder and link(src, dst):
-        kernel.port.unlink(src.name, src.fd)
-        return
-    if dst.directory.exists(dst.name):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dst))
-    rename(src, dst, 0)  # nothing better is left; of folders it replaces at most an empty one
-
-
-def link(src: Place, dst: Place) -> bool:
-    """Give a second name; False where the filesystem (or the kernel's fs.protected_hardlinks) will not."""
-    if src.directory.fs.links is False:
-        return False
-    try:
-        kernel.port.link(src.name, src.fd, dst.name, dst.fd)
-    except OSError as exc:
-        if kernel.errno_of(exc) in (None, *ABOUT_NAMES):
-            raise
-        return False
-    return True
-
-
-def remove_empty(place: Place) -> bool:
-    """Remove the empty folder that held a place for us; False when it is no empty folder."""
-    try:
-        kernel.port.rmdir(place.name, place.fd)
-    except OSError as exc:
-        if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT):
-            raise
-        return False
-    return True

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from atomik._folder.directory import rename
+from atomik._folder.place import rename
 from atomik._system import kernel
 
-from .step import NO_FLAG, link
+from atomik._folder.place import NO_FLAG, link
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 LIES = "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
 

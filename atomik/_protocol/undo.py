@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atomik._folder.directory import rename
+from atomik._folder.place import rename
 from atomik._system import kernel
 
-from .step import NO_FLAG, Step, Undone, remove_empty, rename_back
+from atomik._folder.place import NO_FLAG, remove_empty, rename_back
+from .step import Step, Undone
 
 if TYPE_CHECKING:
     from collections.abc import Container

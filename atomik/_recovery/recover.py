@@ -1,33 +1,31 @@
 """What is done about dead transactions in a folder: `recover`.
 
-First the hot journal, then every private folder whose lock is free (with a journal in it: the same as a hot one; without: it was
-never prepared, so nothing was swapped, and what is staged goes), then slots beside the destinations that nobody covers.
+First the hot journal, then every private folder whose lock is free (with a journal in it: the same as a hot one;
+without: it was never prepared, so nothing was swapped, and what is staged goes), then slots beside the destinations that
+nobody covers.
 Names that are not ours, or belong to somebody else, are reported and left alone.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable
 
 from attrs import define
 
-from atomik import _events, errors
-from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik import _events, _hidden_names, errors
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name, private_folder_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
-from atomik._protocol.private_folder import journal_name, like_all
+from atomik._protocol.private_folder import like_all
 from atomik._system import kernel
 from atomik._tree import trees as _tree
 
 from . import unfinished_journal as _wait_or_recover
 from .takeover import Recovered, clear_private_folder, remove_folder
-
-_PRIVATE_FOLDER = re.compile(r"\.atomik-([0-9a-f]{16})\Z")
-_KEPT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept\Z")
-_SLOT = re.compile(r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}(?:-old|-new[0-9]*)?\Z")
 
 
 @define(frozen=True)
@@ -127,9 +125,15 @@ def _recover_folder(directory: Directory, timeout: float, *, discard: bool) -> l
 
 def _names(directory: Directory) -> tuple[list[str], list[str]]:
     """The names of private folders, and of slots beside the destinations."""
+    private_folders, slots = [], []
     with kernel.port.scandir(directory.fd) as entries:
-        ours = [entry.name for entry in entries if entry.name.startswith(PREFIX)]
-    return [n for n in ours if _PRIVATE_FOLDER.match(n)], [n for n in ours if _SLOT.match(n)]
+        for entry in entries:
+            kind = _hidden_names.parse(entry.name)
+            if kind is not None and kind[0] == _hidden_names.PRIVATE_FOLDER:
+                private_folders.append(entry.name)
+            elif kind is not None and kind[0] in (_hidden_names.SLOT, _hidden_names.TWIN):
+                slots.append(entry.name)
+    return private_folders, slots
 
 
 def _report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
@@ -211,10 +215,11 @@ def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]
     A folder is deleted only in a private folder, which is `private`: elsewhere anybody may have given it that name.
     """
     with kernel.port.scandir(folder.fd) as entries:
-        names = sorted(entry.name for entry in entries if _KEPT.match(entry.name))
+        parsed = ((entry.name, _hidden_names.parse(entry.name)) for entry in entries)
+        names = sorted((name, kind[1]) for name, kind in parsed if kind and kind[0] == _hidden_names.KEPT_ORIGINAL)
     found = []
-    for name in names:
-        place, txid = Place(folder, name), name.removeprefix(PREFIX).split("-")[0]
+    for name, txid in names:
+        place = Place(folder, name)
         seen = place.stat()
         if seen is None or _not_ours(seen) is not None:
             continue
@@ -248,7 +253,7 @@ def _remove_slot(place: Place) -> list[Recovered]:
     if found is None:
         return []
     txid = place.name.removeprefix(PREFIX).split("-")[0]
-    if place.directory.exists(PREFIX + txid):
+    if place.directory.exists(private_folder_name(txid)):
         return []  # its transaction lives, or keeps it: its private folder has been told about
     if stat.S_ISDIR(found.st_mode):
         return [_report(str(place), "left", txid, "a folder that no journal speaks of")]

@@ -19,12 +19,15 @@ from collections.abc import Callable
 from attrs import define, field
 
 from atomik import _events, errors
-from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME, PREFIX
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
-from atomik._protocol.private_folder import KEPT, journal_name
+from atomik._hidden_names import KEPT, journal_name
 from atomik._protocol.records import Intent, Journal, StepRecord
-from atomik._protocol.step import Step, Undone, put
+from atomik._folder.place import rename_back
+from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
 from atomik._tree import trees as _tree

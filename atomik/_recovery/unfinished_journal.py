@@ -14,7 +14,9 @@ import time
 from typing import NoReturn
 
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME, PREFIX
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
 from atomik._protocol.records import Intent, Journal

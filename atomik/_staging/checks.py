@@ -11,7 +11,8 @@ from atomik._protocol.step import same_kind
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.place import Place
     from atomik._folder.filesystem import Filesystem
     from atomik._system.libc import Status
 

@@ -11,7 +11,8 @@ import os
 from typing import NoReturn
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 
 _Key = tuple[int, int, int]
 

@@ -15,7 +15,8 @@ from .item import Found, Item, Operation
 from .options import PLAIN
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.place import Place
 
     from .intake import Intake
     from .observe import Observation

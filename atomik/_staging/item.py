@@ -23,7 +23,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place, identify
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place
 from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 

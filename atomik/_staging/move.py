@@ -19,7 +19,7 @@ from .item import Found, Item, Operation, kind_of, sync_place
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
     from atomik._system.libc import Status
 
     from .intake import Intake

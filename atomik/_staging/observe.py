@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel
 
 from .item import Item

@@ -12,7 +12,7 @@ from . import checks
 from .item import Found, Item, Operation, kind_of
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
     from atomik._system.libc import Status
 
     from .intake import Intake

@@ -16,9 +16,11 @@ from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._folder.paths import split
-from atomik._protocol.private_folder import PrivateFolder, new_txid, slot_name
+from atomik._protocol.private_folder import PrivateFolder
+from atomik._hidden_names import new_txid, slot_name
 from atomik._system import kernel
 
 from .checks import refuse_append_only

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import PREFIX, Directory
+from atomik._folder.directory import Directory
+from atomik._hidden_names import PREFIX
 from atomik._folder.mounts import mount_at_or_below
 from atomik._system import kernel
 

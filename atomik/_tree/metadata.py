@@ -35,7 +35,7 @@ from atomik._system import kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 What = Literal["all", "mode", "none"]
 

@@ -33,7 +33,8 @@ from .walk import Level, TreeWalk, refuse_mount
 if TYPE_CHECKING:
     from typing import Self
 
-    from atomik._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.place import Place
 
 __all__ = ["delete", "delete_file", "has_foreign_mount", "sync"]
 

@@ -17,7 +17,7 @@ from fsspec.transaction import Transaction as FsspecTransaction
 from fsspec.utils import stringify_path
 
 from atomik import errors
-from atomik._folder.directory import PREFIX
+from atomik._hidden_names import PREFIX
 
 from .changes import Changes
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from atomik._folder.directory import PREFIX
+from atomik._hidden_names import PREFIX
 from atomik._folder.resolve import refuse_traps
 
 if TYPE_CHECKING:

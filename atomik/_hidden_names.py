@@ -1,0 +1,98 @@
+"""The grammar of the names that atomik uses for itself; everything that makes or reads one of them is here.
+
+::
+
+    .atomik-journal                 the journal of an unfinished transaction, in each folder that takes part
+    .atomik-TXID                    a private folder
+    .atomik-TXID-journal            the journal, inside a private folder
+    .atomik-TXID-N                  a slot
+    .atomik-TXID-N-old, -new, -new1 a second name beside a slot, for the methods and undos that need one
+    .atomik-TXID-N-kept             an original that could not be brought back, and that only the user may delete
+
+TXID is 16 lower-case hexadecimal digits, N a decimal number of at most ten digits.  This is part of the journal format
+(docs/reference/journal-format.md): another version of atomik must be able to read it.
+"""
+
+from __future__ import annotations
+
+import os
+
+PREFIX = ".atomik-"
+JOURNAL_NAME = PREFIX + "journal"
+
+#: Behind a slot's name: an original that could not be brought back, and that only the user may delete.
+KEPT = "-kept"
+
+#: What `parse` says about a name.
+PRIVATE_FOLDER, JOURNAL, SLOT, TWIN, KEPT_ORIGINAL = "private folder", "journal", "slot", "twin", "kept original"
+
+_HEX = "0123456789abcdef"
+_DIGITS = "0123456789"
+
+#: random bytes from the kernel, fetched for many ids at once
+_random: list[bytes] = []
+
+
+def new_txid() -> str:
+    """A transaction id: 64 random bits in hex, so that nobody can guess the names made of it."""
+    try:
+        return _random.pop().hex()
+    except IndexError:
+        fresh = os.urandom(8 * 64)
+        _random.extend(fresh[at : at + 8] for at in range(8, len(fresh), 8))
+        return fresh[:8].hex()
+
+
+os.register_at_fork(after_in_child=_random.clear)  # otherwise parent and child would use the same ids
+
+
+def private_folder_name(txid: str) -> str:
+    """The name of a private folder."""
+    return PREFIX + txid
+
+
+def journal_name(txid: str) -> str:
+    """The name of the journal inside a private folder."""
+    return f"{PREFIX}{txid}-journal"
+
+
+def slot_name(txid: str, number: int) -> str:
+    """The name of a slot."""
+    return f"{PREFIX}{txid}-{number}"
+
+
+def twin_name(slot: str, suffix: str) -> str:
+    """A second name beside a slot: `suffix` is ``old``, ``new``, or ``new`` and a number."""
+    return f"{slot}-{suffix}"
+
+
+def kept_name(slot: str) -> str:
+    """The name of an original that could not be brought back."""
+    return slot + KEPT
+
+
+def is_txid(text: str) -> bool:
+    """Whether `text` has the form of a transaction id."""
+    return len(text) == 16 and not text.strip(_HEX)
+
+
+def parse(name: str) -> tuple[str, str] | None:
+    """(what it is, transaction id) of a name that carries an id; None for every other name."""
+    if not name.startswith(PREFIX):
+        return None
+    txid, behind, rest = name[len(PREFIX) :].partition("-")
+    if not is_txid(txid):
+        return None
+    if not behind:
+        return PRIVATE_FOLDER, txid
+    if rest == "journal":
+        return JOURNAL, txid
+    number, behind, suffix = rest.partition("-")
+    if not 1 <= len(number) <= 10 or number.strip(_DIGITS):
+        return None
+    if not behind:
+        return SLOT, txid
+    if suffix == "kept":
+        return KEPT_ORIGINAL, txid
+    is_twin = suffix == "old" or (suffix[:3] == "new" and not suffix[3:].strip(_DIGITS))
+    return (TWIN, txid) if is_twin else None

@@ -1,0 +1,74 @@
+"""The grammar of atomik's own names."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as some
+
+from atomik import _hidden_names as names
+
+ID = "0123456789abcdef"
+
+
+def test_what_is_made_is_understood() -> None:
+    """Each kind of name is parsed back to its kind and the transaction's id."""
+    slot = names.slot_name(ID, 9_999_999_999)
+    assert names.parse(names.private_folder_name(ID)) == (names.PRIVATE_FOLDER, ID)
+    assert names.parse(names.journal_name(ID)) == (names.JOURNAL, ID)
+    assert names.parse(slot) == (names.SLOT, ID)
+    assert names.parse(names.kept_name(slot)) == (names.KEPT_ORIGINAL, ID)
+    for suffix in ("old", "new", "new1", "new20"):
+        assert names.parse(names.twin_name(slot, suffix)) == (names.TWIN, ID)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        names.JOURNAL_NAME, "", "x", ".atomik-", f".atomik-{ID}-", f".atomik-{ID}0", f".atomik-{ID[1:]}",
+        f".atomik-{ID.upper()}", f".atomik-{ID}\n", f".atomik-{ID}-0\n", f".atomik-{ID}-12345678901", f".atomik-{ID}--kept",
+        f".atomik-{ID}-0-", f".atomik-{ID}-0-older", f".atomik-{ID}-0-new-", f".atomik-{ID}-0-newer", f".atomik-{ID}-0/x",
+        f".atomik-{ID}-\N{SUPERSCRIPT TWO}", f".atomik-{ID}-0-kept-kept", f"x.atomik-{ID}", f".atomik-{ID}-journal-",
+    ],
+)  # fmt: skip
+def test_other_names_are_not_ours(name: str) -> None:
+    """Whatever differs in a single character is somebody else's."""
+    assert names.parse(name) is None
+
+
+#: The same grammar as regular expressions.
+GRAMMAR = {
+    names.PRIVATE_FOLDER: r"\.atomik-([0-9a-f]{16})",
+    names.JOURNAL: r"\.atomik-([0-9a-f]{16})-journal",
+    names.SLOT: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}",
+    names.TWIN: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-(?:old|new[0-9]*)",
+    names.KEPT_ORIGINAL: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept",
+}
+_PIECES = some.sampled_from([".atomik-", ID, "-", "0", "12345", "old", "new", "kept", "journal", "f", "\n", "é", "F"])
+
+
+@given(some.one_of(some.lists(_PIECES, max_size=6).map("".join), some.text(max_size=40)))
+@example(f".atomik-{ID}-0-new")
+def test_it_is_the_grammar(name: str) -> None:
+    """The parser accepts exactly what the regular expressions of the format accept."""
+    expected = [(kind, found[1]) for kind, rule in GRAMMAR.items() if (found := re.fullmatch(rule, name))]
+    assert [names.parse(name)] == (expected or [None])
+
+
+def test_ids_are_not_shared_with_a_forked_child() -> None:
+    """A child draws ids of its own, however many its parent had ready."""
+    names.new_txid()
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(write, names.new_txid().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(read, 99).decode()
+    os.close(read)
+    os.close(write)
+    assert names.is_txid(theirs)
+    assert theirs not in {names.new_txid() for _ in range(64)}
