@@ -13,7 +13,8 @@ import atomik
 from atomik import errors
 from atomik._commit import commit as _commit
 from atomik._commit import single as _single
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._protocol import publish as _swap
 from atomik._protocol import undo as _undo
 from atomik._protocol.step import Step, Undone

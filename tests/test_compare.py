@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._tree import compare as _compare
 from atomik.testing import CrashPoint, crash_points
 from tests.kernels import Faulty, Recording, installed

@@ -18,7 +18,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._protocol import records as _records
 from atomik._protocol.records import COMMITTED, Folder, Intent, StepRecord
 from atomik._system import kernel as _kernel

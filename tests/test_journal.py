@@ -17,7 +17,9 @@ from hypothesis import strategies as some
 
 import atomik
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
 from atomik._protocol.records import (

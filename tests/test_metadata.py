@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
 from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, What, apply
 from tests.users import NOBODY, as_user, root

@@ -15,7 +15,7 @@ from attrs import evolve
 import atomik
 from atomik import State, errors
 from atomik._api.plain import PlainFile
-from atomik._folder.directory import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._system.kernel import MUTATING
 from tests.kernels import ALL, Acting, Faulty, Recording, installed
 from tests.state import descriptors, in_child, left_in

@@ -15,7 +15,7 @@ import pytest
 import atomik
 from atomik import errors
 from atomik._folder import lock as _lock
-from atomik._folder.directory import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel as _kernel
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, installed

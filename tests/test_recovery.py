@@ -15,7 +15,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import forked as _forked
 from tests.crash.deaths import die_at
 from tests.kernels import Acting, Faulty, Recording, installed

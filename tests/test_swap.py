@@ -13,7 +13,8 @@ import pytest
 import atomik
 from atomik import errors
 from atomik._folder import filesystem as _filesystem
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._protocol import publish as _swap
 from atomik._protocol import undo as _undo
 from atomik._protocol.step import Step, Undone

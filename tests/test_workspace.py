@@ -15,7 +15,8 @@ import pytest
 import atomik
 from atomik import errors
 from atomik._folder import filesystem as _filesystem
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._folder.paths import split
 from atomik._protocol.private_folder import PrivateFolder
 from atomik._staging.workspace import Workspace
