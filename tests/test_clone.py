@@ -15,7 +15,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Place
 from atomik._system import kernel as _kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 from atomik._tree.clone import clone
 from atomik._tree.content import copy_content
 from atomik._tree.walk import HELD
@@ -291,8 +291,8 @@ def test_deep(memory: Path, openat2: bool) -> None:
             assert clone(source, target, told.append) == []
         assert os.stat(memory / "dst" / "file").st_nlink == 2
         assert os.lstat(memory / "dst" / "side" / "deep").st_nlink == 2
-        _tree.delete(Place(parent, "src"))
-        _tree.delete(Place(parent, "dst"))
+        delete.delete_tree(Place(parent, "src"))
+        delete.delete_tree(Place(parent, "dst"))
     assert sum(told) == 2 * 2000 + 4
     assert descriptors() == before
 

@@ -15,7 +15,8 @@ import atomik
 HEAVY = [
     "structlog", "ssl", "asyncio", "subprocess", "shutil", "ctypes", "hashlib", "tempfile", "socket", "inspect",
     "pathlib", "json", "multiprocessing", "concurrent.futures", "email", "importlib.metadata", "fsspec",
-    "atomik._api.transaction", "atomik._commit.group", "atomik._recovery.recover", "atomik._system.libc", "atomik._tree.trees",
+    "atomik._api.transaction", "atomik._commit.group", "atomik._recovery.recover", "atomik._system.libc",
+    "atomik._tree.delete",
 ]  # fmt: skip
 
 #: None of these is ever needed to write a file or a folder.

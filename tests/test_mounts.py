@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from atomik._folder.directory import Directory, Place
-from atomik._tree import trees as _tree
+from atomik._folder.mounts import has_foreign_mount
+from atomik._tree import delete
 from tests.lab.mounting import attached
 from tests.trees import Without, held, kernel, make_small, mounts, tree_with_mount
 
@@ -31,12 +32,12 @@ def test_mount_is_seen(mounted_inside: tuple[Directory, Path, Path]) -> None:
     folder, home, point = mounted_inside
     for name in ("tre", "tree2"):
         (home / name).mkdir()
-        assert _tree.has_foreign_mount(Place(folder, name)) is None
-    assert _tree.has_foreign_mount(Place(folder, "tree")) == str(point)
+        assert has_foreign_mount(Place(folder, name)) is None
+    assert has_foreign_mount(Place(folder, "tree")) == str(point)
     with held(point.parent) as above:
-        assert _tree.has_foreign_mount(Place(above, point.name)) == str(point)
+        assert has_foreign_mount(Place(above, point.name)) == str(point)
     with held(point) as on_it:
-        assert _tree.has_foreign_mount(Place(on_it, "kept")) is None
+        assert has_foreign_mount(Place(on_it, "kept")) is None
 
 
 @mounts
@@ -45,16 +46,16 @@ def test_hidden_mount_is_not_seen(mounted_inside: tuple[Directory, Path, Path]) 
     _, home, point = mounted_inside
     with attached("tmpfs", home, "tmpfs", 0, "size=1m"), held(home) as folder:
         (home / "tree").mkdir()
-        assert _tree.has_foreign_mount(Place(folder, "tree")) is None
+        assert has_foreign_mount(Place(folder, "tree")) is None
         point.mkdir(parents=True)
         # The path is there now, and nothing is mounted on it that could be seen.
-        assert _tree.has_foreign_mount(Place(folder, "tree")) is None
+        assert has_foreign_mount(Place(folder, "tree")) is None
 
 
 def test_no_proc(tmp_path: Path) -> None:
     """Without /proc nothing is known of mounts, and deleting works."""
     make_small(tmp_path / "tree")
     with kernel(Without("readlink", errno.ENOENT)), held(tmp_path) as here:
-        assert _tree.has_foreign_mount(Place(here, "tree")) is None
-        _tree.delete(Place(here, "tree"))
+        assert has_foreign_mount(Place(here, "tree")) is None
+        delete.delete_tree(Place(here, "tree"))
     assert os.listdir(tmp_path) == []

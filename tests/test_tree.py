@@ -13,7 +13,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Directory, Place
 from atomik._system import kernel as _kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 from atomik._tree.walk import HELD
 from tests.lab import linux, namespace
 from tests.lab.mounting import attached
@@ -58,7 +58,7 @@ def mounted_inside() -> Iterator[tuple[Directory, Path, Path]]:
 
 def test_delete_missing(here: Directory) -> None:
     """A missing place is no error."""
-    _tree.delete(Place(here, "missing"))
+    delete.delete_tree(Place(here, "missing"))
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling", "fifo"])
@@ -73,7 +73,7 @@ def test_delete_single(here: Directory, tmp_path: Path, kind: str) -> None:
         victim.touch()
     else:
         victim.symlink_to("target" if kind == "link" else "nowhere")
-    _tree.delete(Place(here, "victim"))
+    delete.delete_tree(Place(here, "victim"))
     assert not os.path.lexists(victim)
     assert (tmp_path / "target" / "kept").exists()
 
@@ -86,7 +86,7 @@ def test_delete_tree(here: Directory, tmp_path: Path, openat2: bool) -> None:
     seen: list[int] = []
     before = descriptors()
     with kernel(_kernel.port if openat2 else Without("open_beneath", errno.ENOSYS)):
-        _tree.delete(Place(here, "tree"), seen.append)
+        delete.delete_tree(Place(here, "tree"), seen.append)
     assert os.listdir(tmp_path) == ["outside"]
     assert sum(seen) == 11
     assert descriptors() == before
@@ -106,7 +106,7 @@ def test_delete_deep(memory: Path, openat2: bool) -> None:
     here = Directory.open(str(memory))
     seen: list[int] = []
     with kernel(_kernel.port if openat2 else Without("open_beneath", errno.EPERM)), few_descriptors(HELD + 5):
-        _tree.delete(Place(here, "deep"), seen.append)
+        delete.delete_tree(Place(here, "deep"), seen.append)
     here.close()
     assert os.listdir(memory) == []
     assert sum(seen) == 2 * DEEP + 1
@@ -119,7 +119,7 @@ def test_delete_wide(files: int) -> None:
     with mounted("tmpfs", size=256 << 20) as place, held(place.folder) as folder:
         make_wide(place.folder / "wide", files)
         seen: list[int] = []
-        _tree.delete(Place(folder, "wide"), seen.append)
+        delete.delete_tree(Place(folder, "wide"), seen.append)
         assert os.listdir(place.folder) == []
         assert sum(seen) == files + 1
 
@@ -131,7 +131,7 @@ def test_delete_bushy(here: Directory, tmp_path: Path) -> None:
     for number in range(3):
         make_deep(top / f"chain-{number}", 2 * HELD)
         make_deep(top / "chain-0" / "/".join("d" * HELD) / f"more-{number}", HELD)
-    _tree.delete(Place(here, "tree"))
+    delete.delete_tree(Place(here, "tree"))
     assert os.listdir(tmp_path) == []
 
 
@@ -148,7 +148,7 @@ def test_delete_locked_folders(tmp_path: Path, bits: int) -> None:
     for folder, _, _ in os.walk(top / "tree", topdown=False):
         os.chmod(folder, bits)
     with held(top) as folder:
-        assert as_user(NOBODY, lambda: _tree.delete(Place(folder, "tree"))) == "None"
+        assert as_user(NOBODY, lambda: delete.delete_tree(Place(folder, "tree"))) == "None"
     assert os.listdir(top) == []
 
 
@@ -161,7 +161,7 @@ def test_delete_of_another_owner(tmp_path: Path) -> None:
 
     def attempt() -> object:
         with pytest.raises(errors.AccessDeniedError) as caught:
-            _tree.delete(Place(folder, "tree"))
+            delete.delete_tree(Place(folder, "tree"))
         return caught.value.errno, caught.value.filename
 
     with held(tmp_path) as folder:
@@ -175,7 +175,7 @@ def test_delete_what_appears(here: Directory, tmp_path: Path) -> None:
     make_small(tmp_path / "tree")
     late = tmp_path / "tree" / "sub" / "late"
     with kernel(Before("rmdir", 2, late.mkdir)):
-        _tree.delete(Place(here, "tree"))
+        delete.delete_tree(Place(here, "tree"))
     assert os.listdir(tmp_path) == []
 
 
@@ -186,7 +186,7 @@ def test_delete_gives_up(here: Directory, tmp_path: Path) -> None:
         kernel(Before("rmdir", 0, (tmp_path / "tree" / "late").touch, every=True)),
         pytest.raises(errors.AtomikOSError, match=re.escape(str(tmp_path / "tree"))) as caught,
     ):
-        _tree.delete(Place(here, "tree"))
+        delete.delete_tree(Place(here, "tree"))
     assert caught.value.errno == errno.ENOTEMPTY
 
 
@@ -211,9 +211,9 @@ def test_delete_never_follows_a_swapped_link(here: Directory, tmp_path: Path, op
     with kernel(attack):
         if top:
             with pytest.raises(errors.ConflictError, match=re.escape(str(victim))):
-                _tree.delete(Place(here, "tree"))
+                delete.delete_tree(Place(here, "tree"))
         else:
-            _tree.delete(Place(here, "tree"))
+            delete.delete_tree(Place(here, "tree"))
             assert not (tmp_path / "tree").exists()
     assert (tmp_path / "precious" / "kept").exists()
     assert (tmp_path / "away").exists()
@@ -231,7 +231,7 @@ def test_delete_notices_a_moved_folder(here: Directory, tmp_path: Path) -> None:
 
     before = descriptors()
     with kernel(Before("rmdir", 1, move)), pytest.raises(errors.ConflictError, match="moved"):
-        _tree.delete(Place(here, "tree"))
+        delete.delete_tree(Place(here, "tree"))
     assert (elsewhere / "kept").exists()
     assert descriptors() == before
 
@@ -247,7 +247,7 @@ def test_delete_becomes_a_folder(here: Directory, tmp_path: Path) -> None:
         victim.mkdir()
 
     with kernel(Before("unlink", 2, swap)):
-        _tree.delete(Place(here, "tree"))
+        delete.delete_tree(Place(here, "tree"))
     assert os.listdir(tmp_path) == []
 
 
@@ -258,7 +258,7 @@ def test_delete_failing(here: Directory, tmp_path: Path, call: str) -> None:
     work = Raise(errno.EIO)
     before = descriptors()
     with kernel(Before(call, 2, work)), pytest.raises(errors.AtomikOSError) as caught:
-        _tree.delete(Place(here, "tree"))
+        delete.delete_tree(Place(here, "tree"))
     assert caught.value.errno == errno.EIO
     assert str(caught.value.filename).startswith(str(tmp_path / "tree"))
     assert descriptors() == before
@@ -269,7 +269,7 @@ def test_delete_refuses_a_mount(mounted_inside: tuple[Directory, Path, Path]) ->
     """A tree with a mount in it is refused before anything is deleted."""
     folder, home, point = mounted_inside
     with pytest.raises(errors.MountPointError) as caught:
-        _tree.delete(Place(folder, "tree"))
+        delete.delete_tree(Place(folder, "tree"))
     assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, str(point))
     assert (home / "tree" / "before").exists()
     assert (point / "kept").exists()
@@ -284,7 +284,7 @@ def test_delete_stops_at_a_late_mount(mounted_inside: tuple[Directory, Path, Pat
     if not openat2:
         blind.__dict__["open_beneath"] = Without("open_beneath", errno.ENOSYS).open_beneath
     with kernel(blind), pytest.raises(errors.MountPointError) as caught:
-        _tree.delete(Place(folder, "tree"))
+        delete.delete_tree(Place(folder, "tree"))
     assert caught.value.filename == str(point)
     assert (point / "kept").exists()
 
@@ -299,9 +299,9 @@ def test_delete_refuses_a_bound_file() -> None:
     point.touch()
     with attached(home / "origin", point, "none", linux.MS_BIND), held(home) as folder:
         with pytest.raises(errors.MountPointError, match=re.escape(str(point))):
-            _tree.delete(Place(folder, "tree"))
+            delete.delete_tree(Place(folder, "tree"))
         with pytest.raises(errors.MountPointError, match=re.escape(str(point))), held(home / "tree") as tree:
-            _tree.delete(Place(tree, "file"))
+            delete.delete_tree(Place(tree, "file"))
     assert (home / "origin").read_text() == "kept"
 
 
@@ -312,7 +312,7 @@ def test_concurrent_deletes(here: Directory, tmp_path: Path) -> None:
         for number in range(5):
             make_wide(tmp_path / "tree" / str(number), 50)
         with ThreadPoolExecutor(2) as threads:
-            for done in [threads.submit(_tree.delete, Place(here, "tree")) for _ in range(2)]:
+            for done in [threads.submit(delete.delete_tree, Place(here, "tree")) for _ in range(2)]:
                 done.result()
         assert os.listdir(tmp_path) == []
 

@@ -13,7 +13,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Place
 from atomik._system import kernel as _kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete, sync
 from atomik._tree.walk import HELD
 from tests.lab.mounts import mounted
 from tests.trees import (
@@ -66,7 +66,7 @@ def test_sync(tmp_path: Path, openat2: bool) -> None:
     seen: list[int] = []
     before = descriptors()
     with kernel(noting), held(top) as folder:
-        count = _tree.sync(folder, seen.append)
+        count = sync.sync_tree(folder, seen.append)
     files = [p for p in top.rglob("*") if p.is_file() and not p.is_symlink()]
     folders = [top / "sub" / "empty", top / "sub", top]
     assert sorted(noting.synced) == sorted(str(p) for p in files + folders)
@@ -78,7 +78,7 @@ def test_sync(tmp_path: Path, openat2: bool) -> None:
 
 def test_sync_begins_all_before_it_waits(tmp_path: Path) -> None:
     """Writeback of all files of a batch is under way before the first fsync."""
-    make_wide(tmp_path / "tree", _tree.BATCH)
+    make_wide(tmp_path / "tree", sync.BATCH)
     order: list[str] = []
     with kernel(Before("start_writeback", 0, lambda: order.append("begin"), every=True)) as noting:
         real = noting.fsync
@@ -89,8 +89,8 @@ def test_sync_begins_all_before_it_waits(tmp_path: Path) -> None:
 
         noting.__dict__["fsync"] = fsync
         with held(tmp_path / "tree") as folder:
-            assert _tree.sync(folder) == _tree.BATCH + 1
-    assert order == ["begin"] * _tree.BATCH + ["wait"] * (_tree.BATCH + 1)
+            assert sync.sync_tree(folder) == sync.BATCH + 1
+    assert order == ["begin"] * sync.BATCH + ["wait"] * (sync.BATCH + 1)
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ def test_sync_deep(memory: Path) -> None:
             os.fstat(fd)
 
     with held(memory / "deep") as folder, held(memory) as parent:
-        with kernel(Free()), few_descriptors(HELD + _tree.BATCH + 5):
-            assert _tree.sync(folder) == 2 * DEEP + 1
-        _tree.delete(Place(parent, "deep"))
+        with kernel(Free()), few_descriptors(HELD + sync.BATCH + 5):
+            assert sync.sync_tree(folder) == 2 * DEEP + 1
+        delete.delete_tree(Place(parent, "deep"))
 
 
 @pytest.mark.parametrize("files", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -121,15 +121,15 @@ def test_sync_wide(files: int) -> None:
     """A very wide folder is synced with a fixed number of descriptors."""
     with mounted("tmpfs", size=256 << 20) as place:
         make_wide(place.folder / "wide", files)
-        with held(place.folder / "wide") as folder, few_descriptors(_tree.BATCH + 5):
-            assert _tree.sync(folder) == files + 1
+        with held(place.folder / "wide") as folder, few_descriptors(sync.BATCH + 5):
+            assert sync.sync_tree(folder) == files + 1
 
 
 def test_sync_with_few_descriptors(tmp_path: Path) -> None:
     """When the process runs out of descriptors, smaller batches do."""
     make_wide(tmp_path / "tree", 300)
     with held(tmp_path / "tree") as folder, few_descriptors(20):
-        assert _tree.sync(folder) == 301
+        assert sync.sync_tree(folder) == 301
 
 
 @root
@@ -149,7 +149,7 @@ def test_sync_unreadable(tmp_path: Path) -> None:
         (top / name).chmod(bits)
     noting = Syncs()
     with kernel(noting), held(top) as folder:
-        assert as_user(NOBODY, lambda: (_tree.sync(folder), len(noting.synced))) == repr((11, 11))
+        assert as_user(NOBODY, lambda: (sync.sync_tree(folder), len(noting.synced))) == repr((11, 11))
     assert {name: stat.S_IMODE((top / name).stat().st_mode) for name in modes} == modes
     assert stat.S_IMODE((top / "write" / "file").stat().st_mode) == 0o200
     assert stat.S_IMODE((top / "none" / "file").stat().st_mode) == 0o000
@@ -166,7 +166,7 @@ def test_sync_of_another_owner(tmp_path: Path) -> None:
 
     def attempt() -> object:
         with pytest.raises(errors.AccessDeniedError) as caught:
-            _tree.sync(folder)
+            sync.sync_tree(folder)
         return caught.value.filename
 
     with held(top) as folder:
@@ -186,7 +186,7 @@ def test_sync_failing_file(tmp_path: Path, number: int) -> None:
 
     before = descriptors()
     with kernel(FailingFiles()), held(tmp_path) as folder, pytest.raises(errors.AtomikOSError) as caught:
-        _tree.sync(folder)
+        sync.sync_tree(folder)
     assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "file"))
     assert descriptors() == before
 
@@ -196,9 +196,9 @@ def test_sync_folder_that_cannot(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     with held(tmp_path) as folder:
         with kernel(Without("fsync", errno.EINVAL)):
-            assert _tree.sync(folder) == 2
+            assert sync.sync_tree(folder) == 2
         with kernel(Without("fsync", errno.EIO)), pytest.raises(errors.AtomikOSError) as caught:
-            _tree.sync(folder)
+            sync.sync_tree(folder)
     assert caught.value.filename == str(tmp_path / "sub")
 
 
@@ -206,7 +206,7 @@ def test_sync_without_head_start(tmp_path: Path) -> None:
     """Where writeback cannot be started ahead, fsync does all."""
     make_small(tmp_path / "tree")
     with kernel(Without("start_writeback", errno.ENOSYS)), held(tmp_path / "tree") as folder:
-        assert _tree.sync(folder) == 8
+        assert sync.sync_tree(folder) == 8
 
 
 def test_sync_what_vanishes(tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_sync_what_vanishes(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with held(tmp_path) as folder:
         with kernel(Before("open", 1, (tmp_path / "file").unlink)):
-            assert _tree.sync(folder) == 2
+            assert sync.sync_tree(folder) == 2
         with kernel(Before("open_beneath", 1, (tmp_path / "sub").rmdir)):
-            assert _tree.sync(folder) == 1
+            assert sync.sync_tree(folder) == 1
 
 
 @mounts
@@ -225,5 +225,5 @@ def test_sync_refuses_a_mount() -> None:
     """A mount in the tree is an error: what lies on it is not ours to sync."""
     with tree_with_mount() as (_, home, point):
         with held(home / "tree") as folder, pytest.raises(errors.MountPointError, match="mount") as caught:
-            _tree.sync(folder)
+            sync.sync_tree(folder)
         assert caught.value.filename == str(point)

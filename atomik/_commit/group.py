@@ -33,7 +33,7 @@ from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._receipt import State
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 from .commit import Interrupt, uninterrupted
 from .prepare import Prepared
@@ -289,6 +289,6 @@ class Group(Prepared):
                 try:
                     found = step.slot.identity()
                     if found in (step.new, step.old):  # I6
-                        _tree.delete(step.slot, known=found)
+                        delete.delete_tree(step.slot, known=found)
                 except OSError as exc:
                     self.failed_cleanup(str(step.slot), exc)

@@ -29,7 +29,7 @@ from atomik._staging import checks as _refuse
 from atomik._staging.file import NO_NAME, StagedFile
 from atomik._staging.item import Item
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 from .commit import Commit, uninterrupted
 
@@ -291,17 +291,17 @@ class Single(Commit):
                 for folder in {step.dest.directory, step.slot.directory}:
                     folder.sync()
             if step.method == LINKAT:
-                _tree.delete_file(step.slot)  # where undo took the new file away to
+                delete.delete_file(step.slot)  # where undo took the new file away to
         if item.slot is not None and item.slot.directory is item.place.directory:
-            _tree.delete_file(item.slot)
+            delete.delete_file(item.slot)
 
     def _remove_displaced(self, step: Step) -> None:
         if step.op == "create" or step.method == RENAME or step.slot.directory is not step.dest.directory:
             return  # private folders are emptied as a whole
         try:
-            _tree.delete_file(step.slot)  # beside the destination only files are swapped alone
+            delete.delete_file(step.slot)  # beside the destination only files are swapped alone
         except OSError:
             try:
-                _tree.delete_file(step.slot)  # the cause may have been of the moment
+                delete.delete_file(step.slot)  # the cause may have been of the moment
             except OSError as exc:
                 self.failed_cleanup(str(step.slot), exc)

@@ -8,10 +8,10 @@ import stat
 from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
+from atomik._folder.mounts import has_foreign_mount
 from atomik._folder.paths import split
 from atomik._protocol.step import same_kind
 from atomik._system import kernel
-from atomik._tree import trees as _tree
 
 if TYPE_CHECKING:
     from atomik._folder.directory import Place
@@ -38,7 +38,7 @@ def mounts(place: Place, found: os.stat_result, path: str) -> None:
     its content later.  `found` is the stat of `place`; `path` is the destination, for the message."""
     mount = place.directory.mount
     if stat.S_ISDIR(found.st_mode):
-        inside = _tree.has_foreign_mount(place)
+        inside = has_foreign_mount(place)
     else:
         try:
             there = kernel.port.statx(place.fd, place.name).mount if mount else 0

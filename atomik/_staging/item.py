@@ -29,8 +29,8 @@ from atomik._protocol.step import Step, same_kind
 from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 from atomik._tree import compare as _compare
+from atomik._tree import delete, sync
 from atomik._tree import metadata as _metadata
-from atomik._tree import trees as _tree
 
 from . import checks as _refuse
 from .observe import Observation
@@ -314,7 +314,7 @@ class Item:
         if found is not None and stat.S_ISDIR(found.st_mode):
             folder = Directory.open(slot.name, slot.fd, follow=False)
             try:
-                return _tree.sync(folder)
+                return sync.sync_tree(folder)
             finally:
                 folder.close()
         fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
@@ -342,9 +342,9 @@ class Item:
         if self.slot is None:
             return
         if self.slot.directory is self.place.directory:  # others may write there: a folder goes by its identity alone
-            _tree.delete_file(self.slot)
+            delete.delete_file(self.slot)
         else:
-            _tree.delete(self.slot)
+            delete.delete_tree(self.slot)
 
     def finish(self, fd: int) -> None:
         """Give the new object its final owner, attributes and mode, through an open descriptor."""

@@ -12,7 +12,7 @@ from atomik import errors
 from atomik._folder.directory import Directory, Place
 from atomik._folder.paths import NAME_MAX
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 from .item import Item
 
@@ -58,7 +58,7 @@ class StagedProgram(Item):
             self._finish_at(slot, mode)
         finally:
             work.close()
-        _tree.delete(self._work)  # what else the program left there is none of the output
+        delete.delete_tree(self._work)  # what else the program left there is none of the output
         self._work = None
 
     def _refuse_open_database(self, work: Directory) -> None:
@@ -98,5 +98,5 @@ class StagedProgram(Item):
 
     def _drop(self) -> None:
         if self._work is not None:
-            _tree.delete(self._work)
+            delete.delete_tree(self._work)
         super()._drop()

@@ -20,7 +20,7 @@ from atomik._folder.directory import PREFIX, Directory, Place
 from atomik._folder.paths import split
 from atomik._protocol.private_folder import PrivateFolder, new_txid, slot_name
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 from .destinations import Destinations
 
@@ -264,7 +264,7 @@ def empty(private_folder: PrivateFolder, txid: str, cleaned: Callable[[int], Non
     failure = None
     for name in names:
         try:
-            _tree.delete(Place(private_folder.folder, name), cleaned)
+            delete.delete_tree(Place(private_folder.folder, name), cleaned)
         except OSError as exc:
             failure = exc
     if failure is not None:
