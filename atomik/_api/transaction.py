@@ -183,9 +183,13 @@ class Transaction:
         :raises atomik.errors.CrossFilesystemError: it lies on another filesystem or mount than the first one.
         :raises atomik.errors.TransactionStateError: the transaction is not open, or this is a forked child.
         """
-        return _file.stage(
-            self._intake, path, mode, overwrite, tmp_dir, (buffering, encoding, errors, newline), options
-        )
+        return self._stage_file(path, mode, overwrite, tmp_dir, (buffering, encoding, errors, newline), options)
+
+    def _stage_file(
+        self, path: StrPath, mode: str, overwrite: bool | None, tmp_dir: StrPath | None, text: tuple[Any, ...],
+        options: ItemOptions,
+    ) -> IO[Any]:  # fmt: skip
+        return _file.stage(self._intake, path, mode, overwrite, tmp_dir, text, options)
 
     def folder(
         self,

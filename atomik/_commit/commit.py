@@ -34,17 +34,15 @@ from typing import TYPE_CHECKING, NoReturn
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename
-from atomik._hidden_names import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME, KEPT
 from atomik._protocol import journal as _journal
 from atomik._protocol import records
 from atomik._protocol.locks import lock_all, unlock_all
-from atomik._hidden_names import KEPT
-from atomik._protocol.publish import Unnameable, identity_of_new, lost_race, publish
-from atomik._protocol.step import GAP, LINKAT, RENAME, Step, Undone, same_kind
+from atomik._protocol.publish import Unnameable, identity_of_new, publish
+from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
 from atomik._receipt import State
 from atomik._recovery.unfinished_journal import wait_or_recover
-from atomik._staging import checks
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
 from atomik._tree.delete import delete_file, delete_tree
@@ -173,7 +171,7 @@ class Commit:
         if item.backup is None and item.expectation is None and item.kind != "move" and not item.options.allow_gap:
             while parent.exists(JOURNAL_NAME):
                 # An unfinished transaction may be about to put back what exists at our destination.
-                wait_or_recover(parent, self.lock_timeout)
+                wait_or_recover(parent, self.lock_timeout)  # type: ignore[arg-type]
             self._check_parent(parent)
             if item.options.if_changed:
                 item.stands_already()
@@ -297,7 +295,7 @@ class Commit:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
             self._unlock()
-            wait_or_recover(hot, self.lock_timeout)
+            wait_or_recover(hot, self.lock_timeout)  # type: ignore[arg-type]
         for parent in self._parents:
             self._check_parent(parent)
 
@@ -492,7 +490,9 @@ class Commit:
             self.state = _COMMITTED
             text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"
             raise errors.DurabilityError(
-                *errors.os_args(exc.errno or errno.EIO, f"{text}; check the disk and write again", str(self.steps[0].dest))
+                *errors.os_args(
+                    exc.errno or errno.EIO, f"{text}; check the disk and write again", str(self.steps[0].dest)
+                )
             ) from exc
 
     def confirm(self) -> None:
@@ -516,9 +516,7 @@ class Commit:
                 "every destination is new, but the sync of the commit mark failed, so a power cut may bring all of "
                 "them back; check the disk, then call atomik.recover() on the folder"
             )
-            raise errors.DurabilityError(
-                *errors.os_args(exc.errno or errno.EIO, text, self._parents[0].path)
-            ) from exc
+            raise errors.DurabilityError(*errors.os_args(exc.errno or errno.EIO, text, self._parents[0].path)) from exc
 
     # --- the end -------------------------------------------------------------------------------------------------
     def end(self, cause: BaseException) -> None:
@@ -541,7 +539,7 @@ class Commit:
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
         assert self._journal is not None
-        if self._journal.is_marked():
+        if self._journal.read_back() == records.COMMITTED:
             self._sync_mark()
             self.state = _COMMITTED
         else:
@@ -619,7 +617,7 @@ class Commit:
                 finally:
                     fresh.close()
         if self._journal is not None and self._journal.names:
-            self._journal.end_undone()
+            self._journal.append(records.UNDONE)
             if begun:
                 self.barriers.mark(self._journal.fd)
 
@@ -766,5 +764,3 @@ def _close_to_others(place: Place) -> int:
         return mode
     finally:
         port.close(fd)
-
-

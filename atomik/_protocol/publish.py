@@ -21,10 +21,9 @@ import os
 
 from atomik import errors
 from atomik._folder.directory import identify
-from atomik._folder.place import rename
+from atomik._folder.place import NO_FLAG, link, remove_empty, rename
 from atomik._system import kernel
 
-from atomik._folder.place import NO_FLAG, link, remove_empty
 from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from .undo import give_back
 

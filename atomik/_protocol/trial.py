@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from atomik._folder.place import rename
+from atomik._folder.place import NO_FLAG, link, rename
 from atomik._system import kernel
-
-from atomik._folder.place import NO_FLAG, link
 
 if TYPE_CHECKING:
     from atomik._folder.place import Place

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from atomik._folder.place import rename
+from atomik._folder.place import NO_FLAG, remove_empty, rename, rename_back
 from atomik._system import kernel
 
-from atomik._folder.place import NO_FLAG, remove_empty, rename_back
 from .step import Step, Undone
 
 if TYPE_CHECKING:
@@ -110,7 +109,5 @@ def _undo_replace(step: Step) -> Undone:
 
 def give_back(step: Step) -> None:
     """Undo a step that displaced a foreign object, which thereby returns."""
-    foreign = Step(
-        step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), allow_gap=step.allow_gap
-    )
+    foreign = Step(step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), allow_gap=step.allow_gap)
     undo(foreign)

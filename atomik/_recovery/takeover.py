@@ -20,13 +20,11 @@ from attrs import define, field
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
-from atomik._hidden_names import JOURNAL_NAME, PREFIX
+from atomik._folder.place import Place, rename_back
+from atomik._hidden_names import JOURNAL_NAME, KEPT, PREFIX, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
-from atomik._hidden_names import KEPT, journal_name
 from atomik._protocol.records import Intent, Journal, StepRecord
-from atomik._folder.place import rename_back
 from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
@@ -225,7 +223,7 @@ class DeadTransaction:
         ]
         if private_folders and not any(place.identity() == self.journal.identity for place in private_folders):
             for place in self._well_known():
-                put(place, private_folders[0], folder=False)
+                rename_back(place, private_folders[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:

@@ -12,8 +12,8 @@ from atomik._system import kernel
 
 if TYPE_CHECKING:
     from atomik._folder.directory import Directory
-    from atomik._folder.place import Place
     from atomik._folder.filesystem import Filesystem
+    from atomik._folder.place import Place
     from atomik._system.libc import Status
 
     from .item import Item

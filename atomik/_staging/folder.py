@@ -100,5 +100,3 @@ class StagedFolder(Item):
             self.not_preserved = lost + self.not_preserved
         finally:
             kernel.port.close(fd)
-
-

@@ -161,7 +161,7 @@ class Intake:
                     if place is not None:
                         self.workspace.destinations.unregister(place)
             if item in self._retained:
-                self._retained.remove(item)  # type: ignore[arg-type]
+                self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
     def open(self, item: Item, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -206,9 +206,7 @@ class Intake:
     def sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self._heard:
-            _events.emit(
-                _events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind
-            )
+            _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
         if isinstance(item, StagedFile):
             self._retain(item)
 

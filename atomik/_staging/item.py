@@ -32,7 +32,6 @@ from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
-    from collections.abc import Callable
 
     from atomik._protocol.step import Step
     from atomik._system.libc import Status
@@ -355,7 +354,9 @@ class Item:
         backup = str(self.backup_place) if replaced and self.backup is not None else None
         op = "move" if self.kind == "move" else step.op
         links = self.links if step.op == "replace" and not step.folder else 0
-        return ItemReceipt(self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup)
+        return ItemReceipt(
+            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
+        )
 
     def finish(self, fd: int) -> None:
         """Give the new object its final owner, attributes and mode, through an open descriptor."""
@@ -374,8 +375,9 @@ class Item:
         """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
         more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
         port = kernel.port
-        if self.early or not kernel.is_file((old := self.place.status() or _NOTHING).mode):
-            return False
+        old = None if self.early else self.place.status()
+        if old is None or not kernel.is_file(old.mode):
+            return self.early is False and old is None
         try:
             if port.has_xattrs(self.place.name, self.place.fd):
                 return False
@@ -422,13 +424,6 @@ class Item:
             delete_file(self.slot)
         else:
             delete_tree(self.slot)
-
-
-class _Nothing(NamedTuple):
-    mode: int = 0
-
-
-_NOTHING = _Nothing()
 
 
 def sync_place(place: Place) -> int:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
 from atomik._folder.paths import split
-from atomik._protocol.private_folder import PrivateFolder
+from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
+from atomik._protocol.private_folder import PrivateFolder
 from atomik._system import kernel
 
 from .checks import refuse_append_only

@@ -30,9 +30,9 @@ from attrs import define, field
 
 from atomik import errors
 from atomik._folder.directory import Directory
+from atomik._folder.mounts import mount_at_or_below
 from atomik._folder.place import Place
 from atomik._hidden_names import PREFIX
-from atomik._folder.mounts import mount_at_or_below
 from atomik._system import kernel
 
 from .content import Copier, copy_content

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from atomik._hidden_names import PREFIX
 from atomik._folder.resolve import refuse_traps
+from atomik._hidden_names import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
