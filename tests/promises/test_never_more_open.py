@@ -15,8 +15,8 @@ from atomik import errors
 from atomik._system import kernel as _kernel
 from atomik._tree.clone import clone
 from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, What, apply
-from tests.trees import Without, held, kernel
-from tests.users import CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, NOBODY, as_user, root, without
+from tests.support.trees import Without, held, kernel
+from tests.support.users import CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, NOBODY, as_user, root, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._tree.clone import clone, copy_entry
 from atomik._tree.content import copy_content
-from tests.trees import Before, Without, descriptors, held, kernel, make_small, mounts, tree_with_mount
-from tests.users import NOBODY, root
+from tests.support.trees import Before, Without, descriptors, held, kernel, make_small, mounts, tree_with_mount
+from tests.support.users import NOBODY, root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
