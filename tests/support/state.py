@@ -106,7 +106,7 @@ def _child(writer: int, function: Callable[..., Any], args: tuple[Any, ...], bec
 
 def _load_everything() -> None:
     """What the library loads only when it is needed may lie where another user cannot read it."""
-    for module in pkgutil.iter_modules(atomik.__path__, "atomik."):
+    for module in pkgutil.walk_packages(atomik.__path__, "atomik."):
         if "fsspec" not in module.name and module.name != "atomik.__main__":
             importlib.import_module(module.name)
 
