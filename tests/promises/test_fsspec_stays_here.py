@@ -16,7 +16,6 @@ import pytest
 import atomik
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra atomik[fsspec]")
-DirFileSystem: Any = pytest.importorskip("fsspec.implementations.dirfs").DirFileSystem
 AtomikFileSystem: Any = pytest.importorskip("atomik.fsspec").AtomikFileSystem
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ SENT: dict[str, Callable[[Any], Any]] = {
     "method": lambda fs: fs.pipe,
     "mapper": lambda fs: fs.get_mapper("set"),
     "open file": lambda fs: fsspec.core.OpenFile(fs, "a", "wb"),
-    "wrapped": lambda fs: DirFileSystem("set", fs),
+    "arguments of a task": lambda fs: ("set", {"filesystem": [fs]}),
 }
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -55,7 +54,7 @@ def test_refused_while_open(folder: Path, fs: Any, sent: str, way: str) -> None:
     Path("set").mkdir()
     thing = SENT[sent](fs)
     WAYS[way](thing)
-    with pytest.raises(TypeError, match="transaction is open: .*outside fs.transaction"), fs.transaction:
+    with pytest.raises(TypeError, match=r"transaction is open: .*outside fs.transaction"), fs.transaction:
         WAYS[way](thing)
     WAYS[way](thing)
 
