@@ -30,6 +30,8 @@ _SAID_HERE = {
     "overwrite=True": "--overwrite",
     'fallback="weaker"': "--allow-gap",
     "allow_gap=True": "--allow-gap",
+    "keep= ": "--backup ",
+    "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",
 }
