@@ -19,7 +19,7 @@ import pytest
 import atomik
 from atomik._system import kernel as _kernel
 from atomik.cli import commands as cli
-from atomik.cli import run as _cli_run
+from atomik.cli import signals as _signals
 from atomik.testing import CrashPoint, crash_points
 from tests.support.kernels import Call, Watching
 from tests.support.state import child_processes, left_in, tree
@@ -341,9 +341,9 @@ class TestRecover:
 
 def test_raised_once(folder: Path) -> None:
     """A second signal does not interrupt the way back that the first one began."""
-    with _cli_run.Signals() as signals:
+    with _signals.Signals() as signals:
         signals.arm()
-        with pytest.raises(_cli_run.Stopped):
+        with pytest.raises(_signals.Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.number == signal.SIGTERM
