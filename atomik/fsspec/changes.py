@@ -62,7 +62,7 @@ class Changes:
         with self._lock:
             path = self.view.resolve(path, follow=False)
             parent = os.path.dirname(self.view.at_or_above(path) or path)
-            workspace = self.tx._workspace
+            workspace = self.tx._intake.workspace
             folder = workspace.directory(parent, wanted=path)
             if self._ground is None:
                 self._ground = folder.dev, folder.mount, parent

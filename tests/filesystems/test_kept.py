@@ -177,7 +177,7 @@ def _read_only_folders(folder: Path) -> None:
         with atomik.folder(folder / name, permissions=0o555, fallback=fallback) as new:  # type: ignore[arg-type]
             (new / "new").write_text("new")
     replace(folder / "site", fallback=fallback)
-    replace(folder / "site", fallback=fallback, keep="site.old")
+    replace(folder / "site", fallback=fallback, backup="site.old")
     with atomik.transaction() as tx:
         tx.remove(folder / "gone")
     if fallback is None:
@@ -304,7 +304,7 @@ def test_an_immutable_file_inside_a_replaced_folder_is_told(disk: Path) -> None:
 
 # --- copies ----------------------------------------------------------------------------------------------------------
 def test_sparse_files_stay_sparse(folder: Path) -> None:
-    """base="copy" and modes "a" and "r+" keep holes: 64 MiB with one block in it does not take 64 MiB."""
+    """copy=True and modes "a" and "r+" keep holes: 64 MiB with one block in it does not take 64 MiB."""
     if atomik.probe(folder).filesystem.startswith("fuse"):
         pytest.skip("these servers do not tell where the holes are (no SEEK_DATA)")
     (folder / "site").mkdir()
@@ -314,7 +314,7 @@ def test_sparse_files_stay_sparse(folder: Path) -> None:
             file.seek(32 << 20)
             file.write(b"data")
     if atomik.probe(folder).exchange:
-        replace(folder / "site", base="copy")
+        replace(folder / "site", copy=True)
     with atomik.file(folder / "holes", "ab", overwrite=True) as f:
         f.write(b"end")
     for path, size in ((folder / "site" / "holes", 64 << 20), (folder / "holes", (64 << 20) + 3)):
@@ -328,14 +328,14 @@ def test_sparse_files_stay_sparse(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_copies_share_their_blocks(kind: str) -> None:
-    """base="copy" takes no room on filesystems with reflinks: 32 MiB more would not fit."""
+    """copy=True takes no room on filesystems with reflinks: 32 MiB more would not fit."""
     need(mounts.missing(kind))
     with mounts.mounted(kind) as place:
         assert atomik.probe(place.folder).reflink
         (place.folder / "site").mkdir()
         (place.folder / "site" / "big").write_bytes(os.urandom(32 << 20))
         mounts.fill(place, leave=8 << 20)
-        replace(place.folder / "site", base="copy")
+        replace(place.folder / "site", copy=True)
         assert (place.folder / "site" / "big").stat().st_size == 32 << 20
         with atomik.file(place.folder / "site" / "big", "ab", overwrite=True) as f:
             f.write(b"end")

@@ -60,8 +60,8 @@ def publish(fallback: Any = None) -> atomik.Receipt:
 def publish_folder() -> atomik.Receipt:
     """A folder is replaced and one created, by the weaker method."""
     with atomik.transaction(overwrite=True, durable=False) as tx:
-        (tx.folder("site", fallback="weaker") / "index").write_text("new index")
-        (tx.folder("plots", fallback="weaker") / "loss").write_text("new plot")
+        (tx.folder("site", allow_gap=True) / "index").write_text("new index")
+        (tx.folder("plots", allow_gap=True) / "loss").write_text("new plot")
     assert tx.receipt is not None
     return tx.receipt
 
@@ -192,7 +192,7 @@ def test_a_replacement_between_look_and_link_is_seen(folder: Path) -> None:
 def test_folders_are_refused_when_staged_on_unknown_filesystems(folder: Path) -> None:
     """Not after two hours of computing: a filesystem that is not known is tried when the folder is staged."""
     with lacking("no flags"), untrusted():
-        with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"') as caught:
+        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True') as caught:
             atomik.folder("plots")
         assert caught.value.filename == str(folder / "plots")
     assert look(folder) == {}
@@ -221,7 +221,7 @@ def test_one_overwrite_without_links_and_flags_is_a_rename(folder: Path) -> None
         assert out.receipt.items[0].method == "rename"
         assert (folder / "report").read_text() == "new report"
         before = look(folder)
-        with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"'):
+        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True'):
             publish()
         assert look(folder) == before
         assert {item.method for item in publish("weaker").items} == {"weaker", "renameat2"}
@@ -242,7 +242,7 @@ def test_the_rung_is_told(folder: Path) -> None:
 
 
 def test_weaker_is_never_taken_where_better_serves(folder: Path) -> None:
-    """fallback="weaker" is a permission and no wish: a filesystem with the flags uses them."""
+    """allow_gap=True is a permission and no wish: a filesystem with the flags uses them."""
     prepare(folder)
     assert {item.method for item in publish_folder().items} == {"renameat2"}
 

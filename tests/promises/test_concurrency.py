@@ -315,12 +315,12 @@ def test_cooperating_reader_sees_whole_transactions(folder: Path, rounds: int) -
 
 @scaled("rounds", 100, 1000)
 def test_update_of_a_folder_under_readers(folder: Path, rounds: int) -> None:
-    """base="copy" grows a folder by one file at a time; a reader by path never misses a file that was there."""
+    """copy=True grows a folder by one file at a time; a reader by path never misses a file that was there."""
     with atomik.folder("d", durable=False) as d:
         (d / "0").touch()
 
     def write(number: int) -> None:
-        with atomik.folder("d", overwrite=True, base="copy", durable=False) as new:
+        with atomik.folder("d", overwrite=True, copy=True, durable=False) as new:
             (new / str(number % 7)).touch()
 
     def look(seen: Counter[str]) -> None:

@@ -103,7 +103,7 @@ def move() -> None:
 
 
 def keep() -> None:
-    with atomik.file("report.csv", overwrite=True, keep="report.bak") as f:
+    with atomik.file("report.csv", overwrite=True, backup="report.bak") as f:
         f.write("new")
 
 

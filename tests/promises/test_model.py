@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
     def stage_with_keep(self, which: int, path: str, content: bytes) -> None:
         """A file whose previous version is kept under a fresh name."""
         self.kept += 1
-        self.stage(which, True, Write(path, content, keep=f"kept {self.kept}"))
+        self.stage(which, True, Write(path, content, backup=f"kept {self.kept}"))
 
     @precondition(lambda self: self.open)
     @rule(pick=st.integers(0, 1))

@@ -26,7 +26,7 @@ def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
     fill(tmp_path / "site", 30)
     told: Told = []
     with atomik.transaction(overwrite=True, progress=lambda *event: told.append(event)) as tx:
-        tx.folder(tmp_path / "site", base="copy")
+        tx.folder(tmp_path / "site", copy=True)
         tx.file(tmp_path / "index").write("x")
     for phase in ("cloning", "syncing", "swapping", "cleaning"):
         numbers = [done for name, done, _ in told if name == phase]

@@ -39,7 +39,7 @@ SIGNATURES = {
     "Transaction.path": "self path overwrite=None tmp_dir=None **options",
     "Transaction.symlink": "self path target overwrite=None * order=0 parents=False",
     "Transaction.remove": "self path * missing_ok=False order=0",
-    "Transaction.move": "self src dest overwrite=None * order=0 keep=None",
+    "Transaction.move": "self src dest overwrite=None * order=0 backup=None",
     "Transaction.commit": "self",
     "Transaction.abort": "self",
     "observe": "path * digest=False",

@@ -345,17 +345,17 @@ def test_tmp_dir(folder: Path) -> None:
 def test_keep(folder: Path) -> None:
     """keep= gives the previous version a name, in the same transaction; a function may choose it."""
     for content in ("1", "2", "3"):
-        output = atomik.file("x", overwrite=True, keep="x.bak")
+        output = atomik.file("x", overwrite=True, backup="x.bak")
         with output as f:
             f.write(content)
     assert (Path("x").read_text(), Path("x.bak").read_text()) == ("3", "2")
     assert output.receipt is not None
     assert output.receipt.items[0].kept == str(folder / "x.bak")
-    with atomik.folder("d", keep=lambda path: f"{path}.old"):
+    with atomik.folder("d", backup=lambda path: f"{path}.old"):
         pass
     assert sorted(os.listdir()) == ["d", "x", "x.bak"]
     Path("d/1").touch()
-    with atomik.folder("d", overwrite=True, keep=lambda path: f"{path}.old"):
+    with atomik.folder("d", overwrite=True, backup=lambda path: f"{path}.old"):
         pass
     assert os.listdir("d.old") == ["1"]
 
@@ -366,7 +366,7 @@ def test_keep_that_is_no_name_here(folder: Path, keep: str) -> None:
     Path("x").write_text("old")
     Path("sub").mkdir()
     with pytest.raises((errors.InvalidDestinationError, errors.DuplicateDestinationError)):
-        atomik.file("x", overwrite=True, keep=keep)
+        atomik.file("x", overwrite=True, backup=keep)
     assert Path("x").read_text() == "old"
 
 
@@ -409,10 +409,10 @@ def test_wrong_options(
 
 
 def test_folder_base(folder: Path) -> None:
-    """base="copy" starts from what is there, or from nothing; a path from that folder."""
-    with atomik.folder("d", base="copy") as d:
+    """copy=True starts from what is there, or from nothing; a path from that folder."""
+    with atomik.folder("d", copy=True) as d:
         (d / "1").write_text("one")
-    with atomik.folder("d", overwrite=True, base="copy") as d:
+    with atomik.folder("d", overwrite=True, copy=True) as d:
         assert (d / "1").read_text() == "one"
         (d / "1").write_text("changed")
         (d / "2").touch()

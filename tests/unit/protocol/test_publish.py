@@ -146,9 +146,9 @@ def test_neither_flags_nor_links(folder: Path) -> None:
         assert method(output.receipt) == ["rename"]
         with pytest.raises(errors.UnsupportedFilesystemError, match="weaker"), atomik.file("b") as f:
             f.write("new")
-        with pytest.raises(errors.FileAlreadyExistsError), atomik.file("a", fallback="weaker") as f:
+        with pytest.raises(errors.FileAlreadyExistsError), atomik.file("a", allow_gap=True) as f:
             f.write("newer")
-        output = atomik.file("b", fallback="weaker")
+        output = atomik.file("b", allow_gap=True)
         with output as f:
             f.write("new")
         assert method(output.receipt) == ["weaker"]
@@ -182,12 +182,12 @@ def test_groups_without_flags_and_links(folder: Path) -> None:
             tx.file("b").write("new")
         assert tree(folder).keys() == {"a"}
         with atomik.transaction(overwrite=True) as tx:
-            tx.file("a", fallback="weaker").write("new")
-            tx.file("b", fallback="weaker").write("new")
+            tx.file("a", allow_gap=True).write("new")
+            tx.file("b", allow_gap=True).write("new")
         Path("sub").mkdir()
         with pytest.raises(errors.UnsupportedFilesystemError, match="hard links"), atomik.transaction() as tx:
-            tx.file("c", fallback="weaker")
-            tx.file("sub/c", fallback="weaker")
+            tx.file("c", allow_gap=True)
+            tx.file("sub/c", allow_gap=True)
     assert sorted(tree(folder)) == ["a", "b", "sub"]
 
 
@@ -208,7 +208,7 @@ def test_folders_are_refused_when_staged(folder: Path) -> None:
     Path("d").mkdir()
     with installed(Poor(*NO_FLAGS)):
         for path, overwrite in (("new", False), ("d", True)):
-            with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"') as caught:
+            with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True') as caught:
                 atomik.folder(path, overwrite=overwrite)
             assert caught.value.filename == str(folder / path)
     assert os.listdir() == ["d"]
@@ -216,10 +216,10 @@ def test_folders_are_refused_when_staged(folder: Path) -> None:
 
 @pytest.mark.usefixtures("unknown")
 def test_weaker_folders_on_request(folder: Path) -> None:
-    """fallback="weaker" creates and replaces folders with a moment of visibility, and says so."""
+    """allow_gap=True creates and replaces folders with a moment of visibility, and says so."""
     with installed(Poor(*NO_FLAGS)):
         for content in ("1", "2"):
-            output = atomik.folder("d", overwrite=content == "2", fallback="weaker")
+            output = atomik.folder("d", overwrite=content == "2", allow_gap=True)
             with output as d:
                 (d / content).touch()
             assert method(output.receipt) == ["weaker"]
@@ -241,8 +241,8 @@ def test_weaker_folders_are_undone(folder: Path) -> None:
         with installed(Poor(*NO_FLAGS)), installed(point.kernel):
             try:
                 with atomik.transaction(overwrite=True) as tx:
-                    (tx.folder("d", fallback="weaker") / "new").touch()
-                    (tx.folder("e", fallback="weaker") / "new").touch()
+                    (tx.folder("d", allow_gap=True) / "new").touch()
+                    (tx.folder("e", allow_gap=True) / "new").touch()
             except errors.AtomikOSError as error:
                 exc = error
         where = (point.kernel.struck, exc)

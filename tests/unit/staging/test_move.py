@@ -41,7 +41,7 @@ def test_move_over_something(folder: Path) -> None:
             tx.move("a", "b")
         with pytest.raises(errors.WrongKindError):
             tx.move("a", "d", overwrite=True)
-        tx.move("a", "b", overwrite=True, keep="b.old")
+        tx.move("a", "b", overwrite=True, backup="b.old")
     assert {name: Path(name).read_text() for name in ("b", "b.old")} == {"b": "a", "b.old": "b"}
     assert sorted(os.listdir()) == ["b", "b.old", "d"]
 

@@ -321,7 +321,7 @@ class TestKeep:
         """The very object that was displaced stands under the new name, and the receipt says where."""
         write("a", "one")
         inode = os.stat("a").st_ino
-        receipt = write("a", "two", keep="a.bak")
+        receipt = write("a", "two", backup="a.bak")
         assert (Path("a").read_text(), Path("a.bak").read_text()) == ("two", "one")
         assert os.stat("a.bak").st_ino == inode
         assert receipt.items[0].kept == str(folder / "a.bak")
@@ -330,29 +330,29 @@ class TestKeep:
         """A function gets the destination's path and says the name, or a whole path in the same folder."""
         write("a", "one")
         asked = []
-        write("a", "two", keep=lambda path: asked.append(path) or "a.1")  # type: ignore[func-returns-value]
-        write("a", "three", keep=lambda path: path + ".2")
+        write("a", "two", backup=lambda path: asked.append(path) or "a.1")  # type: ignore[func-returns-value]
+        write("a", "three", backup=lambda path: path + ".2")
         assert asked == [str(folder / "a")]
         assert [Path(name).read_text() for name in ("a", "a.1", "a.2")] == ["three", "one", "two"]
 
     def test_nothing_to_keep(self, folder: Path) -> None:
         """A new file has no previous version: an old backup stays as it is."""
         Path("a.bak").write_text("from long ago")
-        receipt = write("a", "one", keep="a.bak")
+        receipt = write("a", "one", backup="a.bak")
         assert receipt.items[0].kept is None
         assert Path("a.bak").read_text() == "from long ago"
 
     def test_replaces_the_older_backup(self, folder: Path) -> None:
         """A backup that is there already gives way, and is gone."""
         for text in ("one", "two", "three"):
-            write("a", text, keep="a.bak")
+            write("a", text, backup="a.bak")
         assert sorted(os.listdir()) == ["a", "a.bak"]
         assert (Path("a").read_text(), Path("a.bak").read_text()) == ("three", "two")
 
     def test_folder(self, folder: Path) -> None:
         """A whole folder is kept, and an older backup folder gives way with all that is in it."""
         for text in ("one", "two", "three"):
-            with atomik.folder("site", overwrite=True, keep="site.old") as new:
+            with atomik.folder("site", overwrite=True, backup="site.old") as new:
                 (new / text).write_text(text)
         assert (os.listdir("site"), os.listdir("site.old")) == (["three"], ["two"])
         assert sorted(os.listdir()) == ["site", "site.old"]
@@ -360,8 +360,8 @@ class TestKeep:
     def test_unchanged_keeps_the_backup(self, folder: Path) -> None:
         """With ``if_changed`` an equal content does not push the older version out of its backup."""
         write("a", "one")
-        write("a", "two", keep="a.bak", if_changed=True)
-        write("a", "two", keep="a.bak", if_changed=True)
+        write("a", "two", backup="a.bak", if_changed=True)
+        write("a", "two", backup="a.bak", if_changed=True)
         assert Path("a.bak").read_text() == "one"
 
     def test_move(self, folder: Path) -> None:
@@ -369,7 +369,7 @@ class TestKeep:
         for name in ("src", "dest", "dest.bak"):
             Path(name).write_text(name)
         with atomik.transaction() as tx:
-            tx.move("src", "dest", overwrite=True, keep="dest.bak")
+            tx.move("src", "dest", overwrite=True, backup="dest.bak")
         assert sorted(os.listdir()) == ["dest", "dest.bak"]
         assert (Path("dest").read_text(), Path("dest.bak").read_text()) == ("src", "dest")
         assert tx.receipt is not None
@@ -381,19 +381,19 @@ class TestKeep:
         os.mkdir("sub")
         write("a", "one")
         with pytest.raises(atomik.errors.InvalidDestinationError):
-            atomik.file("a", overwrite=True, keep=keep)
+            atomik.file("a", overwrite=True, backup=keep)
         assert Path("a").read_text() == "one"
 
     def test_empty_name_is_said_to_be_empty(self, folder: Path) -> None:
         """And not to end with a slash."""
         write("a", "one")
         with pytest.raises(atomik.errors.InvalidDestinationError, match="keep= is empty"):
-            atomik.file("a", overwrite=True, keep="")
+            atomik.file("a", overwrite=True, backup="")
 
     def test_bytes(self, folder: Path) -> None:
         """As for every other path, bytes will do."""
         write("a", "one")
-        with atomik.file("a", overwrite=True, keep=b"caf\xe9") as f:  # type: ignore[arg-type]
+        with atomik.file("a", overwrite=True, backup=b"caf\xe9") as f:  # type: ignore[arg-type]
             f.write("two")
         assert sorted(os.listdir(b".")) == [b"a", b"caf\xe9"]
 
@@ -401,13 +401,13 @@ class TestKeep:
         """A backup cannot take a name that recovery would remove."""
         write("a", "one")
         with pytest.raises(atomik.errors.InvalidDestinationError):
-            atomik.file("a", overwrite=True, keep=".atomik-0123456789abcdef-1")
+            atomik.file("a", overwrite=True, backup=".atomik-0123456789abcdef-1")
 
     def test_itself(self, folder: Path) -> None:
         """The destination cannot be its own backup."""
         write("a", "one")
         with pytest.raises(atomik.errors.DuplicateDestinationError):
-            atomik.file("a", overwrite=True, keep="a")
+            atomik.file("a", overwrite=True, backup="a")
 
     @pytest.mark.parametrize("backup_first", [True, False])
     def test_backup_is_another_destination(self, folder: Path, backup_first: bool) -> None:
@@ -415,14 +415,14 @@ class TestKeep:
         write("a", "one")
         with atomik.transaction(overwrite=True) as tx:
             if backup_first:
-                tx.file("a", keep="b").write("two")
+                tx.file("a", backup="b").write("two")
                 with pytest.raises(atomik.errors.DuplicateDestinationError):
                     tx.file("b")
             else:
                 tx.file("b").write("b")
                 with pytest.raises(atomik.errors.DuplicateDestinationError):
-                    tx.file("a", keep="b")
-                tx.file("a", keep="c").write("two")
+                    tx.file("a", backup="b")
+                tx.file("a", backup="c").write("two")
         assert Path("a").read_text() == "two"
 
     def test_two_with_one_backup(self, folder: Path) -> None:
@@ -430,16 +430,16 @@ class TestKeep:
         write("a", "a")
         write("b", "b")
         with atomik.transaction(overwrite=True) as tx:
-            tx.file("a", keep="old").write("A")
+            tx.file("a", backup="old").write("A")
             with pytest.raises(atomik.errors.DuplicateDestinationError):
-                tx.file("b", keep="old")
+                tx.file("b", backup="old")
         assert Path("old").read_text() == "a"
 
     def test_given_up_backup_is_free_again(self, folder: Path) -> None:
         """A discarded item lets its backup's name go."""
         write("a", "a")
         with atomik.transaction(overwrite=True) as tx:
-            with pytest.raises(RuntimeError), tx.file("a", keep="old"):
+            with pytest.raises(RuntimeError), tx.file("a", backup="old"):
                 raise RuntimeError
             tx.file("old").write("mine")
             tx.file("a").write("A")
@@ -452,16 +452,16 @@ class TestKeep:
         with atomik.transaction(overwrite=True) as tx:
             tx.file("site.old/note").write("note")
             with pytest.raises(atomik.errors.NestedDestinationError):
-                tx.folder("site", keep="site.old")
+                tx.folder("site", backup="site.old")
 
     def test_backup_of_another_kind(self, folder: Path) -> None:
         """A folder is not displaced by the backup of a file: refused when staged, and again at the commit."""
         write("a", "one")
         os.mkdir("a.bak")
         with pytest.raises(atomik.errors.WrongKindError):
-            atomik.file("a", overwrite=True, keep="a.bak")
+            atomik.file("a", overwrite=True, backup="a.bak")
         os.rmdir("a.bak")
-        output = atomik.file("a", overwrite=True, keep="a.bak")
+        output = atomik.file("a", overwrite=True, backup="a.bak")
         os.mkdir("a.bak")
         with pytest.raises(atomik.errors.WrongKindError), output as file:
             file.write("two")
@@ -477,10 +477,10 @@ class TestKeep:
 
         def publish() -> None:
             with atomik.transaction(overwrite=True) as tx:
-                tx.file("a", keep="a.bak").write("new")
-                with tx.folder("site", keep="site.old") as site:
+                tx.file("a", backup="a.bak").write("new")
+                with tx.folder("site", backup="site.old") as site:
                     (site / "y").touch()
-                tx.move("src", "dest", keep="dest.bak")
+                tx.move("src", "dest", backup="dest.bak")
                 tx.file("last", overwrite=False).write("last")
                 Path("last").write_text("theirs")
 
@@ -536,10 +536,10 @@ def prepare_kept(folder: Path) -> None:
 
 def publish_kept() -> None:
     with atomik.transaction(overwrite=True) as tx:
-        tx.file("a", keep="a.bak").write("new a")
-        tx.file("b", keep="b.bak").write("new b")
-        tx.move("src", "dest", keep="dest.bak")
-        with tx.folder("site", keep="site.old") as site:
+        tx.file("a", backup="a.bak").write("new a")
+        tx.file("b", backup="b.bak").write("new b")
+        tx.move("src", "dest", backup="dest.bak")
+        with tx.folder("site", backup="site.old") as site:
             (site / "fresh").touch()
 
 
