@@ -37,7 +37,7 @@ from atomik._folder.place import Place, rename
 from atomik._hidden_names import JOURNAL_NAME, KEPT
 from atomik._protocol import journal as _journal
 from atomik._protocol import records
-from atomik._protocol.locks import lock_all, unlock_all
+from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, identity_of_new, publish
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
@@ -313,9 +313,8 @@ class Commit:
     def _unlock(self) -> None:
         if self._locked:
             unlock_all(self._parents)
-            while self._displaced:
-                self._displaced[-1].close()
-                self._displaced.pop()
+            close_all(self._displaced)
+            self._displaced.clear()
             self._locked = False
 
     def _check_parent(self, directory: Directory) -> None:

@@ -59,7 +59,7 @@ class PrivateFolder:
             if self._try_to_make():
                 self.made = True
                 return
-            self.close()
+            self._dissolve(None)
         text = "somebody keeps removing atomik's staging folder"
         errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
 
@@ -151,6 +151,7 @@ class PrivateFolder:
                 if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
                     raise
         self.close()
+        self._tried = False
 
     def close(self) -> None:
         """Close the descriptor, and so let go of the lock."""
@@ -158,6 +159,7 @@ class PrivateFolder:
         folder: Directory | None = getattr(self, "folder", None)
         if folder is not None:
             folder.close()
+            del self.folder
 
 
 def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None) -> None:

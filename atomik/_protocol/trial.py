@@ -35,9 +35,11 @@ def try_names(first: Place, second: Place, third: Place) -> None:
         _remove(second)
         if not fs.lies:
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
-        left = second if _inode(second) >= 0 else first
+        _remove(first)
+        _remove(second)
+        port.close(port.create(first.name, os.O_WRONLY, 0o600, first.fd))
         fs.links = None  # to be tried
-        fs.links = link(left, third) and left.identity() == third.identity()
+        fs.links = link(first, third) and first.identity() == third.identity()
     finally:
         for place in (first, second, third):
             _remove(place)

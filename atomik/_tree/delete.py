@@ -58,12 +58,16 @@ def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes 
 
 
 def delete_file(place: Place) -> None:
-    """Remove what stands at `place`, but no folder."""
+    """Remove what exists at `place`, but no folder."""
     try:
         kernel.port.unlink(place.name, place.fd)
-    except (FileNotFoundError, IsADirectoryError):
-        pass
     except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        if number == errno.EISDIR or (number == errno.ENOENT and place.status() is None):
+            return
         _refused(exc, "delete", str(place))
 
 

@@ -53,7 +53,7 @@ def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
 def replace(path: Path, **options: object) -> atomik.ItemReceipt:
     """Overwrite a file or folder, and return what the receipt says of it."""
     opened = atomik.folder if path.is_dir() else atomik.file
-    options.setdefault("fallback", "weaker")  # for folders on bindfs; where the flags are, they serve
+    options.setdefault("allow_gap", True)  # for folders on bindfs; where the flags are, they serve
     out = opened(path, overwrite=True, **options)  # type: ignore[operator]
     with out as new:
         (new / "new").write_text("new") if isinstance(new, Path) else new.write("new")
@@ -172,15 +172,15 @@ def test_a_read_only_folder_is_replaced_by_its_user(folder: Path) -> None:
 
 def _read_only_folders(folder: Path) -> None:
     can = atomik.probe(folder)
-    fallback = None if can.exchange and can.noreplace else "weaker"
+    allow_gap = not (can.exchange and can.noreplace)
     for name in ("site", "other", "gone"):
-        with atomik.folder(folder / name, permissions=0o555, fallback=fallback) as new:  # type: ignore[arg-type]
+        with atomik.folder(folder / name, permissions=0o555, allow_gap=allow_gap) as new:  # type: ignore[arg-type]
             (new / "new").write_text("new")
-    replace(folder / "site", fallback=fallback)
-    replace(folder / "site", fallback=fallback, backup="site.old")
+    replace(folder / "site", allow_gap=allow_gap)
+    replace(folder / "site", allow_gap=allow_gap, backup="site.old")
     with atomik.transaction() as tx:
         tx.remove(folder / "gone")
-    if fallback is None:
+    if not allow_gap:
         with atomik.transaction() as tx:
             tx.move(folder / "other", folder / "moved")
     else:

@@ -113,7 +113,7 @@ def test_signature(name: str) -> None:
     assert shown(found(name)) == expected
 
 
-OPTIONS = "durable expect fallback follow_symlinks if_changed keep lock_timeout parents permissions preserve progress"
+OPTIONS = "allow_gap backup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve progress"
 
 
 def test_options() -> None:

@@ -390,7 +390,7 @@ def test_if_changed(folder: Path) -> None:
     ("wrong", "kind"),
     [
         ({"preserve": "owner"}, ValueError),
-        ({"fallback": "any"}, ValueError),
+        ({"fallback": "any"}, TypeError),
         ({"expect": "present"}, TypeError),
         ({"overwrit": True}, TypeError),
         ({"durable": "maybe"}, ValueError),
