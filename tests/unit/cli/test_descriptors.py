@@ -80,3 +80,37 @@ def test_other_commands(folder: Path, entry: str, closed: tuple[int, ...]) -> No
     assert call(entry, closed, "doctor", ".").returncode == 0
     done = call(entry, closed, "recover", ".")
     assert (done.returncode, done.stdout) == (0, b"" if 1 in closed else b"nothing to recover\n")
+
+
+LOOK = """
+import os, sys
+before = set(sys.modules)
+from atomik.cli import main
+loaded = {"ctypes", "argparse", "subprocess", "atomik.cli.commands"} & (set(sys.modules) - before)
+import atomik.cli.commands as commands
+
+def look(arguments):
+    with open("seen", "w") as seen:
+        print(*[os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)], seen.fileno(), file=seen)
+    return 0
+
+commands.main = look
+assert main() == 0
+assert not loaded, loaded
+"""
+
+
+def test_claimed_before_anything_is_loaded(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
+    """Closed ones lead to /dev/null before the command line is read, the others where they led; no more are open."""
+    if entry != "script":
+        pytest.skip("the same function")
+
+    def close() -> None:
+        for fd in closed:
+            os.close(fd)
+
+    command = [sys.executable, "-c", LOOK]
+    subprocess.run(command, env=ENVIRONMENT, preexec_fn=close, check=True, input=b"", capture_output=True)
+    *seen, next_one = Path("seen").read_text().split()
+    assert [fd for fd, to in enumerate(seen) if to == "/dev/null"] == list(closed)
+    assert next_one == "3"
