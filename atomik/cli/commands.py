@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(given: list[str]) -> argparse.Namespace:
     run = given[:1] == ["run"]
     program: list[str] = []
-    if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
+    if run and "--" in given:  # by hand: argparse would take a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
     known = parser().parse_args(given)

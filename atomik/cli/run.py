@@ -200,7 +200,7 @@ def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     found = dict(os.environ)
     keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
     found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
-    # The numbers last, for they are always there: an output may be called "2" and not be the second.
+    # The numbers last, because they are always there: an output may be called "2" and not be the second.
     return found | {f"ATOMIK_PATH_{at}": place for at, place in enumerate(staged, 1)}
 
 
