@@ -40,7 +40,7 @@ def heard(level: int) -> bool:
 
 
 def emit(level: int, event: str, **fields: Any) -> None:
-    """Tell whoever listens.  `event` is a dotted past-tense name; fields are plain values."""
+    """Tell those that listen.  `event` is a dotted past-tense name; fields are plain values."""
     structlog = _structlog()
     if structlog is not None:
         getattr(structlog.get_logger("atomik"), _NAMES[level])(event, **fields)
@@ -85,7 +85,7 @@ def _structlog() -> Any:
 
 
 def _are_defaults(structlog: Any) -> bool:
-    """Whether everything is as in a structlog that nobody configured."""
+    """Whether everything is as in a structlog that was never configured."""
     config, builtin = structlog.get_config(), structlog._config
     usual = getattr(builtin, "_BUILTIN_DEFAULT_PROCESSORS", ())
     return (

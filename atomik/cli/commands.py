@@ -100,37 +100,10 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print what was done as one JSON object")
         return added
 
-    add = command("write", "Write standard input to a file, all or nothing.", _WRITE)
-    add.add_argument("destination", metavar="DEST")
-    add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
-    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
-    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
-    add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
-    _add_output_options(add)
-
-    usage = "atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]..."
-    add = command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=usage)
-    for kind in ("file", "folder"):
-        text = f"a {kind} that the program writes; repeat for more"
-        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    for kind, text in (("stdout", "standard output"), ("stderr", "standard error")):
-        text = f"a file for what the program writes to its {text}"
-        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    _add_output_options(add)
-
-    add = command("swap", "Exchange what is at two paths, in one step.")
-    add.add_argument("first", metavar="A")
-    add.add_argument("second", metavar="B")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
-
-    add = command("recover", "Undo or finish what dead transactions left in folders.")
-    add.add_argument("folders", nargs="+", metavar="FOLDER")
-    add.add_argument("--recursive", action="store_true", help="the folders below them as well")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
-    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
-    add.add_argument("--discard", action="store_true", help=text)
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
-
+    _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
+    _add_run(command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
+    _add_swap(command("swap", "Exchange what is at two paths, in one step."))
+    _add_recover(command("recover", "Undo or finish what dead transactions left in folders."))
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
     add.add_argument("folders", nargs="+", metavar="FOLDER")
     return top
@@ -140,6 +113,8 @@ _WRITE = """
 A program upstream that fails in a pipe cannot be seen from here: what it wrote until then is published.
 Use "atomik run" when its exit code matters.
 """
+
+_RUN_USAGE = "atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]..."
 
 _RUN = """
 The program finds the paths to write to where its arguments say {DEST}, and in the environment as
@@ -152,6 +127,42 @@ A shell script gets them as arguments:
 
     atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
 """
+
+
+def _add_write(add: argparse.ArgumentParser) -> None:
+    add.add_argument("destination", metavar="DEST")
+    add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
+    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
+    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
+    add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
+    _add_output_options(add)
+
+
+def _add_run(add: argparse.ArgumentParser) -> None:
+    texts = {
+        "file": "a file that the program writes; repeat for more",
+        "folder": "a folder that the program writes; repeat for more",
+        "stdout": "a file for what the program writes to its standard output",
+        "stderr": "a file for what the program writes to its standard error",
+    }
+    for kind, text in texts.items():
+        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    _add_output_options(add)
+
+
+def _add_swap(add: argparse.ArgumentParser) -> None:
+    add.add_argument("first", metavar="A")
+    add.add_argument("second", metavar="B")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
+
+
+def _add_recover(add: argparse.ArgumentParser) -> None:
+    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    add.add_argument("--recursive", action="store_true", help="the folders below them as well")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
+    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
+    add.add_argument("--discard", action="store_true", help=text)
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_output_options(add: argparse.ArgumentParser) -> None:
@@ -196,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(given: list[str]) -> argparse.Namespace:
     run = given[:1] == ["run"]
     program: list[str] = []
-    if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
+    if run and "--" in given:  # by hand: argparse would take a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
     known = parser().parse_args(given)

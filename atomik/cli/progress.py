@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,10 @@ class Progress:
     def start(self) -> None:
         """From now on it takes a second until the line shows."""
         if self._show is not None:
-            self._thread = threading.Thread(target=self._draw, name="atomik progress", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._draw, name="atomik progress", daemon=True)
+            with contextlib.suppress(RuntimeError):  # no more threads: the work matters more
+                thread.start()
+                self._thread = thread
 
     def _draw(self) -> None:
         wait = AFTER

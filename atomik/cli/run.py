@@ -21,7 +21,7 @@ from .signals import Signals, guarded
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import IO, Any
 
     from atomik._api.transaction import Transaction
@@ -88,14 +88,26 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
 
 
 def _copy_input(output: IO[bytes], progress: Progress) -> None:
+    with _reading():
+        size = os.fstat(0).st_size  # 0 for a pipe
+        typed = os.isatty(0)
+    if not typed:  # a line of ours would disturb
+        progress.start()
+    done = 0
+    while chunk := _read_input():
+        done += output.write(chunk)
+        progress("MiB read", done >> 20, size >> 20)
+
+
+def _read_input() -> bytes:
+    with _reading():
+        return os.read(0, _CHUNK)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
     try:
-        found = os.fstat(0)
-        if not os.isatty(0):  # else the user is typing there
-            progress.start()
-        done = 0
-        while chunk := os.read(0, _CHUNK):
-            done += output.write(chunk)
-            progress("MiB read", done >> 20, found.st_size >> 20)  # a pipe has no size
+        yield
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
@@ -200,7 +212,7 @@ def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     found = dict(os.environ)
     keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
     found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
-    # The numbers last, for they are always there: an output may be called "2" and not be the second.
+    # The numbers last, because they are always there: an output may be called "2" and not be the second.
     return found | {f"ATOMIK_PATH_{at}": place for at, place in enumerate(staged, 1)}
 
 

@@ -94,7 +94,7 @@ def stoppable(outcome: str) -> Iterator[None]:
 def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
     """Call ``work()``, which ends with the commit; whatever happens in it, the transaction is over afterwards.
 
-    Two levels, for a signal may come anywhere: when the outer one is reached, no handler raises any more.
+    Two levels, because a signal may come anywhere: once the outer one is reached, no handler raises any more.
     """
     try:
         try:

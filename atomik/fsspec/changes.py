@@ -8,14 +8,14 @@ The user's paths stay what they are until `publish`.  `Changes` records where th
     anything below       →  below the staged place; so a new folder is filled, and read, like any folder
     everything else      →  the path itself
 
-So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and nobody
-else does.  Changes never lie below one another.  What would need that (writing into a folder that was moved, removing a
-folder that something was moved out of) copies what was moved into the staging folder first.
+So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and no other
+program does.  Changes never lie below one another.  An operation that would need that (writing into a folder that was
+moved, removing a folder out of which something was moved) first copies what was moved into the staging folder.
 
 `publish` makes one atomik item of every change, and commits them together.
 
-Not for forked children, nor for other instances of the filesystem (fsspec makes one for each thread that asks for it);
-the threads that share this instance may all write.
+Forked children and other instances of the filesystem have no part in it (fsspec makes one for each thread that asks for
+one); the threads that share this instance may all write.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Changes:
         return target, place
 
     def put(self, path: str, place: str, *, fresh: bool = False, permissions: int | None = None) -> None:
-        """What was staged at `place` becomes `path`; `fresh`: only if nobody else makes something there."""
+        """What was staged at `place` becomes `path`; `fresh`: only if nothing else has appeared there."""
         with self._lock:
             path = self.view.resolve(path, follow=False)
             if fresh and self.view.stat(path, follow=False) is not None:

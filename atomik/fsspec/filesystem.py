@@ -132,7 +132,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         if not self._intrans:
             return None
         transaction: AtomikTransaction = self.transaction
-        transaction.require_owner()
+        transaction._require_owner()
         return transaction.changes
 
     @contextlib.contextmanager

@@ -39,7 +39,7 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
         self.fs._refuse_nested()
         super().start()
 
-    def require_owner(self) -> None:
+    def _require_owner(self) -> None:
         """Raise in a forked child: what it wrote would be no part of its parent's transaction (I11)."""
         if self._pid != forked.me:
             text = "this is a forked child, and the transaction of the filesystem is its parent's; write in the parent"
@@ -49,7 +49,7 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
         """Publish everything or, with ``commit=False``, drop it."""
         if self._pid != forked.me:  # nothing of the parent's is touched
             if commit:
-                self.require_owner()
+                self._require_owner()
             return
         fs, writers = self.fs, list(self.files)
         self.fs = None

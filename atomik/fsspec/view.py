@@ -4,7 +4,7 @@
 nowhere (it is removed), or at the path itself.  `Changes` has a view and makes the changes; a view only looks.
 
 Symbolic links are followed here and not by the kernel, one component after the other: the target of a link may have been
-changed by the transaction, and a link that was itself moved or staged lies, until the commit, in a folder where its
+changed by the transaction, and a link that was itself moved or staged content, until the commit, in a folder where its
 target means something else.  Writing through it there would change the user's files before the commit.
 """
 
@@ -31,12 +31,12 @@ _MOST_LINKS = 40  # path_resolution(7)
 
 @define
 class Change:
-    """What becomes of one path: its content lies at ``where`` now (None: it goes)."""
+    """What becomes of one path: its content lies at ``where`` now (None: it is removed)."""
 
     where: str | None
     #: still at its old place, which is the user's, and may only be read
     moved: bool = False
-    #: must not replace what somebody else puts there meanwhile
+    #: must not replace what another program puts there in the meantime
     fresh: bool = False
     permissions: int | None = None
 
@@ -55,7 +55,7 @@ class View:
         with self.lock:
             left = os.path.normpath(path).split("/")[::-1]
             done, links = "/", 0
-            lies: str | None = "/"  # where the content of `done` lies
+            content: str | None = "/"  # where the content of `done` lies
             owners: set[int] = set()  # of the links on the way that are no work of this transaction
             while left:
                 name = left.pop()
@@ -63,14 +63,14 @@ class View:
                     continue
                 if name == "..":  # of a link's target; what is above it has no links any more
                     done = os.path.dirname(done)
-                    lies = self._lies(done)
+                    content = self._content(done)
                     continue
                 here = f"{done.rstrip('/')}/{name}"
                 change = self.changes.get(here)
-                where = change.where if change is not None else lies and f"{lies.rstrip('/')}/{name}"
+                where = change.where if change is not None else content and f"{content.rstrip('/')}/{name}"
                 target = _link(where) if where and (left or follow) else None
                 if target is None:
-                    done, lies = here, where
+                    done, content = here, where
                     continue
                 links += 1
                 if links > _MOST_LINKS:
@@ -78,7 +78,7 @@ class View:
                 if where == here:
                     owners.add(os.lstat(here).st_uid)
                 if target.startswith("/"):
-                    done, lies = "/", "/"
+                    done, content = "/", "/"
                 left += target.split("/")[::-1]
             self._refuse_traps(path, owners, done)
             return done
@@ -87,14 +87,14 @@ class View:
         """Links of other users lead into no folder of one's own (see `_resolve`)."""
         if not owners - {0, os.geteuid()}:
             return
-        folder = self._lies(os.path.dirname(done))
+        folder = self._content(os.path.dirname(done))
         try:
             refuse_traps(path, owners, os.geteuid() if folder is None else os.lstat(folder).st_uid)
         except (FileNotFoundError, NotADirectoryError) as exc:
             if kernel.errno_of(exc) is None:
                 raise
 
-    def _lies(self, path: str) -> str | None:
+    def _content(self, path: str) -> str | None:
         """Where the content of a resolved path lies."""
         key = self.at_or_above(path)
         if key is None:
@@ -105,7 +105,7 @@ class View:
     def where(self, path: str, *, follow: bool = True) -> str | None:
         """Where the content of a path lies now; None when the transaction has removed it."""
         with self.lock:
-            return self._lies(self.resolve(path, follow=follow))
+            return self._content(self.resolve(path, follow=follow))
 
     def stat(self, path: str, *, follow: bool = True) -> os.stat_result | None:
         """stat(2) of what is there for the transaction, None where there is nothing."""

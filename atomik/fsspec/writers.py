@@ -1,12 +1,12 @@
 """The file objects that `AtomikFileSystem` gives for writing: publish on `close`, never on the way out of a failure.
 
-Libraries close a file whose writing failed like any other: a ``with`` around ``fsspec.open``, pandas' own handles,
-``finally: f.close()``.  So `close` looks whether an exception is being handled that was not when the file was opened;
-then what was written is dropped, the destination stays as it was, and the exception gets a note that says so.  `commit`
-publishes whatever is going on; `discard` drops.
+Libraries close a file whose writing failed like any other: a ``with`` around ``fsspec.open``, pandas' own file objects,
+``finally: f.close()``.  So `close` checks whether an exception is being handled that was not when the file was opened.
+If so, what was written is dropped, the destination stays as it was, and the exception gets a note that says so.  `commit`
+publishes in any case; `discard` drops.
 
 A file that is forgotten without `close` is dropped, with a ResourceWarning.  A forked child can neither write nor end
-its parent's file: what it does with it is refused, and when it forgets it nothing happens (I11).
+its parent's file: attempts are refused, and nothing happens when it forgets it (I11).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Writer(io.BufferedIOBase):
         if self._failed is not None:
             self._failed(reason)
         protect(self.path, failure)
-        failure.add_note(f"atomik: {self.path!r} was not published, for {reason}")
+        failure.add_note(f"atomik: {self.path!r} was not published, because {reason}")
         if _events.heard(_events.WARNING):
             _events.emit(_events.WARNING, "file.dropped", path=self.path, reason=reason)
 
@@ -182,7 +182,7 @@ class Writer(io.BufferedIOBase):
             self.close()
 
     def forgotten(self) -> None:
-        """Nobody holds the file any more, and nobody closed it."""
+        """The file object is collected, and was never closed."""
         if self._pid != forked.me:
             return
         if not self.closed:

@@ -134,6 +134,7 @@ class TestWrite:
         done = shell("ulimit -f 8; trap '' XFSZ; head -c 1000000 /dev/zero | atomik write --overwrite out")
         assert done.returncode == 1
         assert b"File too large" in done.stderr
+        assert b"standard input" not in done.stderr
         assert Path("out").read_text() == "old"
 
 

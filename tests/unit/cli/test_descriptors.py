@@ -20,10 +20,8 @@ ENTRIES = {"module": ["-m", "atomik"], "script": ["-c", "import sys; from atomik
 
 CLOSED = [each for count in range(4) for each in itertools.combinations(range(3), count)]
 
-pytestmark = [
-    pytest.mark.parametrize("entry", ENTRIES),
-    pytest.mark.parametrize("closed", CLOSED, ids=lambda each: "".join(map(str, each)) or "none"),
-]
+BOTH = pytest.mark.parametrize("entry", ENTRIES)
+pytestmark = pytest.mark.parametrize("closed", CLOSED, ids=lambda each: "".join(map(str, each)) or "none")
 
 
 def call(entry: str, closed: tuple[int, ...], *arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -35,6 +33,7 @@ def call(entry: str, closed: tuple[int, ...], *arguments: str) -> subprocess.Com
     return subprocess.run(command, input=b"input", capture_output=True, env=ENVIRONMENT, preexec_fn=close)
 
 
+@BOTH
 def test_write(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """A closed input is an error and changes nothing; closed outputs change nothing about the work."""
     Path("out").write_text("old")
@@ -51,6 +50,7 @@ def test_write(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     assert done.stderr == said
 
 
+@BOTH
 def test_run(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """The program gets the descriptors as we got them, and what it writes is published."""
     script = (
@@ -63,6 +63,7 @@ def test_run(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     assert done.stdout == (b"" if 1 in closed else b"printed")
 
 
+@BOTH
 def test_run_with_streams(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """Streams that are published are open for the program, whatever we were started with."""
     done = call(entry, closed, "run", "--stdout", "o", "--stderr", "e", "--", "sh", "-c", "echo o; echo e >&2")
@@ -71,6 +72,7 @@ def test_run_with_streams(folder: Path, entry: str, closed: tuple[int, ...]) -> 
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
+@BOTH
 def test_other_commands(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """They do their work and say what they can."""
     Path("a").write_text("a")
@@ -80,3 +82,35 @@ def test_other_commands(folder: Path, entry: str, closed: tuple[int, ...]) -> No
     assert call(entry, closed, "doctor", ".").returncode == 0
     done = call(entry, closed, "recover", ".")
     assert (done.returncode, done.stdout) == (0, b"" if 1 in closed else b"nothing to recover\n")
+
+
+LOOK = """
+import os, sys
+before = set(sys.modules)
+from atomik.cli import main
+loaded = {"ctypes", "argparse", "subprocess", "atomik.cli.commands"} & (set(sys.modules) - before)
+import atomik.cli.commands as commands
+
+def look(arguments):
+    with open("seen", "w") as seen:
+        print(*[os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)], seen.fileno(), file=seen)
+    return 0
+
+commands.main = look
+assert main() == 0
+assert not loaded, loaded
+"""
+
+
+def test_claimed_before_anything_is_loaded(folder: Path, closed: tuple[int, ...]) -> None:
+    """Closed ones lead to /dev/null before the command line is read, the others where they led; no more are open."""
+
+    def close() -> None:
+        for fd in closed:
+            os.close(fd)
+
+    command = [sys.executable, "-c", LOOK]
+    subprocess.run(command, env=ENVIRONMENT, preexec_fn=close, check=True, input=b"", capture_output=True)
+    *seen, next_one = Path("seen").read_text().split()
+    assert [fd for fd, to in enumerate(seen) if to == "/dev/null"] == list(closed)
+    assert next_one == "3"

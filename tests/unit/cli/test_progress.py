@@ -68,6 +68,19 @@ def test_nothing_before_it_starts_or_within_a_second() -> None:
         assert threading.active_count() == before
 
 
+def test_no_more_threads(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work goes on without its progress."""
+
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", full)
+    with Progress(screen) as progress:
+        progress.start()
+        progress("syncing", 1, 3)
+    assert screen.shown == []
+
+
 SLOW = "{ head -c 3000000 /dev/zero; sleep 1.5; echo end; }"
 
 
