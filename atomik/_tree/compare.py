@@ -41,7 +41,7 @@ def same(new: Place, old: Place, permissions: int | None = None) -> bool:
             return _same_folders(new, old)
         return _same_entries(new.name, new.fd, old.fd, found, old.name)
     except OSError as exc:
-        if kernel.errno_of(exc) is None and not isinstance(exc, errors.AtomikError):
+        if kernel.errno_of(exc) is None:
             raise
         return False
 
@@ -54,7 +54,7 @@ def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
             return False
         return _same_content(fd, kernel.port.fstat(fd), old.name, old.fd)
     except OSError as exc:
-        if kernel.errno_of(exc) is None and not isinstance(exc, errors.AtomikError):
+        if kernel.errno_of(exc) is None:
             raise
         return False
 
@@ -77,21 +77,30 @@ def _same_folders(new: Place, old: Place) -> bool:
 
 def _same_trees(new: Directory, old: Directory) -> bool:
     with TreeWalk(new, "compare") as ours, TreeWalk(old, "compare") as theirs:
-        while True:
-            level = ours.level
+        try:
+            return _same_levels(ours, theirs)
+        except errors.AtomikOSError as exc:  # it cannot be read
+            if exc not in (ours.error, theirs.error):
+                raise
+            return False
+
+
+def _same_levels(ours: TreeWalk, theirs: TreeWalk) -> bool:
+    while True:
+        level = ours.level
+        if level.folders is None:
+            level.folders = _compare_level(ours, theirs)
             if level.folders is None:
-                level.folders = _compare_level(ours, theirs)
-                if level.folders is None:
-                    return False
-            if level.folders:
-                name = level.folders.pop()
-                ours.enter(name)
-                theirs.enter(name)
-            elif not ours.depth:
-                return True
-            else:
-                ours.leave()
-                theirs.leave()
+                return False
+        if level.folders:
+            name = level.folders.pop()
+            ours.enter(name)
+            theirs.enter(name)
+        elif not ours.depth:
+            return True
+        else:
+            ours.leave()
+            theirs.leave()
 
 
 def _compare_level(ours: TreeWalk, theirs: TreeWalk) -> list[str] | None:

@@ -25,7 +25,7 @@ from atomik._folder.directory import identify
 from atomik._folder.mounts import has_foreign_mount
 from atomik._system import kernel
 
-from .walk import Level, TreeWalk, refuse_mount
+from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
     from atomik._folder.directory import Place
@@ -70,7 +70,7 @@ def delete_file(place: Place) -> None:
 
 def _delete_folders(place: Place, progress: Progress | None, known: bytes | None) -> None:
     if mount := has_foreign_mount(place):
-        refuse_mount("delete", mount)
+        raise mount_error("delete", mount)
     with TreeWalk(place.directory, "delete", loosen=True) as down:
         down.level.folders = [place.name]
         while True:
@@ -168,5 +168,5 @@ def _refused(cause: OSError, action: str, path: str) -> NoReturn:
     if number is None:
         raise cause
     if number == errno.EBUSY:
-        refuse_mount(action, path)
+        raise mount_error(action, path) from cause
     raise errors.system_error(cause, f"cannot {action}", path) from cause

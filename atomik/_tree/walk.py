@@ -81,6 +81,7 @@ class TreeWalk:
     loosen: bool = False
     restore: bool = False
     levels: list[Level] = field(init=False)
+    error: errors.AtomikOSError | None = field(default=None, init=False)  # the last that it raised
     _lowest: int = field(default=1, init=False)  # the levels from here on are open
     _openat2: bool = field(default=True, init=False)
 
@@ -126,16 +127,19 @@ class TreeWalk:
         """Raise atomik's error for a call that failed on `name`; what did not come from the kernel goes on unchanged."""
         if kernel.errno_of(cause) is None:
             raise cause
-        raise errors.system_error(cause, f"cannot {self.action}", self.path(name, level)) from cause
+        self.error = errors.system_error(cause, f"cannot {self.action}", self.path(name, level))
+        raise self.error from cause
 
     def mount(self, name: str) -> NoReturn:
         """Raise the error for a mount that stands in the way."""
-        refuse_mount(self.action, self.path(name))
+        self.error = mount_error(self.action, self.path(name))
+        raise self.error
 
     def moved(self, name: str = "", level: Level | None = None) -> NoReturn:
         """Raise the error for something that is not what it was a moment ago."""
         text = f"cannot {self.action}: somebody moved or removed it meanwhile; read it again and repeat"
-        errors.fail(errors.ConflictError, errno.EBUSY, text, self.path(name, level))
+        self.error = errors.ConflictError(*errors.os_args(errno.EBUSY, text, self.path(name, level)))
+        raise self.error
 
     # --- moving ------------------------------------------------------------------------------------------------------
     def enter(self, name: str) -> None:
@@ -339,7 +343,7 @@ def _mount_id(fd: int) -> bytes | None:
     return next((line for line in lines if line.startswith(b"mnt_id:")), None)
 
 
-def refuse_mount(action: str, path: str) -> NoReturn:
-    """Raise the error for a mount that stands in the way."""
+def mount_error(action: str, path: str) -> errors.MountPointError:
+    """The error for a mount that is in the way."""
     text = f"cannot {action}: a mount lies here; unmount it first"
-    errors.fail(errors.MountPointError, errno.EBUSY, text, path)
+    return errors.MountPointError(*errors.os_args(errno.EBUSY, text, path))
