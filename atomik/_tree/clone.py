@@ -37,7 +37,7 @@ from atomik._system import kernel
 
 from .content import Copier, copy_content
 from .metadata import REFUSED, Metadata, Named, apply, dress
-from .walk import Level, TreeWalk, refuse_mount
+from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,7 +98,7 @@ def _open_top(src: Place) -> Directory:
 
 def _refuse_mounts(src: Directory) -> None:
     if mount := mount_at_or_below(src):
-        refuse_mount("copy", mount)
+        raise mount_error("copy", mount)
 
 
 @define(eq=False)

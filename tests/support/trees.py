@@ -166,8 +166,8 @@ class Before(_kernel.Kernel):
         setattr(self, name, call)
 
 
-class Raise:
-    """Raises an error when called."""
+class Raise(_kernel.Kernel):
+    """Raises an error when called; a kernel, so that it counts as the kernel's answer (`kernel.errno_of`)."""
 
     def __init__(self, number: int) -> None:
         self.number = number
