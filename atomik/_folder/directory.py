@@ -37,8 +37,6 @@ from .resolve import open_folder
 
 if TYPE_CHECKING:
     from .filesystem import Filesystem
-    from .place import Place as Place  # noqa: PLC0414
-    from .place import rename as rename  # noqa: PLC0414
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
@@ -118,6 +116,16 @@ class Directory:
     def key(self) -> tuple[int, int]:
         """(st_dev, st_ino): the folder's identity while it is open, and its place in the order of locks (I8)."""
         return self.dev, self.ino
+
+    @property
+    def uid(self) -> int:
+        """Who owns it."""
+        return self._found.uid
+
+    @property
+    def sticky(self) -> bool:
+        """Whether only their owners, and its own, may replace or remove the entries in it."""
+        return bool(self._found.mode & stat.S_ISVTX)
 
     @property
     def fs(self) -> Filesystem:
@@ -248,12 +256,3 @@ def _open(path: str, dir_fd: int | None, *, follow: bool) -> int:
     if dir_fd is None:
         return open_folder(path)
     return kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
-
-
-def __getattr__(name: str) -> object:
-    """For modules that are being rewritten: `place` has these."""
-    if name not in ("Place", "rename"):
-        raise AttributeError(name)
-    from . import place
-
-    return getattr(place, name)

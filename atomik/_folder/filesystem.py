@@ -61,6 +61,8 @@ class Filesystem:
     tmpfile: bool | None = None
     noreplace: bool | None = None
     exchange: bool | None = None
+    #: two names of one file have one identity
+    links: bool | None = None
     #: reports an exchange as done without doing it
     lies: bool = False
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from atomik import errors
 from atomik._system import kernel
 
 from .directory import Directory, identify
+
+if TYPE_CHECKING:
+    from atomik._system.libc import Status
 
 NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS})
@@ -36,7 +39,7 @@ _LINK_SAYS = frozenset(
         errno.EDQUOT,
         errno.EROFS,
         errno.ENOMEM,
-    }
+    }  # fmt: skip
 )
 
 
@@ -54,6 +57,15 @@ class Place(NamedTuple):
         """The folder's descriptor."""
         return self.directory.fd
 
+    def status(self) -> Status | None:
+        """What is at that name, without times; None where there is nothing."""
+        try:
+            return kernel.port.statx(self.directory.fd, self.name)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return None
+
     def identity(self) -> bytes | None:
         """The token of what is at that name."""
         return identify(self.directory.fs, self.directory.fd, self.name)
@@ -68,7 +80,7 @@ def rename(src: Place, dst: Place, flags: int) -> None:
     kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)
 
 
-def rename_back(src: Place, dst: Place, folder: bool) -> None:
+def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
     """Rename back onto a name that should be free, never replacing what came there meanwhile."""
     fs = dst.directory.fs
     if fs.noreplace is not False:
@@ -95,6 +107,8 @@ def is_no_link(number: int | None) -> bool:
 
 def link(src: Place, dst: Place) -> bool:
     """Give a second name; False where the filesystem, the kernel or a sandbox has no hard links."""
+    if src.directory.fs.links is False:
+        return False
     try:
         kernel.port.link(src.name, src.fd, dst.name, dst.fd)
     except OSError as exc:

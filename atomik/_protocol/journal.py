@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, Directory, Place, identify
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place, rename_back
+from atomik._hidden_names import JOURNAL_NAME, journal_name
 from atomik._system import forked, kernel
 
 from . import records as _records
-from .private_folder import PrivateFolder, journal_name
-from .step import put
+from .private_folder import PrivateFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,12 @@ class LiveJournal:
         _write_all(self.fd, data, self.end)
         self.end += len(data)
 
+    def read_back(self) -> int | None:
+        """The outcome that the file holds, for an `append` that was interrupted: was the record written?"""
+        size = kernel.port.fstat(self.fd).st_size
+        content = _records.decode(_read(self.fd, size))
+        return None if content is None else content.outcome
+
     def withdraw(self) -> None:
         """Take its well-known names away: it stops nobody any more, and recovery finds it in the private folders only."""
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
@@ -71,7 +78,7 @@ class LiveJournal:
         filesystem has no hard links."""
         if all(place.name == JOURNAL_NAME for place in self.names):
             private = Place(home, journal_name(self.txid))
-            put(self.names[0], private, folder=False)
+            rename_back(self.names[0], private, folder=False)
             self.names[0] = private
 
     def unlink(self) -> None:
@@ -205,7 +212,7 @@ def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
     try:
-        put(first, place, folder=False)
+        rename_back(first, place, folder=False)
     except FileExistsError:
         raise HotJournal(place.directory) from None
     journal.names.remove(first)

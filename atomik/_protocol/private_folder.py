@@ -14,38 +14,75 @@ is covered by a lock on the parent: shared by the one-item writer, exclusive by 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-
-from attrs import define, field
+from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
-from atomik._hidden_names import KEPT as KEPT  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import journal_name as journal_name  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import new_txid as new_txid  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import private_folder_name
-from atomik._hidden_names import slot_name as slot_name  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import PREFIX, private_folder_name
 from atomik._system import forked, kernel
+from atomik._tree.delete import delete_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ATTEMPTS = 8
 _SAMPLE = "sample"
 
 
-@define(eq=False)
 class PrivateFolder:
-    """The private folder of transaction `txid` in `parent`."""
+    """The private folder of transaction `txid` in `parent`; `make` makes it."""
 
-    parent: Directory
-    txid: str
-    folder: Directory = field(init=False)
-    _private: bool | None = field(default=None, init=False)
+    __slots__ = ("_private", "_tried", "folder", "made", "parent", "txid")
 
-    def __attrs_post_init__(self) -> None:
-        self.folder = _make(self.parent, self.name)
+    #: the folder itself, once it was opened
+    folder: Directory
+
+    def __init__(self, parent: Directory, txid: str) -> None:
+        self.parent, self.txid = parent, txid
+        self._private: bool | None = None
+        #: whether something of the name may be there
+        self._tried = False
+        #: whether it exists, locked
+        self.made = False
+
+    def make(self) -> None:
+        """Make and lock it; again, if a recovery took it for abandoned between the two.
+
+        Whatever arrives in here, `dissolve` knows what there is to take away.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._try_to_make():
+                self.made = True
+                return
+            self.close()
+        text = "somebody keeps removing atomik's staging folder"
+        errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
+
+    def _try_to_make(self) -> bool:
+        port, parent, name = kernel.port, self.parent, self.name
+        self._tried = True  # before it is there: an interrupt may come right behind the call
+        try:
+            port.mkdir(name, 0o700, parent.fd)
+        except OSError as exc:
+            self._tried = kernel.errno_of(exc) is None
+            raise
+        try:
+            self.folder = folder = Directory.open(name, parent.fd, follow=False)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return False
+        folder.path = parent.child(name)
+        _refuse_foreign(folder)
+        forked.guard(folder.fd)
+        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+        found = parent.stat(name)
+        return found is not None and (found.st_dev, found.st_ino) == folder.key
 
     @property
     def name(self) -> str:
@@ -78,53 +115,64 @@ class PrivateFolder:
         """A path to it that begins at our descriptor."""
         return f"/proc/{os.getpid()}/fd/{self.folder.fd}"
 
-    def release(self) -> None:
-        """Remove the folder, which must be empty by now, and let go of the lock.
+    def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
+        """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
 
-        Raises OSError (ENOTEMPTY when something of somebody else's is inside); it stays open then, and may be repeated.
+        Once more if something fails, for the cause may have been of the moment.  Raises OSError (ENOTEMPTY when something of
+        somebody else's is inside) with the descriptor closed.
         """
-        # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
-        if self.parent.identity(self.name) == self.folder.identity(""):
-            kernel.port.rmdir(self.name, self.parent.fd)
-        self.folder.close()
+        try:
+            self._dissolve(progress)
+        except OSError as exc:
+            if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                raise
+            try:
+                self._dissolve(None)
+            except OSError as again:
+                if isinstance(again, errors.AtomikError) or kernel.errno_of(again) is None:
+                    raise
+                raise errors.system_error(again, "cannot clean up", self.parent.child(self.name)) from again
+            finally:
+                self.close()
 
+    def _dissolve(self, progress: Callable[[int], None] | None) -> None:
+        folder: Directory | None = getattr(self, "folder", None)
+        if folder is not None and folder.fd >= 0:
+            clear(folder, self.txid, progress)
+            # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+            if self.parent.identity(self.name) == folder.identity(""):
+                kernel.port.rmdir(self.name, self.parent.fd)
+        elif (
+            folder is None and self._tried
+        ):  # stopped right behind mkdir: what carries our random name is ours, if it is empty
+            try:
+                kernel.port.rmdir(self.name, self.parent.fd)
+            except OSError as exc:
+                if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                    raise
+        self.close()
 
-def _make(parent: Directory, name: str) -> Directory:
-    """Make and lock the folder; again, if a recovery took it for abandoned between the two."""
-    for _ in range(_ATTEMPTS):
-        folder = _try_to_make(parent, name)
+    def close(self) -> None:
+        """Close the descriptor, and so let go of the lock."""
+        self.made = False
+        folder: Directory | None = getattr(self, "folder", None)
         if folder is not None:
-            return folder
-    text = "somebody keeps removing atomik's staging folder"
-    errors.fail(errors.ConflictError, errno.EBUSY, text, parent.child(name))
+            folder.close()
 
 
-def _try_to_make(parent: Directory, name: str) -> Directory | None:
-    port = kernel.port
-    try:
-        port.mkdir(name, 0o700, parent.fd)
-    except OSError:
-        raise
-    except BaseException:  # an interrupt, perhaps right behind the call
-        _unmake(parent, name, None)
-        raise
-    folder = None
-    try:
-        folder = Directory.open(name, parent.fd, follow=False)
-        folder.path = parent.child(name)
-        _refuse_foreign(folder)
-        forked.guard(folder.fd)
-        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
-        found = parent.stat(name)
-        if found is not None and (found.st_dev, found.st_ino) == folder.key:
-            return folder
-    except BaseException as exc:
-        _unmake(parent, name, folder)
-        if folder is None and isinstance(exc, FileNotFoundError):
-            return None
-        raise
-    _unmake(parent, name, folder)
-    return None
+def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None) -> None:
+    """Delete what still lies in the slots of a private folder, whatever fails on the way; names that are not ours stay (I6)."""
+    mark = f"{PREFIX}{txid}-"
+    with kernel.port.scandir(folder.fd) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(mark)]
+    failure = None
+    for name in names:
+        try:
+            delete_tree(Place(folder, name), progress)
+        except errors.AtomikError as exc:
+            failure = exc
+    if failure is not None:
+        raise failure
 
 
 def _refuse_foreign(folder: Directory) -> None:
@@ -148,7 +196,9 @@ def like_all(folder: Directory) -> bool:
     port = kernel.port
     try:
         fd = port.create(_SAMPLE, os.O_RDWR, 0o600, folder.fd)
-    except OSError:
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return False
     try:
         made, found, me = port.fstat(fd), port.fstat(folder.fd), os.geteuid()
@@ -157,8 +207,11 @@ def like_all(folder: Directory) -> bool:
         return _mode_is_given(fd)
     finally:
         port.close(fd)
-        with contextlib.suppress(OSError):
+        try:
             port.unlink(_SAMPLE, folder.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
 
 
 def _mode_is_given(fd: int) -> bool:
@@ -169,15 +222,8 @@ def _mode_is_given(fd: int) -> bool:
             port.fchmod(fd, mode)
             if port.fstat(fd).st_mode & 0o777 != mode:
                 return True
-    except OSError:  # EPERM of vfat
+    except OSError as exc:  # EPERM of vfat
+        if kernel.errno_of(exc) is None:
+            raise
         return True
     return False
-
-
-def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
-    """Making it failed: take away what there is of it."""
-    if folder is not None:
-        folder.close()
-    # What brought us here is the error to tell; an empty folder that cannot be removed is left to recovery.
-    with contextlib.suppress(OSError):
-        kernel.port.rmdir(name, parent.fd)

@@ -1,36 +1,34 @@
 """One change of one name: the unit of a commit, of the journal, and of an undo.
 
-A `Step` is one change of one name.  Before it, the slot holds the new object (nothing, for a removal); after it, the
-destination holds the new object and the slot the displaced original::
+Before a `Step` the slot holds the new object (nothing, for a removal); after it the destination holds the new object and
+the slot holds the displaced original::
 
-    op        before: dest, slot     after: dest, slot      first method
-    create    –      new             new    –               renameat2 NOREPLACE
+    op        before: dest, slot     after: dest, slot      method tried first
+    create    –      new             new    –               renameat2 NOREPLACE (linkat for a file without a name)
     replace   old    new             new    old             renameat2 EXCHANGE
     remove    old    –               –      old             renameat2 NOREPLACE
+    exchange  old    new             new    old             renameat2 EXCHANGE, where the slot is a destination as well
 
-Larger wishes are chains of steps that share a slot: a move is *remove* the source, then *create* (or *replace*) the
-target out of the same slot; keeping the previous version is *replace*, then *create* its new name.
+Larger changes are chains of steps that share a slot: a move is *remove* the source, then *create* (or *replace*) the
+target out of the same slot; keeping the previous version is *replace*, then *create* under its new name.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from attrs import define
-
-from atomik._folder.place import NO_FLAG as NO_FLAG  # noqa: PLC0414  for modules that are being rewritten
-from atomik._folder.place import Place, rename_back
-from atomik._folder.place import link as link  # noqa: PLC0414
-from atomik._folder.place import remove_empty as remove_empty  # noqa: PLC0414
+from atomik._folder.place import Place
 from atomik._system import kernel
 
-put = rename_back  # for modules that are being rewritten
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RENAMEAT2 = "renameat2"
 LINKAT = "linkat"
 LINK = "link"
 RENAME = "rename"
-GAP = "weaker"
+GAP = "gap"
 
 
 class Undone(Enum):
@@ -41,29 +39,39 @@ class Undone(Enum):
     FOREIGN = "foreign"  # somebody else's object is there; it stays
 
 
-@define
 class Step:
-    """One change of one name.  ``new`` and ``old`` are identities, None where there is nothing."""
+    """One change of one name.
 
-    op: str
-    kind: str
-    dest: Place
-    slot: Place
-    new: bytes | None
-    old: bytes | None = None
-    order: int = 0
-    method: str = ""
-    allow_gap: bool = False
-    #: the only step of its transaction: nothing after it can fail and want it undone
-    alone: bool = False
-    #: the mode that the new folder gets right before its swap, where its slot is no private place
-    mode: int | None = None
-    #: whoever asked would not mind that something stands there
-    overwriting: bool = False
+    ``op``, ``kind``, ``dest``, ``slot`` and ``order`` as in the journal; ``new`` and ``old`` are identities, None where
+    there is nothing, or where one step alone does not need them.  ``fd`` is the new file where it has no name yet.
+    ``overwriting``: the caller would not mind that something exists there.  ``alone``: the only step of its commit, so
+    nothing after it can fail and want it undone.  ``mode``: the mode that the new folder gets right before its swap, where
+    its slot is in a folder that others can enter.
+    """
+
+    __slots__ = (
+        "allow_gap", "alone", "dest", "fd", "kind", "method", "mode", "new", "old", "op", "order", "overwriting", "slot",
+    )  # fmt: skip
+
+    def __init__(
+        self, op: str, kind: str, dest: Place, slot: Place, new: bytes | None, old: bytes | None = None, order: int = 0,
+        *, allow_gap: bool = False, overwriting: bool = False, fd: int = -1,
+    ) -> None:  # fmt: skip
+        self.op, self.kind, self.dest, self.slot = op, kind, dest, slot
+        self.new, self.old, self.order = new, old, order
+        self.allow_gap, self.overwriting, self.fd = allow_gap, overwriting, fd
+        self.method, self.alone, self.mode = "", False, None
+
+    method: str
+    alone: bool
+    mode: int | None
+
+    def __repr__(self) -> str:
+        return f"<Step {self.op} {self.dest}>"
 
     @property
     def folder(self) -> bool:
-        """Whether a folder takes part, so that hard links are no way."""
+        """Whether a folder takes part, so that hard links cannot serve."""
         return self.kind == "folder"
 
     def twin(self, suffix: str) -> Place:
@@ -71,8 +79,18 @@ class Step:
         return Place(self.slot.directory, f"{self.slot.name}-{suffix}")
 
     def slots(self) -> tuple[Place, ...]:
-        """Every private name that this step may have left something at."""
-        return self.slot, self.twin("old"), self.twin("new")
+        """Every private name at which this step may have left something."""
+        return () if self.op == "exchange" else (self.slot, self.twin("old"), self.twin("new"))
+
+    def free_twins(self) -> Iterator[Place]:
+        """Private names that are free, the slot first."""
+        number = 0
+        place = self.slot
+        while True:
+            if place.identity() is None:
+                yield place
+            place = self.twin(f"new{number or ''}")
+            number += 1
 
 
 def same_kind(mode: int, kind: str) -> bool:

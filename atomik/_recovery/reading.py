@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, Directory
+from atomik._folder.directory import Directory
+from atomik._hidden_names import JOURNAL_NAME
 
 from . import unfinished_journal as _wait_or_recover
 

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from attrs import define
 
 from atomik import _events, _hidden_names, errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name, private_folder_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
 from atomik._protocol.private_folder import like_all
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 from . import unfinished_journal as _wait_or_recover
 from .takeover import Recovered, clear_private_folder, remove_folder
@@ -223,7 +224,7 @@ def _kept(folder: Directory, *, private: bool, discard: bool) -> list[Recovered]
         if seen is None or _not_ours(seen) is not None:
             continue
         if discard and private:
-            _tree.delete(place)
+            delete.delete_tree(place)
         elif discard and not stat.S_ISDIR(seen.st_mode):
             kernel.port.unlink(name, folder.fd)
         else:

@@ -19,15 +19,16 @@ from collections.abc import Callable
 from attrs import define, field
 
 from atomik import _events, errors
-from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place, rename_back
+from atomik._hidden_names import JOURNAL_NAME, KEPT, PREFIX, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
-from atomik._protocol.private_folder import KEPT, journal_name
 from atomik._protocol.records import Intent, Journal, StepRecord
-from atomik._protocol.step import Step, Undone, put
+from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
-from atomik._tree import trees as _tree
+from atomik._tree import delete
 
 
 @define(frozen=True)
@@ -177,7 +178,7 @@ class DeadTransaction:
             if home.identity() == identity:
                 continue
             if self.discard:
-                _tree.delete(place, known=identity)
+                delete.delete_tree(place, known=identity)
                 self.tell(str(home), "discarded")
             else:
                 self.tell(str(home), "kept", f"the displaced original lies at {place}")
@@ -193,7 +194,7 @@ class DeadTransaction:
         for place in dict.fromkeys(slot for step in steps for slot in step.slots()):
             found = place.identity()
             if place not in stranded and found in ours:  # I6
-                self._remove(str(place), functools.partial(_tree.delete, place, known=found))
+                self._remove(str(place), functools.partial(delete.delete_tree, place, known=found))
         if stranded:
             return  # the private folders, with the journal in them, stay until they are discarded
         for folder, entry in zip(self.folders, self.intent.folders, strict=True):
@@ -222,7 +223,7 @@ class DeadTransaction:
         ]
         if private_folders and not any(place.identity() == self.journal.identity for place in private_folders):
             for place in self._well_known():
-                put(place, private_folders[0], folder=False)
+                rename_back(place, private_folders[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:
@@ -255,7 +256,7 @@ def clear_private_folder(private_folder: Directory, txid: str) -> None:
     with kernel.port.scandir(private_folder.fd) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(mark) and not entry.name.endswith(KEPT)]
     for name in sorted(names, key=lambda name: name == last):
-        _tree.delete(Place(private_folder, name))
+        delete.delete_tree(Place(private_folder, name))
 
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:

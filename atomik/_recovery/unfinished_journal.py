@@ -14,15 +14,15 @@ import time
 from typing import NoReturn
 
 from atomik import errors
-from atomik._folder.directory import JOURNAL_NAME, PREFIX, Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME, PREFIX
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
 from atomik._protocol.records import Intent, Journal
 from atomik._system import kernel
 
-from .takeover import DeadTransaction, Recovered, remove_folder
-
-__all__ = ["Recovered", "clear_private_folder", "remove_folder", "wait_or_recover"]
+from .takeover import DeadTransaction, Recovered
 
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _POLL = 0.01

@@ -502,3 +502,13 @@ def is_folder(mode: int) -> bool:
 def is_file(mode: int) -> bool:
     """Whether a ``st_mode`` is that of a regular file."""
     return _stat.S_ISREG(mode)
+
+
+def is_device(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a block or character device."""
+    return _stat.S_ISBLK(mode) or _stat.S_ISCHR(mode)
+
+
+def is_link(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a symbolic link."""
+    return _stat.S_ISLNK(mode)

@@ -24,7 +24,7 @@ from atomik._system import kernel
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks import cases, places, report
 from tests.benchmarks.report import Row, at_least, ratio_row
-from tests.lab import strace
+from tests.support.lab import strace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

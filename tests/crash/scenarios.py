@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 import atomik
-from tests.state import left_in
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable

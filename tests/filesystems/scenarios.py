@@ -19,7 +19,7 @@ from attrs import define
 import atomik
 from atomik import errors
 from atomik.testing import CrashPoint, crash_points
-from tests.kernels import Acting, Faulty, installed
+from tests.support.kernels import Acting, Faulty, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

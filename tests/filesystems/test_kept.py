@@ -19,9 +19,9 @@ import structlog
 import atomik
 from atomik import errors
 from tests.filesystems.neighbours import VICTIM, root
-from tests.lab import mounts
-from tests.lab.need import need
-from tests.state import in_child, left_in, tree
+from tests.support.lab import mounts
+from tests.support.lab.need import need
+from tests.support.state import in_child, left_in, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

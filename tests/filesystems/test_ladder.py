@@ -21,10 +21,10 @@ from atomik._folder import filesystem as _filesystem
 from atomik.testing import CrashPoint, crash_points
 from tests.filesystems.grounds import Lacking, forgetful, no_exchange, no_flags, no_links, no_tmpfile
 from tests.filesystems.scenarios import look
-from tests.kernels import Acting, Faulty, every_call, installed
-from tests.lab import mounts
-from tests.lab.need import need
-from tests.state import left_in
+from tests.support.kernels import Acting, Faulty, every_call, installed
+from tests.support.lab import mounts
+from tests.support.lab.need import need
+from tests.support.state import left_in
 
 LACKS: dict[str, tuple[tuple[str, Any], ...]] = {
     "no flags": (("rename", no_flags),),

@@ -30,8 +30,8 @@ from tests.filesystems.neighbours import (
     root,
     shared,
 )
-from tests.kernels import ALL, Acting, Call, Faulty, installed
-from tests.state import NOBODY, in_child, left_in
+from tests.support.kernels import ALL, Acting, Call, Faulty, installed
+from tests.support.state import NOBODY, in_child, left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,11 +18,11 @@ import pytest
 import atomik
 from atomik import errors
 from tests.filesystems.scenarios import look
-from tests.kernels import Faulty, installed
-from tests.lab import mounts
-from tests.lab.mounts import Mounted
-from tests.lab.need import need
-from tests.state import left_in
+from tests.support.kernels import Faulty, installed
+from tests.support.lab import mounts
+from tests.support.lab.mounts import Mounted
+from tests.support.lab.need import need
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

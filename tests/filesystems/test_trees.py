@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import atomik
-from tests.state import left_in
-from tests.trees import few_descriptors, in_memory, make_deep, make_wide
+from tests.support.state import left_in
+from tests.support.trees import few_descriptors, in_memory, make_deep, make_wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._system import kernel
-from tests.kernels import Acting, Faulty, Recording, installed
+from tests.support.kernels import Acting, Faulty, Recording, installed
 
 _HANDLED = signal.SIGUSR1
 

@@ -1,0 +1,165 @@
+"""Delete a file or a tree by descriptor.
+
+* `delete_tree(place)` removes what is at `place`, file or tree; a missing place is no error.
+* `delete_file(place)` does the same, but leaves a folder alone: where atomik had a file, a tree belongs to someone else.
+
+Neither follows a link, crosses a mount, recurses, or holds more than a fixed number of descriptors (see `walk`).
+Failures are atomik errors with the whole path: `MountPointError` for a mount in the way, `ConflictError` when a folder
+is moved while it is being deleted, `AccessDeniedError` where even the owner's rights do not suffice (another owner, a
+sticky folder, an immutable flag).
+
+``progress`` is called with the number of objects deleted since the last call.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from atomik import errors
+from atomik._folder.directory import identify
+from atomik._folder.mounts import has_foreign_mount
+from atomik._system import kernel
+
+from .walk import Level, TreeWalk, refuse_mount
+
+if TYPE_CHECKING:
+    from atomik._folder.place import Place
+
+Progress = Callable[[int], None]
+
+#: How often a folder is emptied again when entries keep appearing in it, or when the filesystem's listing skips
+#: entries while others are deleted (some network filesystems do).
+RESCANS = 16
+
+
+def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes | None = None) -> None:
+    """Remove what stands at `place`, file or folder tree; with `known`, a tree only if its top has this identity, for
+    in a folder that others may write to another can take its place at any moment.
+
+    Folders that their owner may not read, search or write are given these permissions first.  A mount in the tree is
+    looked for before anything is deleted; one that comes meanwhile stops the deletion, with its content untouched.
+    Entries that others add meanwhile are deleted as well, up to a limit (ENOTEMPTY then).
+    """
+    try:
+        kernel.port.unlink(place.name, place.fd)
+    except FileNotFoundError as exc:
+        if place.stat() is None:
+            return
+        _refused(exc, "delete", str(place))
+    except IsADirectoryError:
+        _delete_folders(place, progress, known)
+        return
+    except OSError as exc:
+        _refused(exc, "delete", str(place))
+    if progress:
+        progress(1)
+
+
+def delete_file(place: Place) -> None:
+    """Remove what stands at `place`, but no folder."""
+    try:
+        kernel.port.unlink(place.name, place.fd)
+    except (FileNotFoundError, IsADirectoryError):
+        pass
+    except OSError as exc:
+        _refused(exc, "delete", str(place))
+
+
+def _delete_folders(place: Place, progress: Progress | None, known: bytes | None) -> None:
+    if mount := has_foreign_mount(place):
+        refuse_mount("delete", mount)
+    with TreeWalk(place.directory, "delete", loosen=True) as down:
+        down.level.folders = [place.name]
+        while True:
+            level = down.level
+            if level.folders is None:
+                level.folders = _delete_files(down, progress)
+            if level.folders:
+                _enter(down, level.folders.pop())
+                if known is not None and level.above is None and down.depth:
+                    if identify(place.directory.fs, down.level.fd) != known:
+                        down.moved()
+                    known = None
+            elif not down.depth:
+                return
+            elif _delete_folder(down) and progress:
+                progress(1)
+
+
+def _delete_files(down: TreeWalk, progress: Progress | None) -> list[str]:
+    """Unlink everything in the present folder but folders, whose names are returned."""
+    level, folders, done = down.level, [], 0
+    unlink, fd = kernel.port.unlink, level.fd
+    for entry in down.entries():
+        name = entry.name
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(name)
+            continue
+        try:
+            unlink(name, fd)
+        except IsADirectoryError:  # replaced since it was listed
+            folders.append(name)
+            continue
+        except OSError as exc:
+            _again(down, exc, name, unlink, level)
+        done += 1
+        if progress and not done % 256:
+            progress(256)
+    if progress and done % 256:
+        progress(done % 256)
+    return folders
+
+
+def _again(down: TreeWalk, cause: OSError, name: str, remove: Callable[[str, int], None], level: Level) -> None:
+    """A removal failed: if it was for the permissions of the folder, give the owner all and repeat."""
+    exc = cause
+    if cause.errno == errno.EACCES and down.loosened():
+        try:
+            remove(name, level.fd)
+        except OSError as second:
+            exc = second
+        else:
+            return
+    if not isinstance(exc, FileNotFoundError):
+        _refused(exc, down.action, down.path(name, level))
+
+
+def _enter(down: TreeWalk, name: str) -> None:
+    """Go into a folder, or remove what has taken its place."""
+    level = down.level
+    try:
+        down.enter(name)
+    except FileNotFoundError:
+        pass
+    except NotADirectoryError:
+        if not down.depth:  # the place itself: what stands there now is not what we were asked to delete
+            down.moved(name)
+        try:
+            kernel.port.unlink(name, level.fd)
+        except OSError as exc:
+            _again(down, exc, name, kernel.port.unlink, level)
+
+
+def _delete_folder(down: TreeWalk) -> bool:
+    """Leave the present folder and remove it; back into it if something is in there (again)."""
+    tries = down.level.tries
+    name = down.leave()
+    above = down.level
+    try:
+        kernel.port.rmdir(name, above.fd)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTEMPTY, errno.EEXIST) and tries < RESCANS:
+            _enter(down, name)
+            if down.level is not above:
+                down.level.tries = tries + 1
+            return False
+        _again(down, exc, name, kernel.port.rmdir, above)
+    return True
+
+
+def _refused(cause: OSError, action: str, path: str) -> None:
+    if cause.errno == errno.EBUSY:
+        refuse_mount(action, path)
+    raise errors.system_error(cause, f"cannot {action}", path) from cause
