@@ -86,6 +86,8 @@ def try_lock(self: Lockable, *, shared: bool = False) -> bool:
         number = kernel.errno_of(exc)
         if number is not None:
             del _held[fd]
+        if number in kernel.SANDBOXED and (why := kernel.sandboxed("flock")):
+            errors.fail(errors.AtomikOSError, errno.ENOSYS, f"cannot lock the folder: {why}", self.path)
         if number != errno.EWOULDBLOCK:
             raise
         return False
@@ -132,7 +134,7 @@ def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: boo
                     return
                 unlock(self)
             else:
-                _refuse_own(self, shared=shared)
+                refuse_own(self, shared=shared)
                 if now() + still >= deadline:
                     text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
                     text += "; wait, or raise lock_timeout"
@@ -165,7 +167,7 @@ def _holds(self: Lockable, *, shared: bool) -> bool:
     )
 
 
-def _refuse_own(self: Lockable, *, shared: bool) -> None:
+def refuse_own(self: Lockable, *, shared: bool) -> None:
     """Raise for a lock that only this thread could give back."""
     for mine in (False,) if shared else (False, True):
         if _holds(self, shared=mine):

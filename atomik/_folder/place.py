@@ -39,7 +39,7 @@ _LINK_SAYS = frozenset(
         errno.EDQUOT,
         errno.EROFS,
         errno.ENOMEM,
-    }  # fmt: skip
+    }
 )
 
 

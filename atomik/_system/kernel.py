@@ -73,6 +73,9 @@ def _bytes(name: str) -> bytes:
 #: How a seccomp filter, or a kernel that is too old, answers a call that it does not let pass.
 SANDBOXED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
 
+#: The same from the C library: glibc turns ENOSYS of renameat2 with flags into EINVAL.
+_MISSING = SANDBOXED | {errno.EINVAL}
+
 #: A descriptor that is never open: every kernel that has the call says EBADF.
 _NO_FD = 0x7FFFFFFF
 
@@ -95,13 +98,13 @@ def sandboxed(call: str) -> str | None:
         number = errno_of(exc)
         if number == errno.ENOSYS and c.INTERFACE is None:
             return f"atomik does not know the number of {call} on this machine ({c.MACHINE})"
-        if number in SANDBOXED:
+        if number in _MISSING:
             return f"a sandbox or seccomp filter refuses {call}, or the kernel is too old for it"
     return None
 
 
 _HARMLESS: dict[str, Callable[[Any], int]] = {
-    "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", 0),
+    "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
@@ -113,7 +116,7 @@ def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
     c = libc()
     number = c.errno()
     text = os.strerror(number)
-    if call and number in SANDBOXED and (why := sandboxed(call)):
+    if call and number in _MISSING and (why := sandboxed(call)):
         number, text = errno.ENOSYS, why  # so that all who fall back treat it as a call that is missing
     elif number == errno.ENOSYS and c.INTERFACE is None:
         text += f"; atomik does not know the numbers of system calls on this machine ({c.MACHINE})"
