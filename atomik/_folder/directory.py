@@ -83,7 +83,7 @@ class Directory:
             descriptors.make_room(0, path)
             fd = _open(path, dir_fd, follow=follow)
         try:
-            if fd >= descriptors.LOW:
+            if fd >= descriptors.low:
                 descriptors.hold(fd, path)
             folder = cls(path, fd)
             if dir_fd is None and path[:1] != "/":
@@ -145,7 +145,7 @@ class Directory:
             forked.release(fd)
             _lock.dropped(fd)
             kernel.port.close(fd)
-            if fd >= descriptors.LOW:
+            if fd >= descriptors.low:
                 descriptors.let_go(fd)
             if self._way is not None and self._way[0] >= 0:
                 kernel.port.close(self._way[0])

@@ -4,10 +4,10 @@ A transaction holds one descriptor for each folder (I10), and the usual soft lim
 select(2), not to save anything.  So, as Go's runtime does, it is raised towards the hard limit, but only when a descriptor
 comes near it, and it is put back when the last such descriptor is closed::
 
-    if fd >= LOW:
+    if fd >= descriptors.low:
         hold(fd, path)           # raises OSError (EMFILE) with the cure where the hard limit is near
     …
-    if fd >= LOW:
+    if fd >= descriptors.low:
         let_go(fd)               # after close(2)
 
 The kernel always gives the lowest free number, so the number of a descriptor says how many are open.
@@ -19,8 +19,10 @@ import errno
 
 from atomik import errors
 
-#: Below this number nobody has to ask.
-LOW = 200
+_LOW = 200
+
+#: Below this number nobody has to ask; 0 while the limit is raised.
+low = _LOW
 
 #: Descriptors that stay free for the rest of the program, and for what a commit opens.
 RESERVE = 64
@@ -47,7 +49,7 @@ def hold(fd: int, path: str) -> None:
 
 def make_room(needed: int, path: str) -> None:
     """Raise the soft limit above `needed`, doubling it as far as the hard one allows."""
-    global _before, _ours  # noqa: PLW0603  there is one limit for the whole process
+    global _before, _ours, low  # noqa: PLW0603  there is one limit for the whole process
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -62,7 +64,7 @@ def make_room(needed: int, path: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     except (OSError, ValueError):
         _refuse(soft, hard, path)
-    _ours = wanted
+    _ours, low = wanted, 0
 
 
 def _refuse(soft: int, hard: int, path: str) -> None:
@@ -75,7 +77,7 @@ def _refuse(soft: int, hard: int, path: str) -> None:
 
 def let_go(fd: int) -> None:
     """The descriptor is closed; after the last one that needed it the limit is what it was, if nobody else changed it."""
-    global _before  # noqa: PLW0603
+    global _before, low  # noqa: PLW0603
     _high.discard(fd)
     if _high or _before is None:
         return
@@ -84,4 +86,4 @@ def let_go(fd: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == _ours:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_before, hard))
-    _before = None
+    _before, low = None, _LOW
