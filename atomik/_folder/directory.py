@@ -76,12 +76,14 @@ class Directory:
         descriptor (EBADF on O_PATH).
         """
         try:
-            fd = _open(path, dir_fd, follow=follow)
+            if dir_fd is None:
+                fd = open_folder(path)
+            else:
+                fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         except OSError as exc:
-            if kernel.errno_of(exc) != errno.EMFILE:
+            if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
                 raise
-            descriptors.make_room(0, path)
-            fd = _open(path, dir_fd, follow=follow)
+            return cls.open(path, dir_fd, follow=follow)
         try:
             if fd >= descriptors.low:
                 descriptors.hold(fd, path)
@@ -142,14 +144,15 @@ class Directory:
         """Close the descriptor, which drops its lock; harmless when repeated."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            forked.release(fd)
-            _lock.dropped(fd)
-            kernel.port.close(fd)
-            if fd >= descriptors.low:
-                descriptors.let_go(fd)
-            if self._way is not None and self._way[0] >= 0:
-                kernel.port.close(self._way[0])
-            self._way = None
+            if fd in forked.guarded:
+                _lock.closing(fd)
+            try:
+                kernel.port.close(fd)
+            finally:
+                if fd >= descriptors.low:
+                    descriptors.let_go(fd)
+                if self._way is not None and self._way[0] >= 0:
+                    kernel.port.close(self._way[0])
 
     def still_there(self) -> bool:
         """Whether the path still leads to this folder; a relative one from the working folder that it started from."""
@@ -250,9 +253,3 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
         if not name or kernel.errno_of(exc) is None:
             raise
         return None
-
-
-def _open(path: str, dir_fd: int | None, *, follow: bool) -> int:
-    if dir_fd is None:
-        return open_folder(path)
-    return kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)

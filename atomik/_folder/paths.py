@@ -33,7 +33,7 @@ def absolute(path: str | os.PathLike[str]) -> str:
         if kernel.port.stat(".").st_nlink == 0:
             raise errors.system_error(exc, "the current folder is gone", name) from exc
         return name
-    return os.path.join(here, name)
+    return f"{here}/{name}" if here != "/" else here + name
 
 
 def followed(path: str) -> str:

@@ -16,6 +16,7 @@ The kernel always gives the lowest free number, so the number of a descriptor sa
 from __future__ import annotations
 
 import errno
+from typing import NoReturn
 
 from atomik import errors
 
@@ -47,8 +48,8 @@ def hold(fd: int, path: str) -> None:
         _high.add(fd)
 
 
-def make_room(needed: int, path: str) -> None:
-    """Raise the soft limit above `needed`, doubling it as far as the hard one allows."""
+def make_room(needed: int, path: str) -> bool:
+    """Raise the soft limit above `needed`, doubling it as far as the hard one allows; true, or the error is raised."""
     global _before, _ours, low  # noqa: PLW0603  there is one limit for the whole process
     import resource
 
@@ -65,9 +66,10 @@ def make_room(needed: int, path: str) -> None:
     except (OSError, ValueError):
         _refuse(soft, hard, path)
     _ours, low = wanted, 0
+    return True
 
 
-def _refuse(soft: int, hard: int, path: str) -> None:
+def _refuse(soft: int, hard: int, path: str) -> NoReturn:
     text = (
         f"too many folders at once: each takes a descriptor, and this process may have {soft} (hard limit {hard}); raise the "
         "limit (ulimit -n, LimitNOFILE= of systemd), or publish in several transactions"

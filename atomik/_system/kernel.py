@@ -387,15 +387,15 @@ class Kernel:
         /proc/self/fdinfo tells it."""
         c = _c or libc()
         found: Status | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
+        if found is not None and found[0] & _MOUNT_TOLD:
+            return found
         if found is None:
             if c.errno() not in SANDBOXED:
                 _raise((name,))
             plain = os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
             found = c.plain_status(plain)
-        if not found[0] & _MOUNT_TOLD:
-            mount = _mount_of(fd, name)
-            return found if mount is None else found.on_mount(mount)
-        return found
+        mount = _mount_of(fd, name)
+        return found if mount is None else found.on_mount(mount)
 
     def statx_path(self, path: str, dir_fd: int = AT_FDCWD) -> Status:
         """statx(2) of a whole path, links followed; its mount id only where statx tells it."""
