@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING
 
 from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
 from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
-from atomik._system import forked, kernel
+from atomik._system import descriptors, forked, kernel
 
 from . import filesystem as _filesystem
 from . import lock as _lock
+from .paths import absolute
 from .resolve import open_folder
 
 if TYPE_CHECKING:
@@ -39,21 +40,25 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
+#: errno of a path that leads elsewhere or nowhere
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class Directory:
     """An open folder.
 
     ``path`` is the absolute path it was reached by, for messages and for `still_there`; ``place_key`` is (st_dev, st_ino,
-    mount id), one tuple for all who use it as a key; ``append_only`` says that names can be added to it and never taken
-    away (chattr +a).
+    mount id), one tuple for all who use it as a key; ``mount`` is 0 where nothing tells the id; ``append_only`` says that
+    names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_fs", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_fs", "_way", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
         self._fs: Filesystem | None = None
+        #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
+        self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
         self.dev, self.ino, self.mount = self.place_key = found.place_key
         self.append_only = found.attributes & _APPEND_ONLY != 0
@@ -66,17 +71,37 @@ class Directory:
         """Open the folder at `path` (see `_resolve`); with `dir_fd` and not `follow`, a single name below it that must
         be a real folder.
 
-        Read permission is needed, for fsync and flock want a readable descriptor (EBADF on O_PATH).
+        A relative path starts at the working folder, however one gets there: the folders above it may be closed, and
+        its path longer than the kernel takes.  Read permission is needed, for fsync and flock want a readable
+        descriptor (EBADF on O_PATH).
         """
-        if dir_fd is None:
-            fd = open_folder(path)
-        else:
-            fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
-            return cls(path, fd)
+            if dir_fd is None:
+                fd = open_folder(path)
+            else:
+                fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
+                raise
+            return cls.open(path, dir_fd, follow=follow)
+        try:
+            if fd >= descriptors.low:
+                descriptors.hold(fd, path)
+            folder = cls(path, fd)
+            if dir_fd is None and path[:1] != "/":
+                folder._describe()
         except BaseException:
             kernel.port.close(fd)
             raise
+        return folder
+
+    def _describe(self) -> None:
+        """Find the absolute path of a relative one.  Where that does not lead here, hold the folder that it starts from."""
+        relative = self.path
+        self.path = absolute(relative).removesuffix("/.") or "/"
+        self._way = kernel.AT_FDCWD, relative
+        if self.path == relative or not self._leads_here(self.path, kernel.AT_FDCWD):
+            self._way = kernel.port.open(".", os.O_PATH | os.O_DIRECTORY), relative
 
     @classmethod
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
@@ -119,21 +144,52 @@ class Directory:
         """Close the descriptor, which drops its lock; harmless when repeated."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            forked.release(fd)
-            _lock.dropped(fd)
-            kernel.port.close(fd)
+            if fd in forked.guarded:
+                _lock.closing(fd)
+            try:
+                kernel.port.close(fd)
+            finally:
+                if fd >= descriptors.low:
+                    descriptors.let_go(fd)
+                if self._way is not None and self._way[0] >= 0:
+                    kernel.port.close(self._way[0])
 
     def still_there(self) -> bool:
-        """Whether the path still leads to this folder."""
+        """Whether the path still leads to this folder; a relative one from the working folder that it started from."""
+        if self._way is None:
+            return self._leads_here(self.path, kernel.AT_FDCWD, closed=False)
+        start, relative = self._way
+        return (start < 0 and self._leads_here(self.path, start)) or self._leads_here(relative, start, closed=False)
+
+    def _leads_here(self, path: str, start: int, *, closed: bool = True) -> bool:
+        """Whether a path leads to this folder; no, if it is too long, or `closed` and the way to it cannot be searched."""
         try:
-            now = kernel.port.statx_path(self.path)
-        except (FileNotFoundError, NotADirectoryError):
+            now = kernel.port.statx_path(path, start)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in (_NOT_THERE | {errno.EACCES} if closed else _NOT_THERE):
+                raise
             return False
         return now.ino == self.ino and now.minor == self._found.minor and now.major == self._found.major
 
     def real_path(self) -> str:
-        """Where the kernel says that it lies now, without links."""
-        return kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+        """Where the kernel says that it lies now, without links.
+
+        Without /proc it is found by its path; FileNotFoundError when that does not lead here.
+        """
+        try:
+            return kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+        except OSError as exc:
+            number = kernel.errno_of(exc)
+            if number == errno.ENAMETOOLONG:
+                return self.path
+            if number not in kernel.NO_PROC:
+                raise
+        found = os.path.realpath(self.path, strict=True)
+        if not self._leads_here(found, kernel.AT_FDCWD):
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder has moved, and without /proc nobody knows where to", self.path
+            )
+        return found
 
     def ancestors(self) -> list[tuple[int, int]]:
         """(st_dev, st_ino) of itself and of every folder above it."""
@@ -150,7 +206,9 @@ class Directory:
         """lstat of a name in it, None where there is nothing."""
         try:
             return kernel.port.lstat(name, self.fd)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             return None
 
     def exists(self, name: str) -> bool:
@@ -170,7 +228,7 @@ class Directory:
         try:
             kernel.port.fsync(self.fd)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if kernel.errno_of(exc) != errno.EINVAL:
                 raise
 
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
@@ -185,11 +243,13 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
             return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
         try:
             return b"h" + port.handle(name, fd, flags)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             if name:
                 port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
         return b"h" + port.handle(name, fd, flags)
-    except FileNotFoundError:
-        if not name:
+    except FileNotFoundError as exc:
+        if not name or kernel.errno_of(exc) is None:
             raise
         return None

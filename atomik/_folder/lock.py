@@ -57,9 +57,6 @@ TURN = 0.05
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
-#: descriptor -> (the folder, the thread that took the lock, whether it is shared)
-_held: dict[int, tuple[tuple[int, int, int], int, bool]] = {}
-
 #: folder -> when this process's present run of exclusive locks on it began
 _turns: dict[tuple[int, int, int], float] = {}
 _TURNS = 256
@@ -78,14 +75,16 @@ def deadline_of(timeout: float | None) -> float:
 def try_lock(self: Lockable, *, shared: bool = False) -> bool:
     """Take the lock if that needs no waiting."""
     fd = self.fd
-    forked.guard(fd)
-    _held[fd] = self.place_key, get_ident(), shared  # before the call: a signal handler may run right behind it
+    # Before the call: a signal handler, or a fork in it, may come right behind it.
+    forked.guarded[fd] = self.place_key, get_ident(), shared
     try:
         kernel.port.flock(fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
     except OSError as exc:
         number = kernel.errno_of(exc)
         if number is not None:
-            del _held[fd]
+            forked.guarded[fd] = None
+        if number in kernel.SANDBOXED and (why := kernel.sandboxed("flock")):
+            errors.fail(errors.AtomikOSError, errno.ENOSYS, f"cannot lock the folder: {why}", self.path)
         if number != errno.EWOULDBLOCK:
             raise
         return False
@@ -94,17 +93,27 @@ def try_lock(self: Lockable, *, shared: bool = False) -> bool:
 
 def unlock(self: Lockable) -> None:
     """Let go of the lock."""
-    kernel.port.flock(self.fd, fcntl.LOCK_UN)
-    dropped(self.fd)
+    fd = self.fd
+    kernel.port.flock(fd, fcntl.LOCK_UN)
+    held = forked.guarded.get(fd)
+    if held is not None:
+        forked.guarded[fd] = None
+        if not held[2]:
+            _end_turn(held[0])
 
 
-def dropped(fd: int) -> None:
-    """The lock of a descriptor is gone, by `unlock` or because it is closed."""
-    held = _held.pop(fd, None)
+def closing(fd: int) -> None:
+    """The descriptor is about to be closed, and its lock gone."""
+    held = forked.guarded.pop(fd, None)
     if held is not None and not held[2]:
+        _end_turn(held[0])
+
+
+def _end_turn(key: tuple[int, int, int]) -> None:
+    if key not in _turns:
         if len(_turns) >= _TURNS:
             _turns.clear()
-        _turns.setdefault(held[0], now())
+        _turns[key] = now()
 
 
 def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *, shared: bool = False) -> None:
@@ -132,7 +141,7 @@ def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: boo
                     return
                 unlock(self)
             else:
-                _refuse_own(self, shared=shared)
+                refuse_own(self, shared=shared)
                 if now() + still >= deadline:
                     text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
                     text += "; wait, or raise lock_timeout"
@@ -160,12 +169,12 @@ def _holds(self: Lockable, *, shared: bool) -> bool:
     """Whether this thread holds the same folder's lock through another descriptor."""
     key, me, own = self.place_key[:2], get_ident(), self.fd
     return any(
-        by == me and fd != own and place[:2] == key and is_shared == shared
-        for fd, (place, by, is_shared) in list(_held.items())
+        held is not None and held[1] == me and fd != own and held[0][:2] == key and held[2] == shared
+        for fd, held in list(forked.guarded.items())
     )
 
 
-def _refuse_own(self: Lockable, *, shared: bool) -> None:
+def refuse_own(self: Lockable, *, shared: bool) -> None:
     """Raise for a lock that only this thread could give back."""
     for mine in (False,) if shared else (False, True):
         if _holds(self, shared=mine):
@@ -204,9 +213,4 @@ def _writer_is_waiting(fd: int) -> bool:
         return False
 
 
-def _in_child() -> None:
-    _held.clear()  # a forked child holds none of its parent's locks (see `forked`)
-    _turns.clear()
-
-
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(after_in_child=_turns.clear)

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from atomik import errors
 from atomik._system import kernel
 
 from .directory import Directory, identify
@@ -37,7 +39,7 @@ _LINK_SAYS = frozenset(
         errno.EDQUOT,
         errno.EROFS,
         errno.ENOMEM,
-    }  # fmt: skip
+    }
 )
 
 
@@ -114,6 +116,53 @@ def link(src: Place, dst: Place) -> bool:
             raise
         return False
     return True
+
+
+def chmod(path_fd: int, mode: int, path: str) -> None:
+    """Set the mode of what an O_PATH descriptor holds, which fchmod(2) refuses (EBADF); `path` is for the error.
+
+    By chmod(2) through /proc; where there is none by fchmodat2(2) (Linux 6.6), and of a folder that we may read by
+    fchmod(2).
+    """
+    port = kernel.port
+    try:
+        return port.chmod(f"/proc/self/fd/{path_fd}", mode)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        # EPERM of the owner's right is the same on every way; EACCES is AppArmor's, for /proc itself.
+        if number == errno.EPERM or number not in kernel.NO_PROC:
+            raise
+    try:
+        return port.fchmodat2(path_fd, mode)
+    except OSError as exc:
+        if kernel.errno_of(exc) not in kernel.SANDBOXED | {errno.EINVAL}:
+            raise
+        refused = exc
+    try:
+        fd = port.open(".", os.O_RDONLY | os.O_DIRECTORY, path_fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        text = (
+            "cannot change the mode: /proc is missing, and the kernel (before Linux 6.6) or a sandbox has no fchmodat2"
+        )
+        errors.fail(errors.AtomikOSError, refused.errno or errno.ENOSYS, f"{text}; mount /proc", path)
+    try:
+        port.fchmod(fd, mode)
+    finally:
+        port.close(fd)
+
+
+def set_mode(place: Place, mode: int) -> int:
+    """Set the mode of the folder at a place, which need not be readable; the permissions that it had."""
+    port = kernel.port
+    fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+    try:
+        before = stat.S_IMODE(port.fstat(fd).st_mode)
+        chmod(fd, mode, str(place))
+        return before
+    finally:
+        port.close(fd)
 
 
 def remove_empty(place: Place) -> bool:

@@ -20,6 +20,7 @@ import atomik
 from atomik import errors
 from atomik._folder import lock
 from atomik._folder.directory import Directory
+from atomik._system.forked import guarded
 from tests.crash.deaths import die_at
 from tests.support.kernels import Acting, Recording, installed
 from tests.support.state import in_child
@@ -264,7 +265,7 @@ def two(tmp_path: Path) -> Iterator[tuple[Directory, Directory]]:
     yield one, other
     one.close()
     other.close()
-    assert not lock._held
+    assert not guarded
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -600,7 +600,7 @@ def test_no_lock_is_kept(pair: tuple[Path, Path]) -> None:
     """Nor a descriptor, whatever happened."""
     hot(*pair)
     atomik.recover(*pair)
-    assert not _forked._guarded
+    assert not _forked.guarded
 
 
 def test_a_report_reads_well(pair: tuple[Path, Path]) -> None:
