@@ -14,14 +14,14 @@ is covered by a lock on the parent: shared by the one-item writer, exclusive by 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 
 from attrs import define, field
 
-from atomik import errors
+from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory, Place
 from atomik._folder.resolve import is_private
 from atomik._hidden_names import KEPT as KEPT  # noqa: PLC0414  for modules that are being rewritten
@@ -30,9 +30,11 @@ from atomik._hidden_names import new_txid as new_txid  # noqa: PLC0414  for modu
 from atomik._hidden_names import private_folder_name
 from atomik._hidden_names import slot_name as slot_name  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import forked, kernel
+from atomik._tree import delete
 
 _ATTEMPTS = 8
-_SAMPLE = "sample"
+#: the number of the slot that a scratch file has
+_SAMPLE = 10**10 - 1
 
 
 @define(eq=False)
@@ -45,7 +47,7 @@ class PrivateFolder:
     _private: bool | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.folder = _make(self.parent, self.name)
+        self.folder = _make(self.parent, self.txid)
 
     @property
     def name(self) -> str:
@@ -55,9 +57,9 @@ class PrivateFolder:
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 
-        Where others can rename the private folder, or a folder above it, they can lay something else in its place, and whatever
-        is written by that path would go there.  The path then begins at our descriptor of the private folder, which no rename
-        leads elsewhere; other processes of this user can use it too, while this one lives.
+        Where other users can rename the private folder, or a folder above it, they can put something else in its place, and
+        whatever is written by that path would go there.  The path then begins at our descriptor of the private folder, which
+        no rename leads elsewhere; other processes of this user can use it too, while this one is alive.
         """
         if self._private is None:
             self._private = is_private(self.parent.path, self.parent.key)
@@ -83,82 +85,131 @@ class PrivateFolder:
 
         Raises OSError (ENOTEMPTY when something of somebody else's is inside); it stays open then, and may be repeated.
         """
-        # By name, so look that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+        # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
         if self.parent.identity(self.name) == self.folder.identity(""):
             kernel.port.rmdir(self.name, self.parent.fd)
         self.folder.close()
 
+    def clear(self, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
+        """Delete what it holds of the transaction; see `clear`."""
+        clear(self.folder, self.txid, progress, journal=journal)
 
-def _make(parent: Directory, name: str) -> Directory:
+
+def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
+    """Delete what a private folder holds of its transaction; `progress` is called with the number of objects deleted.
+
+    The journal goes last, and only when everything else is gone (or, with ``journal=False``, not at all): what is left is
+    then still known to belong to a transaction whose outcome is decided.  Originals that only the user may delete stay, and
+    so do names that are not ours (I6).  A failure does not keep the rest from being deleted; the first one is raised at
+    the end.
+    """
+    mark, last = f"{private_folder_name(txid)}-", journal_name(txid)
+    with kernel.port.scandir(folder.fd) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(mark)]
+    kept = (_hidden_names.KEPT_ORIGINAL, txid)
+    failure: OSError | None = None
+    for name in names:
+        if name == last or _hidden_names.parse(name) == kept:
+            continue
+        try:
+            delete.delete_tree(Place(folder, name), progress)
+        except OSError as exc:
+            if not is_failure(exc):
+                raise
+            failure = failure or exc
+    if failure is not None:
+        raise failure
+    if journal and last in names:
+        delete.delete_tree(Place(folder, last), progress)
+
+
+def is_failure(exc: OSError) -> bool:
+    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
+    return isinstance(exc, errors.AtomikError) or kernel.errno_of(exc) is not None
+
+
+def _make(parent: Directory, txid: str) -> Directory:
     """Make and lock the folder; again, if a recovery took it for abandoned between the two."""
+    name = private_folder_name(txid)
     for _ in range(_ATTEMPTS):
-        folder = _try_to_make(parent, name)
+        folder = _try_to_make(parent, name, txid)
         if folder is not None:
             return folder
     text = "somebody keeps removing atomik's staging folder"
     errors.fail(errors.ConflictError, errno.EBUSY, text, parent.child(name))
 
 
-def _try_to_make(parent: Directory, name: str) -> Directory | None:
+def _try_to_make(parent: Directory, name: str, txid: str) -> Directory | None:
     port = kernel.port
+    folder, made = None, False
     try:
         port.mkdir(name, 0o700, parent.fd)
-    except OSError:
-        raise
-    except BaseException:  # an interrupt, perhaps right behind the call
-        _unmake(parent, name, None)
-        raise
-    folder = None
-    try:
+        made = True
         folder = Directory.open(name, parent.fd, follow=False)
         folder.path = parent.child(name)
-        _refuse_foreign(folder)
+        _refuse_foreign(folder, txid)
         forked.guard(folder.fd)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
         if found is not None and (found.st_dev, found.st_ino) == folder.key:
             return folder
     except BaseException as exc:
-        _unmake(parent, name, folder)
-        if folder is None and isinstance(exc, FileNotFoundError):
+        answer = kernel.errno_of(exc) if isinstance(exc, OSError) else None
+        if made or answer is None:  # an interrupt may have come right behind the call
+            _unmake(parent, name, folder)
+        if made and folder is None and answer == errno.ENOENT:
             return None
         raise
     _unmake(parent, name, folder)
     return None
 
 
-def _refuse_foreign(folder: Directory) -> None:
-    """Between mkdir and open, whoever may rename things in the parent can put a folder of his own in the place of ours.
-
-    What was made here belongs to us and to nobody else.  Where the filesystem gives all things one owner and mode (FAT,
-    a server that maps users), it does so to a folder that is made in it as well.
-    """
+def _refuse_foreign(folder: Directory, txid: str) -> None:
+    """Between mkdir and open, anyone who may rename things in the parent can put a folder of their own in place of ours."""
     mine = kernel.port.fstat(folder.fd)
-    if (mine.st_uid != os.geteuid() or mine.st_mode & 0o077) and not like_all(folder):
+    if is_suspect(mine, 0o077) and not as_given(mine, folder, txid, 0o077):
         text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
         errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
 
 
-def like_all(folder: Directory) -> bool:
-    """Whether what we make in this folder gets the folder's owner, or a mode that we cannot choose: then owner and mode
-    say nothing here about who made what.
+def is_suspect(found: os.stat_result, others: int) -> bool:
+    """Whether something with our kind of name may be another user's work: by its owner, or because it has one of the
+    permissions `others`."""
+    return found.st_uid != os.geteuid() or bool(found.st_mode & others)
 
-    Looked at through the descriptor of a file that was made for it: a name might be somebody else's a moment later.
+
+def as_given(found: os.stat_result, folder: Directory, txid: str, others: int) -> bool:
+    """Whether owner and mode of `found` are what the filesystem gives to everything that we make in `folder`: then they say
+    nothing about who made it.
+
+    So it is on FAT, NTFS and CIFS with their usual mount options, and with a server that maps users (NFS with root_squash).
+    A file is made to find out, and examined through its own descriptor: its name might be another file's a moment later.
+    The name is that of a slot of transaction `txid`, so recovery removes it if we are killed here.
     """
-    port = kernel.port
+    port, name = kernel.port, slot_name(txid, _SAMPLE)
+    fd = -1
     try:
-        fd = port.create(_SAMPLE, os.O_RDWR, 0o600, folder.fd)
-    except OSError:
-        return False
-    try:
-        made, found, me = port.fstat(fd), port.fstat(folder.fd), os.geteuid()
-        if made.st_uid != me or found.st_uid != me:
-            return made.st_uid == found.st_uid
-        return _mode_is_given(fd)
+        fd = port.create(name, os.O_RDWR, 0o600, folder.fd)
+        same_owner = port.fstat(fd).st_uid == found.st_uid
+        return same_owner and (not found.st_mode & others or _mode_is_given(fd))
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False  # nothing can be made here, so nothing is known
     finally:
-        port.close(fd)
-        with contextlib.suppress(OSError):
-            port.unlink(_SAMPLE, folder.fd)
+        try:
+            if fd >= 0:
+                port.close(fd)
+        finally:
+            _remove_sample(folder, name)
+
+
+def _remove_sample(folder: Directory, name: str) -> None:
+    try:
+        kernel.port.unlink(name, folder.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
 
 
 def _mode_is_given(fd: int) -> bool:
@@ -169,15 +220,22 @@ def _mode_is_given(fd: int) -> bool:
             port.fchmod(fd, mode)
             if port.fstat(fd).st_mode & 0o777 != mode:
                 return True
-    except OSError:  # EPERM of vfat
+    except OSError as exc:  # EPERM of vfat
+        if kernel.errno_of(exc) is None:
+            raise
         return True
     return False
 
 
 def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
     """Making it failed: take away what there is of it."""
-    if folder is not None:
-        folder.close()
-    # What brought us here is the error to tell; an empty folder that cannot be removed is left to recovery.
-    with contextlib.suppress(OSError):
-        kernel.port.rmdir(name, parent.fd)
+    try:
+        if folder is not None:
+            folder.close()
+    finally:
+        try:
+            kernel.port.rmdir(name, parent.fd)
+        except OSError as exc:
+            # The error to report is the one that brought us here; an empty folder that stays is left to recovery.
+            if kernel.errno_of(exc) is None:
+                raise

@@ -16,11 +16,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import PREFIX, Directory, Place
+from atomik._folder.directory import Directory, Place
 from atomik._folder.paths import split
 from atomik._protocol.private_folder import PrivateFolder, new_txid, slot_name
 from atomik._system import kernel
-from atomik._tree import delete
 
 from .destinations import Destinations
 
@@ -204,7 +203,7 @@ class Workspace:
                 if keep_private_folders:
                     private_folder.folder.close()
                 else:
-                    _dissolve(private_folder, self.txid, cleaned)
+                    _dissolve(private_folder, cleaned)
             except OSError as exc:
                 failures.append(exc)
             del self.private_folders[key]
@@ -240,35 +239,20 @@ def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None
     return more
 
 
-def _dissolve(private_folder: PrivateFolder, txid: str, cleaned: Callable[[int], None] | None) -> None:
+def _dissolve(private_folder: PrivateFolder, cleaned: Callable[[int], None] | None) -> None:
     """Empty a private folder and remove it; once more if something fails, for the cause may have been of the moment."""
     try:
-        empty(private_folder, txid, cleaned)
+        private_folder.clear(cleaned)
         private_folder.release()
     except OSError:
         try:
-            empty(private_folder, txid)
+            private_folder.clear()
             private_folder.release()
         except OSError as exc:
             private_folder.folder.close()
             if isinstance(exc, errors.AtomikError):
                 raise
             raise errors.system_error(exc, "cannot clean up", private_folder.folder.path) from exc
-
-
-def empty(private_folder: PrivateFolder, txid: str, cleaned: Callable[[int], None] | None = None) -> None:
-    """Delete what still lies in the slots of a private folder, whatever fails on the way; names that are not ours stay (I6)."""
-    mark = f"{PREFIX}{txid}-"
-    with kernel.port.scandir(private_folder.folder.fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(mark)]
-    failure = None
-    for name in names:
-        try:
-            delete.delete_tree(Place(private_folder.folder, name), cleaned)
-        except OSError as exc:
-            failure = exc
-    if failure is not None:
-        raise failure
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:

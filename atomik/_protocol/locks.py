@@ -1,0 +1,95 @@
+"""The locks on all folders of a transaction, taken together.
+
+::
+
+    unfinished = lock_all(parents, timeout)      # None: every lock is held
+    if unfinished is not None:                   # no lock is held: settle the journal in that folder, then lock again
+        wait_or_recover(unfinished, …)
+    …
+    unlock_all(parents)
+
+Locks are taken in one global order, by (st_dev, st_ino) (I8).  A journal that is found under the locks belongs to a dead
+owner, or to one that locks in another way; whoever settles it takes locks of its own, so ours are given up first.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Callable, Iterable
+
+from atomik._folder.directory import Directory
+from atomik._hidden_names import JOURNAL_NAME
+from atomik._system import kernel
+
+_key = operator.attrgetter("key")
+
+
+def in_order(directories: Iterable[Directory]) -> list[Directory]:
+    """The folders in the order of locks (I8), each once: a second lock on the same folder would wait for the first."""
+    return sorted({directory.key: directory for directory in directories}.values(), key=_key)
+
+
+def lock_all(
+    directories: Iterable[Directory], timeout: float, deadline: float | None = None, *, shared: bool = False
+) -> Directory | None:
+    """Lock every folder.  None when all locks are held; else the folder with an unfinished journal, with no lock held.
+
+    Raises `LockTimeoutError` after `timeout` seconds (or at `deadline`), with no lock held.
+    """
+    ordered = in_order(directories)
+    deadline = time.monotonic() + timeout if deadline is None else deadline
+    try:
+        for directory in ordered:
+            directory.lock(timeout, deadline, shared=shared)
+        unfinished = next((directory for directory in ordered if directory.exists(JOURNAL_NAME)), None)
+    except BaseException:
+        unlock_all(ordered)
+        raise
+    if unfinished is not None:
+        unlock_all(ordered)
+    return unfinished
+
+
+def unlock_all(directories: Iterable[Directory]) -> None:
+    """Give every lock up.  A failure is no reason to keep the others, and the lock goes with the descriptor anyway."""
+    for_each(directories, _unlock)
+
+
+def close_all(directories: Iterable[Directory]) -> None:
+    """Close every folder, which gives up its lock."""
+    for_each(directories, _close)
+
+
+def for_each(directories: Iterable[Directory], action: Callable[[Directory], None]) -> None:
+    """Do it to each of them, last first, whatever arrives meanwhile; the exception goes on at the end."""
+    left = list(directories)
+    try:
+        while left:
+            action(left[-1])
+            left.pop()
+    except BaseException:
+        if left:  # an interrupt may have come right before the call, so once more; then the others
+            last = left.pop()
+            try:
+                action(last)
+            finally:
+                for_each(left, action)
+        raise
+
+
+def _unlock(directory: Directory) -> None:
+    if directory.fd >= 0:
+        try:
+            directory.unlock()
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+
+
+def _close(directory: Directory) -> None:
+    try:
+        directory.close()
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:  # close(2) fails for what the barriers have said before
+            raise
