@@ -42,6 +42,7 @@ __all__ = [
     "NestedDestinationError",
     "RollbackError",
     "TransactionStateError",
+    "UndecidedError",
     "UnsupportedFilesystemError",
     "WrongKindError",
 ]
@@ -60,7 +61,11 @@ class AtomikOSError(AtomikError, OSError):
 
     Every class that stands for a failed system call derives from this one.  The usual ones that come as themselves are
     a full disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
+
+    ``report``: when `atomik.recover` raises it, the `atomik.RecoveryReport` of what was done all the same.
     """
+
+    report: object = None
 
 
 class AccessDeniedError(AtomikOSError, PermissionError):
@@ -242,6 +247,21 @@ class JournalError(AtomikOSError):
 
     Cure: recover as the user it belongs to, as root, or with the newer version; if it is no work of atomik, remove it.
     """
+
+
+class UndecidedError(AtomikOSError):
+    """A transaction in the folder is prepared, its process is dead, and its coordinator has to decide the outcome.  Nothing
+    was touched.
+
+    Cause: the process died between ``tx.prepare()`` and ``tx.commit()`` of a transaction with ``coordinator=``.  Only the
+    coordinator, such as a database, knows whether it was to be committed.
+
+    Cure: call ``atomik.recover(folder, decide=f)``, where ``f(txid, coordinator)`` asks the coordinator and returns True to
+    commit or False to undo.  ``txid`` and ``coordinator`` are attributes of this error.
+    """
+
+    txid: str = ""
+    coordinator: str = ""
 
 
 #: EEXIST is not among them: whose name is taken, a destination or one of ours, only the caller knows.

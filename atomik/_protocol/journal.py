@@ -5,13 +5,13 @@ every private folder, where nobody else can reach it, and as ``.atomik-journal``
 finds it.  All these names are one inode, so one mark commits everywhere at once.
 
 `load` trusts nothing: a journal is a regular file of the effective user or of root that nobody else may write,
-reached without following a link, of bounded size; the rest is `_records`' business.  It also holds its own identity,
-so that a copy (cp -a, a restored backup) is not taken for a journal.
+reached without following a link, of bounded size; `records` checks the contents.  Where the filesystem gives everything
+one owner and mode, these are no sign of a forgery and are not judged (`as_given`).  A journal also holds its own
+identity, so that a copy (cp -a, a restored backup) is not taken for a journal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -22,20 +22,25 @@ from attrs import define, field
 from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename_back
-from atomik._hidden_names import JOURNAL_NAME, journal_name
+from atomik._hidden_names import JOURNAL_NAME, journal_name, new_txid
 from atomik._system import forked, kernel
 
 from . import records as _records
-from .private_folder import PrivateFolder
+from .private_folder import PrivateFolder, as_given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .records import Journal
 
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+#: errno values of link(2) that do not say "no hard links here"; every other one does on some filesystem or in some sandbox
+_NOT_ABOUT_LINKS = frozenset(
+    {errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ESTALE, errno.ENAMETOOLONG}
+)
 #: errno of opening what is somebody else's, or no file (any more)
 _NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
+#: permissions that let another user write a journal
+_OTHERS = 0o022
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
@@ -74,8 +79,7 @@ class LiveJournal:
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
 
     def keep(self, home: Directory) -> None:
-        """What it tells of stays, and so must it, but where it stops nobody: in a private folder.  It is there already, unless the
-        filesystem has no hard links."""
+        """Keep it where it stops nobody: in a private folder, where it is already unless the filesystem has no hard links."""
         if all(place.name == JOURNAL_NAME for place in self.names):
             private = Place(home, journal_name(self.txid))
             rename_back(self.names[0], private, folder=False)
@@ -96,9 +100,12 @@ class LiveJournal:
         """Close the descriptor, and so let go of its lock."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            # Closing fails only with what the barriers have said before, or for a journal that is not durable anyway.
-            with contextlib.suppress(OSError):
+            try:
                 close(fd)
+            except OSError as exc:
+                # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
+                if kernel.errno_of(exc) is None:
+                    raise
 
 
 def lock(fd: int) -> bool:
@@ -106,15 +113,19 @@ def lock(fd: int) -> bool:
     forked.guard(fd)
     try:
         kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except BlockingIOError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return False
     return True
 
 
 def close(fd: int) -> None:
-    """Close a journal, and so let go of its lock."""
-    forked.release(fd)
-    kernel.port.close(fd)
+    """Close a journal, which gives up its lock."""
+    try:
+        forked.release(fd)
+    finally:
+        kernel.port.close(fd)
 
 
 def create(
@@ -145,20 +156,20 @@ def _create(
     private_folders: list[PrivateFolder],
     parents: list[Directory],
 ) -> None:
-    home = private_folders[0].folder
+    home = private_folders[0]
     private = [Place(private_folder.folder, journal_name(journal.txid)) for private_folder in private_folders]
-    journal.fd = _unnamed(home, private[0].name)
+    journal.fd = _unnamed(home.folder, private[0].name)
     try:
-        journal.identity = identity(journal.fd, home)
+        journal.identity = identity(journal.fd, home.folder)
         journal.names.append(private[0])
         lock(journal.fd)
         data = encode(journal.identity or b"")
         _write_all(journal.fd, data, 0)
         journal.end = len(data)
-        if home.fs.tmpfile:
+        if home.folder.fs.tmpfile:
             _name(journal.fd, private[0])
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
-            _add_name(journal, private[0], place)
+            _add_name(journal, home, place)
     except BaseException:
         try:
             journal.unlink()
@@ -171,7 +182,7 @@ def _name(fd: int, place: Place) -> None:
     try:
         kernel.port.link_fd(fd, place.name, place.fd)
     except OSError as exc:
-        if exc.errno not in (*_NO_LINKS, errno.ENOENT):
+        if kernel.errno_of(exc) in _NOT_ABOUT_LINKS or kernel.errno_of(exc) is None:
             raise
         raise _Unnameable from exc
 
@@ -182,7 +193,7 @@ def _unnamed(home: Directory, name: str) -> int:
         try:
             fd = kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
         except OSError as exc:
-            if exc.errno not in _NO_TMPFILE:
+            if kernel.errno_of(exc) not in _NO_TMPFILE:
                 raise
             home.fs.tmpfile = False
         else:
@@ -191,29 +202,42 @@ def _unnamed(home: Directory, name: str) -> int:
     return kernel.port.create(name, os.O_RDWR, 0o600, home.fd)
 
 
-def _add_name(journal: LiveJournal, first: Place, place: Place) -> None:
-    journal.names.append(place)  # before it is there: an interrupt may come right behind the call
+def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
+    """Link the journal to one more name."""
+    first = Place(home.folder, journal_name(journal.txid))
+    journal.names.append(place)  # before the call: an interrupt may come right behind it
     try:
         kernel.port.link(first.name, first.fd, place.name, place.fd)
-    except FileExistsError:
-        raise HotJournal(place.directory) from None
     except OSError as exc:
-        if exc.errno not in _NO_LINKS:
+        answer = kernel.errno_of(exc)
+        if answer == errno.EEXIST:
+            raise HotJournal(place.directory) from None
+        if answer is None or answer in _NOT_ABOUT_LINKS:
             raise
-        _move_name(journal, first, place)
+        _move_name(journal, home, place, exc)
+        return
+    if place.identity() != journal.identity:  # two names with two identities (sshfs): not one file for us
+        kernel.port.unlink(place.name, place.fd)
+        _move_name(journal, home, place, None)
 
 
-def _move_name(journal: LiveJournal, first: Place, place: Place) -> None:
-    """No hard links here: the one name there is must be the well-known one, and so there can be only one parent."""
-    if place.name != JOURNAL_NAME or journal.names != [first, place]:
+def _move_name(journal: LiveJournal, home: PrivateFolder, place: Place, cause: OSError | None) -> None:
+    """No hard links here: the journal's one name must be the well-known one, so there can be only one parent, and what is
+    staged must lie in it, for recovery would find a private folder elsewhere without a journal and take it for abandoned."""
+    first = Place(home.folder, journal_name(journal.txid))
+    if place.name != JOURNAL_NAME or journal.names != [first, place] or home.parent.key != place.directory.key:
         text = (
             "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "
-            "write to one folder per transaction, or pass journal=False"
+            "write to one folder per transaction, without tmp_dir"
         )
-        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, place.directory.path)
+        raise errors.UnsupportedFilesystemError(
+            *errors.os_args(errno.EOPNOTSUPP, text, place.directory.path)
+        ) from cause
     try:
         rename_back(first, place, folder=False)
-    except FileExistsError:
+    except FileExistsError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         raise HotJournal(place.directory) from None
     journal.names.remove(first)
 
@@ -232,14 +256,15 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     found = place.stat()
     if found is None:
         return None
-    # Looked at before it is opened: to open somebody's device or FIFO could have effects of its own.
+    # Checked before it is opened: opening somebody's device or FIFO could have effects of its own.
     _vouch(found, place)
     try:
         fd = kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
-    except FileNotFoundError:
-        return None
     except OSError as exc:
-        if exc.errno not in _NOT_FOR_US:
+        answer = kernel.errno_of(exc)
+        if answer == errno.ENOENT:
+            return None
+        if answer not in _NOT_FOR_US:
             raise
         text = "cannot open the journal; nothing was touched. Let its owner run 'atomik recover'"
         raise errors.JournalError(*errors.os_args(exc.errno or errno.EACCES, text, str(place))) from exc
@@ -282,10 +307,12 @@ def _read(fd: int, size: int) -> bytes:
 def _vouch(found: os.stat_result, place: Place) -> None:
     if not kernel.is_file(found.st_mode):
         _refuse(place, "it is no regular file")
-    if found.st_uid not in (0, os.geteuid()):
-        _refuse(place, f"it belongs to user {found.st_uid}: let them run 'atomik recover'")
-    if found.st_mode & 0o022:
-        _refuse(place, "others may write to it")
+    strange, open_to_others = found.st_uid not in (0, os.geteuid()), bool(found.st_mode & _OTHERS)
+    if (strange or open_to_others) and not as_given(found, place.directory, new_txid(), _OTHERS):
+        why = (
+            f"it belongs to user {found.st_uid}: let them run 'atomik recover'" if strange else "others may write to it"
+        )
+        _refuse(place, why)
     if found.st_size > _records.MAX_SIZE:
         _refuse(place, f"it is larger ({found.st_size} bytes) than any journal")
 

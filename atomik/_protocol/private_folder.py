@@ -19,11 +19,11 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from atomik import errors
+from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
-from atomik._hidden_names import PREFIX, private_folder_name
+from atomik._hidden_names import journal_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
 from atomik._tree.delete import delete_tree
 
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ATTEMPTS = 8
-_SAMPLE = "sample"
+#: the number of the slot that a scratch file has
+_SAMPLE = 10**10 - 1
 
 
 class PrivateFolder:
@@ -78,7 +79,7 @@ class PrivateFolder:
                 raise
             return False
         folder.path = parent.child(name)
-        _refuse_foreign(folder)
+        _refuse_foreign(folder, self.txid)
         forked.guard(folder.fd)
         port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
         found = parent.stat(name)
@@ -124,7 +125,7 @@ class PrivateFolder:
         try:
             self._dissolve(progress)
         except OSError as exc:
-            if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+            if not is_failure(exc):
                 raise
             try:
                 self._dissolve(None)
@@ -162,58 +163,85 @@ class PrivateFolder:
             del self.folder
 
 
-def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None) -> None:
-    """Delete what still lies in the slots of a private folder, whatever fails on the way; names that are not ours stay (I6)."""
-    mark = f"{PREFIX}{txid}-"
+def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
+    """Delete what a private folder holds of its transaction; `progress` is called with the number of objects deleted.
+
+    The journal goes last, and only when everything else is gone (or, with ``journal=False``, not at all): what is left is
+    then still known to belong to a transaction whose outcome is decided.  Originals that only the user may delete stay, and
+    so do names that are not ours (I6).  A failure does not keep the rest from being deleted; the first one is raised at
+    the end.
+    """
+    mark, last = f"{private_folder_name(txid)}-", journal_name(txid)
     with kernel.port.scandir(folder.fd) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(mark)]
-    failure = None
+    kept = (_hidden_names.KEPT_ORIGINAL, txid)
+    failure: OSError | None = None
     for name in names:
+        if name == last or _hidden_names.parse(name) == kept:
+            continue
         try:
             delete_tree(Place(folder, name), progress)
-        except errors.AtomikError as exc:
-            failure = exc
+        except OSError as exc:
+            if not is_failure(exc):
+                raise
+            failure = failure or exc
     if failure is not None:
         raise failure
+    if journal and last in names:
+        delete_tree(Place(folder, last), progress)
 
 
-def _refuse_foreign(folder: Directory) -> None:
-    """Between mkdir and open, whoever may rename things in the parent can put a folder of his own in the place of ours.
+def is_failure(exc: OSError) -> bool:
+    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
+    return isinstance(exc, errors.AtomikError) or kernel.errno_of(exc) is not None
 
-    What was made here belongs to us and to nobody else.  Where the filesystem gives all things one owner and mode (FAT,
-    a server that maps users), it does so to a folder that is made in it as well.
-    """
+
+def _refuse_foreign(folder: Directory, txid: str) -> None:
+    """Between mkdir and open, anyone who may rename things in the parent can put a folder of their own in place of ours."""
     mine = kernel.port.fstat(folder.fd)
-    if (mine.st_uid != os.geteuid() or mine.st_mode & 0o077) and not like_all(folder):
+    if is_suspect(mine, 0o077) and not as_given(mine, folder, txid, 0o077):
         text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
         errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
 
 
-def like_all(folder: Directory) -> bool:
-    """Whether what we make in this folder gets the folder's owner, or a mode that we cannot choose: then owner and mode
-    say nothing here about who made what.
+def is_suspect(found: os.stat_result, others: int) -> bool:
+    """Whether something with our kind of name may be another user's work: by its owner, or because it has one of the
+    permissions `others`."""
+    return found.st_uid != os.geteuid() or bool(found.st_mode & others)
 
-    Looked at through the descriptor of a file that was made for it: a name might be somebody else's a moment later.
+
+def as_given(found: os.stat_result, folder: Directory, txid: str, others: int) -> bool:
+    """Whether owner and mode of `found` are what the filesystem gives to everything that we make in `folder`: then they say
+    nothing about who made it.
+
+    So it is on FAT, NTFS and CIFS with their usual mount options, and with a server that maps users (NFS with root_squash).
+    A file is made to find out, and examined through its own descriptor: its name might be another file's a moment later.
+    The name is that of a slot of transaction `txid`, so recovery removes it if we are killed here.
     """
-    port = kernel.port
+    port, name = kernel.port, slot_name(txid, _SAMPLE)
+    fd = -1
     try:
-        fd = port.create(_SAMPLE, os.O_RDWR, 0o600, folder.fd)
+        fd = port.create(name, os.O_RDWR, 0o600, folder.fd)
+        same_owner = port.fstat(fd).st_uid == found.st_uid
+        return same_owner and (not found.st_mode & others or _mode_is_given(fd))
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        return False
-    try:
-        made, found, me = port.fstat(fd), port.fstat(folder.fd), os.geteuid()
-        if made.st_uid != me or found.st_uid != me:
-            return made.st_uid == found.st_uid
-        return _mode_is_given(fd)
+        return False  # nothing can be made here, so nothing is known
     finally:
-        port.close(fd)
         try:
-            port.unlink(_SAMPLE, folder.fd)
-        except OSError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
+            if fd >= 0:
+                port.close(fd)
+        finally:
+            _remove_sample(folder, name)
+
+
+def _remove_sample(folder: Directory, name: str) -> None:
+    try:
+        kernel.port.unlink(name, folder.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
 
 
 def _mode_is_given(fd: int) -> bool:

@@ -10,7 +10,10 @@ All integers are little-endian.  A payload ends in zeros that make the record a 
 (64 bytes) never crosses a sector: a power cut leaves all or nothing of it.  An outcome's payload is the transaction id,
 so that one cannot end another's journal.  The intent names each folder by its path below a common ancestor *and* by its
 identity, so that recovery can go from any one of them to the others, wherever the tree is mounted, and notices when a
-path leads elsewhere; and the journal itself by its identity, so that a copy is no journal.
+path leads elsewhere; and the journal itself by its identity, so that a copy is no journal.  It may name a coordinator:
+somebody else (a database) who decides the outcome.
+
+Version 2, the one that is written, added the coordinator and the exchange of two destinations; version 1 is still read.
 
 `decode` accepts nothing doubtful: a torn intent is None ("nothing was swapped"), and whatever is not as atomik writes
 it raises `BadJournal`: names with a slash, ``..`` or NUL, slots that do not carry the id, numbers out of range, a newer
@@ -34,7 +37,9 @@ try:
 except ImportError:
     from hashlib import blake2b
 
-VERSION = 1
+VERSION = 2
+#: the versions that can be read
+_KNOWN = (1, 2)
 INTENT, COMMITTED, UNDONE = 1, 2, 3
 
 _MAGIC = b"AtmK"
@@ -49,10 +54,15 @@ _LENGTH = struct.Struct("<H")
 
 HEAD_SIZE = _HEAD.size
 
+#: How long the name of a coordinator may be, in bytes of UTF-8.
+MAX_COORDINATOR = 255
+
 #: How large a journal may be: half a million steps with long names.  What is larger is refused, not read.
 MAX_SIZE = 512 * 1024 * 1024
 
-OPS = ("create", "replace", "remove")
+#: in the order of their numbers; version 1 had the first three
+OPS = ("create", "replace", "remove", "exchange")
+_OPS_OF_1 = 3
 KINDS = ("file", "folder", "symlink", "other")
 _OPS = {op: number for number, op in enumerate(OPS)}
 _KINDS = {kind: number for number, kind in enumerate(KINDS)}
@@ -73,7 +83,7 @@ class Folder:
 
 
 class StepRecord(NamedTuple):
-    """A `Step` in bytes: folders by their number."""
+    """A `Step` in bytes: folders by their number.  The slot of an exchange is a destination too, in a parent."""
 
     op: str
     kind: str
@@ -100,6 +110,8 @@ class Intent:
     steps: tuple[StepRecord, ...]
     #: the identity of the journal's own file
     journal: bytes = b""
+    #: who decides the outcome; "" for the transaction itself
+    coordinator: str = ""
 
 
 @define(frozen=True)
@@ -114,19 +126,31 @@ class Journal:
 
 def encode_intent(intent: Intent) -> bytes:
     """The bytes of an intent record."""
-    return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, len(intent.steps)))
+    steps = len(intent.steps)
+    return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, steps, intent.coordinator))
 
 
-def encode(txid: str, journal: bytes, folders: Sequence[Folder], steps: Iterable[StepFields], count: int) -> bytearray:
+def encode(
+    txid: str,
+    journal: bytes,
+    folders: Sequence[Folder],
+    steps: Iterable[StepFields],
+    count: int,
+    coordinator: str = "",
+) -> bytearray:
     """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
+    who = coordinator.encode()
+    if len(who) > MAX_COORDINATOR:
+        raise ValueError(f"the coordinator's name must not be longer than {MAX_COORDINATOR} bytes of UTF-8")
     out = bytearray(_HEAD.size)
-    out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _COUNTS.pack(len(folders), count)
+    out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _LENGTH.pack(len(who)) + who
+    out += _COUNTS.pack(len(folders), count)
     for folder in folders:
         path = "/".join(folder.parts).encode(errors="surrogateescape")
         out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
     pack = _STEP.pack
     for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
-        dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode()
+        dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode("utf-8", "surrogateescape")
         new, old = new or b"", old or b""
         out += pack(
             _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
@@ -149,7 +173,7 @@ def extent(head: bytes) -> int:
     if len(head) < HEAD_SIZE:
         return HEAD_SIZE
     magic, version, kind, length = _HEAD.unpack(head)
-    if magic != _MAGIC or version != VERSION or kind != INTENT:  # it will be refused: no need to read more of it
+    if magic != _MAGIC or version not in _KNOWN or kind != INTENT:  # it will be refused: no need to read more of it
         return HEAD_SIZE + _DIGEST
     return min(HEAD_SIZE + int(length) + _DIGEST, MAX_SIZE) + 16 * _ALIGN
 
@@ -168,14 +192,14 @@ def decode(data: bytes) -> Journal | None:
     first = _read_record(data, 0, (INTENT,))
     if first is None:
         return None
-    _, payload, end = first
+    version, _, payload, end = first
     try:
-        intent = _decode_intent(payload)
+        intent = _decode_intent(payload, version)
     except (struct.error, IndexError, ValueError) as exc:
         raise BadJournal(f"its intent is malformed ({exc})") from exc
     outcome = None
     while (record := _read_record(data, end, (COMMITTED, UNDONE))) is not None:
-        kind, payload, after = record
+        _, kind, payload, after = record
         if payload.rstrip(b"\0") != intent.txid.encode():
             raise BadJournal("a record behind the intent does not belong to it")
         if outcome not in (None, kind):
@@ -184,8 +208,8 @@ def decode(data: bytes) -> Journal | None:
     return Journal(intent, outcome, end)
 
 
-def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, bytes, int] | None:
-    """(type, payload, end) of the record at `at`; None when it is absent or torn."""
+def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, int, bytes, int] | None:
+    """(version, type, payload, end) of the record at `at`; None when it is absent or torn."""
     head = data[at : at + _HEAD.size]
     if not _MAGIC.startswith(head[:4].rstrip(b"\0")):
         raise BadJournal("it does not carry the mark of atomik")
@@ -196,7 +220,7 @@ def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, byt
         raise BadJournal(f"it has format version {version}, and this atomik knows only {VERSION}; use the newer one")
     if not any(data[at + _HEAD.size : at + _HEAD.size + _DIGEST]):
         return None  # space that was allocated and never written: a payload does not begin with zeros
-    if magic != _MAGIC or version != VERSION or kind not in kinds or length > MAX_SIZE:
+    if magic != _MAGIC or version not in _KNOWN or kind not in kinds or length > MAX_SIZE:
         raise BadJournal("its header is damaged")
     end = at + _HEAD.size + length
     if len(data) < end + _DIGEST:
@@ -208,7 +232,7 @@ def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, byt
         if not _torn(data[at : end + _DIGEST], digest):
             raise BadJournal("its bytes are damaged")
         return None
-    return kind, data[at + _HEAD.size : end], end + _DIGEST
+    return version, kind, data[at + _HEAD.size : end], end + _DIGEST
 
 
 def _fits(record: bytes, size: int) -> bool:
@@ -245,19 +269,23 @@ class _Reader:
         return layout.unpack(self.take(layout.size))
 
 
-def _decode_intent(payload: bytes) -> Intent:
+def _decode_intent(payload: bytes, version: int) -> Intent:
     reader = _Reader(payload)
     txid = reader.take(16).decode()
     if not _hidden_names.is_txid(txid):
         raise ValueError("bad transaction id")
     journal = reader.take(reader.unpack(_LENGTH)[0])
+    who = b"" if version == 1 else reader.take(reader.unpack(_LENGTH)[0])
+    if len(who) > MAX_COORDINATOR:
+        raise ValueError("the coordinator's name is too long")
     folder_count, step_count = reader.unpack(_COUNTS)
     folders = tuple(_decode_folder(reader) for _ in range(folder_count))
-    steps = tuple(_decode_step(reader, txid, folder_count) for _ in range(step_count))
+    ops = OPS[:_OPS_OF_1] if version == 1 else OPS
+    steps = tuple(_decode_step(reader, txid, folders, ops) for _ in range(step_count))
     rest = payload[reader.at :]
     if len(rest) >= _ALIGN or any(rest):
         raise ValueError("bytes left over")
-    return Intent(txid, folders, steps, journal)
+    return Intent(txid, folders, steps, journal, who.decode())
 
 
 def _decode_folder(reader: _Reader) -> Folder:
@@ -271,20 +299,31 @@ def _decode_folder(reader: _Reader) -> Folder:
     return Folder(parts, identity, bool(parent))
 
 
-def _decode_step(reader: _Reader, txid: str, folders: int) -> StepRecord:
+def _decode_step(reader: _Reader, txid: str, folders: tuple[Folder, ...], ops: tuple[str, ...]) -> StepRecord:
     op, kind, allow_gap, dest_folder, slot_folder, dest_len, slot_len, new_len, old_len, order = reader.unpack(_STEP)
     dest = reader.take(dest_len).decode(errors="surrogateescape")
-    slot = reader.take(slot_len).decode()
+    slot = reader.take(slot_len).decode(errors="surrogateescape")
     new, old = reader.take(new_len) or None, reader.take(old_len) or None
-    _check_name(dest)
-    if _hidden_names.parse(slot) != (_hidden_names.SLOT, txid):
-        raise ValueError("a slot does not carry the transaction's id")
-    if max(dest_folder, slot_folder) >= folders:
+    if max(dest_folder, slot_folder) >= len(folders):
         raise ValueError("a folder number out of range")
-    name = OPS[op]
+    name = ops[op]
+    _check_destination(dest)
+    if name != "exchange":
+        if _hidden_names.parse(slot) != (_hidden_names.SLOT, txid):
+            raise ValueError("a slot does not carry the transaction's id")
+    else:
+        _check_destination(slot)
+        if not folders[slot_folder].parent:
+            raise ValueError("a destination lies in a folder that holds slots only")
     if (new is None) != (name == "remove") or (old is None) != (name == "create"):
         raise ValueError("identities do not fit the operation")
     return StepRecord(name, KINDS[kind], bool(allow_gap), dest_folder, dest, slot_folder, slot, new, old, order)
+
+
+def _check_destination(name: str) -> None:
+    _check_name(name)
+    if name.startswith(_hidden_names.PREFIX):
+        raise ValueError(f"a destination has one of our own names: {name!r}")
 
 
 def _check_name(name: str) -> None:

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._hidden_names import JOURNAL_NAME
+from atomik._folder.paths import absolute
+from atomik._protocol.locks import close_all, lock_all
+from atomik._system import kernel
 
-from . import unfinished_journal as _wait_or_recover
+from .unfinished_journal import wait_or_recover
 
 
 @contextmanager
@@ -22,58 +24,52 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
     >>> with atomik.reading("out"):
     ...     model, index = load("out/model.bin"), load("out/index.json")
 
-    :param folders: str or path objects: the folders that hold the destinations (their parents).  Shared locks: readers do
-        not stop each other.
+    :param folders: str or path objects: the folders that hold the destinations (their parents), or folders that are
+        published as a whole.  Shared locks: readers do not stop each other.
     :param float lock_timeout: seconds to wait for a transaction in the middle of its commit.
     :returns: a context manager that gives nothing.
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
         be opened.
     :raises atomik.errors.LockTimeoutError: a transaction held a folder for longer.
-    :raises atomik.errors.JournalError, atomik.errors.RollbackError: a dead transaction's journal lies there and could
-        not be recovered.
+    :raises atomik.errors.JournalError, atomik.errors.UndecidedError, atomik.errors.RollbackError: there is a dead
+        transaction's journal that could not be recovered.
 
-    Guarantee: inside the block every transaction of several items in these folders is wholly visible or not at all; what a
-    dead one left is recovered first.  One-item writes are atomic by themselves and are not held off.  Limit: programs that
-    write without atomik are not held off either.  Source: flock(2); the lock goes with the process.
+    Guarantee: inside the block every transaction of several items in these folders is completely visible or not at all, and
+    neither they nor a folder in them is replaced; what a dead transaction left is recovered first.  A single file is atomic
+    by itself and is not held off.  Limit: programs that write without atomik are not held off either.  Source: flock(2);
+    the lock goes with the process.
     """
     held: list[Directory] = []
     deadline = time.monotonic() + lock_timeout
     try:
-        while True:
-            held.extend(_open(os.path.join(os.getcwd(), os.fsdecode(folder))) for folder in folders)
-            _lock_shared(sorted(held, key=lambda d: d.key), lock_timeout, deadline)
-            moved = next((directory for directory in held if not directory.still_there()), None)
-            if moved is None:
-                break
-            if time.monotonic() >= deadline:
-                text = f"the folder was published anew again and again for {lock_timeout:g} s; raise lock_timeout"
-                errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
-            _close(held)  # published anew while we waited: the lock belongs on what is there now
+        while not _locked(held, folders, lock_timeout, deadline):
+            close_all(held)
+            held.clear()
         yield
     finally:
-        _close(held)
+        close_all(held)
+
+
+def _locked(
+    held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float, deadline: float
+) -> bool:
+    """Open the folders into `held` and lock them; False to open them again, because one was settled or published anew."""
+    held.extend(_open(absolute(folder)) for folder in folders)
+    unfinished = lock_all(held, timeout, deadline, shared=True)
+    if unfinished is not None:  # under our lock nobody commits there, so its owner is dead
+        wait_or_recover(unfinished, max(0.0, deadline - time.monotonic()))
+        return False
+    moved = next((directory for directory in held if not directory.still_there()), None)
+    if moved is not None and time.monotonic() >= deadline:
+        text = f"the folder was replaced again and again for {timeout:g} s; raise lock_timeout"
+        errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
+    return moved is None  # else the lock belongs on the folder that is there now
 
 
 def _open(path: str) -> Directory:
     try:
         return Directory.open(path)
     except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         raise errors.system_error(exc, "cannot read from the folder", path) from exc
-
-
-def _close(held: list[Directory]) -> None:
-    while held:
-        held.pop().close()
-
-
-def _lock_shared(ordered: list[Directory], timeout: float, deadline: float) -> None:
-    """Shared locks in the global order (I8); a journal found under them is a dead transaction's."""
-    while True:
-        for directory in ordered:
-            directory.lock(timeout, deadline, shared=True)
-        hot = next((directory for directory in ordered if directory.exists(JOURNAL_NAME)), None)
-        if hot is None:
-            return
-        for directory in ordered:
-            directory.unlock()
-        _wait_or_recover.wait_or_recover(hot, max(0.0, deadline - time.monotonic()))

@@ -1,11 +1,13 @@
 """One dead transaction, taken over: undo or finish it, and clean up.
 
-1. *decide* by the outcome record: committed: finish.  Undone: finish.  None: undo in reverse (`_swap.undo`, the same
-   function as in rollback, I5), make that durable, and say "undone" in the journal before any of its names goes (I3);
-2. *clean*: the well-known names first, then what the slots hold, then the journal in the private folders, then the private folders.
+1. *decide* by the outcome record: committed: finish.  Undone: finish.  None: undo in reverse (`undo`, the same function
+   as in rollback, I5), make that durable, and write "undone" to the journal before any of its names goes (I3).  If a
+   coordinator decided to commit a prepared transaction, write the mark instead;
+2. *clean*: the well-known names first, then what the slots hold in every folder, then the private folders with the
+   journal in them.  The journal goes from none of them before everything else is gone from all of them.
 
-Everything may be repeated, and killed at any call: each step looks at identities and outcome again.  The caller
-(`_wait_or_recover`) holds the journal's lock and those of all parents that were found.
+Everything may be repeated, and killed or interrupted at any call: each step checks identities and outcome again.  The
+caller (`unfinished_journal`) holds the journal's lock and those of all parents that were found.
 """
 
 from __future__ import annotations
@@ -21,14 +23,23 @@ from attrs import define, field
 from atomik import _events, errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place, rename_back
-from atomik._hidden_names import JOURNAL_NAME, KEPT, PREFIX, journal_name
+from atomik._hidden_names import JOURNAL_NAME, journal_name
 from atomik._protocol import journal as _journal
+from atomik._protocol import private_folder as _private_folder
 from atomik._protocol import records as _records
+from atomik._protocol.private_folder import is_failure
 from atomik._protocol.records import Intent, Journal, StepRecord
 from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
 from atomik._tree import delete
+
+#: actions that want the user's attention
+ATTENTION = frozenset({"foreign", "kept", "left", "unreachable"})
+
+#: errno values of a rename that the kernel will refuse again: EXDEV of xfs project ids, EPERM of an immutable file, EACCES,
+#: EBUSY of a mount point, and the flags that are missing
+_REFUSED = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP})
 
 
 @define(frozen=True)
@@ -36,11 +47,12 @@ class Recovered:
     """What was found and done about one name; in `atomik.RecoveryReport`.
 
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),
-    "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object stands there, and
-    stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it lies), "discarded" (such
-    a one, deleted on request), "removed" (an abandoned temporary file or folder), "live" (its owner is at work), "left"
-    (not ours to touch; ``detail`` says why), "unreachable" (a folder of the transaction was not found); with ``dry_run``
-    also "hot" (a journal whose owner is dead), "abandoned" (its staging folder) and "slot" (a name beside a destination).
+    "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object is there, and
+    stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it is), "discarded" (such
+    an original, deleted on request), "removed" (an abandoned temporary file or folder), "live" (its owner is at work),
+    "left" (it could not be removed, or is not atomik's; ``detail`` says why), "unreachable" (a folder of the transaction
+    was not found); with ``dry_run`` also "hot" (a journal whose owner is dead), "prepared" (the same, and its coordinator
+    has to decide), "abandoned" (its staging folder) and "slot" (a name beside a destination).
     ``txid``: the transaction's id, "" where it is not known.  ``detail``: more, often empty.
     """
 
@@ -58,10 +70,12 @@ class DeadTransaction:
     content: Journal
     folders: list[Directory | None]
     discard: bool
+    #: the coordinator's decision about a transaction without an outcome
+    commit: bool = False
     found: list[Recovered] = field(factory=list)
-    #: identities of what the transaction made, and of what it displaced; in a move or with keep= one object is both
-    news: set[bytes] = field(init=False)
-    olds: set[bytes] = field(init=False)
+    #: identities of what the transaction made, and of what it displaced; what it moves, keeps or exchanges is both
+    news: set[bytes] = field(factory=set, init=False)
+    olds: set[bytes] = field(factory=set, init=False)
 
     @property
     def intent(self) -> Intent:
@@ -71,19 +85,26 @@ class DeadTransaction:
     def tell(self, path: str, action: str, detail: str = "") -> None:
         """Report, and log."""
         self.found.append(Recovered(path, action, self.intent.txid, detail))
-        level = _events.WARNING if action in ("foreign", "kept", "left", "unreachable") else _events.INFO
+        level = _events.WARNING if action in ATTENTION else _events.INFO
         _events.emit(level, f"recovery.{action}", tx=self.intent.txid, path=path, detail=detail)
 
+    #: objects that could not go back and are nowhere else: not even discard deletes them in the same run
+    _only_copies: set[bytes] = field(factory=set, init=False)
+
     def __attrs_post_init__(self) -> None:
-        self.news = {record.new for record in self.intent.steps if record.new is not None}
-        self.olds = {record.old for record in self.intent.steps if record.old is not None}
+        for step in self.intent.steps:
+            both = (step.new, step.old) if step.op == "exchange" else ()
+            self.news.update(identity for identity in (step.new, *both) if identity is not None)
+            self.olds.update(identity for identity in (step.old, *both) if identity is not None)
 
     def run(self) -> None:
         """Undo or finish, and clean up.  Raises RollbackError, with the journal still there, when that is impossible."""
         steps = self._steps()
-        outcome = self.content.outcome
+        outcome = self.content.outcome or (_records.COMMITTED if self.commit else None)
         if outcome == _records.COMMITTED:
-            # Once more, for a mark whose own sync failed may be in the page cache only: a fresh write is surely synced.
+            if self.commit:
+                self._refuse_unprepared(steps)
+            # Written once more: a mark whose own sync failed may be in the page cache only, and a fresh one is synced.
             self._end(_records.COMMITTED)
             for step in steps:
                 self.tell(str(step.dest), "finished")
@@ -95,6 +116,16 @@ class DeadTransaction:
             outcome = _records.UNDONE
         stranded = [] if outcome == _records.COMMITTED else self._stranded(steps)
         self._clean(steps, stranded, committed=outcome == _records.COMMITTED)
+
+    def _refuse_unprepared(self, steps: list[Step]) -> None:
+        """To be committed, every step must have been published: a coordinator that heard "prepared" is right about that."""
+        for step in steps:
+            if step.dest.identity() == step.old if step.new is None else step.slot.identity() == step.new:
+                text = (
+                    "it is to be committed by the decision of its coordinator, but was never completely prepared; nothing "
+                    "was touched. Only False can be the right decision"
+                )
+                errors.fail(errors.RollbackError, errno.EINVAL, text, str(step.dest))
 
     def _steps(self) -> list[Step]:
         """The steps whose folders were found."""
@@ -108,7 +139,11 @@ class DeadTransaction:
     def _is_lost(self, record: StepRecord, *, alone: bool) -> bool:
         if self.folders[record.dest_folder] is None:
             return True
-        if self.folders[record.slot_folder] is not None or self.content.outcome is not None:
+        if self.folders[record.slot_folder] is not None:
+            return False
+        if record.op == "exchange":
+            return True
+        if self.content.outcome is not None:
             return False
         # Without its private folder, what was created can still be taken back; but not what displaced something.
         return not (alone and record.op == "create") and self._step(record).dest.identity() != record.old
@@ -138,23 +173,41 @@ class DeadTransaction:
             self.tell(path, "unreachable")
 
     def _undo(self, steps: list[Step]) -> None:
-        failure: tuple[Step, OSError] | None = None
+        failures: list[tuple[Step, OSError]] = []
         recorded = self.news | self.olds
         for step in reversed(steps):
             published = step.new is None or step.slot.identity() != step.new
             try:
                 result = undo(step, recorded)
             except OSError as exc:
-                failure = failure or (step, exc)  # the others are brought back all the same
+                if not is_failure(exc):
+                    raise
+                failures.append((step, exc))  # the others are brought back all the same
                 continue
             if result is Undone.FOREIGN and not published:
-                result = Undone.UNTOUCHED  # theirs is no business of ours
-            detail = "somebody published there since; theirs stays" if result is Undone.FOREIGN else ""
+                result = Undone.UNTOUCHED  # a stranger's object that came before our swap is none of our business
+            detail = "somebody published there since; their object stays" if result is Undone.FOREIGN else ""
             self.tell(str(step.dest), result.value, detail)
-        if failure is not None:
-            step, cause = failure
-            text = f"recovery could not bring it back: {cause.strerror}; the journal stays. Mend the cause and recover again"
-            raise errors.RollbackError(*errors.os_args(cause.errno or errno.EIO, text, str(step.dest))) from cause
+        self._give_back_or_up(failures)
+
+    def _give_back_or_up(self, failures: list[tuple[Step, OSError]]) -> None:
+        """Steps whose undo failed: an error, unless the kernel refuses it for good and the user wants to give them up."""
+        for step, exc in failures:
+            if not self.discard or exc.errno not in _REFUSED:
+                self._fail_undo(step, exc)
+        for step, exc in failures:
+            self.tell(str(step.dest), "left", f"given up: it could not be brought back ({_reason(exc)})")
+            if step.old is not None and step.dest.identity() is None:
+                self._only_copies.add(step.old)
+
+    def _fail_undo(self, step: Step, cause: OSError) -> None:
+        text = f"recovery could not bring it back: {_reason(cause)}; the journal stays. Fix the cause and recover again"
+        if cause.errno in _REFUSED:
+            text += (
+                " (look for immutable flags with lsattr, for mounts and for xfs project ids), or give it up with "
+                "recover(discard=True): then the new version stays here and the original is deleted"
+            )
+        raise errors.RollbackError(*errors.os_args(cause.errno or errno.EIO, text, str(step.dest))) from cause
 
     def _end(self, outcome: int) -> None:
         """Make what was done durable, then the record that says so (I2, I3)."""
@@ -165,11 +218,11 @@ class DeadTransaction:
         kernel.port.fsync(self.journal.fd)
 
     def _stranded(self, steps: list[Step]) -> list[Place]:
-        """Slots with an object that cannot go back, for a stranger's stands in its place: originals, and what came to
-        be between the look and the swap."""
+        """Slots with an object that cannot go back, because there is a stranger's object in its place: originals, and what
+        was created between the check and the swap."""
         stranded = []
         homes = {step.old: step.dest for step in steps if step.old is not None}
-        slots = {slot: step.dest for step in steps for slot in step.slots()}
+        slots = {slot: step.dest for step in steps for slot in _slots(step)}
         for place, dest in slots.items():
             identity = place.identity()
             if identity is None or (identity in self.news and identity not in self.olds):
@@ -177,9 +230,9 @@ class DeadTransaction:
             home = homes.get(identity, dest)
             if home.identity() == identity:
                 continue
-            if self.discard:
-                delete.delete_tree(place, known=identity)
-                self.tell(str(home), "discarded")
+            if self.discard and identity not in self._only_copies:
+                if self._remove(str(place), functools.partial(delete.delete_tree, place, known=identity)):
+                    self.tell(str(home), "discarded")
             else:
                 self.tell(str(home), "kept", f"the displaced original lies at {place}")
                 stranded.append(place)
@@ -190,73 +243,78 @@ class DeadTransaction:
         ours = self.olds - self.news if committed else self.news - self.olds
         if stranded:
             self._keep_private()
-        self._well_known_names()
-        for place in dict.fromkeys(slot for step in steps for slot in step.slots()):
+        self._remove_well_known_names()
+        private_folders = self._private_folders()
+        inside = set() if stranded else {folder for folder, _ in private_folders}  # they are cleared as a whole
+        all_gone = True
+        for place in dict.fromkeys(slot for step in steps for slot in _slots(step) if slot.directory not in inside):
             found = place.identity()
             if place not in stranded and found in ours:  # I6
-                self._remove(str(place), functools.partial(delete.delete_tree, place, known=found))
-        if stranded:
-            return  # the private folders, with the journal in them, stay until they are discarded
-        for folder, entry in zip(self.folders, self.intent.folders, strict=True):
-            if folder is None or entry.parent:
-                continue
-            done = self._remove(
-                folder.path, functools.partial(_remove_private_folder, folder, entry.parts[-1], self.intent.txid)
-            )
-            if done and not self.found:
+                all_gone &= self._remove(str(place), functools.partial(delete.delete_tree, place, known=found))
+        if not stranded:  # else the private folders, with the journal in them, stay until the originals are discarded
+            self._remove_private_folders(private_folders, journal=all_gone)
+
+    def _remove_private_folders(self, private_folders: list[tuple[Directory, str]], *, journal: bool) -> None:
+        """The journal goes from none of them before everything else is gone from all: after a death it leads to the rest."""
+        txid, told = self.intent.txid, bool(self.found)
+        for folder, _ in private_folders:
+            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, txid, journal=False))
+        for folder, name in private_folders if journal else ():
+            done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name, txid))
+            if done and not told:
                 self.tell(folder.path, "removed", "left by a transaction that had ended")
+
+    def _private_folders(self) -> list[tuple[Directory, str]]:
+        """The private folders that were found, and their names."""
+        entries = zip(self.folders, self.intent.folders, strict=True)
+        return [(folder, entry.parts[-1]) for folder, entry in entries if folder is not None and not entry.parent]
 
     def _remove(self, path: str, action: Callable[[], object]) -> bool:
         try:
             action()
         except OSError as exc:
-            self.tell(path, "left", exc.strerror or str(exc))
+            if not is_failure(exc):
+                raise
+            self.tell(path, "left", _reason(exc))
             return False
         return True
 
     def _keep_private(self) -> None:
-        """Without hard links the well-known name is the journal's only one: it goes into a private folder, to stop nobody."""
-        private_folders = [
-            Place(folder, journal_name(self.intent.txid))
-            for folder, entry in zip(self.folders, self.intent.folders, strict=True)
-            if folder is not None and not entry.parent
-        ]
-        if private_folders and not any(place.identity() == self.journal.identity for place in private_folders):
+        """Without hard links the well-known name is the journal's only one: move it into a private folder, to stop nobody."""
+        places = [Place(folder, journal_name(self.intent.txid)) for folder, _ in self._private_folders()]
+        if places and not any(place.identity() == self.journal.identity for place in places):
             for place in self._well_known():
-                rename_back(place, private_folders[0], folder=False)
+                rename_back(place, places[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:
         """The well-known names that still lead to this journal."""
-        places = [
-            Place(folder, JOURNAL_NAME)
-            for folder, entry in zip(self.folders, self.intent.folders, strict=True)
-            if folder is not None and entry.parent
-        ]
+        entries = zip(self.folders, self.intent.folders, strict=True)
+        places = [Place(folder, JOURNAL_NAME) for folder, entry in entries if folder is not None and entry.parent]
         return [place for place in places if place.identity() == self.journal.identity]
 
-    def _well_known_names(self) -> None:
+    def _remove_well_known_names(self) -> None:
         for place in self._well_known():
             kernel.port.unlink(place.name, place.fd)
 
 
+def _slots(step: Step) -> tuple[Place, ...]:
+    """The private names of a step; both names of an exchange are destinations, which nobody may delete (I6)."""
+    return () if step.op == "exchange" else step.slots()
+
+
+def _reason(exc: OSError) -> str:
+    return exc.strerror or str(exc)
+
+
 def _remove_private_folder(private_folder: Directory, name: str, txid: str) -> None:
     """What is left in a private folder is ours by the recorded identity of the private folder; the journal goes last."""
-    clear_private_folder(private_folder, txid)
+    _private_folder.clear(private_folder, txid)
     parent = Directory.open("..", private_folder.fd)
     try:
         remove_folder(parent, name, private_folder)
     finally:
         parent.close()
-
-
-def clear_private_folder(private_folder: Directory, txid: str) -> None:
-    """Delete everything in a private folder that carries the transaction's id, its journal last; but what is to be kept."""
-    mark, last = f"{PREFIX}{txid}-", journal_name(txid)
-    with kernel.port.scandir(private_folder.fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(mark) and not entry.name.endswith(KEPT)]
-    for name in sorted(names, key=lambda name: name == last):
-        delete.delete_tree(Place(private_folder, name))
 
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
@@ -265,12 +323,11 @@ def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
         return True
     try:
         kernel.port.rmdir(name, parent.fd)
-    except FileNotFoundError:
-        return True
     except OSError as exc:
-        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        answer = kernel.errno_of(exc)
+        if answer not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-        return False
+        return answer == errno.ENOENT
     return True
 
 

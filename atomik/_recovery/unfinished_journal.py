@@ -1,24 +1,31 @@
-"""From a journal that lies in a folder to all old, or all new.
+"""From a journal found in a folder to all old, or all new.
 
-`settle(folder)` is what a commit, a reader and `recover` do about a ``.atomik-journal``:
+`wait_or_recover(folder)` is what a commit, a reader and `recover` do about a ``.atomik-journal``:
 
-1. *open* it: it must be trustworthy (`_journal.load`), and its lock free, or its owner lives and we wait;
-2. *reach* the other folders from this one, by relative path and checked by identity, and lock all parents in order;
-3. undo or finish, and clean up (`_dead`).
+1. *open* it: it must be trustworthy (`journal.load`).  While its lock is held its owner is alive, and we wait;
+2. *decide*: if a coordinator decides the outcome, ask; without an answer nothing is touched (`UndecidedError`);
+3. *reach* the other folders from this one, by relative path and checked by identity, and lock all parents in order;
+4. undo or finish, and clean up (`takeover`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
+from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+from attrs import define
 
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
-from atomik._hidden_names import JOURNAL_NAME, PREFIX
+from atomik._hidden_names import JOURNAL_NAME, private_folder_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
+from atomik._protocol.locks import close_all, in_order
+from atomik._protocol.private_folder import is_failure
 from atomik._protocol.records import Intent, Journal
 from atomik._system import kernel
 
@@ -27,43 +34,65 @@ from .takeover import DeadTransaction, Recovered
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _POLL = 0.01
 
+#: errno values of opening a folder that is not where it was, or of a link that was put in the way
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+#: openat2(2) before Linux 5.6, or under a filter that does not know it
+_NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
+
+#: Asked for the outcome of a prepared transaction: (transaction id, coordinator) → commit it?
+Decide = Callable[[str, str], bool]
+
+
+@define(frozen=True)
+class Wishes:
+    """How to recover: ``timeout`` in seconds, and what the user allows; see `atomik.recover`."""
+
+    timeout: float
+    discard: bool = False
+    decide: Decide | None = None
+
 
 def wait_or_recover(
-    directory: Directory, timeout: float, *, discard: bool = False, name: str = JOURNAL_NAME
+    directory: Directory,
+    timeout: float,
+    *,
+    discard: bool = False,
+    decide: Decide | None = None,
+    name: str = JOURNAL_NAME,
 ) -> list[Recovered]:
     """Deal with the journal `name` in the folder, if there is one; see the module.  No lock of ours may be held.
 
-    Raises `LockTimeoutError` while its owner lives, `JournalError` when it cannot be trusted, `RollbackError` when it
-    cannot be finished; the journal is still there then.
+    Raises `LockTimeoutError` while its owner lives, `JournalError` when it cannot be trusted, `UndecidedError` when its
+    coordinator must decide, `RollbackError` when it cannot be finished; the journal is still there then.
     """
     try:
-        return _wait_or_recover(Place(directory, name), timeout, discard=discard)
+        return _wait_or_recover(Place(directory, name), Wishes(timeout, discard, decide))
     except OSError as exc:
-        if isinstance(exc, errors.AtomikError):
+        if isinstance(exc, errors.AtomikError) or not is_failure(exc):
             raise
         text = (
-            f"an unfinished transaction could not be recovered: {exc.strerror}; its journal stays. Mend the cause, then call "
+            f"an unfinished transaction could not be recovered: {exc.strerror}; its journal stays. Fix the cause, then call "
             "atomik.recover() on the folder"
         )
         raise errors.RollbackError(*errors.os_args(exc.errno or errno.EIO, text, directory.path)) from exc
 
 
-def _wait_or_recover(place: Place, timeout: float, *, discard: bool) -> list[Recovered]:
-    deadline = time.monotonic() + timeout
+def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
+    deadline = time.monotonic() + wishes.timeout
     while True:
         loaded = _journal.load(place)
         if loaded is None:
             return []
-        fd, content = loaded
+        fd, _ = loaded
         try:
             if not _journal.lock(fd) or not _same(fd, place):
-                _wait(place, deadline, timeout)  # its owner lives, or ended while we looked
+                _wait(place, deadline, wishes.timeout)  # its owner lives, or ended just now
                 continue
             # Under its lock nobody else changes it; what was read before may be older.
             content = _journal.reread(fd, place)
             if content is None:
-                return _drop_torn(place, timeout, deadline)
-            return _take_over(fd, content, place, timeout, deadline, discard=discard)
+                return _drop_torn(place, wishes.timeout, deadline)
+            return _take_over(fd, content, place, wishes, deadline)
         finally:
             _journal.close(fd)
 
@@ -94,38 +123,50 @@ def _drop_torn(place: Place, timeout: float, deadline: float) -> list[Recovered]
     return [Recovered(str(place), "removed", "", "a journal that was never complete")]
 
 
-def _take_over(
-    fd: int, content: Journal, place: Place, timeout: float, deadline: float, *, discard: bool
-) -> list[Recovered]:
+def _take_over(fd: int, content: Journal, place: Place, wishes: Wishes, deadline: float) -> list[Recovered]:
     identity = _journal.identity(fd, place.directory)
     if identity != content.intent.journal:
         _refuse_copy(place, content.intent.txid, "is a copy")
-    folders = reach(content.intent, place)
-    try:
-        parents = [
-            f for f, entry in zip(folders, content.intent.folders, strict=True) if f is not None and entry.parent
-        ]
-        for parent in sorted({parent.key: parent for parent in parents}.values(), key=lambda p: p.key):
-            parent.lock(timeout, deadline)  # I8
+    commit = _decided(content, place, wishes.decide)  # the user's code: no folder is locked yet (I8)
+    with _reached(content.intent, place) as folders:
+        entries = zip(folders, content.intent.folders, strict=True)
+        for parent in in_order(folder for folder, entry in entries if folder is not None and entry.parent):
+            parent.lock(wishes.timeout, deadline)
         live = _journal.LiveJournal(fd, content.intent.txid, content.end, identity)
-        dead = DeadTransaction(live, content, folders, discard)
+        dead = DeadTransaction(live, content, folders, wishes.discard, commit)
         dead.run()
         return dead.found
-    finally:
-        for folder in folders:
-            if folder is not None:
-                folder.close()
+
+
+def _decided(content: Journal, place: Place, decide: Decide | None) -> bool:
+    """Whether to commit a transaction that has no outcome yet: only if its coordinator says so."""
+    intent = content.intent
+    if content.outcome is not None or not intent.coordinator:
+        return False
+    if decide is None:
+        text = (
+            f"a prepared transaction of a dead process waits for the decision of its coordinator {intent.coordinator!r}; "
+            "nothing was touched. Call atomik.recover(folder, decide=…) with a function that asks the coordinator"
+        )
+        error = errors.UndecidedError(*errors.os_args(errno.EBUSY, text, place.directory.path))
+        error.txid, error.coordinator = intent.txid, intent.coordinator
+        raise error
+    answer = decide(intent.txid, intent.coordinator)
+    if not isinstance(answer, bool):
+        raise TypeError(f"decide must return True (commit) or False (undo), not {answer!r}")
+    return answer
 
 
 def _refuse_copy(place: Place, txid: str, what: str) -> NoReturn:
     text = (
-        f"this journal {what} (copied here, or restored from a backup?); nothing was touched. Remove it, and "
-        f"{PREFIX}{txid} beside it, if you know that to be so"
+        f"this journal {what} (copied here, or restored from a backup?); nothing was touched. If you know that it is, "
+        f"remove it, and {private_folder_name(txid)} beside it"
     )
     errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))
 
 
-def reach(intent: Intent, found: Place) -> list[Directory | None]:
+@contextlib.contextmanager
+def _reached(intent: Intent, found: Place) -> Iterator[list[Directory | None]]:
     """Every folder of the transaction, opened anew from the one in which its journal was found; None for one that is
     not where it was.
 
@@ -138,43 +179,45 @@ def reach(intent: Intent, found: Place) -> list[Directory | None]:
         _refuse_copy(found, intent.txid, "is about other folders")
     folders: list[Directory | None] = []
     try:
-        folders.extend(_reach_one(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
-    except BaseException:
-        for folder in folders:
-            if folder is not None:
-                folder.close()
-        raise
-    return folders
+        folders.extend(_reach(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
+        yield folders
+    finally:
+        close_all(folder for folder in folders if folder is not None)
 
 
 def _way(here: tuple[str, ...], there: tuple[str, ...]) -> str:
-    """The path from one folder to another, no further up than need be: this folder may have got another name since, and
-    itself and what lies in it are found all the same."""
+    """The path from one folder to another, no further up than needed: this folder may have another name by now, and it and
+    the folders in it are found all the same."""
     apart = (at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
     shared = next(apart, min(len(here), len(there)))
     return "/".join(("..",) * (len(here) - shared) + there[shared:]) or "."
 
 
-def _reach_one(start: Directory, path: str, entry: _records.Folder) -> Directory | None:
+def _reach(start: Directory, path: str, entry: _records.Folder) -> Directory | None:
     try:
         folder = _open(start, path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # somebody put a link in the way
+        answer = kernel.errno_of(exc)
+        if answer in _GONE:
             return None
+        if answer is None:
+            raise
         raise errors.system_error(exc, "recovery cannot open a folder of the transaction", path) from exc
-    if folder.identity("") != entry.identity:
+    try:
+        right = folder.identity("") == entry.identity
+    except BaseException:
         folder.close()
-        return None
-    return folder
+        raise
+    if right:
+        return folder
+    folder.close()
+    return None
 
 
 def _open(start: Directory, path: str) -> Directory:
     try:
         return Directory.reach(start, path, _NO_LINKS)
     except OSError as exc:
-        # Before Linux 5.6, or under a filter that does not know openat2.  Links then lead astray, which the identity shows.
-        if exc.errno not in (errno.ENOSYS, errno.EPERM):
+        if kernel.errno_of(exc) not in _NO_OPENAT2:
             raise
-    return Directory.open(path, start.fd)
+    return Directory.open(path, start.fd)  # a link may lead elsewhere, which the identity shows

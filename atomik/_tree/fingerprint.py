@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from atomik import errors
-from atomik._folder.directory import PREFIX
+from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
 from .walk import Level, TreeWalk

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 _SAID_HERE = {
     "; create the missing folder, or pass parents=True": "",
     "overwrite=True": "--overwrite",
-    'fallback="weaker"': "--allow-gap",
     "allow_gap=True": "--allow-gap",
-    "keep= ": "--backup ",
     "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",

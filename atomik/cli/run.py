@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._api.shortcuts import OutputOptions, file, transaction
+from atomik._api.shortcuts import file, transaction
 from atomik._system import kernel
 
 from .signals import Signals, guarded
@@ -56,13 +56,10 @@ class NotStartedError(Exception):
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of an output that were spelled otherwise before 0.2.0: this is the one place to change."""
-    new = "allow_gap" in OutputOptions.__annotations__
-    options: dict[str, Any] = {}
-    if arguments.allow_gap:
-        options |= {"allow_gap": True} if new else {"fallback": "weaker"}
+    """The options that only outputs of a command have."""
+    options: dict[str, Any] = {"allow_gap": True} if arguments.allow_gap else {}
     if getattr(arguments, "backup", None) is not None:
-        options["backup" if new else "keep"] = arguments.backup
+        options["backup"] = arguments.backup
     return options
 
 

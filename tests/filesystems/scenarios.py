@@ -217,7 +217,7 @@ def folder_copy(folder: Path) -> tuple[Changes, Any]:
     return {"site/index.html": "new index"}, out.receipt
 
 
-@_scenario('create a folder, `allow_gap=True`')
+@_scenario("create a folder, `allow_gap=True`")
 def folder_new_weaker(folder: Path) -> tuple[Changes, Any]:
     out = atomik.folder(folder / "plots", allow_gap=True)
     with out as new:
@@ -225,7 +225,7 @@ def folder_new_weaker(folder: Path) -> tuple[Changes, Any]:
     return {"plots": FOLDER, "plots/loss.svg": "new plot"}, out.receipt
 
 
-@_scenario('overwrite a folder, `allow_gap=True`')
+@_scenario("overwrite a folder, `allow_gap=True`")
 def folder_overwrite_weaker(folder: Path) -> tuple[Changes, Any]:
     out = atomik.folder(folder / "site", overwrite=True, allow_gap=True)
     with out as new:
@@ -348,7 +348,7 @@ def transaction_one_folder(folder: Path) -> tuple[Changes, Any]:
     return {"new": "new", "current": "-> new", "obsolete": None}, tx.receipt
 
 
-@_scenario('a transaction with folders in it, `allow_gap=True`')
+@_scenario("a transaction with folders in it, `allow_gap=True`")
 def transaction_weaker(folder: Path) -> tuple[Changes, Any]:
     return _ALL, _publish_weaker(folder)
 
@@ -365,7 +365,7 @@ def rollback_all(folder: Path) -> tuple[Changes, Any]:
     return {}, None
 
 
-@_scenario('the same with `allow_gap=True`: all as before')
+@_scenario("the same with `allow_gap=True`: all as before")
 def rollback_weaker(folder: Path) -> tuple[Changes, Any]:
     _fail_in_the_middle(folder, _publish_weaker)
     return {}, None
@@ -397,7 +397,7 @@ def recover_all(folder: Path) -> tuple[Changes, Any]:
     return _ALL, None
 
 
-@_scenario('the same with `allow_gap=True`: all or nothing after recovery')
+@_scenario("the same with `allow_gap=True`: all or nothing after recovery")
 def recover_weaker(folder: Path) -> tuple[Changes, Any]:
     _kill_everywhere(folder, _publish_weaker, _ALL)
     return _ALL, None

@@ -192,7 +192,7 @@ def test_a_replacement_between_look_and_link_is_seen(folder: Path) -> None:
 def test_folders_are_refused_when_staged_on_unknown_filesystems(folder: Path) -> None:
     """Not after two hours of computing: a filesystem that is not known is tried when the folder is staged."""
     with lacking("no flags"), untrusted():
-        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True') as caught:
+        with pytest.raises(errors.UnsupportedFilesystemError, match="allow_gap=True") as caught:
             atomik.folder("plots")
         assert caught.value.filename == str(folder / "plots")
     assert look(folder) == {}
@@ -221,7 +221,7 @@ def test_one_overwrite_without_links_and_flags_is_a_rename(folder: Path) -> None
         assert out.receipt.items[0].method == "rename"
         assert (folder / "report").read_text() == "new report"
         before = look(folder)
-        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True'):
+        with pytest.raises(errors.UnsupportedFilesystemError, match="allow_gap=True"):
             publish()
         assert look(folder) == before
         assert {item.method for item in publish(allow_gap=True).items} == {"weaker", "renameat2"}

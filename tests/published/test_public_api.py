@@ -113,7 +113,9 @@ def test_signature(name: str) -> None:
     assert shown(found(name)) == expected
 
 
-OPTIONS = "allow_gap backup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve progress"
+OPTIONS = (
+    "allow_gap backup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve progress"
+)
 
 
 def test_options() -> None:

@@ -208,7 +208,7 @@ def test_folders_are_refused_when_staged(folder: Path) -> None:
     Path("d").mkdir()
     with installed(Poor(*NO_FLAGS)):
         for path, overwrite in (("new", False), ("d", True)):
-            with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True') as caught:
+            with pytest.raises(errors.UnsupportedFilesystemError, match="allow_gap=True") as caught:
                 atomik.folder(path, overwrite=overwrite)
             assert caught.value.filename == str(folder / path)
     assert os.listdir() == ["d"]

@@ -483,8 +483,8 @@ def test_a_newer_journal_is_refused(pair: tuple[Path, Path]) -> None:
     hot(*pair)
     journal = pair[0] / JOURNAL_NAME
     good = journal.read_bytes()
-    journal.write_bytes(good[:4] + b"\2" + good[5:])
-    with pytest.raises(errors.JournalError, match="format version 2"):
+    journal.write_bytes(good[:4] + b"\3" + good[5:])
+    with pytest.raises(errors.JournalError, match="format version 3"):
         atomik.recover(pair[0])
     journal.write_bytes(good)
     atomik.recover(*pair)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
 from atomik._tree import compare, delete, sync
 from atomik._tree.clone import clone, copy_entry
