@@ -18,6 +18,7 @@ import operator
 from collections.abc import Callable, Iterable
 
 from atomik._folder.directory import Directory
+from atomik._folder.lock import deadline_of
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
 
