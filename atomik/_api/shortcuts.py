@@ -232,7 +232,7 @@ def file(
         path = _former_path(options)
     tx = _begin(overwrite, options)
     text = buffering, encoding, errors, newline
-    return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, options)
+    return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
 
 @formerly(file_name="path")
@@ -344,7 +344,7 @@ def _former_path(options: Any) -> StrPath:
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:
-    """The transaction for one item; the options that are the item's stay in `options`."""
+    """The transaction for one item; the options that are the item's own stay in `options`."""
     from .transaction import Transaction
 
     if not options:
