@@ -235,9 +235,8 @@ class _Recovery:
 
 def _open(path: str) -> Directory:
     # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
-    path = absolute(path).removesuffix("/.") or "/"
     try:
-        return Directory.open(path)
+        return Directory.open(absolute(path).removesuffix("/.") or "/")
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
