@@ -1,17 +1,24 @@
-"""Events: what happened, for whoever listens; nothing is ever printed (I12).
+"""Events: what happened, for programs that listen; nothing is ever printed (I12).
 
 An event goes to structlog when the program has configured structlog (``structlog.testing.capture_logs()`` does), else
-to the stdlib logger "atomik" when that is enabled for the level, else nowhere.  Nobody listening is decided by a look
-into `sys.modules` and the logger's cached level, before any argument is built: callers in hot loops ask `heard` first.
+to the stdlib logger "atomik" when that is enabled for the level and has a handler, else nowhere.  Whether somebody
+listens is decided by `sys.modules` and the logger's cached level, before any argument is built: hot loops ask `heard`
+first.
 
-A bare structlog would print to stdout in a program that never configured it, hence the look; and it takes longer to
-import than all of atomik, hence it is imported only when there is something to say.
+structlog is never imported here.  A bare structlog would print to stdout in a program that never configured it, so its
+configuration is looked at.
+
+Through the standard library the fields of an event are attributes of its record (``record.tx``, ``record.path``), where
+JSON formatters find them, and the record's file, line and function are those of the code that called atomik.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+from types import FrameType
 from typing import Any
 
 DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
@@ -20,10 +27,9 @@ _logger = logging.getLogger("atomik")
 # Without a handler in the program, logging would write warnings to stderr as a last resort.
 _logger.addHandler(logging.NullHandler())
 
-_modules, _enabled = sys.modules, _logger.isEnabledFor  # looked up once, for they are asked at every turn
+_modules, _enabled = sys.modules, _logger.isEnabledFor  # looked up once: every event asks them
 
 _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
-_wrapped: Any = None
 
 
 def heard(level: int) -> bool:
@@ -34,12 +40,39 @@ def heard(level: int) -> bool:
 
 
 def emit(level: int, event: str, **fields: Any) -> None:
-    """Tell whoever listens.  `event` is a dotted past-tense name; fields are plain values."""
+    """Tell those that listen.  `event` is a dotted past-tense name; fields are plain values."""
     structlog = _structlog()
     if structlog is not None:
         getattr(structlog.get_logger("atomik"), _NAMES[level])(event, **fields)
     elif _logger.isEnabledFor(level) and _has_handler():
-        getattr(_stdlib(), _NAMES[level])(event, **fields)
+        _logger.handle(_record(level, event, fields))
+
+
+def _record(level: int, event: str, fields: dict[str, Any]) -> logging.LogRecord:
+    """The event for the standard library: ``event=… tx=… …`` for people, and an attribute for each field."""
+    frame = _caller()
+    where = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("(unknown file)", 0)
+    function = frame.f_code.co_name if frame is not None else "(unknown function)"
+    fields = {"event": event, **fields}
+    text = " ".join(f"{name}={value if isinstance(value, str) else repr(value)}" for name, value in fields.items())
+    record = _logger.makeRecord(_logger.name, level, *where, text, (), None, function)
+    for name, value in fields.items():
+        # A program's own record factory may have set an attribute of that name: that is the program's.
+        setattr(record, f"atomik_{name}" if hasattr(record, name) else name, value)
+    return record
+
+
+#: Code that stands between an event and the caller of atomik: the package, and the context managers in between.
+_PACKAGE = os.path.dirname(emit.__code__.co_filename) + os.sep
+_BETWEEN = contextlib.contextmanager.__code__.co_filename
+
+
+def _caller() -> FrameType | None:
+    """The frame that called atomik; None where there is none, as when the interpreter ends."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _BETWEEN)):
+        frame = frame.f_back
+    return frame
 
 
 def _structlog() -> Any:
@@ -52,7 +85,7 @@ def _structlog() -> Any:
 
 
 def _are_defaults(structlog: Any) -> bool:
-    """Whether everything is as in a structlog that nobody configured."""
+    """Whether everything is as in a structlog that was never configured."""
     config, builtin = structlog.get_config(), structlog._config
     usual = getattr(builtin, "_BUILTIN_DEFAULT_PROCESSORS", ())
     return (
@@ -70,23 +103,3 @@ def _has_handler() -> bool:
             return True
         logger = logger.parent if logger.propagate else None
     return False
-
-
-def _stdlib() -> Any:
-    """The stdlib logger, behind structlog's interface: ``event key=value …`` with the fields in order."""
-    global _wrapped  # noqa: PLW0603  made once, when first needed
-    if _wrapped is None:
-        import structlog
-
-        _wrapped = structlog.wrap_logger(
-            _logger,
-            processors=[
-                structlog.contextvars.merge_contextvars,
-                structlog.processors.format_exc_info,
-                structlog.processors.KeyValueRenderer(
-                    key_order=["event", "tx"], drop_missing=True, repr_native_str=False
-                ),
-            ],
-            wrapper_class=structlog.BoundLogger,
-        )
-    return _wrapped

@@ -19,7 +19,6 @@ __all__ = ["exchange", "rename", "renameat2", "swap"]
 
 StrOrBytesPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
-_AT_FDCWD = -100
 _BITS = {Flag.RENAME: 0, Flag.RENAME_NOREPLACE: kernel.NOREPLACE, Flag.RENAME_EXCHANGE: kernel.EXCHANGE}
 
 
@@ -54,9 +53,9 @@ def rename(
     support by filesystem in the documentation under "capabilities".
     """
     renameat2(
-        _AT_FDCWD if src_dir_fd is None else src_dir_fd,
+        kernel.AT_FDCWD if src_dir_fd is None else src_dir_fd,
         src,
-        _AT_FDCWD if dst_dir_fd is None else dst_dir_fd,
+        kernel.AT_FDCWD if dst_dir_fd is None else dst_dir_fd,
         dst,
         _BITS[Flag(flag) if replace is None else Flag.RENAME if replace else Flag.RENAME_NOREPLACE] | whiteout << 2,
     )
@@ -78,6 +77,8 @@ def renameat2(src_dir_fd: int, src: StrOrBytesPath, dst_dir_fd: int, dst: StrOrB
     try:
         kernel.port.rename(source, index(src_dir_fd), target, index(dst_dir_fd), int(flags))
     except OSError as exc:
+        if kernel.errno_of(exc) is None:  # of a signal handler
+            raise
         raise _translate(exc, source, src_dir_fd, target, dst_dir_fd, int(flags)) from None
     except ValueError as exc:  # a NUL in a name
         _errors.fail(_errors.InvalidDestinationError, errno.EINVAL, f"cannot rename: {exc}", source, target)
@@ -108,7 +109,9 @@ exchange = swap
 
 def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> _errors.AtomikOSError:
     if exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) and flags in _BITS.values() and flags:
-        text = f"cannot rename: {exc.strerror}; the filesystem lacks the flag, or one path lies inside the other"
+        text = f"cannot rename: {exc.strerror}"
+        if exc.strerror == os.strerror(exc.errno):  # else the port has said what it is: a sandbox, or the machine
+            text += "; the filesystem lacks the flag, or one path lies inside the other"
         return _errors.UnsupportedFilesystemError(*_errors.os_args(exc.errno, text, src, dst))
     if exc.errno in (errno.EEXIST, errno.ENOTEMPTY):  # ENOTEMPTY: a folder with something in it
         text = f"cannot rename: the target already exists ({exc.strerror}); use Flag.RENAME_EXCHANGE to swap the two"
@@ -121,6 +124,8 @@ def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags
 
 def _device(path: str, dir_fd: int) -> int:
     try:
-        return os.stat(path, dir_fd=None if dir_fd == _AT_FDCWD else dir_fd, follow_symlinks=False).st_dev
-    except OSError:
+        return os.stat(path, dir_fd=None if dir_fd == kernel.AT_FDCWD else dir_fd, follow_symlinks=False).st_dev
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return -1

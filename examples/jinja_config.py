@@ -26,7 +26,7 @@ server {{ host }}:{{ port }}
 def render_into(path: Path, template: str, **values: object) -> None:
     """Replace the configuration by the rendered template; the one before stays as FILE.bak."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    with atomik.update(path, keep=f"{path.name}.bak") as file:
+    with atomik.update(path, backup=f"{path.name}.bak") as file:
         text = environment.from_string(template).render(current=file.read(), **values)
         file.seek(0)
         file.truncate()

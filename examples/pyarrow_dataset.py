@@ -2,7 +2,7 @@
 
     python examples/pyarrow_dataset.py [FOLDER]
 
-Two ways.  ``base="copy"`` clones the folder (sharing its blocks where the filesystem can), pyarrow writes into the
+Two ways.  ``copy=True`` clones the folder (sharing its blocks where the filesystem can), pyarrow writes into the
 clone, and the whole is published by one rename.  Or stage each new partition as an item of one transaction: nothing
 is copied, and a failure takes all of them back; for a moment a reader may see some of them without the others.
 """
@@ -25,7 +25,7 @@ def rows(*days: str) -> pa.Table:
 
 
 def write(dataset: Path, table: pa.Table, base: str | None = None) -> None:
-    """A new dataset, or with ``base="copy"`` the present one with the table's days added or replaced."""
+    """A new dataset, or with ``copy=True`` the present one with the table's days added or replaced."""
     with atomik.folder(dataset, overwrite=True, base=base) as parts:
         ds.write_dataset(
             table, parts, format="parquet", partitioning=["day"], partitioning_flavor="hive",
@@ -51,7 +51,7 @@ def read(dataset: Path) -> dict[str, int]:
 def main() -> None:
     dataset = Path(sys.argv[1] if len(sys.argv) > 1 else "lengths")
     write(dataset, rows("2026-01-01", "2026-01-02"))
-    write(dataset, rows("2026-01-02", "2026-01-03"), base="copy")
+    write(dataset, rows("2026-01-02", "2026-01-03"), copy=True)
     add_partitions(dataset, rows("2026-01-04", "2026-01-05"))
     before = read(dataset)
     try:

@@ -2,7 +2,7 @@
 
     python examples/static_site.py [FOLDER]
 
-``base="copy"`` starts from what is there (sharing its blocks where the filesystem can), so a build that touches one
+``copy=True`` starts from what is there (sharing its blocks where the filesystem can), so a build that touches one
 page does not have to draw the others.  ``if_changed=True`` leaves everything alone when the result is the same, so
 caches and watchers are not woken for nothing.
 """

@@ -18,7 +18,7 @@ import atomik
 def deploy(site: Path, version: str, pages: int) -> None:
     """Publish `pages` pages of one version; the version before stays as SITE.previous."""
     keep = f"{site.name}.previous" if site.exists() else None
-    with atomik.folder(site, overwrite=True, keep=keep) as new:
+    with atomik.folder(site, overwrite=True, backup=keep) as new:
         for number in range(pages):
             (new / f"page-{number}.html").write_text(f"<p>version {version}</p>\n")
 

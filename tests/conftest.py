@@ -16,7 +16,7 @@ import pytest
 
 from atomik._folder import filesystem as _filesystem
 from atomik._system import kernel as _kernel
-from tests.state import NOBODY, child_processes, descriptors, in_child, left_in
+from tests.support.state import NOBODY, child_processes, descriptors, in_child, left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Non
 
     ``@pytest.mark.leftovers("why")`` on a test says that it leaves names on purpose; the rest is still looked at.
     """
-    if "lab_checks" in request.path.parts:  # the laboratory keeps its servers, and looks after them itself
+    if "support_checks" in request.path.parts:  # the laboratory keeps its servers, and looks after them itself
         yield
         return
     kernel, before, threads, children = _kernel.port, descriptors(), threading.active_count(), child_processes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .transaction import Transaction
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 
 class Output(Generic[_T]):
@@ -22,22 +23,19 @@ class Output(Generic[_T]):
     behind it.  Without ``with``, end it by `commit` or `abort`.
     """
 
-    output: _T
-    _transaction: Transaction | None
+    __slots__ = ("__weakref__", "output", "transaction")
 
-    def __init__(self, transaction: Transaction, stage: Callable[[], _T]) -> None:
-        self._transaction = transaction
+    output: _T
+    #: the `Transaction` behind it
+    transaction: Transaction
+
+    def __init__(self, transaction: Transaction, stage: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        self.transaction = transaction
         try:
-            self.output = stage()
+            self.output = stage(*args, **kwargs)
         except BaseException:
             transaction.abort()
             raise
-
-    @property
-    def transaction(self) -> Transaction:
-        """The transaction behind it."""
-        assert self._transaction is not None
-        return self._transaction
 
     def commit(self) -> Receipt:
         """Publish now, and return what was done; `Transaction.commit` says what it raises."""

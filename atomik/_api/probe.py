@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, define, field
 
 from atomik import errors
-from atomik._staging import trial as _probe
+from atomik._protocol.trial import try_names
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel
 from atomik._tree import metadata as _metadata
@@ -25,7 +25,8 @@ from .promises import Promise, promises_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Directory, Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.place import Place
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
 
@@ -135,7 +136,7 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     try:
         directory = workspace.directory(path)
         private_folder = workspace.private_folder(directory).folder
-        _probe.try_flags(workspace, directory)
+        try_names(*(workspace.slot(directory) for _ in range(3)))
         return _try_all(_Scratch(workspace, directory, private_folder), path)
     except errors.AtomikError:
         raise

@@ -27,24 +27,23 @@ class OutputOptions(TypedDict, total=False):
     """Keyword arguments that `file`, `folder` and `path` share; `file` describes them."""
 
     durable: bool | Literal["fsync", "syncfs"]
-    lock_timeout: float
+    lock_timeout: float | None
     progress: Callable[[str, int, int], None] | None
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
     permissions: int | None
-    expect: Observation | Literal["absent"] | None
-    keep: str | Callable[[str], str] | None
+    expect: Observation | Literal["absent", "any"] | None
+    backup: str | Callable[[str], str] | None
     if_changed: bool
-    fallback: Literal["weaker"] | None
+    allow_gap: bool
 
 
 def transaction(
     *,
     overwrite: bool = False,
     durable: bool | Literal["fsync", "syncfs"] = True,
-    journal: bool = True,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
@@ -60,7 +59,7 @@ def transaction(
     (KeyboardInterrupt too) aborts, and the exception goes on unchanged.  Inside the block::
 
         f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
-        new = tx.folder(path, base=None)   a pathlib.Path: a private, empty folder to fill
+        new = tx.folder(path, copy=False)  a pathlib.Path: a private folder to fill
         name = tx.path(path)               a pathlib.Path for a program that writes by name
         tx.symlink(path, target)           a symbolic link that says target
         tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
@@ -77,18 +76,17 @@ def transaction(
         permissions=None        final mode bits, such as 0o640
         follow_symlinks=False   write to the target of a link
         parents=False           make missing folders above
-        expect=None             what atomik.observe() returned, or "absent"
-        keep=None               a name under which the previous version stays
+        expect=None             what atomik.observe() returned, "absent" or "any"
+        backup=None             a name under which the previous version stays
         if_changed=False        leave an equal one as it is
-        fallback=None           "weaker" accepts a moment without the destination
+        allow_gap=False         accept a moment without the destination
 
     :param bool overwrite: the default for the items: whether what exists at a destination may be replaced.
     :param durable: bool or str.  ``True``: when ``commit()`` returns, the new versions survive a power cut; the kind of
         sync is chosen (fsync of a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``: no
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
-    :param bool journal: ``False`` leaves the journal out: all or nothing only while the process lives.  (A move, ``keep=``
-        and ``fallback="weaker"`` write it all the same, for without it they could lose an original.)
-    :param float lock_timeout: seconds to wait for another transaction in the same folders; 0 does not wait.
+    :param lock_timeout: a float, seconds to wait for another transaction or reader in the same folders; 0 does not wait,
+        ``None`` waits for ever.
     :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
         "swapping" and "cleaning"; a total of 0 is unknown.
     :returns: a `Transaction`.
@@ -115,9 +113,7 @@ def transaction(
     """
     from .transaction import Transaction
 
-    return Transaction(
-        overwrite=overwrite, durable=durable, journal=journal, lock_timeout=lock_timeout, progress=progress
-    )
+    return Transaction(overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress)
 
 
 @overload
@@ -199,12 +195,13 @@ def file(
         A link of another user is followed only into a folder of that user's (`AccessDeniedError`).
     :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
         (after SIGKILL or a power cut empty ones may stay).
-    :param expect: what `observe` returned, or "absent": commit only if that is still what stands there.  An observation
-        of something allows it to be replaced, without ``overwrite``.
-    :param keep: a str, a name in the same folder (or a function from path to name), under which the previous version
+    :param expect: what `observe` returned, or "absent": commit only if that is still what exists there.  An observation
+        of something allows it to be replaced, without ``overwrite``.  What starts from a copy of the present content (modes
+        "a" and "r+", ``copy=True``) expects the original to be unchanged, unless this is "any".
+    :param backup: a str, a name in the same folder (or a function from path to name), under which the previous version
         stays; what has that name already is replaced.
     :param bool if_changed: do nothing when the new content equals the old; the receipt says "unchanged".
-    :param str fallback: "weaker" accepts, where the filesystem cannot publish in one step (a folder without the flags of
+    :param bool allow_gap: accept, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
         (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
@@ -231,18 +228,11 @@ def file(
     Guarantee and source: as for `transaction`; a new file appears by one linkat(2), an old one is exchanged by one
     renameat2(2).  Two syncs when durable.
     """
-    durable = options.get("durable", True)
-    nothing_else = tmp_dir is None and len(options) == ("durable" in options)
-    if nothing_else and path is not None and (durable is True or durable is False):
-        text = (buffering, encoding, errors, newline)
-        plain: Output[IO[Any]] | None = _begin_plain(path, mode, bool(overwrite), durable, text)
-        if plain is not None:
-            return plain
     if path is None:
         path = _former_path(options)
     tx, rest = _begin(overwrite, options)
-    rest.update(encoding=encoding, errors=errors, newline=newline, buffering=buffering)
-    return Output(tx, lambda: tx.file(path, mode, overwrite, tmp_dir, **rest))
+    text = buffering, encoding, errors, newline
+    return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, rest)
 
 
 @formerly(file_name="path")
@@ -252,6 +242,7 @@ def folder(
     tmp_dir: StrPath | None = None,
     *,
     base: StrPath | None = None,
+    copy: bool = False,
     **options: Unpack[OutputOptions],
 ) -> Output[StagedPath]:
     """Write a whole folder, all or nothing.
@@ -260,9 +251,9 @@ def folder(
     ...     (new / "index.html").write_text(page)
 
     :param path: the destination, a str or path object; a trailing slash is fine.
-    :param base: a str or path object.  ``"copy"`` starts from a clone of what is there, so that a folder can be
-        updated (extents shared where the filesystem can; links, modes, times, hard links and attributes kept), and empty
-        where nothing is there.  A path clones that folder.
+    :param bool copy: start from a clone of what exists at `path`, so that a folder can be updated (extents shared where the
+        filesystem can; links, modes, times, hard links and attributes kept), and empty where nothing exists there.
+    :param base: a str or path object: start from a clone of that folder instead.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
         folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
@@ -271,14 +262,15 @@ def folder(
         the end of the block.  Pickled, it is the path by name all the same (but not for root), for other machines.
 
     Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
-    `UnsupportedFilesystemError` where folders cannot be exchanged and ``fallback="weaker"`` was not passed.
+    `UnsupportedFilesystemError` where folders cannot be exchanged and ``allow_gap=True`` was not passed; `ConflictError`
+    when a folder that started from ``copy=True`` was changed meanwhile.
 
     Guarantee: the whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
     `transaction`.
     """
     tx, rest = _begin(overwrite, options)
-    return Output(tx, lambda: tx.folder(path, overwrite, tmp_dir, base=base, **rest))
+    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **rest)
 
 
 def path(
@@ -300,7 +292,7 @@ def path(
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
     tx, rest = _begin(overwrite, options)
-    return Output(tx, lambda: tx.path(path, overwrite, tmp_dir, **rest))
+    return Output(tx, tx.path, path, overwrite, tmp_dir, **rest)
 
 
 def update(
@@ -339,21 +331,9 @@ def update(
 
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
-    text: Any = {"encoding": encoding, "errors": errors, "newline": newline}
+    text = -1, encoding, errors, newline
     tx, rest = _begin(options=options, overwrite=True)
-    return Output(tx, lambda: tx.file(path, mode, overwrite=True, **text, **rest))
-
-
-def _load_plain(*args: Any) -> Any:
-    """`_plain.begin`, which takes this one's place once it is loaded."""
-    global _begin_plain  # noqa: PLW0603  loaded once, when first needed
-    from .plain import begin
-
-    _begin_plain = begin
-    return begin(*args)
-
-
-_begin_plain = _load_plain
+    return Output(tx, tx._stage_file, path, mode, True, None, text, rest)  # noqa: FBT003
 
 
 def _former_path(options: Any) -> StrPath:
@@ -365,6 +345,10 @@ def _former_path(options: Any) -> StrPath:
 
 def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:
     """The transaction for one item, and the options that are the item's."""
+    from .transaction import Transaction
+
+    if not options:
+        return Transaction(overwrite=overwrite), options
     rest: Any = dict(options)
     own = {name: rest.pop(name) for name in ("durable", "lock_timeout", "progress") if name in rest}
-    return transaction(overwrite=overwrite, **own), rest
+    return Transaction(overwrite=overwrite, **own), rest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from atomik import errors, rename
 from atomik._folder.resolve import open_path_fd
-from atomik._staging import trial as _probe
+from atomik._protocol.trial import LIES
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel
 from atomik.flags import formerly
@@ -92,12 +92,12 @@ def _refuse_liars(first: StrOrBytesPath, second: StrOrBytesPath, dir_fd: int | N
     workspace = Workspace()
     try:
         parent = workspace.directory(head)
-        if not parent.fs.trusted and parent.fs.exchange is None:
-            _probe.try_flags(workspace, parent)
+        if not parent.fs.trusted:
+            workspace.try_names(parent)
         lies = parent.fs.lies
     except (errors.AtomikError, ValueError):
         return  # no such folder, none to write to, no name: the exchange itself says so, with both paths
     finally:
         workspace.release(keep_parents=True)
     if lies:
-        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, _probe.LIES, os.fsdecode(first), name)
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, LIES, os.fsdecode(first), name)

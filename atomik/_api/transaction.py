@@ -1,113 +1,105 @@
-"""`Transaction`: collects items, and publishes all of them or none.
+"""`Transaction`: collects outputs, and publishes all of them or none.
 
-Everything public about a transaction is here; what it is made of lies below: items (`_staged`, `_names`), the ground
-they share (`_workspace`), the commit (`_commit`, `_single`, `_group`).
+Everything public about a transaction is here.  It has an intake (`_staging.intake`), which takes outputs in, and makes a
+`_commit.commit.Commit` when it ends well.
 
-Threads may stage at the same time: the transaction's lock guards its lists, and each item has a lock of its own, so
-that a slow sync of one does not stop the others.  A forked child gets a dead copy (I11).
+Whatever arrives while it ends, of whatever class and at whatever bytecode, is kept until everything is old or everything is
+new, and then goes on (P3): `_end` repeats what may be repeated.  It is called from two levels, so that a second exception,
+on the way into the first handler, finds the other.
+
+Threads may stage at the same time.  A forked child gets a dead copy (I11).
 """
 
 from __future__ import annotations
 
 import atexit
 import errno
-import operator
 import os
 import sys
-import threading
 import time
-import warnings
 import weakref
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
 from atomik._commit.barriers import Barriers
-from atomik._commit.commit import Commit, Interrupt
-from atomik._commit.single import Phase, Single
+from atomik._commit.commit import Commit
 from atomik._receipt import Receipt, State
-from atomik._staging.item import ItemState
-from atomik._staging.options import Progress
-from atomik._staging.workspace import Workspace
-from atomik._system import forked
-
-from .stager import Stager
+from atomik._staging import file as _file
+from atomik._staging.intake import Intake
+from atomik._staging.item import DISCARDED, SEALED
+from atomik._staging.workspace import collecting
+from atomik._system import forked, kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from atomik._protocol.step import Step
-    from atomik._staging.file import StagedFile
+    from atomik._staging.file_objects import StagedPath
     from atomik._staging.item import Item
+    from atomik._staging.options import BytesMode, ItemOptions, Progress, StrPath, TextMode
+
+# As names of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
 
 
-#: As a name of the module: before Python 3.12, to look a member up in its class is a call.
-_OPEN = State.OPEN
-
-#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
-_order = operator.attrgetter("order")
-
-
-class Transaction(Stager):
+class Transaction:
     """Several outputs, published all or nothing.  Made by `atomik.transaction`, whose help says how to use it.
 
     As a context manager it commits when its block ends well, and aborts when it is left by any exception.  Threads may
     stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
 
+    __slots__ = (
+        "__weakref__", "_barriers", "_commit", "_duration", "_intake", "_lock_timeout", "_receipt", "_state",
+    )  # fmt: skip
+
     def __init__(
         self,
         *,
         overwrite: bool = False,
-        durable: bool | str = True,
-        journal: bool = True,
-        lock_timeout: float = 60.0,
+        durable: bool | Literal["fsync", "syncfs"] = True,
+        lock_timeout: float | None = 60.0,
         progress: Progress | None = None,
     ) -> None:
-        if durable not in (True, False, "fsync", "syncfs"):
+        if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
+        if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
             raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
-        self._overwrite = overwrite
-        self._journal = journal
-        self._lock_timeout = lock_timeout
-        self._progress = progress
-        self._workspace = Workspace()
         self._barriers = Barriers(durable)
-        self._items = []
-        self._failed = {}
-        self._retained = []
-        self._commit = None
+        self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
+        self._lock_timeout = lock_timeout
+        self._commit: Commit | None = None
         self._receipt: Receipt | None = None
         self._duration = 0.0
-        self._lock = threading.RLock()
-        self._pid = forked.me
-        self._state = State.OPEN  # last: from here on there is something to give back
-        live[id(self)] = weakref.ref(self)
-        # Asked once for all that is staged, not twice for each of very many items.
-        self._heard = _events.heard(_events.DEBUG)
-        if self._heard:
+        self._state = _OPEN  # last: from here on there is something to give back
+        _live[id(self)] = weakref.ref(self)
+        if _events.heard(_events.DEBUG):
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
     # --- looking -------------------------------------------------------------------------------------------------
     @property
+    def txid(self) -> str:
+        """The id that log events and the names of temporary files carry."""
+        return self._intake.workspace.txid
+
+    @property
     def state(self) -> State:
         """Where the transaction is, a `atomik.State`."""
         commit = self._commit
-        return commit.state if commit is not None and self._state is State.OPEN else self._state
+        return commit.state if commit is not None and self._state is _OPEN else self._state
 
     @property
     def items(self) -> tuple[Item, ...]:
         """The items staged so far, in the order in which they will be swapped.  Each has ``path`` (absolute), ``kind``
         and ``order``, as an `atomik.ItemReceipt` has them."""
-        with self._lock:
-            return tuple(sorted(self._items, key=_order))
+        return tuple(self._intake.ordered())
 
     @property
     def receipt(self) -> Receipt | None:
         """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
-        if self._receipt is None and commit is not None and commit.state in (State.COMMITTED, State.IN_DOUBT):
+        if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
             steps = {step.dest: step for step in reversed(commit.steps)}
             barriers = self._barriers
             self._receipt = Receipt(
@@ -117,7 +109,184 @@ class Transaction(Stager):
         return self._receipt
 
     def __repr__(self) -> str:
-        return f"<atomik.Transaction {self.txid} {self.state.value}, {len(self._items)} items>"
+        return f"<atomik.Transaction {self.txid} {self.state.value}, {len(self._intake.items)} items>"
+
+    # --- staging -------------------------------------------------------------------------------------------------
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: TextMode = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> TextIO: ...
+
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: BytesMode,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> BinaryIO: ...
+
+    @overload
+    def file(
+        self,
+        path: StrPath,
+        mode: str = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> IO[Any]: ...
+
+    def file(
+        self,
+        path: StrPath,
+        mode: str = "w",
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        encoding: str | None = "utf-8",
+        errors: str | None = None,
+        newline: str | None = None,
+        buffering: int = -1,
+        **options: Unpack[ItemOptions],
+    ) -> IO[Any]:
+        """Stage a file and return the file object to write it with; see `atomik.file` for the parameters and errors.
+
+        The object may be used with ``with``, or closed, or left to the commit.  Leaving its ``with`` by an exception
+        drops this output alone; the commit then wants it staged again.
+
+        :param overwrite: a bool; ``None`` takes the transaction's default.
+        :param int order: when it is published, among the items; lower first, then as staged.
+        :returns: a real, seekable file object, text or binary.
+        :raises atomik.errors.DuplicateDestinationError: the destination is staged already in this transaction.
+        :raises atomik.errors.NestedDestinationError: it lies inside another destination, or the reverse.
+        :raises atomik.errors.CrossFilesystemError: it lies on another filesystem or mount than the first one.
+        :raises atomik.errors.TransactionStateError: the transaction is not open, or this is a forked child.
+        """
+        return self._stage_file(path, mode, overwrite, tmp_dir, (buffering, encoding, errors, newline), options)
+
+    def _stage_file(
+        self, path: StrPath, mode: str, overwrite: bool | None, tmp_dir: StrPath | None, text: tuple[Any, ...],
+        options: ItemOptions,
+    ) -> IO[Any]:  # fmt: skip
+        return _file.stage(self._intake, path, mode, overwrite, tmp_dir, text, options)
+
+    def folder(
+        self,
+        path: StrPath,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        *,
+        base: StrPath | None = None,
+        copy: bool = False,
+        **options: Unpack[ItemOptions],
+    ) -> StagedPath:
+        """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters.
+
+        :param base: a str or path object: start from a clone of this folder.
+        :param bool copy: start from a clone of what exists at `path`.
+        :returns: a `pathlib.Path`; with ``with``, leaving the block by an exception drops this output alone.  It pickles
+            as a plain path, for worker processes.
+
+        Raises like `Transaction.file`.
+        """
+        from atomik._staging import folder
+
+        return folder.stage(self._intake, path, overwrite, tmp_dir, base, copy=copy, options=options)
+
+    def path(
+        self,
+        path: StrPath,
+        overwrite: bool | None = None,
+        tmp_dir: StrPath | None = None,
+        **options: Unpack[ItemOptions],
+    ) -> StagedPath:
+        """Stage a path for a program that opens files by name; see `atomik.path` for the parameters.
+
+        :returns: a `pathlib.Path`, at which nothing stands yet.
+
+        Raises like `Transaction.file`.
+        """
+        from atomik._staging import path as _path
+
+        return _path.stage(self._intake, path, overwrite, tmp_dir, options)
+
+    def symlink(
+        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False
+    ) -> None:
+        """Stage a symbolic link at `path` that says `target`; the target need not exist.
+
+        With `overwrite`, anything but a folder may be replaced.
+
+        :param path: where the link is to stand, a str or path.
+        :param target: what the link says, a str or path, absolute or relative to the link's folder.
+        :param overwrite: a bool; ``None`` takes the transaction's default.
+        :param int order: when it is published, among the items; lower first.
+        :param bool parents: make missing folders above `path`.
+
+        Raises like `Transaction.file`.
+        """
+        from atomik._staging import symlink
+
+        symlink.stage(self._intake, path, target, overwrite, {"order": order, "parents": parents})
+
+    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
+        """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
+
+        It is renamed away by the commit and deleted after it, so until then it can come back.
+
+        :param path: what is to go, a str or path.
+        :param bool missing_ok: nothing there is fine; else `MissingPathError`.
+        :param int order: when it is swapped, among the items; lower first.
+
+        Raises like `Transaction.file`.
+        """
+        from atomik._staging import removal
+
+        removal.stage(self._intake, path, missing_ok=missing_ok, order=order)
+
+    def move(
+        self, src: StrPath, dest: StrPath, overwrite: bool | None = None, *, order: int = 0,
+        backup: str | Callable[[str], str] | None = None,
+    ) -> None:  # fmt: skip
+        """Stage moving what stands at `src` to `dest`, on the same filesystem; undone like everything else.
+
+        Each of the two names changes in one step; between the two steps, microseconds, neither shows the object.
+
+        :param src: what is to be moved, a str or path: a file, a link (itself, not its target) or a whole folder.
+        :param dest: its new name, a str or path.
+        :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
+        :param int order: when it is published, among the items; lower first.
+        :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+
+        :raises atomik.errors.MissingPathError: `src` is missing.
+        :raises atomik.errors.NestedDestinationError: a folder would go into itself.
+
+        Otherwise raises like `Transaction.file`.
+        """
+        from atomik._staging import move
+
+        move.stage(self._intake, src, dest, overwrite, order=order, backup=backup)
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
@@ -146,137 +315,107 @@ class Transaction(Stager):
         assert receipt is not None
         return receipt
 
-    def _publish(self) -> None:
-        with self._lock:
-            self._require_open()
-            if self._failed:
-                path, reason = next(iter(self._failed.items()))
-                self._fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
-            self._run_commit()
-
-    def _run_commit(self) -> None:
-        started, sealed = time.perf_counter(), ItemState.SEALED
-        commit: Commit | None = None
-        try:
-            items = list(self.items)
-            for item in items:
-                if item.state is not sealed:
-                    item.seal()
-            commit = self._commit = self._choose(items)
-            if items:
-                commit.run()
-            else:
-                commit.state = State.COMMITTED
-        except BaseException as exc:  # noqa: BLE001  goes on from there
-            self._duration = time.perf_counter() - started
-            self._fail(exc, commit)
-        self._duration = time.perf_counter() - started
-        self._finish(commit)
-        if _events.heard(_events.INFO):
-            commit.event(
-                _events.INFO, "transaction.committed", items=len(items), durable=bool(self._barriers.durable),
-                synced_by=self._barriers.how, sync_calls=self._barriers.calls, duration=round(self._duration, 6),
-            )  # fmt: skip
-            for each in self.receipt.items if self.receipt is not None else ():
-                if each.broken_links:
-                    commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
-
-    def _fail(self, exc: BaseException, commit: Commit | None) -> NoReturn:
-        """The commit ended with `exc`: give everything back, and raise what the caller is to see."""
-        self._finish(commit)
-        self._tell_failure(commit, exc)
-        if isinstance(exc, errors.DurabilityError):
-            exc.receipt = self.receipt
-        if isinstance(exc, OSError) and not isinstance(exc, errors.AtomikError):
-            raise self._commit_error(exc, commit) from exc
-        raise exc
-
-    def _resume(self, step: Step | None, exc: BaseException, phase: Phase, started: float) -> None:
-        """Bring to its end what `_plain` began: `step`, if it came to one, and what stopped it, and where."""
-        commit: Single | None = None
-        try:
-            if step is None:
-                raise exc
-            commit = Single(self._workspace, self._items, self._barriers, self._lock_timeout)
-            self._commit = commit
-            commit.resume(step, exc, phase)
-        except BaseException as final:  # noqa: BLE001  goes on from there
-            self._duration = time.perf_counter() - started
-            self._fail(final, commit)
-        self._duration = time.perf_counter() - started
-        self._finish(commit)
-
-    def _tell_failure(self, commit: Commit | None, exc: BaseException) -> None:
-        """The last event of a commit that failed, unless it was told where more is known."""
-        if commit is not None and commit.told:
-            return
-        cause = str(exc) or type(exc).__name__
-        if self._state is State.ABORTED:
-            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._items), cause=cause)
-        elif isinstance(exc, (errors.DurabilityError, errors.RollbackError)):
-            _events.emit(_events.WARNING, "transaction.in_doubt", tx=self.txid, error=cause, cause=str(exc.__cause__))
-
-    def _choose(self, items: list[Item]) -> Commit:
-        """One step is atomic by itself; several need the journal."""
-        if len(items) <= 1 and all(item.one_step for item in items):
-            return Single(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        from atomik._commit.group import Group  # what it needs is loaded only by those who need it
-
-        group = Group(self._workspace, items, self._barriers, self._lock_timeout, self._progress)
-        # Without one, recovery would take what the weaker method has put aside for abandoned.
-        group.journalled = self._journal or any(item.options.allow_gap for item in items)
-        return group
-
-    def _commit_error(self, exc: OSError, commit: Commit | None) -> errors.CommitError:
-        """Rolled back.  The path: of the destination that was being swapped, or what the system's error names."""
-        named = exc.filename if isinstance(exc.filename, str) and os.path.isabs(exc.filename) else None
-        path = (commit and commit.at) or named or (self._items[0].path if self._items else None)
-        text = "the commit failed and everything was rolled back"
-        return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path))
-
     def abort(self) -> None:
         """Drop everything staged; every destination is as it was.  Harmless when it was aborted before.
 
         :raises atomik.errors.TransactionStateError: it was committed already, or this is a forked child.
         """
-        with self._lock:
-            if self._state is State.ABORTED:
+        with self._intake.lock:
+            if self._state is _ABORTED:
                 return
-            self._require_open()
-            self._finish(None)
+            self._intake.require_open()
+            self._intake.closed = _ABORTED.value
+            interrupt = self._end(None)
             if _events.heard(_events.INFO):
-                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._items))
-
-    def _finish(self, commit: Commit | None) -> None:
-        """Give everything back, whatever happened.  Failures are logged, and listed in the receipt."""
-        state = State.ABORTED if commit is None or commit.state is State.OPEN else commit.state
-        if state in (State.PREPARED, State.SWAPPED):
-            state = (
-                State.IN_DOUBT
-            )  # a second interrupt, in the rollback: what is displaced is for recovery to bring back
-        interrupt: Interrupt | None = None
-        while True:
-            try:
-                self._give_back(commit, state)
-                break
-            except (KeyboardInterrupt, SystemExit) as exc:  # everything in there may be repeated
-                interrupt = exc
-        self._state = state
-        live.pop(id(self), None)
+                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
         if interrupt is not None:
             raise interrupt
 
-    def _give_back(self, commit: Commit | None, state: State) -> None:
-        failures: list[OSError] = []
-        # In a slot there may be an original that only recovery can bring back, or that has no place to go back to.
-        keep = state is State.IN_DOUBT or (commit is not None and bool(commit.stranded))
-        for item in self._items:
+    def _publish(self) -> None:
+        """Publish everything, or bring everything back."""
+        with self._intake.lock:
+            self._require_whole()
+            started = time.perf_counter()
             try:
-                item.end(done=state is State.COMMITTED or keep)
-            except OSError as exc:
-                failures.append(exc)
-        failures += self._workspace.release(
-            keep_parents=state is not State.ABORTED, keep_private_folders=keep, progress=self._progress
+                try:
+                    self._run(started)
+                except BaseException as exc:  # noqa: BLE001  goes on from there
+                    self._fail(exc, started)
+            except BaseException as exc:
+                if self._state is _OPEN:  # it arrived on the way to the handler above
+                    self._fail(exc, started)
+                raise
+        if _events.heard(_events.INFO):
+            self._tell_success()
+
+    def _run(self, started: float) -> None:
+        intake = self._intake
+        intake.closed = "being committed"
+        items = intake.ordered()
+        for item in items:
+            if item.state is not SEALED:
+                item.seal(early=False)
+        commit = self._commit = Commit(intake.workspace, items, self._barriers, self._lock_timeout, intake.progress)
+        if items:
+            commit.run()
+        else:
+            commit.state = _COMMITTED
+        self._give_back()
+        self._duration = time.perf_counter() - started
+        self._state = commit.state
+        intake.closed = "committed"
+        _live.pop(id(self), None)
+
+    def _fail(self, exc: BaseException, started: float) -> NoReturn:
+        """The commit was left by `exc`: bring it to its end, and raise what the caller is to see."""
+        interrupt = self._end(exc)
+        self._duration = time.perf_counter() - started
+        self._tell_failure(exc)
+        if isinstance(exc, errors.DurabilityError):
+            exc.receipt = self.receipt
+        if interrupt is not None and interrupt is not exc:
+            raise interrupt
+        if isinstance(exc, OSError) and kernel.errno_of(exc) is not None and self._state is _ABORTED:
+            raise self._commit_error(exc) from exc
+        raise exc
+
+    def _end(self, exc: BaseException | None) -> BaseException | None:
+        """Bring everything to its end, whatever arrives meanwhile; what the caller is to see in place of `exc`, or None."""
+        instead: BaseException | None = None
+        while True:
+            try:
+                self._settle(exc)
+                return instead
+            except errors.RollbackError as doubt:
+                instead = doubt
+            except BaseException as again:  # noqa: BLE001  kept until the end
+                # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
+                if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
+                    instead = instead or again
+
+    def _settle(self, exc: BaseException | None) -> None:
+        """What may be repeated until it was not interrupted."""
+        commit = self._commit
+        if commit is not None and exc is not None:
+            commit.end(exc)
+        self._give_back()
+        self._state = _ABORTED if commit is None or commit.state is _OPEN else commit.state
+        self._intake.closed = self._state.value
+        _live.pop(id(self), None)
+
+    def _give_back(self) -> None:
+        """Delete what is left, and let everything go.  Failures are logged, and listed in the receipt."""
+        commit, intake = self._commit, self._intake
+        state = _ABORTED if commit is None else commit.state
+        # In a slot there may be an original that only recovery can bring back, or that has no place to go back to.
+        keep = state is _IN_DOUBT or (commit is not None and bool(commit.stranded))
+        failures: list[OSError] = []
+        for item in intake.items if commit is None else (*commit.items, *intake.items):
+            if item.state is not DISCARDED or item.owner is not None:
+                with collecting(failures):
+                    item.end(done=state is _COMMITTED or keep)
+        failures += intake.workspace.release(
+            keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
         for failure in failures:
             path = str(failure.filename or "")
@@ -285,72 +424,103 @@ class Transaction(Stager):
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
 
-    def _take_over(self, item: StagedFile, state: State, receipt: Receipt | None, pid: int) -> None:
-        """Begin with an item that the short way has staged in process `pid`, or ended already (see `_plain`)."""
-        self._workspace.hold(item.place.directory)
-        self._workspace.destinations.register(item.place, item.given, None)
-        item.owner = self
-        self._items.append(item)
-        self._state, self._receipt, self._pid = state, receipt, pid
-        if state is not State.OPEN:
-            item.state = ItemState.DONE
-            live.pop(id(self), None)
+    def _require_whole(self) -> None:
+        intake = self._intake
+        intake.require_open()
+        if intake.failed:
+            path, reason = next(iter(intake.failed.items()))
+            _fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
 
-    def _require_open(self) -> None:
-        if self._pid != forked.me:
-            self._fail_state("this is a forked child: only the process that began a transaction can use it")
-        if self._state is not _OPEN or self._commit is not None:
-            self._fail_state(f"the transaction is {self.state.value}; begin a new one")
+    # --- telling -------------------------------------------------------------------------------------------------
+    def _tell_success(self) -> None:
+        commit, barriers = self._commit, self._barriers
+        assert commit is not None
+        commit.event(
+            _events.INFO, "transaction.committed", items=len(commit.items), durable=bool(barriers.durable),
+            synced_by=barriers.how, sync_calls=barriers.calls, duration=round(self._duration, 6),
+        )  # fmt: skip
+        for each in self.receipt.items if self.receipt is not None else ():
+            if each.broken_links:
+                commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
 
-    def _fail_state(self, text: str) -> NoReturn:
-        raise errors.TransactionStateError(text)
+    def _tell_failure(self, exc: BaseException) -> None:
+        """The last event of a commit that failed, unless it was told where more is known."""
+        if self._commit is not None and self._commit.told:
+            return
+        cause = str(exc) or type(exc).__name__
+        if self._state is _ABORTED:
+            items = len(self._intake.items)
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=items, cause=cause)
+        elif isinstance(exc, errors.DurabilityError):
+            _events.emit(_events.WARNING, "transaction.in_doubt", tx=self.txid, error=cause, cause=str(exc.__cause__))
 
+    def _commit_error(self, exc: OSError) -> errors.CommitError:
+        """Rolled back.  The path: of the destination that was being swapped, or what the system's error names."""
+        named = exc.filename if isinstance(exc.filename, str) and os.path.isabs(exc.filename) else None
+        items = self._intake.items
+        path = (self._commit and self._commit.at) or named or (items[0].path if items else None)
+        text = "the commit failed and everything was rolled back"
+        return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path))
+
+    # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._require_open()
+        self._intake.require_open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pid != forked.me:
+        if self._intake.pid != forked.me:
             if kind is None:
-                self._require_open()
+                self._intake.require_open()
             return
-        if self._state is not State.OPEN:
+        if self._state is not _OPEN:
             return  # committed or aborted inside the block
-        if kind is None:
-            try:
-                self._publish()
-            except errors.TransactionStateError:
-                self.abort()
-                raise
-        else:
+        if kind is not None:
             self.abort()
+            return
+        try:
+            self._publish()
+        except errors.TransactionStateError:
+            if self._state is _OPEN:
+                self.abort()
+            raise
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not State.OPEN or self._pid != forked.me:
+        if getattr(self, "_state", None) is not _OPEN or self._intake.pid != forked.me:
             return
+        import warnings
+
         said = f"{self!r} was never committed nor aborted"
         if not sys.is_finalizing():
-            self._finish(None)
+            self._end(None)
         # Last, for a filter may turn it into an exception, and nothing may be left for that.
         warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
 
 
+def _is_ours(exc: BaseException) -> bool:
+    """Whether it says what atomik or the kernel could not do, as opposed to what the caller raised."""
+    return isinstance(exc, errors.AtomikError) or (isinstance(exc, OSError) and kernel.errno_of(exc) is not None)
+
+
+def _fail_state(text: str) -> NoReturn:
+    raise errors.TransactionStateError(text)
+
+
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
-live: dict[int, weakref.ref[Any]] = {}
+_live: dict[int, weakref.ref[Transaction]] = {}
 
 
 def _drop_open() -> None:
     """The program ends with open transactions: as if they had been collected, while that still works."""
-    for reference in list(live.values()):
+    for reference in list(_live.values()):
         transaction = reference()
         # One that another thread is committing this very moment is not open, only late.
-        if transaction is not None and transaction._lock.acquire(blocking=False):
+        if transaction is not None and transaction._intake.lock.acquire(blocking=False):
             try:
                 transaction.__del__()
             finally:
-                transaction._lock.release()
+                transaction._intake.lock.release()
 
 
 atexit.register(_drop_open)

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import define, field
-
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
 
@@ -33,19 +31,20 @@ FEW = 4
 FEW_FOLDERS = 4
 
 
-@define(eq=False)
 class Barriers:
-    """The barriers of one commit.  ``durable`` as given by the user; ``calls`` made so far, ``how`` they were made."""
+    """The barriers of one commit.  ``durable`` as given by the user; ``calls`` made so far, ``passed`` barriers."""
 
-    durable: bool | str
-    calls: int = field(default=0, init=False)
-    passed: int = field(default=0, init=False)
-    _how: set[str] = field(factory=set, init=False)
+    __slots__ = ("_how", "calls", "durable", "passed")
+
+    def __init__(self, durable: bool | str) -> None:
+        self.durable = durable
+        self.calls = self.passed = 0
+        self._how: tuple[str, ...] = ()
 
     @property
     def how(self) -> str:
         """The ways used: "fsync", "syncfs", "fsync+syncfs", or "" when nothing was to be durable."""
-        return "+".join(sorted(self._how))
+        return "+".join(sorted(set(self._how)))
 
     def whole(self, directory: Directory) -> bool:
         """Whether syncfs may serve on this filesystem."""
@@ -82,8 +81,8 @@ class Barriers:
         if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged:
             self.fsync(item.fd)
         else:
-            self.calls += item.sync_tree()
-            self._how.add("fsync")
+            self.calls += item.sync_content()
+            self._how += ("fsync",) if "fsync" not in self._how else ()
         item.synced = True
 
     def names(self, folders: list[Directory]) -> None:
@@ -104,17 +103,17 @@ class Barriers:
     def _folders(self, folders: Iterable[Directory]) -> None:
         for folder in folders:
             self.calls += 1
-            self._how.add("fsync")
+            self._how += ("fsync",) if "fsync" not in self._how else ()
             folder.sync()
 
     def fsync(self, fd: int) -> None:
         """One fsync."""
         self.calls += 1
-        self._how.add("fsync")
+        self._how += ("fsync",) if "fsync" not in self._how else ()
         kernel.port.fsync(fd)
 
     def syncfs(self, fd: int) -> None:
         """One syncfs."""
         self.calls += 1
-        self._how.add("syncfs")
+        self._how += ("syncfs",) if "syncfs" not in self._how else ()
         kernel.port.syncfs(fd)

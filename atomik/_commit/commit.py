@@ -1,120 +1,733 @@
-"""The commit: what both ways from sealed items to published ones share.
+"""The commit: from sealed items to published ones, or all back.  The one way, for one output and for many.
 
-* `Single` (_single.py): one step is atomic by itself, so there is no journal, and no lock beyond the one that covers a
-  slot beside the destination.  Last writer wins, as with rename(2).
-* `Group` (_group.py): several steps, or one with ``expect``: locks, journal, three barriers.
+::
 
-A commit either returns, with everything new, or raises, with everything old; ``state`` says so where it is not.
+    prepare                                     publish            confirm                    clean up
+    lock parents ─ find ─ plan ─ journal ─ B1 ─ swap … swap ─ B2 ─ mark ─ B3 ─ unlink journal ─ unlock ─ delete displaced
+    └────────────── nothing visible ─────────┘└── undo in reverse ──┘└ in doubt ┘└────────────── committed ─────────────┘
+
+What of it a commit needs follows from the plan as data (`plan.Needs`): one step that is atomic by itself needs no journal,
+no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leaves the barriers out.
+
+* *lock*: every parent, and every folder that is displaced, in one order (I8); no user code runs while they are held.
+* *journal*: durable in every parent before the first swap (I1), so that recovery finds it from any of them.
+* *swap*: in the order of the steps; each is checked by identity (I4).
+* *B2* before the mark (I2); *mark* and *B3* are the commit point.  If B3 itself fails the outcome is unknown: the journal
+  stays, nothing is undone, and recovery decides by what the disk has.
+* Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
+
+`Commit.run` goes forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
+end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
+nothing when there is nothing left to do.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
+import operator
 import os
+import stat
 import time
-from typing import TYPE_CHECKING, TypeVar
-
-from attrs import define, field
+from typing import TYPE_CHECKING, NoReturn
 
 from atomik import _events, errors
-from atomik._protocol.step import Step
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place, rename
+from atomik._hidden_names import JOURNAL_NAME, KEPT
+from atomik._protocol import journal as _journal
+from atomik._protocol import records
+from atomik._protocol.locks import close_all, lock_all, unlock_all
+from atomik._protocol.publish import Unnameable, identity_of_new, publish
+from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
+from atomik._protocol.undo import undo
 from atomik._receipt import State
+from atomik._recovery.unfinished_journal import wait_or_recover
+from atomik._staging.file import StagedFile
+from atomik._system import kernel
+from atomik._tree.delete import delete_file, delete_tree
+
+from . import plan as _plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Directory
-    from atomik._staging.item import Item
+    from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
 
     from .barriers import Barriers
 
-_T = TypeVar("_T")
+#: How often an overwrite starts again because somebody else keeps creating and removing the destination.
+_ATTEMPTS = 1000
 
-#: Seconds between the swap of a folder and the deletion of the old one, for readers that list the old one just then.
+#: With more items than this, the names in their folders are read at once …
+MANY = 8
+#: … unless there are more of them than items, or than this: then each item asks for its own.
+LONG = 4096
+
+#: Seconds between the swap of a folder and the deletion of the old one, for programs that list the old one just then.
 GRACE = 0.005
 
+#: the order in which locks are taken (I8)
+_key = operator.attrgetter("key")
 
-@define(eq=False)
+# As names of the module: before Python 3.12, to look a member up in its class is a call.
+_OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
+
+
 class Commit:
-    """One attempt to publish; see the module."""
+    """One attempt to publish; see the module.
 
-    workspace: Workspace
-    items: list[Item]
-    barriers: Barriers
-    lock_timeout: float
-    progress: Callable[[str, int, int], None] | None = None
-    state: State = field(default=State.OPEN, init=False)
-    steps: list[Step] = field(factory=list, init=False)
-    #: (path, reason) of what could not be cleaned up
-    leftovers: list[str] = field(factory=list, init=False)
-    #: its end has been logged already
-    told: bool = field(default=False, init=False)
-    #: displaced originals that must stay, because a stranger's object stands where they belong
-    stranded: list[Step] = field(factory=list, init=False)
-    _visible_from: float = field(default=0.0, init=False)
-    visible: float = field(default=0.0, init=False)
+    ``state`` says what is true of the destinations; ``steps`` what was planned, of which ``begun`` may have happened;
+    ``leftovers`` what could not be cleaned up; ``visible`` the seconds from the first swap to the end of the last.
+    """
 
-    def run(self) -> None:
-        """Publish, or raise; see the two ways below."""
-        raise NotImplementedError
+    __slots__ = (
+        "_begun", "_displaced", "_failure", "_journal", "_locked", "_marking", "_moved", "_needs", "_parents", "_recorded",
+        "_told", "_visible_from", "barriers", "items", "leftovers", "lock_timeout", "progress", "state", "steps",
+        "stranded", "visible", "workspace",
+    )  # fmt: skip
 
+    def __init__(
+        self, workspace: Workspace, items: list[Item], barriers: Barriers, lock_timeout: float | None,
+        progress: Callable[[str, int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.workspace, self.items, self.barriers = workspace, items, barriers
+        self.lock_timeout, self.progress = lock_timeout, progress
+        self.state = _OPEN
+        self.steps: list[Step] = []
+        self.leftovers: list[str] = []
+        #: displaced originals that must stay, because a stranger's object exists where they belong
+        self.stranded: list[Step] = []
+        self.visible = self._visible_from = 0.0
+        self._begun = 0
+        self._needs = _plan.Needs(journal=False, lock=False)
+        self._parents: list[Directory] = []
+        #: folders that will be displaced, open for their lock
+        self._displaced: list[Directory] = []
+        self._locked = self._marking = self._told = False
+        self._journal: _journal.LiveJournal | None = None
+        #: folders that go from their slot in a private folder to one beside the destination
+        self._moved: list[tuple[Place, Place]] = []
+        #: why undoing failed, the first time
+        self._failure: OSError | None = None
+        self._recorded: set[bytes] = set()
+
+    # --- saying --------------------------------------------------------------------------------------------------
     @property
     def txid(self) -> str:
         """The transaction's id."""
         return self.workspace.txid
 
-    def event(self, level: int, name: str, **fields: object) -> None:
-        """Log, bound to the transaction."""
-        _events.emit(level, name, tx=self.txid, **fields)
+    @property
+    def told(self) -> bool:
+        """Whether its end has been logged already."""
+        return self._told
 
     @property
     def at(self) -> str | None:
         """The destination whose step was begun last, for messages."""
-        return str(self.steps[-1].dest) if self.steps else None
+        return str(self.steps[self._begun - 1].dest) if self._begun else None
 
-    def tell(self, phase: str, done: int, total: int) -> None:
-        """Report progress, if somebody wants it."""
-        if self.progress is not None:
-            self.progress(phase, done, total)
+    def event(self, level: int, name: str, **fields: object) -> None:
+        """Log, bound to the transaction."""
+        _events.emit(level, name, tx=self.txid, **fields)
 
-    def syncing(self, done: int, total: int) -> None:
-        """Report the barriers behind us; before each, for behind the last there is no way back for a failing callback."""
-        if self.barriers.durable:
-            self.tell("syncing", done, total)
-
-    def wait_or_recover(self, directory: Directory) -> None:
-        """A journal lies in the folder: wait for its owner, or recover what a dead one left."""
-        from atomik._recovery.unfinished_journal import wait_or_recover
-
-        wait_or_recover(directory, self.lock_timeout)
-
-    def check_parent(self, directory: Directory) -> None:
-        """The folder that was opened when the item was staged must still be the one at its path."""
-        if not directory.still_there():
-            text = "the folder was moved, removed or replaced since the output was staged; stage again"
-            errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
+    def _syncing(self, done: int) -> None:
+        """Report the barriers behind us; before each, for behind the last a failing callback has no way back."""
+        if self.progress is not None and self.barriers.durable:
+            self.progress("syncing", done, 3 if self._needs.journal else 2)
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
         """A failure behind the commit point: told, never raised."""
         self.leftovers.append(f"{path}: {exc.strerror or exc}")
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
-    def spare_readers(self) -> None:
-        """Who opened a folder right before it was displaced is perhaps listing it this very moment, and would see it
-        being emptied: give them a moment.  A commit that waited for its barriers has given it already."""
-        if any(step.op != "create" and step.folder for step in self.steps):
+    # --- forward -------------------------------------------------------------------------------------------------
+    def run(self) -> None:
+        """Publish: returns with everything new, or raises; then `end` must be called."""
+        self.prepare()
+        self.confirm()
+        self.clean_up()
+
+    def prepare(self) -> None:
+        """Everything up to B2: published and durable, and still undoable."""
+        if len(self.items) == 1:
+            self._prepare_alone(self.items[0])
+        else:
+            self._prepare_group()
+        if not self.steps:
+            self.state = _COMMITTED
+            return
+        self.state = _PREPARED
+        self._publish()
+        self._syncing(1)
+        self._make_names_durable()
+        self.state = _SWAPPED
+
+    def _prepare_alone(self, item: Item) -> None:
+        """One item: what it needs shows when it was planned."""
+        parent = item.place.directory
+        if item.backup is None and item.expectation is None and item.kind != "move" and not item.options.allow_gap:
+            while parent.exists(JOURNAL_NAME):
+                # An unfinished transaction may be about to put back what exists at our destination.
+                wait_or_recover(parent, self.lock_timeout)  # type: ignore[arg-type]
+            self._check_parent(parent)
+            if item.options.if_changed:
+                item.stands_already()
+            self._syncing(0)
+            self.barriers.staged(self.items, [], self.workspace.made_parents, None)
+            if item.unchanged:
+                self.barriers.names([parent])
+                return
+            self._plan_alone(item)
+        else:
+            self._prepare_group()
+
+    def _prepare_group(self) -> None:
+        """Under the locks: plan, and write the journal."""
+        displaced = {place for item in self.items for place in item.folders_there()}
+        self._lock(displaced)
+        for item in self.items:
+            if item.slot is None and isinstance(item, StagedFile):
+                item.name_it()
+        while True:
+            folders = self._plan_group()
+            if folders <= displaced:
+                break
+            displaced = folders  # one came since it was looked at
+            self._lock(displaced)
+        self._keep_in_parent()
+        if self.steps:
+            if self._needs.journal:
+                self._write_journal()
+            else:  # one output, with an expectation that was met by what is not there
+                self.steps[0].alone = False
+        for slot, beside in self._moved:  # now that a journal tells of it, for nothing else would
+            rename(slot, beside, 0)
+        homes = [made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents]
+        self._syncing(0)
+        # The private folders' own names must last as well: what is displaced will lie in them.
+        fd = None if self._journal is None else self._journal.fd
+        self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
+        if _events.heard(_events.DEBUG):
+            self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
+
+    # --- finding and planning ------------------------------------------------------------------------------------
+    def _plan_alone(self, item: Item) -> None:
+        """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
+        while True:
+            if isinstance(item, StagedFile) and item.slot is None and (item.found or item.options.overwrite):
+                self._name_for_exchange(item)
+            found = item.find(alone=True)
+            self.steps = self._planned([item], found)
+            displaced = any(there is not None and there.kind == "folder" for there in found.values())
+            self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=displaced)
+            for step in self.steps:
+                step.alone = True
+            if not self._needs.lock or self._locked:
+                return
+            self._lock({place for place, there in found.items() if there is not None and there.kind == "folder"})
+
+    def _name_for_exchange(self, item: StagedFile) -> None:
+        """A file that replaces something needs a name first; if that took a copy, the copy must be made durable."""
+        if item.place.status() is None:
+            return
+        before = item.fd
+        item.name_beside()
+        if self.barriers.durable and item.fd != before:
+            self.barriers.content(item)
+
+    def _plan_group(self) -> set[Place]:
+        """Plan; the names at which there are folders now."""
+        if len(self.items) > MANY:
+            self.workspace.list_names(self._parents, min(len(self.items), LONG))
+        items = [item for item in self.items if not (item.options.if_changed and item.stands_already())]
+        found: dict[Place, Found | None] = {}
+        for item in items:
+            found.update(item.find(alone=False))
+        self.steps = self._planned(items, found)
+        expected = any(item.expectation is not None for item in items)
+        self._needs = _plan.needs(self.steps, checked_later=expected, folders_displaced=True)
+        return {place for place, there in found.items() if there is not None and there.kind == "folder"}
+
+    def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
+        alone = len(self.items) == 1 and not self._locked
+        try:
+            return _plan.plan([item.operation(alone=alone) for item in items], found)
+        except _plan.Refusal as refusal:
+            _plan.refuse(refusal)
+
+    def _keep_in_parent(self) -> None:
+        """Give a folder that may be renamed only within its parent a slot there.
+
+        Others could look into that slot, so what is staged is closed to them until right before its swap.
+        """
+        chains: dict[Place, list[Step]] = {}
+        for step in self.steps:
+            if step.kind == "folder" and step.op != "exchange":
+                chains.setdefault(step.slot, []).append(step)
+        items = {item.slot: item for item in self.items if item.slot is not None} if chains else {}
+        for slot, steps in chains.items():
+            parents = {step.dest.directory.key: step.dest.directory for step in steps}
+            if len(parents) != 1 or not any(_is_bound(step) for step in steps):
+                continue
+            beside = self.workspace.sibling(*parents.values())
+            first = steps[0]
+            if first.new is not None:
+                first.mode = _close_to_others(slot)
+                self._moved.append((slot, beside))
+            items[slot].slot = beside
+            for step in steps:
+                step.slot = beside
+
+    # --- locks and the journal -----------------------------------------------------------------------------------
+    def _lock(self, displaced: set[Place]) -> None:
+        """Lock every parent, and every folder that will be displaced: readers of it must have ended (P6)."""
+        self._unlock()
+        parents = {place.directory for item in self.items for place in item.places()}
+        self._parents = sorted(parents, key=_key)
+        while True:
+            self._locked = True  # from here on there may be locks to give back
+            self._open_displaced(displaced)
+            hot = lock_all([*self._parents, *self._displaced], self.lock_timeout)
+            if hot is None:
+                break
+            # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
+            self._unlock()
+            wait_or_recover(hot, self.lock_timeout)  # type: ignore[arg-type]
+        for parent in self._parents:
+            self._check_parent(parent)
+
+    def _open_displaced(self, displaced: set[Place]) -> None:
+        for place in displaced:
+            try:
+                folder = Directory.open(place.name, place.fd, follow=False)
+            except OSError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
+                continue  # gone; or it may not be read, and has no readers that could hold its lock
+            folder.path = str(place)
+            self._displaced.append(folder)
+
+    def _unlock(self) -> None:
+        if self._locked:
+            unlock_all(self._parents)
+            close_all(self._displaced)
+            self._displaced.clear()
+            self._locked = False
+
+    def _check_parent(self, directory: Directory) -> None:
+        """The folder that was opened when the item was staged must still be the one at its path."""
+        if not directory.still_there():
+            text = "the folder was moved, removed or replaced since the output was staged; stage again"
+            errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
+
+    def _folders(self) -> list[Directory]:
+        """Every folder that a swap takes a name from or gives one to, and those that hold the journal's names."""
+        private = [made.folder for made in self.workspace.private_folders.values()]
+        if self._parents:
+            return self._parents + private
+        step = self.steps[0]
+        folders = [step.dest.directory]
+        if step.method != LINKAT and step.slot.directory is not step.dest.directory:
+            folders.append(step.slot.directory)
+        return folders
+
+    def _write_journal(self) -> None:
+        self._journal = _journal.LiveJournal(-1, self.txid, 0)
+        private = list(self.workspace.private_folders.values())
+        try:
+            _journal.create(self._journal, self._intent, private, self._parents)
+        except _journal.HotJournal as hot:
+            text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
+            raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
+
+    def _intent(self, journal: bytes) -> bytearray:
+        """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
+        folders = self._folders()
+        paths = [folder.real_path() for folder in folders]
+        root = os.path.commonpath(paths)
+        number = {folder: at for at, folder in enumerate(folders)}
+        entries = [
+            records.Folder(_below(path, root), folder.identity("") or b"", at < len(self._parents))
+            for at, (path, folder) in enumerate(zip(paths, folders, strict=True))
+        ]
+        steps = (
+            (
+                s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
+                number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
+            )
+            for s in self.steps
+        )  # fmt: skip
+        return records.encode(self.txid, journal, entries, steps, len(self.steps))
+
+    # --- publish -------------------------------------------------------------------------------------------------
+    def _publish(self) -> None:
+        if self.steps[0].alone:
+            self._publish_alone(self.items[0])
+            return
+        heard, progress, total = _events.heard(_events.DEBUG), self.progress, len(self.steps)
+        self._visible_from = time.perf_counter()
+        for at, step in enumerate(self.steps):
+            self._begun = at + 1
+            if step.mode is not None:
+                self._set_mode(step.slot, step.mode, step.new)
+            publish(step)
+            if heard:
+                self._swapped(step, at)
+            if progress is not None:
+                progress("swapping", at + 1, total)
+        self.visible = time.perf_counter() - self._visible_from
+        for step in self.steps:
+            if step.mode is not None and self.barriers.durable:
+                self._set_mode(step.dest, None)
+        for item in self.items:
+            self._check_displaced(item)
+
+    def _publish_alone(self, item: Item) -> None:
+        """One step, and the last writer wins: where the destination came or went in between, plan again."""
+        for _ in range(_ATTEMPTS):
+            step = self.steps[0]
+            self._visible_from = time.perf_counter()
+            self._begun = 1
+            try:
+                publish(step)
+            except Unnameable:
+                self._begun = 0
+                assert isinstance(item, StagedFile)
+                self._name_slot(item)
+            except OSError as exc:
+                if not self._is_to_repeat(step, exc):
+                    raise
+                self._begun = 0
+            else:
+                self.visible = time.perf_counter() - self._visible_from
+                self._check_came_out(step)
+                if _events.heard(_events.DEBUG):
+                    self._swapped(step, 0)
+                return
+            self._plan_alone(item)
+        text = "others keep creating and removing the destination; try again"
+        errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
+
+    def _name_slot(self, item: StagedFile) -> None:
+        before = item.fd
+        item.name_it()
+        if self.barriers.durable and item.fd != before:
+            self.barriers.content(item)
+
+    def _is_to_repeat(self, step: Step, exc: OSError) -> bool:
+        """Whether nothing happened because the destination came or went since it was looked at."""
+        if isinstance(exc, errors.ConflictError):
+            return step.op == "replace" and step.slot.identity() == identity_of_new(step)
+        number = kernel.errno_of(exc)
+        if number == errno.EEXIST and step.op == "create" and step.overwriting:
+            return step.dest.identity() != identity_of_new(step)
+        return number == errno.ENOENT and step.op == "replace" and step.dest.identity() is None
+
+    def _check_came_out(self, step: Step) -> None:
+        """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
+        if step.op == "create" or step.method == RENAME:
+            return
+        came_out = step.slot.status()
+        if came_out is None or (step.new is not None and step.slot.identity() == step.new):
+            text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
+            errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
+        if step.op == "replace" and not same_kind(came_out.mode, step.kind):
+            text = "another kind of object came to exist there meanwhile; it was left alone"
+            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
+
+    def _set_mode(self, place: Place, mode: int | None, known: bytes | None = None) -> None:
+        """Give a folder that was closed to others its mode, right before its swap, if it is the `known` one still; None:
+        make that durable."""
+        flags = os.O_RDONLY if mode is None else os.O_PATH
+        try:
+            fd = kernel.port.open(place.name, flags | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+        except PermissionError as exc:  # a mode that does not let its owner read, as fsync would have to
+            if kernel.errno_of(exc) is None:
+                raise
+            self.barriers.syncfs(place.fd)
+            return
+        try:
+            if mode is None:
+                self.barriers.fsync(fd)
+            elif identify(place.directory.fs, fd) != known:
+                text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
+                errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
+            else:
+                kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
+        finally:
+            kernel.port.close(fd)
+
+    def _check_displaced(self, item: Item) -> None:
+        """Compare-and-swap, after the swap: what we displaced must still be what the caller had seen."""
+        expected = None if item.expectation is None else item.expected_in()
+        if expected is None:
+            return
+        observation, slot = expected
+        why = observation._mismatch(slot, moved=True)
+        if why is not None:
+            text = f"not what was expected: {why} at the last moment; observe it again and repeat"
+            errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
+
+    def _swapped(self, step: Step, order: int) -> None:
+        self.event(
+            _events.DEBUG, "item.swapped", path=str(step.dest), kind=step.kind, op=step.op, method=step.method,
+            order=order, st_dev=step.dest.directory.dev,
+        )  # fmt: skip
+
+    # --- confirm -------------------------------------------------------------------------------------------------
+    def _make_names_durable(self) -> None:
+        """B2.  Of one step alone it is the last sync: a failure leaves the new version visible, for to undo it would be
+        no more durable."""
+        try:
+            self.barriers.names(self._folders())
+        except OSError as exc:
+            if self._needs.journal or kernel.errno_of(exc) is None:
+                raise
+            self.state = _COMMITTED
+            text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"
+            raise errors.DurabilityError(
+                *errors.os_args(
+                    exc.errno or errno.EIO, f"{text}; check the disk and write again", str(self.steps[0].dest)
+                )
+            ) from exc
+
+    def confirm(self) -> None:
+        """The mark and B3: from here on there is no way back."""
+        if self._journal is not None and self.state is _SWAPPED:
+            self._syncing(2)
+            self._marking = True
+            self._journal.append(records.COMMITTED)
+            self._sync_mark()
+        self.state = _COMMITTED
+
+    def _sync_mark(self) -> None:
+        assert self._journal is not None
+        try:
+            self.barriers.mark(self._journal.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            self.state = _IN_DOUBT
+            text = (
+                "every destination is new, but the sync of the commit mark failed, so a power cut may bring all of "
+                "them back; check the disk, then call atomik.recover() on the folder"
+            )
+            raise errors.DurabilityError(*errors.os_args(exc.errno or errno.EIO, text, self._parents[0].path)) from exc
+
+    # --- the end -------------------------------------------------------------------------------------------------
+    def end(self, cause: BaseException) -> None:
+        """Bring what `run` began to its end: all old, or all new behind the mark.
+
+        Idempotent, and may be left by any exception and called again.  Sets ``state``; raises RollbackError when it is not
+        certain that everything is old.
+        """
+        if self._marking and self.state is _SWAPPED:
+            self._read_mark()
+        if self.state in (_OPEN, _PREPARED, _SWAPPED):
+            self._roll_back(cause)
+        if self.state is not _IN_DOUBT:
+            self.clean_up()
+        self._unlock()
+        self._close_journal()
+        if self._failure is not None:
+            self._tell_doubt(cause)
+
+    def _read_mark(self) -> None:
+        """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
+        assert self._journal is not None
+        if self._journal.read_back() == records.COMMITTED:
+            self._sync_mark()
+            self.state = _COMMITTED
+        else:
+            self._marking = False
+
+    def _roll_back(self, cause: BaseException) -> None:
+        """Undo what was begun, in reverse; what cannot be undone leaves us in doubt."""
+        begun = self.steps[: self._begun]
+        if self.steps and self.steps[0].alone:
+            for step in begun:
+                self._identify(step)
+        self._recorded = {identity for step in begun for identity in (step.new, step.old) if identity is not None}
+        self.stranded.clear()
+        failures = [failure for step in reversed(begun) if (failure := self._undo(step, cause)) is not None]
+        if not failures:
+            try:
+                self._make_undone_durable(begun=bool(begun))
+            except OSError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
+                failures = [exc] if begun else []
+        if failures:
+            self._failure = failures[0]
+            self._keep_in_doubt()
+            return
+        self.state = _ABORTED
+        if begun and not self.steps[0].alone and not self._told:
+            self._told = True
+            self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
+
+    def _identify(self, step: Step) -> None:
+        """Fill in the identities that a step alone did without: only a failure has to tell old from new."""
+        identity_of_new(step)
+        there = step.dest.identity()
+        if there != step.new:
+            step.old = there  # not swapped, or somebody else's already
+        elif step.op != "create":
+            held = (place.identity() for place in step.slots())
+            step.old = next((identity for identity in held if identity not in (None, step.new)), None)
+
+    def _undo(self, step: Step, cause: BaseException) -> OSError | None:
+        """Undo one step; a failure is returned, so that the others are undone all the same.
+
+        Tried twice: the cause may have been of the moment, and in doubt is a bad place to be.
+        """
+        for last in (False, True):
+            try:
+                result = undo(step, self._recorded)
+                break
+            except OSError as exc:
+                if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                    raise
+                if last:
+                    return exc
+        held = step.slot.identity()
+        if not step.alone and result is Undone.FOREIGN and held is not None and _is_strange(step, held, self._recorded):
+            self.stranded.append(step)
+            cause.add_note(
+                f"somebody published at {step.dest} meanwhile, and theirs stays; the original lies at {step.slot} until "
+                "atomik.recover(…, discard=True)"
+            )
+        if _events.heard(_events.DEBUG):
+            self.event(_events.DEBUG, "item.undone", path=str(step.dest), op=step.op, result=result.value)
+        return None
+
+    def _make_undone_durable(self, *, begun: bool) -> None:
+        """Make the rollback durable, and say so in the journal before any of its names goes: one that lingers must not
+        start an undo over newer work (I3).  Through descriptors of their own: one on which a sync has failed proves nothing
+        any more (I9)."""
+        if begun and self.barriers.durable:
+            for folder in self._folders():
+                fresh = Directory.open(".", folder.fd)
+                try:
+                    self.barriers.names([fresh])
+                finally:
+                    fresh.close()
+        if self._journal is not None and self._journal.names:
+            self._journal.append(records.UNDONE)
+            if begun:
+                self.barriers.mark(self._journal.fd)
+
+    def _keep_in_doubt(self) -> None:
+        """Undoing failed: the journal stays; a step alone has none, so its original gets a name that says "keep me"."""
+        self.state = _IN_DOUBT
+        step = self.steps[0]
+        if step.alone and step.op != "create":
+            kept = Place(step.slot.directory, step.slot.name + KEPT)
+            try:
+                rename(step.slot, kept, 0)
+            except OSError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
+            else:
+                step.slot = kept
+
+    def _tell_doubt(self, cause: BaseException) -> NoReturn:
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        why = failure.strerror or str(failure)
+        self._told = True
+        self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
+        step = self.steps[0]
+        if step.alone:
+            where = str(step.slot) if step.op != "create" else None
+            text = f"the commit failed, and so did undoing it: {why}; the original may lie beside it"
+            raise errors.RollbackError(
+                *errors.os_args(failure.errno or errno.EIO, text, str(step.dest), where)
+            ) from failure
+        text = (
+            f"the commit failed ({cause}), and so did undoing it: {why}; the journal stays. "
+            "Fix the cause, then call atomik.recover() on this folder"
+        )
+        raise errors.RollbackError(
+            *errors.os_args(failure.errno or errno.EIO, text, self._parents[0].path)
+        ) from failure
+
+    # --- clean up ------------------------------------------------------------------------------------------------
+    def clean_up(self) -> None:
+        """Take the journal's well-known names away, unlock, and delete what lies beside the destinations; what is in the
+        private folders goes with them.  The journal's last names go last: until then recovery finds what there is to delete.
+        """
+        journal = self._journal
+        if journal is not None and self.stranded:
+            self._without_failing(functools.partial(journal.keep, self._home()))
+        if journal is not None:
+            self._without_failing(journal.withdraw)
+        self._unlock()
+        self._spare_listing()
+        self._delete_siblings()
+        # Theirs exists where ours belonged: the record of it stays in the private folder.
+        if journal is not None and not self.stranded:
+            self._without_failing(journal.unlink)
+        self._close_journal()
+
+    def _home(self) -> Directory:
+        return next(iter(self.workspace.private_folders.values())).folder
+
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+    def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
+        """Tried twice, for the cause of a failure may have been of the moment; then told, not raised."""
+        for last in (False, True):
+            try:
+                action()
+                return
+            except OSError as exc:
+                if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                    raise
+                if last:
+                    self.failed_cleanup(path or str(self._journal.names[-1] if self._journal else ""), exc)
+
+    def _spare_listing(self) -> None:
+        """A program that opened a folder right before it was displaced is perhaps listing it this very moment, and would see
+        it being emptied: give it a moment.  A commit that waited for its barriers has given it already."""
+        if self.state is _COMMITTED and any(step.op != "create" and step.folder for step in self.steps):
             left = self._visible_from + self.visible + _grace() - time.perf_counter()
             if left > 0:
                 time.sleep(left)
 
-    def swapped(self, step: Step, order: int) -> None:
-        """Log one swap."""
-        if _events.heard(_events.DEBUG):
-            self.event(
-                _events.DEBUG, "item.swapped", path=str(step.dest), kind=step.kind, op=step.op, method=step.method,
-                order=order, st_dev=step.dest.directory.dev,
-            )  # fmt: skip
+    def _delete_siblings(self) -> None:
+        """Delete the slots that lie beside the destinations; those in private folders go with them."""
+        kept = {id(step) for step in self.stranded}
+        for step in self.steps[: self._begun] if self.state is _COMMITTED else self.steps:
+            if step.op == "exchange" or step.slot.directory is not step.dest.directory or id(step) in kept:
+                continue
+            if step.alone:
+                self._without_failing(functools.partial(self._delete_alone, step), str(step.slot))
+            else:
+                self._without_failing(functools.partial(_delete_known, step), str(step.slot))
+
+    def _delete_alone(self, step: Step) -> None:
+        """Only files are swapped alone beside their destination, so no folder there is ours."""
+        if self.state is _COMMITTED and (step.op == "create" or step.method == RENAME):
+            return
+        for place in step.slots() if self.state is not _COMMITTED else (step.slot,):
+            delete_file(place)
+
+
+def _delete_known(step: Step) -> None:
+    found = step.slot.identity()
+    if found is not None and found in (step.new, step.old):  # I6
+        delete_tree(step.slot, known=found)
+
+
+def _is_strange(step: Step, held: bytes, recorded: set[bytes]) -> bool:
+    """Whether the slot holds an original, or what came to be between the look and the swap."""
+    return held == step.old or held not in recorded
 
 
 def _grace() -> float:
@@ -127,15 +740,26 @@ def _grace() -> float:
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 
 
-#: What a signal handler raises to end the program: Ctrl-C, or sys.exit() on SIGTERM.
-Interrupt = KeyboardInterrupt | SystemExit
+def _below(path: str, root: str) -> tuple[str, ...]:
+    rest = os.path.relpath(path, root)
+    return () if rest == "." else tuple(rest.split("/"))
 
 
-def uninterrupted(action: Callable[[], _T]) -> tuple[_T, Interrupt | None]:
-    """Finish an idempotent action although Ctrl-C comes in the middle; (its result, the interrupt to raise later)."""
-    interrupt: Interrupt | None = None
-    while True:
-        try:
-            return action(), interrupt
-        except (KeyboardInterrupt, SystemExit) as exc:
-            interrupt = exc
+def _is_bound(step: Step) -> bool:
+    """Whether it renames a folder that this user may not write to."""
+    return any(
+        place.status() is not None and not kernel.port.may_write(place.name, place.fd)
+        for place in (step.dest, step.slot)
+    )
+
+
+def _close_to_others(place: Place) -> int:
+    """Take a staged folder's permissions from others, and let its owner rename it; the mode that it had."""
+    port = kernel.port
+    fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
+    try:
+        mode = stat.S_IMODE(port.fstat(fd).st_mode)
+        port.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
+        return mode
+    finally:
+        port.close(fd)

@@ -6,33 +6,33 @@ single components, so a folder that is moved, or a parent that becomes a link, c
 Calling sequence::
 
     folder = Directory.open("/data/out")
-    folder.lock(deadline, shared=False)      # flock(2); the lock is the description's, so close() drops it
+    folder.lock(60.0, shared=False)          # flock(2), see `lock`; close() drops it
     folder.still_there()                     # does the path still lead here?
     folder.identity("model.bin")             # bytes that name the object, or None
     folder.sync()
     folder.close()
 
-`Place` is a name in a held folder.  An *identity* is a ``bytes`` token: the file handle of name_to_handle_at(2),
+`place.Place` is a name in a held folder; `lock` has the locks.
+
+An *identity* is a ``bytes`` token: the file handle of name_to_handle_at(2),
 which survives a remount and differs when an inode number is reused, or type and inode number where the filesystem
 has no handles.  Two objects are the same exactly when their tokens are equal.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from atomik import errors
 from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
 from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
-from atomik._system import forked, kernel
+from atomik._system import descriptors, forked, kernel
 
 from . import filesystem as _filesystem
+from . import lock as _lock
+from .paths import absolute
 from .resolve import open_folder
 
 if TYPE_CHECKING:
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
-_TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
-
-#: Seconds for which a reader lets a waiting writer go first.
-GIVE_WAY = 1.0
+#: errno of a path that leads elsewhere or nowhere
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 
 
 class Directory:
     """An open folder.
 
     ``path`` is the absolute path it was reached by, for messages and for `still_there`; ``place_key`` is (st_dev, st_ino,
-    mount id), one tuple for all who use it as a key; ``append_only`` says that names can be added to it and never taken
-    away (chattr +a).
+    mount id), one tuple for all who use it as a key; ``mount`` is 0 where nothing tells the id; ``append_only`` says that
+    names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_fs", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_fs", "_way", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
         self._fs: Filesystem | None = None
+        #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
+        self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
         self.dev, self.ino, self.mount = self.place_key = found.place_key
         self.append_only = found.attributes & _APPEND_ONLY != 0
@@ -71,17 +71,37 @@ class Directory:
         """Open the folder at `path` (see `_resolve`); with `dir_fd` and not `follow`, a single name below it that must
         be a real folder.
 
-        Read permission is needed, for fsync and flock want a readable descriptor (EBADF on O_PATH).
+        A relative path starts at the working folder, however one gets there: the folders above it may be closed, and
+        its path longer than the kernel takes.  Read permission is needed, for fsync and flock want a readable
+        descriptor (EBADF on O_PATH).
         """
-        if dir_fd is None:
-            fd = open_folder(path)
-        else:
-            fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
         try:
-            return cls(path, fd)
+            if dir_fd is None:
+                fd = open_folder(path)
+            else:
+                fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
+                raise
+            return cls.open(path, dir_fd, follow=follow)
+        try:
+            if fd >= descriptors.low:
+                descriptors.hold(fd, path)
+            folder = cls(path, fd)
+            if dir_fd is None and path[:1] != "/":
+                folder._describe()
         except BaseException:
             kernel.port.close(fd)
             raise
+        return folder
+
+    def _describe(self) -> None:
+        """Find the absolute path of a relative one.  Where that does not lead here, hold the folder that it starts from."""
+        relative = self.path
+        self.path = absolute(relative).removesuffix("/.") or "/"
+        self._way = kernel.AT_FDCWD, relative
+        if self.path == relative or not self._leads_here(self.path, kernel.AT_FDCWD):
+            self._way = kernel.port.open(".", os.O_PATH | os.O_DIRECTORY), relative
 
     @classmethod
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
@@ -100,6 +120,16 @@ class Directory:
         return self.dev, self.ino
 
     @property
+    def uid(self) -> int:
+        """Who owns it."""
+        return self._found.uid
+
+    @property
+    def sticky(self) -> bool:
+        """Whether only their owners, and its own, may replace or remove the entries in it."""
+        return bool(self._found.mode & stat.S_ISVTX)
+
+    @property
     def fs(self) -> Filesystem:
         """The filesystem it lies on."""
         if self._fs is None:
@@ -114,20 +144,52 @@ class Directory:
         """Close the descriptor, which drops its lock; harmless when repeated."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            forked.release(fd)
-            kernel.port.close(fd)
+            if fd in forked.guarded:
+                _lock.closing(fd)
+            try:
+                kernel.port.close(fd)
+            finally:
+                if fd >= descriptors.low:
+                    descriptors.let_go(fd)
+                if self._way is not None and self._way[0] >= 0:
+                    kernel.port.close(self._way[0])
 
     def still_there(self) -> bool:
-        """Whether the path still leads to this folder."""
+        """Whether the path still leads to this folder; a relative one from the working folder that it started from."""
+        if self._way is None:
+            return self._leads_here(self.path, kernel.AT_FDCWD, closed=False)
+        start, relative = self._way
+        return (start < 0 and self._leads_here(self.path, start)) or self._leads_here(relative, start, closed=False)
+
+    def _leads_here(self, path: str, start: int, *, closed: bool = True) -> bool:
+        """Whether a path leads to this folder; no, if it is too long, or `closed` and the way to it cannot be searched."""
         try:
-            now = kernel.port.statx_path(self.path)
-        except (FileNotFoundError, NotADirectoryError):
+            now = kernel.port.statx_path(path, start)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in (_NOT_THERE | {errno.EACCES} if closed else _NOT_THERE):
+                raise
             return False
         return now.ino == self.ino and now.minor == self._found.minor and now.major == self._found.major
 
     def real_path(self) -> str:
-        """Where the kernel says that it lies now, without links."""
-        return kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+        """Where the kernel says that it lies now, without links.
+
+        Without /proc it is found by its path; FileNotFoundError when that does not lead here.
+        """
+        try:
+            return kernel.port.readlink(f"/proc/self/fd/{self.fd}")
+        except OSError as exc:
+            number = kernel.errno_of(exc)
+            if number == errno.ENAMETOOLONG:
+                return self.path
+            if number not in kernel.NO_PROC:
+                raise
+        found = os.path.realpath(self.path, strict=True)
+        if not self._leads_here(found, kernel.AT_FDCWD):
+            raise FileNotFoundError(
+                errno.ENOENT, "the folder has moved, and without /proc nobody knows where to", self.path
+            )
+        return found
 
     def ancestors(self) -> list[tuple[int, int]]:
         """(st_dev, st_ino) of itself and of every folder above it."""
@@ -144,7 +206,9 @@ class Directory:
         """lstat of a name in it, None where there is nothing."""
         try:
             return kernel.port.lstat(name, self.fd)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             return None
 
     def exists(self, name: str) -> bool:
@@ -164,67 +228,10 @@ class Directory:
         try:
             kernel.port.fsync(self.fd)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if kernel.errno_of(exc) != errno.EINVAL:
                 raise
 
-    def lock(self, timeout: float, deadline: float | None = None, *, shared: bool = False) -> None:
-        """Take the folder's flock, polling until `timeout` seconds have passed (or until `deadline`, when several
-        folders share the time); `LockTimeoutError` then.
-
-        Readers whose shared locks overlap would keep a writer out for ever, for flock(2) has no queue.  So a writer that
-        waits says so, and a reader that comes later gives way, until the writer had its turn or `GIVE_WAY` is over (the
-        reader may be one for whose end the writer waits: `reading` in `reading`).
-        """
-        operation = _TRY_SHARED if shared else _TRY_EXCLUSIVE
-        deadline = time.monotonic() + timeout if deadline is None else deadline
-        gives_way_until = time.monotonic() + GIVE_WAY if shared else 0.0
-        pause, announced = 0.0005, False
-        forked.guard(self.fd)
-        try:
-            while True:
-                try:
-                    kernel.port.flock(self.fd, operation)
-                    if time.monotonic() >= min(gives_way_until, deadline) or not self._writer_is_waiting():
-                        return
-                    self.unlock()
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
-                        text += "; wait, or raise lock_timeout"
-                        raise errors.LockTimeoutError(*errors.os_args(errno.ETIMEDOUT, text, self.path)) from None
-                    gives_way_until = 0.0  # somebody has his turn, so the next one is ours
-                    announced = announced or (not shared and self._announce_writer(waiting=True))
-                # Random, so that several waiters do not keep step with each other.
-                time.sleep(max(0.0, min(deadline - time.monotonic(), pause * (0.5 + os.urandom(1)[0] / 256))))
-                pause = min(pause * 2, 0.02)
-        finally:
-            if announced:
-                self._announce_writer(waiting=False)
-
-    def _announce_writer(self, *, waiting: bool) -> bool:
-        """Tell readers that somebody waits for them to end, or not any more.  Where that cannot be told, luck decides."""
-        with contextlib.suppress(OSError):
-            kernel.port.announce_writer(self.fd, waiting)
-        return waiting
-
-    def _writer_is_waiting(self) -> bool:
-        try:
-            return kernel.port.writer_is_waiting(self.fd)
-        except OSError:
-            return False
-
-    def try_lock(self, *, shared: bool = False) -> bool:
-        """Take the lock if that needs no waiting."""
-        forked.guard(self.fd)
-        try:
-            kernel.port.flock(self.fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
-        except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self) -> None:
-        """Let go of the lock."""
-        kernel.port.flock(self.fd, fcntl.LOCK_UN)
+    lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
@@ -236,39 +243,13 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
             return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
         try:
             return b"h" + port.handle(name, fd, flags)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             if name:
                 port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
         return b"h" + port.handle(name, fd, flags)
-    except FileNotFoundError:
-        if not name:
+    except FileNotFoundError as exc:
+        if not name or kernel.errno_of(exc) is None:
             raise
         return None
-
-
-class Place(NamedTuple):
-    """A name in a held folder.  A tuple, for there are two of them for each output and they serve as keys."""
-
-    directory: Directory
-    name: str
-
-    def __str__(self) -> str:
-        return self.directory.child(self.name)
-
-    @property
-    def fd(self) -> int:
-        """The folder's descriptor."""
-        return self.directory.fd
-
-    def identity(self) -> bytes | None:
-        """The token of what stands there."""
-        return identify(self.directory.fs, self.directory.fd, self.name)
-
-    def stat(self) -> os.stat_result | None:
-        """lstat of what stands there."""
-        return self.directory.stat(self.name)
-
-
-def rename(src: Place, dst: Place, flags: int) -> None:
-    """renameat2(2) between two places."""
-    kernel.port.rename(src.name, src.directory.fd, dst.name, dst.directory.fd, flags)

@@ -61,6 +61,8 @@ class Filesystem:
     tmpfile: bool | None = None
     noreplace: bool | None = None
     exchange: bool | None = None
+    #: two names of one file have one identity
+    links: bool | None = None
     #: reports an exchange as done without doing it
     lies: bool = False
 
@@ -68,13 +70,13 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
-def of(fd: int, look: Status) -> Filesystem:
+def of(fd: int, status: Status) -> Filesystem:
     """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
-    found = _remembered.get(look.mount) if look.unique_mount else None
+    found = _remembered.get(status.mount) if status.unique_mount else None
     if found is None:
         found = _ask(fd)
-        if look.unique_mount:
-            _remembered[look.mount] = found
+        if status.unique_mount:
+            _remembered[status.mount] = found
     return found
 
 
@@ -93,7 +95,9 @@ def _handle_flags(fd: int) -> int | None:
     for flags in (0, _HANDLE_FID):
         try:
             kernel.port.handle("", fd, flags)
-        except OSError:  # EOPNOTSUPP of the filesystem, EPERM or ENOSYS of a container's filter
+        except OSError as exc:  # EOPNOTSUPP of the filesystem, EPERM or ENOSYS of a container's filter
+            if kernel.errno_of(exc) is None:
+                raise
             continue
         return flags
     return None

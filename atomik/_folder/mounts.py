@@ -6,6 +6,7 @@ somebody else.  The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from .directory import Directory, Place
+    from atomik._system.libc import Status
+
+    from .directory import Directory
+    from .place import Place
 
 _TO_ESCAPE = re.compile(rb"[ \t\n\\]")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
@@ -22,7 +26,8 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 def has_foreign_mount(place: Place) -> str | None:
     """The path of a mount that lies on or below `place`, in this process's mount namespace; None when there is none.
 
-    Where /proc is missing nothing is known, and the answer is None.
+    Where /proc is missing, or closed by a sandbox, nothing is known and the answer is None: whoever deletes compares the
+    mounts of what he opens (`same_mount`).
     """
     return mount_at_or_below(place.directory, place.name)
 
@@ -32,17 +37,62 @@ def mount_at_or_below(directory: Directory, name: str = "") -> str | None:
     try:
         here = os.fsencode(directory.real_path())
         table = _mount_table()
-    except FileNotFoundError:
+    except OSError as exc:
+        if kernel.errno_of(exc) not in kernel.NO_PROC:
+            raise
         return None
     top = (here.rstrip(b"/") + b"/" + os.fsencode(name)).rstrip(b"/") if name else here.rstrip(b"/")
     shown = b" " + _TO_ESCAPE.sub(lambda char: b"\\%03o" % ord(char[0]), top)
     if shown + b"/" not in table and (not name or shown + b" " not in table):
         return None  # the common case, without parsing
     for line in table.splitlines():
-        point = _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), line.split(b" ", 5)[4])
+        point = _unescaped(line.split(b" ", 5)[4])
         if (point.startswith(top + b"/") or (name and point == top)) and _visible(directory, point):
             return os.fsdecode(point)
     return None
+
+
+def mount_of(directory: Directory) -> tuple[str, str]:
+    """(mount point, type of the filesystem) of a folder's mount; the type is "" where /proc does not tell."""
+    point, up = directory.real_path(), ".."
+    while point != "/" and same_mount(kernel.port.statx(directory.fd, up), directory):
+        point, up = os.path.dirname(point), up + "/.."
+    kind = ""
+    for line in _lines_of_the_table():
+        before, _, after = line.partition(b" - ")
+        if _unescaped(before.split(b" ", 5)[4]) == os.fsencode(point):
+            kind = os.fsdecode(after.split(b" ", 1)[0])  # the last one lies on top
+    return point, kind
+
+
+def same_mount(one: Directory | Status, other: Directory | Status) -> bool:
+    """Whether two objects lie on one mount, for sure: where nothing tells the mounts' ids, the answer is no."""
+    return one.mount == other.mount != 0
+
+
+def why_exdev(one: Directory, other: Directory) -> str:
+    """What EXDEV between two folders means, for an error."""
+    if one.dev != other.dev:
+        return "they lie on different filesystems"
+    if one.mount and other.mount and one.mount != other.mount:
+        return "they lie on different mounts of one filesystem"
+    return (
+        "they lie on one filesystem, so it is a sandbox that forbids renaming between folders (Landlock without REFER), the "
+        "lower layer of an overlay, or a project id (XFS, ext4)"
+    )
+
+
+def _lines_of_the_table() -> list[bytes]:
+    try:
+        return _mount_table().splitlines()
+    except OSError as exc:
+        if kernel.errno_of(exc) not in kernel.NO_PROC:
+            raise
+        return []
+
+
+def _unescaped(shown: bytes) -> bytes:
+    return _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), shown)
 
 
 def _mount_table() -> bytes:
@@ -62,12 +112,12 @@ def _visible(directory: Directory, point: bytes) -> bool:
     port = kernel.port
     try:
         fd = port.open(os.fsdecode(point), os.O_PATH | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    except OSError:  # nobody can look (no search permission, a dead server): better too careful
-        return True
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        return number != errno.ENOENT  # nobody can look (no search permission, a dead server): better too careful
     try:
-        found = port.statx(fd)
-        return (found.dev, found.mount) != (directory.dev, directory.mount)
+        return not same_mount(port.statx(fd), directory)
     finally:
         port.close(fd)

@@ -16,14 +16,24 @@ _SURELY_SHORT = NAME_MAX // 4
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """The path from the root, nothing folded or resolved: to fold ``..`` away would be wrong behind a symlink."""
+    """The path from the root, for messages and as a key; nothing folded or resolved: to fold ``..`` away would be wrong
+    behind a symlink.
+
+    Where the working folder has no path that can be found, a relative one stays as it is.  A relative path is *opened*
+    as it was given: the absolute one may lead through a folder that is closed, or be longer than the kernel takes.
+    """
     name = path if type(path) is str else os.fsdecode(path)
     if not name or name[0] == "/":
         return name
     try:
-        return os.path.join(os.getcwd(), name)
+        here = os.getcwd()
     except OSError as exc:
-        raise errors.system_error(exc, "the current folder is gone", name) from exc
+        if kernel.errno_of(exc) is None:
+            raise
+        if kernel.port.stat(".").st_nlink == 0:
+            raise errors.system_error(exc, "the current folder is gone", name) from exc
+        return name
+    return f"{here}/{name}" if here != "/" else here + name
 
 
 def followed(path: str) -> str:
@@ -43,18 +53,13 @@ def followed(path: str) -> str:
 
 
 def split(path: str, *, folder: bool) -> tuple[str, str]:
-    """(absolute parent, name) of a destination, refused when it can be none.  ``..`` in the middle is left alone: to
-    fold it away would be wrong behind a symlink."""
+    """(parent, name) of a destination, refused when it can be none; the parent of a relative path is relative.  ``..``
+    in the middle is left alone: to fold it away would be wrong behind a symlink."""
     head, _, name = path.rpartition("/")
     # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
     if not name or name[0] == "." or len(name) > _SURELY_SHORT or "\0" in path:
         head, name = _split_odd(path, folder=folder)
-    if path[0] != "/":
-        try:
-            head = os.path.join(os.getcwd(), head)
-        except OSError as exc:
-            raise errors.system_error(exc, "the current folder is gone", path) from exc
-    return head.rstrip("/") or "/", name
+    return head.rstrip("/") or ("/" if path[0] == "/" else "."), name
 
 
 def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:

@@ -8,7 +8,7 @@ The common path has no link in it and costs one call (openat2 with RESOLVE_NO_SY
 walked component by component with descriptors, so that what was looked at is what is opened.
 
 * `open_folder(path)`: a folder, to work in.
-* `note_of(path)`: the same with O_PATH, for which no permission on the folder itself is needed.
+* `open_path_fd(path)`: the same with O_PATH, for which no permission on the folder itself is needed.
 * `follow(path)`: where a link at the end of the path leads.
 * `is_private(path, key)`: whether others can make the path lead elsewhere, later, when a program uses it by name.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-_AT_FDCWD = -100
 _PROC = 0x9FA0
 #: as many links on one path as the kernel follows
 _LINKS = 40
+_WALK = kernel.SANDBOXED | {errno.ELOOP}
 
 
 def open_folder(path: str) -> int:
@@ -39,10 +39,10 @@ def open_folder(path: str) -> int:
     Raises OSError as open(2), and `AccessDeniedError` for a link that must not be followed.
     """
     try:
-        return kernel.port.open_beneath(path, _FOLDER, _AT_FDCWD, kernel.RESOLVE_NO_SYMLINKS)
+        return kernel.port.open_beneath(path, _FOLDER, kernel.AT_FDCWD, kernel.RESOLVE_NO_SYMLINKS)
     except OSError as exc:
-        # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
-        if exc.errno not in (errno.ELOOP, errno.ENOSYS, errno.EPERM):
+        # EACCES: of a sandbox, or the walk finds out which folder on the way is closed.
+        if kernel.errno_of(exc) not in _WALK:
             raise
     path_fd = open_path_fd(path)
     try:
@@ -91,7 +91,9 @@ def _link_at(path: str, owners: set[int]) -> str | None:
             path_fd = kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, above)
         finally:
             kernel.port.close(above)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return None
     try:
         status = kernel.port.fstat(path_fd)
@@ -119,7 +121,9 @@ def is_private(path: str, key: tuple[int, int]) -> bool:
             passed(end, path_fd, None)
         finally:
             kernel.port.close(path_fd)
-    except OSError:  # nobody knows, so better too careful
+    except OSError as exc:  # nobody knows, so better too careful
+        if kernel.errno_of(exc) is None and not isinstance(exc, errors.AtomikError):
+            raise
         return False
     return safe and (end.st_dev, end.st_ino) == key
 
@@ -139,7 +143,9 @@ def _is_closed(folder: os.stat_result, at: int, entry: os.stat_result | None) ->
 def _has_acl(path_fd: int) -> bool:
     try:
         return "system.posix_acl_access" in kernel.port.listxattr_of(f"/proc/self/fd/{path_fd}")
-    except OSError:
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return True
 
 
@@ -168,7 +174,7 @@ def _walk(
     try:
         while rest:
             name = rest.pop()
-            found = kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, at)
+            found = _step(name, at, path, rest)
             try:
                 status = kernel.port.fstat(found)
                 if passed is not None:
@@ -196,6 +202,24 @@ def _walk(
         kernel.port.close(at)
         raise
     return at
+
+
+def _step(name: str, at: int, path: str, rest: list[str]) -> int:
+    """Open the next name; for a folder that may not be searched, the error names that folder."""
+    try:
+        return kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, at)
+    except PermissionError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        try:
+            closed = kernel.port.readlink(f"/proc/self/fd/{at}")
+        except OSError as failed:
+            if kernel.errno_of(failed) is None:
+                raise
+            behind = len("/".join([name, *reversed(rest)]))
+            closed = path.rstrip("/")[:-behind].rstrip("/") or path
+        text = f"the way to {path!r} leads through a folder that you may not search; ask for x permission on it"
+        raise errors.AccessDeniedError(*errors.os_args(errno.EACCES, text, closed)) from exc
 
 
 def _start(path: str) -> int:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place, identify
+from atomik._folder.directory import Directory, identify
+from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name, new_txid
 from atomik._system import forked, kernel
 
 from . import records as _records
 from .private_folder import PrivateFolder, as_given
-from .step import put
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ class LiveJournal:
         """Keep it where it stops nobody: in a private folder, where it is already unless the filesystem has no hard links."""
         if all(place.name == JOURNAL_NAME for place in self.names):
             private = Place(home, journal_name(self.txid))
-            put(self.names[0], private, folder=False)
+            rename_back(self.names[0], private, folder=False)
             self.names[0] = private
 
     def unlink(self) -> None:
@@ -106,6 +106,10 @@ class LiveJournal:
                 # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
                 if kernel.errno_of(exc) is None:
                     raise
+
+    def __del__(self) -> None:
+        if self.fd >= 0:  # an interrupt came right before `close`: the lock would stop this process itself
+            self.close()
 
 
 def lock(fd: int) -> bool:
@@ -234,7 +238,7 @@ def _move_name(journal: LiveJournal, home: PrivateFolder, place: Place, cause: O
             *errors.os_args(errno.EOPNOTSUPP, text, place.directory.path)
         ) from cause
     try:
-        put(first, place, folder=False)
+        rename_back(first, place, folder=False)
     except FileExistsError as exc:
         if kernel.errno_of(exc) is None:
             raise

@@ -15,10 +15,10 @@ owner, or to one that locks in another way; whoever settles it takes locks of it
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Callable, Iterable
 
 from atomik._folder.directory import Directory
+from atomik._folder.lock import deadline_of
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
 
@@ -31,14 +31,14 @@ def in_order(directories: Iterable[Directory]) -> list[Directory]:
 
 
 def lock_all(
-    directories: Iterable[Directory], timeout: float, deadline: float | None = None, *, shared: bool = False
+    directories: Iterable[Directory], timeout: float | None, deadline: float | None = None, *, shared: bool = False
 ) -> Directory | None:
     """Lock every folder.  None when all locks are held; else the folder with an unfinished journal, with no lock held.
 
     Raises `LockTimeoutError` after `timeout` seconds (or at `deadline`), with no lock held.
     """
     ordered = in_order(directories)
-    deadline = time.monotonic() + timeout if deadline is None else deadline
+    deadline = deadline_of(timeout) if deadline is None else deadline
     try:
         for directory in ordered:
             directory.lock(timeout, deadline, shared=shared)

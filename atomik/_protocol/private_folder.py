@@ -17,37 +17,73 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
-
-from attrs import define, field
+from typing import TYPE_CHECKING
 
 from atomik import _hidden_names, errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
-from atomik._hidden_names import KEPT as KEPT  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import journal_name as journal_name  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import new_txid as new_txid  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import private_folder_name
-from atomik._hidden_names import slot_name as slot_name  # noqa: PLC0414  for modules that are being rewritten
+from atomik._hidden_names import journal_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
 from atomik._tree import delete
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ATTEMPTS = 8
 #: the number of the slot that a scratch file has
 _SAMPLE = 10**10 - 1
 
 
-@define(eq=False)
 class PrivateFolder:
-    """The private folder of transaction `txid` in `parent`."""
+    """The private folder of transaction `txid` in `parent`; `make` makes it."""
 
-    parent: Directory
-    txid: str
-    folder: Directory = field(init=False)
-    _private: bool | None = field(default=None, init=False)
+    __slots__ = ("_private", "_tried", "folder", "made", "parent", "txid")
 
-    def __attrs_post_init__(self) -> None:
-        self.folder = _make(self.parent, self.txid)
+    #: the folder itself, once it was opened
+    folder: Directory
+
+    def __init__(self, parent: Directory, txid: str) -> None:
+        self.parent, self.txid = parent, txid
+        self._private: bool | None = None
+        #: whether something of the name may be there
+        self._tried = False
+        #: whether it exists, locked
+        self.made = False
+
+    def make(self) -> None:
+        """Make and lock it; again, if a recovery took it for abandoned between the two.
+
+        Whatever arrives in here, `dissolve` knows what there is to take away.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._try_to_make():
+                self.made = True
+                return
+            self._dissolve(None)
+        text = "somebody keeps removing atomik's staging folder"
+        errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
+
+    def _try_to_make(self) -> bool:
+        port, parent, name = kernel.port, self.parent, self.name
+        self._tried = True  # before it is there: an interrupt may come right behind the call
+        try:
+            port.mkdir(name, 0o700, parent.fd)
+        except OSError as exc:
+            self._tried = kernel.errno_of(exc) is None
+            raise
+        try:
+            self.folder = folder = Directory.open(name, parent.fd, follow=False)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return False
+        folder.path = parent.child(name)
+        _refuse_foreign(folder, self.txid)
+        forked.guard(folder.fd)
+        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+        found = parent.stat(name)
+        return found is not None and (found.st_dev, found.st_ino) == folder.key
 
     @property
     def name(self) -> str:
@@ -57,9 +93,9 @@ class PrivateFolder:
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 
-        Where other users can rename the private folder, or a folder above it, they can put something else in its place, and
-        whatever is written by that path would go there.  The path then begins at our descriptor of the private folder, which
-        no rename leads elsewhere; other processes of this user can use it too, while this one is alive.
+        Where others can rename the private folder, or a folder above it, they can lay something else in its place, and whatever
+        is written by that path would go there.  The path then begins at our descriptor of the private folder, which no rename
+        leads elsewhere; other processes of this user can use it too, while this one lives.
         """
         if self._private is None:
             self._private = is_private(self.parent.path, self.parent.key)
@@ -80,19 +116,51 @@ class PrivateFolder:
         """A path to it that begins at our descriptor."""
         return f"/proc/{os.getpid()}/fd/{self.folder.fd}"
 
-    def release(self) -> None:
-        """Remove the folder, which must be empty by now, and let go of the lock.
+    def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
+        """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
 
-        Raises OSError (ENOTEMPTY when something of somebody else's is inside); it stays open then, and may be repeated.
+        Once more if something fails, for the cause may have been of the moment.  Raises OSError (ENOTEMPTY when something of
+        somebody else's is inside) with the descriptor closed.
         """
-        # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
-        if self.parent.identity(self.name) == self.folder.identity(""):
-            kernel.port.rmdir(self.name, self.parent.fd)
-        self.folder.close()
+        try:
+            self._dissolve(progress)
+        except OSError as exc:
+            if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                raise
+            try:
+                self._dissolve(None)
+            except OSError as again:
+                if isinstance(again, errors.AtomikError) or kernel.errno_of(again) is None:
+                    raise
+                raise errors.system_error(again, "cannot clean up", self.parent.child(self.name)) from again
+            finally:
+                self.close()
 
-    def clear(self, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
-        """Delete what it holds of the transaction; see `clear`."""
-        clear(self.folder, self.txid, progress, journal=journal)
+    def _dissolve(self, progress: Callable[[int], None] | None) -> None:
+        folder: Directory | None = getattr(self, "folder", None)
+        if folder is not None and folder.fd >= 0:
+            clear(folder, self.txid, progress)
+            # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+            if self.parent.identity(self.name) == folder.identity(""):
+                kernel.port.rmdir(self.name, self.parent.fd)
+        elif (
+            folder is None and self._tried
+        ):  # stopped right behind mkdir: what carries our random name is ours, if it is empty
+            try:
+                kernel.port.rmdir(self.name, self.parent.fd)
+            except OSError as exc:
+                if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY):
+                    raise
+        self.close()
+        self._tried = False
+
+    def close(self) -> None:
+        """Close the descriptor, and so let go of the lock."""
+        self.made = False
+        folder: Directory | None = getattr(self, "folder", None)
+        if folder is not None:
+            folder.close()
+            del self.folder
 
 
 def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
@@ -126,42 +194,6 @@ def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None =
 def is_failure(exc: OSError) -> bool:
     """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
     return isinstance(exc, errors.AtomikError) or kernel.errno_of(exc) is not None
-
-
-def _make(parent: Directory, txid: str) -> Directory:
-    """Make and lock the folder; again, if a recovery took it for abandoned between the two."""
-    name = private_folder_name(txid)
-    for _ in range(_ATTEMPTS):
-        folder = _try_to_make(parent, name, txid)
-        if folder is not None:
-            return folder
-    text = "somebody keeps removing atomik's staging folder"
-    errors.fail(errors.ConflictError, errno.EBUSY, text, parent.child(name))
-
-
-def _try_to_make(parent: Directory, name: str, txid: str) -> Directory | None:
-    port = kernel.port
-    folder, made = None, False
-    try:
-        port.mkdir(name, 0o700, parent.fd)
-        made = True
-        folder = Directory.open(name, parent.fd, follow=False)
-        folder.path = parent.child(name)
-        _refuse_foreign(folder, txid)
-        forked.guard(folder.fd)
-        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
-        found = parent.stat(name)
-        if found is not None and (found.st_dev, found.st_ino) == folder.key:
-            return folder
-    except BaseException as exc:
-        answer = kernel.errno_of(exc) if isinstance(exc, OSError) else None
-        if made or answer is None:  # an interrupt may have come right behind the call
-            _unmake(parent, name, folder)
-        if made and folder is None and answer == errno.ENOENT:
-            return None
-        raise
-    _unmake(parent, name, folder)
-    return None
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:
@@ -225,17 +257,3 @@ def _mode_is_given(fd: int) -> bool:
             raise
         return True
     return False
-
-
-def _unmake(parent: Directory, name: str, folder: Directory | None) -> None:
-    """Making it failed: take away what there is of it."""
-    try:
-        if folder is not None:
-            folder.close()
-    finally:
-        try:
-            kernel.port.rmdir(name, parent.fd)
-        except OSError as exc:
-            # The error to report is the one that brought us here; an empty folder that stays is left to recovery.
-            if kernel.errno_of(exc) is None:
-                raise

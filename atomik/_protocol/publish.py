@@ -1,17 +1,17 @@
-"""The ladder: how one destination is published.
+"""How one step is published: `publish`, and the methods that it falls back to.
 
-A `Step` is one change of one name (`_step`).  `swap` goes down the ladder when the filesystem lacks a flag (EINVAL, ENOSYS):
+* ``renameat2`` – NOREPLACE and EXCHANGE.  A new file without a name gets its only name by ``linkat``;
+* ``link``      – for anything but folders: link + unlink (create), or link the original into the slot's twin and rename
+  over it (replace).  Never a missing moment, never a replaced stranger on create; on replace a foreign write in the
+  microseconds between look and rename is lost;
+* ``rename``    – where hard links are missing too, for one step alone: a plain rename over the original, which is one
+  step as well, but cannot be undone;
+* ``gap``       – only on request (``allow_gap=True``): mkdir + rename shows an empty folder for a moment, two renames
+  leave a moment without any; a file without flags and links is created by a look and a rename.
 
-* ``renameat2``  – NOREPLACE and EXCHANGE;
-* ``link``       – for anything but folders: link + unlink (create), or link the original into the slot's twin and
-  rename over (replace).  Never a missing moment, never a replaced stranger on create; on replace a foreign write in
-  the microseconds between look and rename is lost;
-* ``rename``     – where hard links are missing too, for one item alone: a plain rename over the original, which is one
-  step as well, but has no way back;
-* ``allow_gap``     – only on request (``fallback="weaker"``): mkdir + rename shows an empty folder for a moment, two
-  renames leave a moment without any; a file without flags and links is created by a look and a rename.
-
-How a step is brought back is said in `_undo`.
+What was published is found out by identities, never by the class of an exception (I13): a signal handler may raise
+anything right behind the call.  So whatever arrives here goes on as it is when `is_published` says that the step has
+happened, and the caller undoes it (`undo`).
 """
 
 from __future__ import annotations
@@ -20,32 +20,61 @@ import errno
 import os
 
 from atomik import errors
-from atomik._folder.directory import identify, rename
+from atomik._folder.directory import identify
+from atomik._folder.place import NO_FLAG, link, remove_empty, rename
 from atomik._system import kernel
 
-from .step import GAP, LINK, NO_FLAG, RENAME, RENAMEAT2, Step, link, remove_empty
+from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from .undo import give_back
 
+#: errno values of linkat for an unnamed file: a filesystem without hard links (EPERM, EOPNOTSUPP, ENOSYS, EINVAL), or a
+#: sandbox without /proc on a kernel before 6.10 (ENOENT)
+NO_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
 
-def swap(step: Step) -> None:
-    """Publish one step and check that it did what it says: the swap of a journalled transaction.
+
+class Unnameable(Exception):  # noqa: N818  a signal, not an error
+    """A file without a name cannot get one directly at the destination here: it needs a slot."""
+
+
+def publish(step: Step) -> None:
+    """Publish one step by the best method that serves here, and check that it did what it says.
 
     Raises `FileAlreadyExistsError` or `ConflictError` for a lost race (the destination is as the other left it),
-    `UnsupportedFilesystemError` when no method keeps the promise, and OSError as the kernel gives it.
+    `UnsupportedFilesystemError` when no method keeps the promise, FileNotFoundError or FileExistsError of a step `alone`
+    whose destination came or went (plan it again), `Unnameable`, and the kernel's OSError.
     """
     try:
-        publish(step)
-    except FileExistsError:
-        if step.op != "create":
+        _by_methods(step)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None or is_published(step):
             raise
-        if step.overwriting:
-            _conflict(step, "something was created at the destination meanwhile")
-        raise lost_race(str(step.dest)) from None
-    except FileNotFoundError:
-        if step.op != "create" and step.dest.identity() is None:
+        if number == errno.EEXIST and step.op == "create" and not (step.alone and step.overwriting):
+            if step.overwriting:
+                _conflict(step, "something was created at the destination meanwhile")
+            raise lost_race(str(step.dest)) from None
+        if number == errno.ENOENT and step.op != "create" and not step.alone and step.dest.identity() is None:
             _conflict(step, "the destination was removed meanwhile")
+        if number == errno.EXDEV:
+            _cannot_rename(step, exc)
         raise
-    _check(step)
+    if not step.alone:
+        _check(step)
+
+
+def is_published(step: Step) -> bool:
+    """Whether the step has happened, by identities."""
+    there = step.dest.identity()
+    if step.op == "remove":
+        return there is None and step.slot.identity() is not None
+    return there is not None and there == identity_of_new(step)
+
+
+def identity_of_new(step: Step) -> bytes | None:
+    """The identity of the new object; of a file that is published alone it is asked for only when something failed."""
+    if step.new is None and step.fd >= 0:
+        step.new = identify(step.dest.directory.fs, step.fd)
+    return step.new
 
 
 def lost_race(path: str) -> errors.FileAlreadyExistsError:
@@ -54,45 +83,71 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
     return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, path))
 
 
-def publish(step: Step) -> None:
-    """Go down the ladder until a method serves; OSError of the method that the filesystem knows but that failed."""
+def _cannot_rename(step: Step, cause: OSError) -> None:
+    text = (
+        "the filesystem will not rename it, although both names lie on one mount (a folder in the lower layer of "
+        "an overlay, another project quota or encryption key, a Landlock sandbox without the right to move between "
+        "folders); mount the overlay with redirect_dir=on, write the files in the folder one by one, or leave tmp_dir out"
+    )
+    raise errors.UnsupportedFilesystemError(
+        *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
+    ) from cause
+
+
+def _by_methods(step: Step) -> None:
+    if step.op == "create" and step.fd >= 0:
+        _name_at_destination(step)
+        return
     fs = step.dest.directory.fs
-    native = fs.exchange if step.op == "replace" else fs.noreplace
+    native = fs.exchange if step.op in ("replace", "exchange") else fs.noreplace
+    if native is False or not _native(step):
+        _by_links(step)
+
+
+def _name_at_destination(step: Step) -> None:
+    """A new file: its only name is the destination, given in one linkat that replaces nothing (P2, P7)."""
     try:
-        if native is False or not _native(step):
-            _by_links(step)
+        kernel.port.link_fd(step.fd, step.dest.name, step.dest.fd)
     except OSError as exc:
-        if exc.errno != errno.EXDEV:
+        if kernel.errno_of(exc) not in (*NO_NAME, errno.EXDEV) or is_published(step):
             raise
-        text = (
-            "the filesystem will not rename it, although both names lie on one mount (a folder in the lower layer of "
-            "an overlay, another project quota or encryption key); mount the overlay with redirect_dir=on, write the "
-            "files in the folder one by one, or leave tmp_dir out"
-        )
-        raise errors.UnsupportedFilesystemError(
-            *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
-        ) from exc
+        raise Unnameable from exc
+    step.method = LINKAT
+    _announce(step)
+
+
+def _announce(step: Step) -> None:
+    """linkat(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
+    name for writing and closing it tells them CLOSE_WRITE (P10).  O_NONBLOCK, for a stranger may have put a FIFO there."""
+    port = kernel.port
+    try:
+        fd = port.open(step.dest.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, step.dest.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return  # an unwritable mode: those who watch hear CREATE
+    port.close(fd)
 
 
 def _native(step: Step) -> bool:
     """Try renameat2; False when the filesystem does not know the flag."""
+    fs = step.dest.directory.fs
     try:
         if step.op == "create":
             rename(step.slot, step.dest, kernel.NOREPLACE)
-        elif step.op == "replace":
-            rename(step.slot, step.dest, kernel.EXCHANGE)
-        else:
+        elif step.op == "remove":
             rename(step.dest, step.slot, kernel.NOREPLACE)
-    except OSError as exc:
-        if exc.errno not in NO_FLAG:
-            raise
-        fs = step.dest.directory.fs
-        if fs.trusted:
-            pass  # it knows the flag, so this says something about these two names; the next two may be fine
-        elif step.op == "replace":
-            fs.exchange = False
         else:
-            fs.noreplace = False
+            # In this order the last event of the kernel is MOVED_TO of the destination, not MOVED_FROM (P10).
+            rename(step.dest, step.slot, kernel.EXCHANGE)
+    except OSError as exc:
+        if kernel.errno_of(exc) not in NO_FLAG or is_published(step):
+            raise
+        if not fs.trusted:  # else it knows the flag, and this says something about these two names only
+            if step.op in ("replace", "exchange"):
+                fs.exchange = False
+            else:
+                fs.noreplace = False
         return False
     step.method = RENAMEAT2
     return True
@@ -104,7 +159,7 @@ def _by_links(step: Step) -> None:
         # The slot's name is private and unique, so there is nothing that a plain rename could replace.
         rename(step.dest, step.slot, 0)
         step.method = LINK
-    elif step.folder:
+    elif step.folder or step.op == "exchange":
         _with_gap(step)
     elif step.op == "create":
         _create_by_link(step)
@@ -122,7 +177,7 @@ def _create_by_link(step: Step) -> None:
 
 def _replace_by_link(step: Step) -> None:
     if step.old is None:
-        step.old = step.dest.identity()  # a one-item write has not looked
+        step.old = step.dest.identity()  # a step alone has not looked
     twin = step.twin("old")
     if link(step.dest, twin):
         if twin.identity() != step.old:
@@ -140,11 +195,11 @@ def _replace_by_link(step: Step) -> None:
 
 def _with_gap(step: Step) -> None:
     """Nothing above keeps the promise: only when the caller asked for less."""
-    if not step.allow_gap:
+    if not step.allow_gap or step.op == "exchange":
         what = "a folder in one step (" if step.folder else "this in one step and undo it (it has no hard links, and "
         text = (
             f"the filesystem cannot publish {what}renameat2 flags are missing); "
-            'write to another filesystem, or accept a moment of visibility with fallback="weaker"'
+            "write to another filesystem, or accept a moment of visibility with allow_gap=True"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
     if step.op == "create":

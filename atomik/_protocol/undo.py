@@ -6,13 +6,12 @@ neither the recorded new nor the recorded old object is *foreign* and stays (I4)
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
-from atomik._folder.directory import rename
+from atomik._folder.place import NO_FLAG, remove_empty, rename, rename_back
 from atomik._system import kernel
 
-from .step import NO_FLAG, Step, Undone, put, remove_empty
+from .step import Step, Undone
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -32,11 +31,11 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
     if now == step.old:
         return Undone.UNTOUCHED
     if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
-        put(step.twin("old"), step.dest, step.folder)  # the weaker method, between its renames
+        rename_back(step.twin("old"), step.dest, folder=step.folder)  # the method with a gap, between its renames
         return Undone.UNDONE
     if now != step.new:
         if step.allow_gap and step.folder and step.op == "create" and remove_empty(step.dest):
-            return Undone.UNDONE  # the empty folder of the weaker method
+            return Undone.UNDONE  # the empty folder of the method with a gap
         return Undone.FOREIGN
     if step.op == "create":
         return _undo_create(step)
@@ -50,25 +49,24 @@ def _return_stranger(step: Step, now: bytes | None) -> Undone:
     if now == step.new:
         give_back(step)
     else:
-        put(step.slot, step.dest, step.folder)
+        rename_back(step.slot, step.dest, folder=step.folder)
     return Undone.FOREIGN
 
 
 def _undo_create(step: Step) -> Undone:
     # Take it away first and look afterwards: a stranger who published between look and rename gets theirs back.
-    # To a free name, for a rename onto another name of the same inode would do nothing: the link method killed between
+    # To a free name, for a rename onto another name of the same inode would do nothing: the method link killed between
     # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
-    places = itertools.chain([step.slot], (step.twin(f"new{number or ''}") for number in itertools.count()))
-    away = next(place for place in places if place.identity() is None)
+    away = next(step.free_twins())
     try:
         rename(step.dest, away, 0)
-    except FileNotFoundError:
-        if step.dest.identity() is not None:
+    except FileNotFoundError as exc:
+        if kernel.errno_of(exc) is None or step.dest.identity() is not None:
             raise
         return Undone.UNTOUCHED
     if away.identity() == step.new:
         return Undone.UNDONE
-    put(away, step.dest, step.folder)
+    rename_back(away, step.dest, folder=step.folder)
     return Undone.FOREIGN
 
 
@@ -76,29 +74,32 @@ def _undo_remove(step: Step) -> Undone:
     if step.slot.identity() != step.old:
         return Undone.FOREIGN  # it was not we who took it away
     try:
-        put(step.slot, step.dest, step.folder)
+        rename_back(step.slot, step.dest, folder=step.folder)
     except FileExistsError:
-        if step.dest.identity() is None:
+        if step.dest.identity() in (None, step.old):
             raise
         return Undone.FOREIGN
     return Undone.UNDONE
 
 
 def _undo_replace(step: Step) -> Undone:
-    held = next((place for place in step.slots()[:2] if place.identity() == step.old), None)
+    candidates = (step.slot,) if step.op == "exchange" else step.slots()[:2]
+    held = next((place for place in candidates if place.identity() == step.old), None)
     if held is None or step.old is None:
         return Undone.FOREIGN
     if step.dest.directory.fs.exchange is not False:
         try:
-            rename(held, step.dest, kernel.EXCHANGE)
+            # The new object goes first: it was made in the slot's folder, so nothing keeps it from returning there (an XFS
+            # project id is checked for the first one alone), and the last event is MOVED_TO of the destination (P10).
+            rename(step.dest, held, kernel.EXCHANGE)
         except OSError as exc:
-            if exc.errno not in NO_FLAG:
+            if kernel.errno_of(exc) not in NO_FLAG or step.dest.identity() == step.old:
                 raise
             step.dest.directory.fs.exchange = False
         else:
             if held.identity() == step.new:
                 return Undone.UNDONE
-            rename(held, step.dest, kernel.EXCHANGE)  # a stranger's: back to where it was
+            rename(step.dest, held, kernel.EXCHANGE)  # a stranger's: back to where it was
             return Undone.FOREIGN
     if step.folder:
         rename(step.dest, step.twin("new"), 0)

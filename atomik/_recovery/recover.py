@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator
 from attrs import define, field
 
 from atomik import _hidden_names, errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute
+from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
@@ -60,7 +61,7 @@ def recover(
     discard: bool = False,
     dry_run: bool = False,
     decide: Decide | None = None,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RecoveryReport:
     """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
@@ -77,7 +78,7 @@ def recover(
     :param bool dry_run: change nothing; report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
     :param decide: a function that is called with the id and the coordinator of each prepared transaction that a dead process
         left (``transaction(coordinator=…)``), and returns True to commit it or False to undo it.
-    :param float lock_timeout: seconds to wait for a transaction that is at work.
+    :param float lock_timeout: seconds to wait for a transaction that is at work; None waits as long as it takes.
     :param progress: a function, called with ("recovering", done, total), in folders.
     :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
 
@@ -125,7 +126,7 @@ def recover_all(
     discard: bool = False,
     dry_run: bool = False,
     decide: Decide | None = None,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[RecoveryReport, list[errors.AtomikOSError]]:
     """The same, with the failures returned rather than raised."""
@@ -146,7 +147,7 @@ def recover_all(
 class _Recovery:
     """The work of one call: what was done, and what failed."""
 
-    timeout: float
+    timeout: float | None
     discard: bool
     decide: Decide | None
     found: list[Recovered] = field(factory=list)

@@ -21,14 +21,15 @@ from collections.abc import Callable
 from attrs import define, field
 
 from atomik import _events, errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import private_folder as _private_folder
 from atomik._protocol import records as _records
 from atomik._protocol.private_folder import is_failure
 from atomik._protocol.records import Intent, Journal, StepRecord
-from atomik._protocol.step import Step, Undone, put
+from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
 from atomik._tree import delete
@@ -283,7 +284,7 @@ class DeadTransaction:
         places = [Place(folder, journal_name(self.intent.txid)) for folder, _ in self._private_folders()]
         if places and not any(place.identity() == self.journal.identity for place in places):
             for place in self._well_known():
-                put(place, places[0], folder=False)
+                rename_back(place, places[0], folder=False)
                 return
 
     def _well_known(self) -> list[Place]:

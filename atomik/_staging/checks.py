@@ -1,66 +1,107 @@
-"""What may not stand at a destination, and the errors that say so, with the cure."""
+"""What may not exist at a destination, and the errors that say so, with the cure."""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
-from atomik._folder.mounts import has_foreign_mount
-from atomik._folder.paths import split
 from atomik._protocol.step import same_kind
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.directory import Directory
+    from atomik._folder.filesystem import Filesystem
+    from atomik._folder.place import Place
+    from atomik._system.libc import Status
+
+    from .item import Item
 
 
-def existing(path: str) -> NoReturn:
+def refuse_existing(path: str) -> NoReturn:
     """Something is there, and nobody allowed it to be replaced."""
     text = "it already exists; pass overwrite=True to replace it"
     errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, path)
 
 
-def other_kind(mode: int, kind: str, path: str) -> None:
-    """A folder is no successor to a file, nor the reverse.  `mode` is of what is there, `kind` what is to come, as `Step`
-    knows it, or empty where nobody knows yet."""
-    if kind and not same_kind(mode, kind):
-        there = "a folder" if stat.S_ISDIR(mode) else "no folder"
-        text = f"cannot put a {kind} there: what exists is {there}"
-        text += "; remove it first, or choose another name"
-        errors.fail(errors.WrongKindError, errno.EISDIR if stat.S_ISDIR(mode) else errno.ENOTDIR, text, path)
+def refuse_other_kind(mode: int, kind: str, path: str) -> None:
+    """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
+    what is to come, as `Step` knows it, or empty where nobody knows yet."""
+    if not kind:
+        return
+    if kernel.is_device(mode):
+        text = f"cannot put a {kind} there: what exists is a device; remove it first in the same transaction"
+        errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
+    if not same_kind(mode, kind):
+        there = "a folder" if kernel.is_folder(mode) else "no folder"
+        text = f"cannot put a {kind} there: what exists is {there}; remove it first, or choose another name"
+        errors.fail(errors.WrongKindError, errno.EISDIR if kernel.is_folder(mode) else errno.ENOTDIR, text, path)
 
 
-def mounts(place: Place, found: os.stat_result, path: str) -> None:
+def refuse_mounts(place: Place, found: Status, path: str) -> None:
     """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be deleted with
-    its content later.  `found` is the stat of `place`; `path` is the destination, for the message."""
-    mount = place.directory.mount
-    if stat.S_ISDIR(found.st_mode):
+    its content later.  `found` is the status of `place`; `path` is the destination, for the message."""
+    if kernel.is_folder(found.mode):
+        from atomik._folder.mounts import has_foreign_mount
+
         inside = has_foreign_mount(place)
     else:
-        try:
-            there = kernel.port.statx(place.fd, place.name).mount if mount else 0
-        except FileNotFoundError:
-            return  # removed since it was looked at
-        inside = str(place) if there != mount else None
+        inside = str(place) if found.mount != place.directory.mount else None
     if inside is not None:
         text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
         errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else path)
 
 
-def kept_name(name: str, place: Place, path: str) -> str:
+def refuse_append_only(directory: Directory, path: str) -> None:
+    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
+    if directory.append_only:
+        text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
+        errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; take the flag away, or write elsewhere", path)
+
+
+def refuse_sticky(directory: Directory, found: Status, path: str) -> None:
+    """In a sticky folder only the owner of an entry, of the folder, or root may replace or remove the entry (unlink(2))."""
+    me = os.geteuid()
+    if directory.sticky and me not in (0, found.uid, directory.uid):
+        text = (
+            f"the folder is sticky and the entry belongs to user {found.uid}, so only they or the folder's owner may "
+            "replace it; write to another folder"
+        )
+        errors.fail(errors.AccessDeniedError, errno.EPERM, text, path)
+
+
+def refuse_unsupported(item: Item, fs: Filesystem, *, overwriting: bool) -> None:
+    """A filesystem that ignores the flags of renameat2, and for folders one that lacks them, is refused before anything is
+    written."""
+    if item.kind == "removal":  # to take away needs no flag: the slot's name is free
+        return
+    if fs.lies and overwriting:
+        from atomik._protocol.trial import LIES
+
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, LIES, item.path)
+    needed = fs.exchange if overwriting else fs.noreplace
+    if item.step_kind() == "folder" and needed is False and not item.options.allow_gap:
+        text = (
+            "the filesystem cannot publish a folder in one step (it lacks the flags of renameat2); write to another "
+            "one, or accept a moment of visibility with allow_gap=True"
+        )
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
+
+
+def backup_name(name: str, place: Place, path: str) -> str:
     """The name under which the previous version of `place` is to stay, refused where it can be none."""
+    from atomik._folder.paths import split
+
     parent = place.directory.path
     if not name:
-        text = "keep= is empty; name the file or folder that the previous version is to become"
+        text = "backup= is empty; name the file or folder that the previous version is to become"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     head, tail = split(os.path.join(parent, name), folder=False)
     if head != parent and os.path.realpath(head) != os.path.realpath(parent):
-        text = "keep= must name something in the destination's own folder"
+        text = "backup= must name something in the destination's own folder"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     if tail == place.name:
-        text = "keep= names the destination itself; choose another name for the previous version"
+        text = "backup= names the destination itself; choose another name for the previous version"
         errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path)
     return tail

@@ -7,11 +7,14 @@ a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
 from __future__ import annotations
 
 import errno
-import os
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+
+if TYPE_CHECKING:
+    from atomik._system.libc import Status
 
 _Key = tuple[int, int, int]
 
@@ -28,7 +31,7 @@ class Destinations:
         self._displaced: dict[tuple[int, int], str] = {}
         self._chains: dict[_Key, frozenset[tuple[int, int]]] = {}
 
-    def register(self, place: Place, given: str | None, folder_there: os.stat_result | None) -> None:
+    def register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
         """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
 
         `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
@@ -48,7 +51,7 @@ class Destinations:
             taken = self._taken[directory.place_key] = directory, {}
         taken[1][place.name] = given
         if folder_there is not None:
-            self._displaced[folder_there.st_dev, folder_there.st_ino] = path
+            self._displaced[folder_there.dev, folder_there.ino] = path
 
     def take(self, place: Place) -> bool:
         """Take a new destination in where no rule asks for a look: one more name in a folder that is known by now, and
@@ -97,12 +100,12 @@ class Destinations:
             error.devices = (directory.dev, first.dev)
             raise error
 
-    def _not_nested(self, directory: Directory, path: str, folder_there: os.stat_result | None) -> None:
+    def _not_nested(self, directory: Directory, path: str, folder_there: Status | None) -> None:
         # With a single item nothing can be nested, so the walk up waits until there is a second one, or a tmp_dir.
         if self._displaced:
             self._not_in_displaced(directory, path)
         if folder_there is not None:
-            me = (folder_there.st_dev, folder_there.st_ino)
+            me = (folder_there.dev, folder_there.ino)
             for used, brought_in in self._used.values():
                 if me in self._chain(used):
                     _nested(brought_in, path)

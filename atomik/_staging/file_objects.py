@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Sealable(Protocol):
-    """The item behind a handle."""
+    """The item behind a file object."""
 
     def seal(self) -> None: ...
     def discard(self, reason: str = ...) -> None: ...
@@ -167,7 +167,15 @@ def parse_mode(mode: str) -> tuple[str, bool, bool]:
     return base.pop(), "+" in letters, "b" in letters
 
 
-def open_handle(
+def check_text(
+    mode: tuple[str, bool, bool], buffering: int, encoding: str | None, errors: str | None, newline: str | None
+) -> None:
+    """Refuse what `open` would refuse, before anything is staged."""
+    if buffering == 0 and not mode[2]:
+        raise ValueError("can't have unbuffered text I/O")
+
+
+def open_file_object(
     fd: int,
     item: Sealable | None,
     name: str,
@@ -179,29 +187,30 @@ def open_handle(
 ) -> IO[Any]:
     """A file object on `fd`, as `open` would build it, that seals `item` when closed."""
     base, readable, binary = mode
-    if buffering == 0 and not binary:
-        raise ValueError("can't have unbuffered text I/O")
     reads = readable or base == "r"
     raw = (_Raw if buffering or not binary else StagedRaw)(fd, name, "rb+" if reads else "wb")
     size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     if not binary:
         buffer = (io.BufferedRandom if reads else io.BufferedWriter)(raw, size)
-        handle: Any = StagedText(buffer, encoding, errors, newline, buffering == 1)
-        handle.mode = base + ("+" if readable else "")
+        file_object: Any = StagedText(buffer, encoding, errors, newline, buffering == 1)
+        file_object.mode = base + ("+" if readable else "")
     elif buffering:
-        handle = (StagedRandom if reads else StagedWriter)(raw, size)
+        file_object = (StagedRandom if reads else StagedWriter)(raw, size)
     else:
-        handle = raw
+        file_object = raw
     if base == "a":
-        handle.seek(0, io.SEEK_END)
-    handle._item = item
-    return handle  # type: ignore[no-any-return]
+        file_object.seek(0, io.SEEK_END)
+    file_object._item = item
+    return file_object  # type: ignore[no-any-return]
 
 
-_Path = type(pathlib.Path())
+if TYPE_CHECKING:
+    _Path = pathlib.Path
+else:
+    _Path = type(pathlib.Path())
 
 
-class StagedPath(_Path):  # type: ignore[misc, valid-type]
+class StagedPath(_Path):
     """The path of a staged folder or file: a real `pathlib.Path` that can be used with ``with``.
 
     Leaving the block well seals the item, leaving it with an exception discards it; without a block it is sealed at

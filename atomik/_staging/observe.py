@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -85,12 +86,13 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     with errors.typed("cannot observe", os.path.join(head, name)):
         directory = Directory.open(head)
         try:
-            return _look(Place(directory, name), digest=digest)
+            return look_at(Place(directory, name), digest=digest)
         finally:
             directory.close()
 
 
-def _look(place: Place, *, digest: bool) -> Observation:
+def look_at(place: Place, *, digest: bool) -> Observation:
+    """What exists at a place, as an observation."""
     found = place.stat()
     if found is None:
         return Observation(str(place), None)

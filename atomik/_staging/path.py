@@ -1,94 +1,116 @@
-"""What programs that open files by name write: a private folder for them to write in, and what they leave there."""
+"""`Transaction.path`: a private folder for programs that open files by name, and what they leave there."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-
-from attrs import define, field
+from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
-from atomik._folder.paths import NAME_MAX
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel
-from atomik._tree import delete
 
 from .item import Item
 
+if TYPE_CHECKING:
+    from atomik._system.libc import Status
 
-@define(eq=False)
+    from .file_objects import StagedPath
+    from .intake import Intake
+    from .options import ItemOptions, StrPath
+
+
+def stage(
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, options: ItemOptions
+) -> StagedPath:
+    """Stage a path for a program that opens files by name."""
+    item = intake.add(StagedProgram, path, overwrite, tmp_dir, options)
+    return intake.hand_out(item, intake.open(item, item.open))
+
+
 class StagedProgram(Item):
     """A path for programs that open files by name; what they leave there is published, a file or a folder."""
 
-    _work: Place | None = field(default=None, init=False, repr=False)
-    #: the kind of what the program wrote; not known before
-    _found: str = field(default="", init=False, repr=False)
+    __slots__ = ("_there", "_work")
+
+    kind = "path"
+
+    #: the private folder in which the program writes
+    _work: Place | None
+    #: the kind of what the program wrote; "" before
+    _there: str
 
     def open(self) -> str:
         """Make the private folder in which the program writes under the destination's own name."""
-        work = self.workspace.slot(self.stage)
-        try:
-            kernel.port.mkdir(work.name, 0o700, work.fd)
-        except OSError as exc:
-            raise errors.system_error(exc, "cannot stage the path", self.path) from exc
-        self._work = work
+        self._work = work = self.workspace.slot(self.stage)
+        kernel.port.mkdir(work.name, 0o700, work.fd)
         return os.path.join(self.workspace.path_of(work), self.place.name)
 
     def step_kind(self) -> str:
-        return self._found
+        return getattr(self, "_there", "")
 
     def _seal(self) -> None:
         assert self._work is not None
         work = Directory.open(self._work.name, self._work.fd, follow=False)
         try:
             inner = Place(work, self.place.name)
-            found = inner.stat()
+            found = inner.status()
             if found is None:
                 text = "nothing was written to the staged path; write the file before leaving the block"
                 errors.fail(
                     errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name)
                 )
-            self._found = "folder" if kernel.is_folder(found.st_mode) else "file"
-            self._refuse_open_database(work)
+            self._there = "folder" if kernel.is_folder(found.mode) else "file"
+            self._refuse_others(work)
             slot = self.workspace.slot(self.stage)
             mode = self._loosen(inner, found)
+            self.slot = slot  # before it is there: an interrupt may come right behind the call
             kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
-            self.slot = slot
             self._finish_at(slot, mode)
         finally:
             work.close()
-        delete.delete_tree(self._work)  # what else the program left there is none of the output
+        from atomik._tree.delete import delete_tree
+
+        delete_tree(self._work)
         self._work = None
 
-    def _refuse_open_database(self, work: Directory) -> None:
-        for suffix in ("-wal", "-journal"):
-            if len(os.fsencode(self.place.name + suffix)) > NAME_MAX:
-                continue
-            rest = work.stat(self.place.name + suffix)
-            if rest is not None and rest.st_size:
-                text = "the database is still open: its journal holds changes; close it before leaving the block"
-                errors.fail(errors.ConflictError, errno.EBUSY, text, work.child(self.place.name + suffix))
+    def _refuse_others(self, work: Directory) -> None:
+        """What else the program left may be data (the log of a database, the parts of a shapefile): it is not dropped in
+        silence, and not published without being asked for."""
+        with kernel.port.scandir(work.fd) as entries:
+            others = sorted(entry.name for entry in entries if entry.name != self.place.name)
+        if not others:
+            return
+        shown = ", ".join(repr(name) for name in others[:5]) + (" …" if len(others) > 5 else "")
+        text = (
+            f"the program left more than the staged path: {shown}; if a database is still open, close it before leaving the "
+            "block; to publish several files, write them into tx.folder() or stage each with tx.path(); remove what is not "
+            "needed"
+        )
+        errors.fail(errors.ConflictError, errno.EBUSY, text, self.path, work.child(others[0]))
 
-    def _loosen(self, inner: Place, found: os.stat_result) -> int | None:
-        """The kernel lets nobody but root rename a folder that he may not write to into another one (its ".." would
+    def _loosen(self, inner: Place, found: Status) -> int | None:
+        """The kernel lets nobody but root rename a folder that they may not write to into another one (its ".." would
         change).  The mode to give back, where it had to be changed."""
-        if self._found != "folder" or kernel.port.may_write(inner.name, inner.fd):
+        if self._there != "folder" or kernel.port.may_write(inner.name, inner.fd):
             return None
+        mode = stat.S_IMODE(found.mode)
         fd = kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
         try:
-            kernel.port.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(found.st_mode) | stat.S_IRWXU)
+            kernel.port.chmod(f"/proc/self/fd/{fd}", mode | stat.S_IRWXU)
         finally:
             kernel.port.close(fd)
-        return stat.S_IMODE(found.st_mode)
+        return mode
 
     def _finish_at(self, slot: Place, mode: int | None) -> None:
         try:
             fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
         except OSError as exc:
-            if exc.errno in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
+            if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
                 return
-            raise errors.system_error(exc, "cannot finish the staged path", self.path) from exc
+            raise
         try:
             if mode is not None:
                 kernel.port.fchmod(fd, mode)
@@ -97,6 +119,9 @@ class StagedProgram(Item):
             kernel.port.close(fd)
 
     def _drop(self) -> None:
-        if self._work is not None:
-            delete.delete_tree(self._work)
+        work = getattr(self, "_work", None)
+        if work is not None:
+            from atomik._tree.delete import delete_tree
+
+            delete_tree(work)
         super()._drop()

@@ -1,8 +1,8 @@
-"""What the items of one transaction share: held folders, private folders, slot numbers, and the destinations taken so far.
+"""What the outputs of one transaction share: held folders, private folders, slot numbers, folders made for ``parents=True``.
 
 The workspace resolves each path once, and knows everything that must be given back at the end.
 
-Not thread-safe by itself: the transaction holds its lock while it calls in here, except for slots, which items take by
+Not thread-safe by itself: the intake holds its lock while it calls in here, except for slots, which items take by
 themselves.
 """
 
@@ -12,48 +12,62 @@ import contextlib
 import errno
 import itertools
 import os
-import threading
+from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
 from atomik._folder.paths import split
-from atomik._protocol.private_folder import PrivateFolder, new_txid, slot_name
+from atomik._folder.place import Place
+from atomik._hidden_names import new_txid, slot_name
+from atomik._protocol.private_folder import PrivateFolder
 from atomik._system import kernel
 
+from .checks import refuse_append_only
 from .destinations import Destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+#: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.
+_making = allocate_lock()
+
 
 class Workspace:
     """The shared ground of one transaction; see the module."""
 
+    __slots__ = (
+        "_by_key", "_by_path", "_made", "_made_in", "_number", "_txid", "destinations", "listed", "private_folders",
+    )  # fmt: skip
+
     def __init__(self) -> None:
-        self.txid: str = new_txid()
-        self.numbers: Iterator[int] = itertools.count()
+        self._txid = ""
+        self._number = itertools.count()
+        #: by the place key of the folder in which each lies
         self.private_folders: dict[tuple[int, int, int], PrivateFolder] = {}
-        self._claiming = threading.Lock()
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
         self._made: list[Place] = []
         self._made_in: list[Directory] = []
         self.destinations = Destinations()
-        #: the names in a folder, looked at under its lock
+        #: the names in a folder, listed under its lock
         self.listed: dict[Directory, set[str]] = {}
+
+    @property
+    def txid(self) -> str:
+        """The transaction's id, in its log events and in the names of its temporary files."""
+        if not self._txid:
+            self._txid = new_txid()
+        return self._txid
 
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
         """The place of a destination: its parent held open, its name checked."""
         head, name = split(path, folder=folder)
-        return Place(self.directory(head, parents=parents, wanted=path), name)
-
-    def known(self, path: str) -> Place | None:
-        """The place of a file in a folder that is held by now, if that is how its path is spelled."""
-        head, name = split(path, folder=False)
         directory = self._by_path.get(head)
-        return Place(directory, name) if directory is not None and len(path) == len(head) + 1 + len(name) else None
+        if directory is None:
+            directory = self.directory(head, parents=parents, wanted=path)
+        return Place(directory, name)
 
     def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `path`, opened once per transaction however it is spelled."""
@@ -62,18 +76,13 @@ class Workspace:
             return found
         try:
             folder = Directory.open(path)
-        except FileNotFoundError as exc:
-            self.destinations.refuse_inside(path, wanted or path)
-            if not parents:
-                text = "cannot write there: the folder does not exist; create it"
-                text += " or pass parents=True" if wanted is not None else ""
-                raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, path)) from exc
-            self._make_parents(path)
-            folder = Directory.open(path)
-        except errors.AtomikError:
-            raise
         except OSError as exc:
-            raise errors.system_error(exc, "cannot open the folder", path) from exc
+            number = kernel.errno_of(exc)
+            if number is None:
+                raise
+            if number != errno.ENOENT:
+                raise errors.system_error(exc, "cannot open the folder", path) from exc
+            folder = self._open_missing(path, exc, parents=parents, wanted=wanted)
         key = folder.place_key
         held = self._by_key.get(key)
         if held is not None:
@@ -82,9 +91,14 @@ class Workspace:
         self._by_path[path] = self._by_key[key] = folder
         return folder
 
-    def hold(self, folder: Directory) -> None:
-        """Take in a folder that is open already."""
-        self._by_path[folder.path] = self._by_key[folder.place_key] = folder
+    def _open_missing(self, path: str, cause: OSError, *, parents: bool, wanted: str | None) -> Directory:
+        self.destinations.refuse_inside(path, wanted or path)
+        if not parents:
+            text = "cannot write there: the folder does not exist; create it"
+            text += " or pass parents=True" if wanted is not None else ""
+            raise errors.MissingPathError(*errors.os_args(errno.ENOENT, text, path)) from cause
+        self._make_parents(path)
+        return Directory.open(path)
 
     def _make_parents(self, path: str) -> None:
         missing: list[str] = []
@@ -105,11 +119,13 @@ class Workspace:
         self._made.append(place)  # before it is there: an interrupt may come right behind the call
         try:
             kernel.port.mkdir(place.name, 0o777, place.fd)
-        except FileExistsError:
+        except OSError as exc:
+            number = kernel.errno_of(exc)
+            if number is None:
+                raise
             self._made.pop()
-        except OSError:
-            self._made.pop()
-            raise
+            if number != errno.EEXIST:
+                raise
 
     @property
     def made_parents(self) -> list[Directory]:
@@ -136,46 +152,50 @@ class Workspace:
         """The private folder in `directory`, made when first needed."""
         key = directory.place_key
         made = self.private_folders.get(key)
-        if made is not None:
+        if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        with self._claiming, errors.typed("cannot stage in the folder", directory.path):
-            private_folder = self.private_folders.get(key)
-            if private_folder is None:
-                private_folder = self.private_folders[key] = PrivateFolder(directory, self.txid)
-        return private_folder
+        with _making, errors.typed("cannot stage in the folder", directory.path):
+            made = self.private_folders.get(key)
+            if made is None or not made.made:
+                # Known before it is there: an interrupt may come right behind the call that makes it.
+                made = self.private_folders[key] = PrivateFolder(directory, self.txid)
+                made.make()
+        return made
 
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the private folder of `directory`."""
-        private_folder = self.private_folders.get(directory.place_key) or self.private_folder(directory)
-        return Place(private_folder.folder, slot_name(self.txid, next(self.numbers)))
+        return Place(self.private_folder(directory).folder, slot_name(self.txid, next(self._number)))
+
+    def sibling(self, directory: Directory) -> Place:
+        """A fresh slot beside the destinations, for what may only be renamed within its parent."""
+        return Place(directory, slot_name(self.txid, next(self._number)))
+
+    def try_names(self, directory: Directory) -> None:
+        """Try what a filesystem that nobody vouches for does with names, once for each mount."""
+        if directory.fs.exchange is None:
+            from atomik._protocol.trial import try_names
+
+            try_names(*(self.slot(directory) for _ in range(3)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `PrivateFolder.path_of`."""
-        private_folder = next(
-            private_folder
-            for private_folder in self.private_folders.values()
-            if private_folder.folder is slot.directory
-        )
-        return private_folder.path_of(slot)
+        made = next(made for made in self.private_folders.values() if made.folder is slot.directory)
+        return made.path_of(slot)
 
     def path_elsewhere(self, path: str) -> str:
         """The same for a process that may run on another machine, where only the name leads there.
 
         Root's processes get no other path than root itself: there it is not worth the risk.
         """
-        for private_folder in self.private_folders.values() if os.geteuid() else ():
-            if path.startswith(f"{private_folder.descriptor_path}/"):
-                return private_folder.folder.path + path[len(private_folder.descriptor_path) :]
+        for made in self.private_folders.values() if os.geteuid() else ():
+            if path.startswith(f"{made.descriptor_path}/"):
+                return made.folder.path + path[len(made.descriptor_path) :]
         return path
-
-    def sibling(self, directory: Directory) -> Place:
-        """A fresh slot beside the destinations, for what may only be renamed within its parent."""
-        return Place(directory, slot_name(self.txid, next(self.numbers)))
 
     def list_names(self, folders: Iterable[Directory], most: int) -> None:
         """Look at all names in the folders at once, which costs less than to ask for each of very many; not in a folder
-        with more than `most`, nor where a listing might leave out what a look would find."""
+        with more than `most`, nor where a listing might leave out what a status would find."""
         for folder in folders:
             if folder.fs.trusted:
                 with kernel.port.scandir(folder.fd) as entries:
@@ -185,45 +205,49 @@ class Workspace:
 
     # --- the end -------------------------------------------------------------------------------------------------
     def release(
-        self,
-        *,
-        keep_parents: bool,
-        keep_private_folders: bool = False,
+        self, *, keep_parents: bool, keep_private_folders: bool = False,
         progress: Callable[[str, int, int], None] | None = None,
-    ) -> list[OSError]:
-        """Give everything back: what is left in the private folders, the private folders, made parents, descriptors.
+    ) -> list[OSError]:  # fmt: skip
+        """Give everything back: what is left in the private folders, these, made parents, descriptors.  May be repeated.
 
         `progress` is told "cleaning" with the number of objects deleted so far; what it raises is its own affair.
-        Never raises; the failures are returned.  With `keep_private_folders` only descriptors go: recovery needs the rest.
+        The kernel's refusals are returned.  With `keep_private_folders` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
         cleaned = None if progress is None else _counting(progress)
-        for key, private_folder in list(self.private_folders.items()):
-            try:
+        for key, made in list(self.private_folders.items()):
+            with collecting(failures):
                 if keep_private_folders:
-                    private_folder.folder.close()
+                    made.close()
                 else:
-                    _dissolve(private_folder, cleaned)
-            except OSError as exc:
-                failures.append(exc)
+                    made.dissolve(cleaned)
             del self.private_folders[key]
-        for each in () if keep_parents else reversed(self._made):
-            try:
-                kernel.port.rmdir(each.name, each.fd)
-            except OSError as exc:
-                # Somebody put something into it, or removed it: theirs now.
-                if exc.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
-                    failures.append(exc)
-        self._made.clear()
+        while self._made and not keep_parents:
+            place = self._made[-1]
+            with collecting(failures, errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):  # somebody else's by now
+                kernel.port.rmdir(place.name, place.fd)
+            self._made.pop()
         for folder in (*self._by_key.values(), *self._made_in):
-            try:
+            with collecting(failures):
                 folder.close()
-            except OSError as exc:
-                failures.append(exc)
+        self._made.clear()
         self._by_key.clear()
         self._by_path.clear()
         self._made_in.clear()
         return failures
+
+
+@contextlib.contextmanager
+def collecting(failures: list[OSError], *expected: int) -> Iterator[None]:
+    """Note the kernel's refusal, unless it is an `expected` errno; everything else goes on."""
+    try:
+        yield
+    except OSError as exc:
+        number = exc.errno if isinstance(exc, errors.AtomikError) else kernel.errno_of(exc)
+        if number is None:
+            raise
+        if number not in expected:
+            failures.append(exc)
 
 
 def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None]:
@@ -237,26 +261,3 @@ def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None
             progress("cleaning", total, 0)
 
     return more
-
-
-def _dissolve(private_folder: PrivateFolder, cleaned: Callable[[int], None] | None) -> None:
-    """Empty a private folder and remove it; once more if something fails, for the cause may have been of the moment."""
-    try:
-        private_folder.clear(cleaned)
-        private_folder.release()
-    except OSError:
-        try:
-            private_folder.clear()
-            private_folder.release()
-        except OSError as exc:
-            private_folder.folder.close()
-            if isinstance(exc, errors.AtomikError):
-                raise
-            raise errors.system_error(exc, "cannot clean up", private_folder.folder.path) from exc
-
-
-def refuse_append_only(directory: Directory, path: str) -> None:
-    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
-    if directory.append_only:
-        text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
-        errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; take the flag away, or write elsewhere", path)

@@ -16,13 +16,18 @@ from __future__ import annotations
 
 import os
 
-_guarded: set[int] = set()
+#: descriptor -> what `_folder.lock` knows of its lock: the folder's key, the thread that took it, whether it is shared
+guarded: dict[int, tuple[tuple[int, int, int], int, bool] | None] = {}
 
-#: A descriptor of this process holds, or is about to hold, a lock.
-guard = _guarded.add
 
-#: It does no more.
-release = _guarded.discard
+def guard(fd: int) -> None:
+    """A descriptor of this process holds, or is about to hold, a lock."""
+    guarded[fd] = None
+
+
+def release(fd: int) -> None:
+    """It does no more."""
+    guarded.pop(fd, None)
 
 
 me = os.getpid()
@@ -31,12 +36,12 @@ me = os.getpid()
 def _in_child() -> None:
     global me  # noqa: PLW0603  it is another process now
     me = os.getpid()
-    if _guarded:
+    if guarded:
         nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for fd in _guarded:
+        for fd in guarded:
             os.dup2(nothing, fd, inheritable=False)
         os.close(nothing)
-        _guarded.clear()
+        guarded.clear()
 
 
 os.register_at_fork(after_in_child=_in_child)

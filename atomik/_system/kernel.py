@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from atomik.errors import AtomikError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from .libc import Status
@@ -28,20 +29,23 @@ if TYPE_CHECKING:
 NOREPLACE = 1
 EXCHANGE = 2
 
+AT_FDCWD = -100
+
 RESOLVE_NO_XDEV = 1
 RESOLVE_NO_MAGICLINKS = 2
 RESOLVE_NO_SYMLINKS = 4
 RESOLVE_BENEATH = 8
 
-_FICLONE = 0x40049409
-_FS_IOC_GETFLAGS = 0x80086601
-_FS_IOC_SETFLAGS = 0x40086602
+_MOUNT_TOLD = 0x1000 | 0x4000  # STATX_MNT_ID, STATX_MNT_ID_UNIQUE
+
+#: errno of a path in /proc that is not there, or closed by AppArmor or Landlock
+NO_PROC = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM})
 
 MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
     write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce_writer
-    fchmod fchown lchown chmod setxattr removexattr setxattr_of removexattr_of utime futime
+    fchmod fchown lchown chmod fchmodat2 setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
 
@@ -66,13 +70,59 @@ def _bytes(name: str) -> bytes:
     return name.encode(_ENCODING, _ENCODE_ERRORS)
 
 
-def _raise(names: tuple[bytes | str | int | None, ...]) -> NoReturn:
+#: How a seccomp filter, or a kernel that is too old, answers a call that it does not let pass.
+SANDBOXED = frozenset({errno.EPERM, errno.EACCES, errno.ENOSYS})
+
+#: The same from the C library: glibc turns ENOSYS of renameat2 with flags into EINVAL.
+_MISSING = SANDBOXED | {errno.EINVAL}
+
+#: A descriptor that is never open: every kernel that has the call says EBADF.
+_NO_FD = 0x7FFFFFFF
+
+
+def sandboxed(call: str) -> str | None:
+    """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
+    about one file: the words for an error; None when the call arrives.
+
+    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock, utimensat, O_TMPFILE.
+    """
+    c = libc()
+    try:
+        if call == "O_TMPFILE":
+            os.open(".", os.O_TMPFILE | os.O_RDWR, dir_fd=_NO_FD)
+        elif call == "utimensat":
+            os.utime("x", dir_fd=_NO_FD)
+        elif _HARMLESS[call](c) < 0:
+            raise OSError(c.errno(), "")
+    except OSError as exc:
+        number = errno_of(exc)
+        if number == errno.ENOSYS and c.INTERFACE is None:
+            return f"atomik does not know the number of {call} on this machine ({c.MACHINE})"
+        if number in _MISSING:
+            return f"a sandbox or seccomp filter refuses {call}, or the kernel is too old for it"
+    return None
+
+
+_HARMLESS: dict[str, Callable[[Any], int]] = {
+    "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
+    "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
+    "syncfs": lambda c: c.syncfs(_NO_FD),
+    "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
+}
+
+
+def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
     """Raise the `OSError` of the ctypes call that just failed."""
-    number = libc().errno()
-    shown = [os.fsdecode(n) if isinstance(n, bytes) else n for n in names]
-    if len(shown) == 2:
-        raise OSError(number, os.strerror(number), shown[0], None, shown[1])
-    raise OSError(number, os.strerror(number), *shown)
+    c = libc()
+    number = c.errno()
+    text = os.strerror(number)
+    if call and number in _MISSING and (why := sandboxed(call)):
+        number, text = errno.ENOSYS, why  # so that all who fall back treat it as a call that is missing
+    elif number == errno.ENOSYS and c.INTERFACE is None:
+        text += f"; atomik does not know the numbers of system calls on this machine ({c.MACHINE})"
+    if len(names) == 2:
+        raise OSError(number, text, names[0], None, names[1])
+    raise OSError(number, text, *names)
 
 
 def _range_lock(kind: int) -> bytes:
@@ -100,7 +150,12 @@ class Kernel:
 
     def open_tmpfile(self, dir_fd: int, flags: int, mode: int) -> int:
         """An unnamed file in the folder (O_TMPFILE, Linux 3.11); the kernel applies umask and default ACLs."""
-        return os.open(".", os.O_TMPFILE | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+        try:
+            return os.open(".", os.O_TMPFILE | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+        except PermissionError as exc:
+            if errno_of(exc) is None or (why := sandboxed("O_TMPFILE")) is None:
+                raise
+            raise OSError(errno.ENOSYS, why) from exc
 
     def create(self, name: str, flags: int, mode: int, dir_fd: int) -> int:
         """A new named file; EEXIST when the name is taken, also by a dangling link."""
@@ -132,17 +187,19 @@ class Kernel:
         c = _c or libc()
         if c.linkat(fd, b"", dst_fd, _bytes(dst), c.AT_EMPTY_PATH) < 0:
             if c.errno() != errno.ENOENT:
-                _raise((dst,))
+                _raise((dst,), "linkat")
             # Passing dst_dir_fd makes CPython call linkat with AT_SYMLINK_FOLLOW; plain link() would give EXDEV.
             os.link(f"/proc/self/fd/{fd}", dst, dst_dir_fd=dst_fd, follow_symlinks=True)
 
     def rename(self, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> None:
-        """renameat2(2) (Linux 3.15) with 0, `NOREPLACE` or `EXCHANGE`."""
+        """renameat2(2) (Linux 3.15) with 0, `NOREPLACE` or `EXCHANGE`; without flags renameat(2) serves as well."""
         if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
             raise ValueError("embedded null character")
         c = _c or libc()
         if c.renameat2(src_fd, _bytes(src), dst_fd, _bytes(dst), flags) < 0:
-            _raise((src, dst))
+            if flags or c.errno() not in SANDBOXED or sandboxed("renameat2") is None:
+                _raise((src, dst), "renameat2")
+            os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
 
     def unlink(self, name: str, dir_fd: int) -> None:
         """unlinkat(2) of anything but a folder."""
@@ -167,7 +224,7 @@ class Kernel:
 
     def clone(self, dst_fd: int, src_fd: int) -> None:
         """FICLONE, ioctl_ficlonerange(2): share all extents (btrfs, xfs with reflink, bcachefs …)."""
-        fcntl.ioctl(dst_fd, _FICLONE, src_fd)
+        fcntl.ioctl(dst_fd, libc().FICLONE, src_fd)
 
     def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
         """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""
@@ -187,7 +244,7 @@ class Kernel:
     def syncfs(self, fd: int) -> None:
         """syncfs(2): the whole filesystem; reports writeback errors since Linux 5.8."""
         if libc().syncfs(fd) < 0:
-            _raise(())
+            _raise((), "syncfs")
 
     def start_writeback(self, fd: int) -> None:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE: start, do not wait.  A head start, never a guarantee."""
@@ -227,6 +284,12 @@ class Kernel:
         """futimens(3): (access, modification) in nanoseconds."""
         os.utime(fd, ns=ns)
 
+    def fchmodat2(self, path_fd: int, mode: int) -> None:
+        """fchmodat2(2) (Linux 6.6) of what a descriptor holds, also one that was opened with O_PATH."""
+        c = _c or libc()
+        if c.fchmodat2(path_fd, b"", mode, c.AT_EMPTY_PATH) < 0:
+            _raise(())
+
     def chmod(self, path: str, mode: int) -> None:
         """chmod(2) of ``/proc/self/fd/N``: what can be opened with O_PATH only, which fchmod(2) refuses (EBADF)."""
         os.chmod(path, mode)
@@ -248,13 +311,19 @@ class Kernel:
         return os.listxattr(path)
 
     def has_xattrs(self, name: str, dir_fd: int) -> bool:
-        """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc: whether it has any; of a link, the link's own."""
+        """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc, else flistxattr(2): whether it has any; of a
+        link, the link's own."""
         c = _c or libc()
         size = c.listxattrat(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW)
         if size < 0:
-            if c.errno() not in (errno.ENOSYS, errno.EPERM):
+            if c.errno() not in SANDBOXED:
                 _raise((name,))
-            return bool(os.listxattr(f"/proc/self/fd/{dir_fd}/{name}", follow_symlinks=False))
+            try:
+                return bool(os.listxattr(f"/proc/self/fd/{dir_fd}/{name}", follow_symlinks=False))
+            except OSError as exc:
+                if errno_of(exc) not in NO_PROC:
+                    raise
+            return _has_xattrs_when_opened(name, dir_fd)
         return bool(size)
 
     def getxattr_of(self, path: str, name: str) -> bytes:
@@ -286,7 +355,16 @@ class Kernel:
         c = _c or libc()
         if c.statx(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW) is not None:
             return True
-        if c.errno() != errno.ENOENT:
+        number = c.errno()
+        if number in SANDBOXED:
+            try:
+                os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            except FileNotFoundError as exc:
+                if errno_of(exc) is None:
+                    raise
+                return False
+            return True
+        if number != errno.ENOENT:
             _raise((name,))
         return False
 
@@ -303,28 +381,38 @@ class Kernel:
         return os.scandir(fd)
 
     def statx(self, fd: int, name: str = "") -> Status:
-        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `libc`)."""
+        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `libc`).
+
+        Where a sandbox refuses it, fstatat(2).  Where it has no mount id (before Linux 5.8), name_to_handle_at(2) or
+        /proc/self/fdinfo tells it."""
         c = _c or libc()
         found: Status | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
+        if found is not None and found[0] & _MOUNT_TOLD:
+            return found
         if found is None:
-            _raise((name,))
-        return found
+            if c.errno() not in SANDBOXED:
+                _raise((name,))
+            plain = os.stat(name, dir_fd=fd, follow_symlinks=False) if name else os.fstat(fd)
+            found = c.plain_status(plain)
+        mount = _mount_of(fd, name)
+        return found if mount is None else found.on_mount(mount)
 
-    def statx_path(self, path: str) -> Status:
-        """statx(2) of a whole path, links followed."""
+    def statx_path(self, path: str, dir_fd: int = AT_FDCWD) -> Status:
+        """statx(2) of a whole path, links followed; its mount id only where statx tells it."""
         c = _c or libc()
-        found: Status | None = c.statx(c.AT_FDCWD, _bytes(path), 0)
+        found: Status | None = c.statx(dir_fd, _bytes(path), 0)
         if found is None:
-            _raise((path,))
+            if c.errno() not in SANDBOXED:
+                _raise((path,))
+            found = c.plain_status(os.stat(path, dir_fd=None if dir_fd == AT_FDCWD else dir_fd))
         return found
 
     def filesystem_magic(self, fd: int) -> int:
         """fstatfs(2): the type of the filesystem."""
-        c = libc()
-        out = c.Statfs()
-        if c.fstatfs(fd, c.byref(out)) < 0:
+        found: int | None = libc().magic_of(fd)
+        if found is None:
             _raise(())
-        return int(out.type & 0xFFFFFFFF)
+        return found
 
     def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
         """name_to_handle_at(2), unprivileged: type and handle; AT_HANDLE_FID in `flags`."""
@@ -334,11 +422,47 @@ class Kernel:
             _raise((name,))
         return found
 
-    def attribute_flags(self, fd: int) -> int:
-        """FS_IOC_GETFLAGS: the immutable and append-only flags among others."""
-        import struct
 
-        return int(struct.unpack("l", fcntl.ioctl(fd, _FS_IOC_GETFLAGS, b"\0" * 8))[0])
+def _mount_of(fd: int, name: str) -> int | None:
+    """The id of the mount on which something lies, where statx(2) does not tell."""
+    c = libc()
+    flags = 0 if name else c.AT_EMPTY_PATH
+    for more in (0, c.AT_HANDLE_FID):
+        found: int | None = c.mount_of(fd, _bytes(name), flags | more)
+        if found is not None:
+            return found
+    path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd) if name else fd
+    try:
+        return _mount_in_fdinfo(path_fd)
+    finally:
+        if name:
+            os.close(path_fd)
+
+
+def _mount_in_fdinfo(fd: int) -> int | None:
+    """``mnt_id`` of /proc/PID/fdinfo (Linux 3.15)."""
+    try:
+        info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        if errno_of(exc) not in NO_PROC:
+            raise
+        return None
+    try:
+        lines = os.read(info, 4096).split(b"\n")
+    finally:
+        os.close(info)
+    return next((int(line[7:]) for line in lines if line.startswith(b"mnt_id:")), None)
+
+
+def _has_xattrs_when_opened(name: str, dir_fd: int) -> bool:
+    mode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode
+    if not is_file(mode) and not is_folder(mode):  # to open it might have effects
+        raise OSError(errno.ENOSYS, "neither listxattrat nor /proc is there to ask for its attributes", name)
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return bool(os.listxattr(fd))
+    finally:
+        os.close(fd)
 
 
 port: Kernel = Kernel()
@@ -381,3 +505,13 @@ def is_folder(mode: int) -> bool:
 def is_file(mode: int) -> bool:
     """Whether a ``st_mode`` is that of a regular file."""
     return _stat.S_ISREG(mode)
+
+
+def is_device(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a block or character device."""
+    return _stat.S_ISBLK(mode) or _stat.S_ISCHR(mode)
+
+
+def is_link(mode: int) -> bool:
+    """Whether a ``st_mode`` is that of a symbolic link."""
+    return _stat.S_ISLNK(mode)

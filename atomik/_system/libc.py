@@ -13,7 +13,11 @@ import ctypes
 import functools
 import os
 import struct
+import sys
+from errno import ENOSYS
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,23 +32,11 @@ STATX_MNT_ID = 0x1000  # Linux 5.8
 STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
 STATX_IDENTITY = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100  # type, mode, nlink, uid, gid, ino
 
-# The numbers of calls newer than 5.1 are the same on every architecture; older ones are not.
-_OPENAT2 = 437
-_LISTXATTRAT = 465
-_NUMBERS = {
-    "renameat2": {
-        "x86_64": 316, "i386": 353, "i686": 353, "aarch64": 276, "riscv64": 276, "loongarch64": 276,
-        "armv7l": 382, "armv6l": 382, "ppc64le": 357, "s390x": 347,
-    },
-    "name_to_handle_at": {
-        "x86_64": 303, "i386": 341, "i686": 341, "aarch64": 264, "riscv64": 264, "loongarch64": 264,
-        "armv7l": 370, "armv6l": 370, "ppc64le": 345, "s390x": 335,
-    },
-    "statx": {
-        "x86_64": 332, "i386": 383, "i686": 383, "aarch64": 291, "riscv64": 291, "loongarch64": 291,
-        "armv7l": 397, "armv6l": 397, "ppc64le": 383, "s390x": 379,
-    },
-}  # fmt: skip
+MACHINE = os.uname().machine
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
+INTERFACE = machine.interface(MACHINE, _POINTER, getattr(sys.implementation, "_multiarch", ""))
+
+FICLONE = machine.ficlone(INTERFACE)
 
 _c = ctypes.CDLL(None, use_errno=True)
 errno = ctypes.get_errno
@@ -59,16 +51,30 @@ def _bind(name: str) -> Callable[..., int]:
     try:
         return getattr(_c, name)  # type: ignore[no-any-return]
     except AttributeError:
-        return functools.partial(_c.syscall, _NUMBERS[name][os.uname().machine])
+        return _by_number(name)
+
+
+def _by_number(name: str) -> Callable[..., int]:
+    """syscall(2); where the number is not known, what a kernel without the call would answer."""
+    number = machine.number(name, INTERFACE)
+    return _unknown if number is None else functools.partial(_c.syscall, number)
+
+
+def _unknown(*_: object) -> int:
+    ctypes.set_errno(ENOSYS)
+    return -1
 
 
 renameat2 = _bind("renameat2")
 linkat = _bind("linkat")
-fstatfs = _bind("fstatfs")
+_fstatfs = _bind("fstatfs")
 syncfs = _bind("syncfs")
 _statx = _bind("statx")
 _name_to_handle_at = _bind("name_to_handle_at")
-_syscall: Callable[..., int] = _c.syscall
+flock = _bind("flock")
+fchmodat2 = _by_number("fchmodat2")
+_openat2 = _by_number("openat2")
+_listxattrat = _by_number("listxattrat")
 
 #: A buffer that the kernel writes to, and pointers into it.  It stays where it is, for nobody ever changes its size.
 _Buffer = tuple[bytearray, Any, Any]
@@ -98,7 +104,7 @@ class Status(NamedTuple):
     ino: int
     major: int
     minor: int
-    #: the id of the mount that it lies on, 0 where the kernel does not tell
+    #: the id of the mount that it lies on, 0 where nothing tells
     mount: int
 
     @property
@@ -111,13 +117,17 @@ class Status(NamedTuple):
         """(st_dev, st_ino, mount id)."""
         return self.dev, self.ino, self.mount
 
+    def on_mount(self, mount: int) -> Status:
+        """The same, with the id of the mount from elsewhere."""
+        return self._replace(mount=mount, mask=self.mask | STATX_MNT_ID)
+
     @property
     def unique_mount(self) -> bool:
         """Whether the mount's id is never given to another."""
         return self.mask & STATX_MNT_ID_UNIQUE != 0
 
 
-#: the fields of ``struct statx`` that are in a `Look`
+#: the fields of ``struct statx`` that are in a `Status`
 _STATX = struct.Struct("=I4xQIIIH2xQ88x8xIIQ")
 _STATX_SIZE = 256
 # Not the times: when those of a file have been asked for, Linux (6.13) gives it an exact time at its next change, and every
@@ -141,6 +151,14 @@ def statx(fd: int, name: bytes, flags: int) -> Status | None:
         _statuses.append(held)
 
 
+def plain_status(found: os.stat_result) -> Status:
+    """What stat(2) says of the same, where statx(2) is refused."""
+    return Status(
+        STATX_IDENTITY, 0, found.st_nlink, found.st_uid, found.st_gid, found.st_mode, found.st_ino,
+        os.major(found.st_dev), os.minor(found.st_dev), 0,
+    )  # fmt: skip
+
+
 #: ``struct file_handle`` (handle_bytes, handle_type, f_handle) with room for the largest, and the mount id behind it
 _HANDLE_SIZE = 8 + MAX_HANDLE
 _BYTES = struct.Struct("=I")
@@ -162,6 +180,20 @@ def handle(fd: int, name: bytes, flags: int) -> bytes | None:
         _handles.append(held)
 
 
+def mount_of(fd: int, name: bytes, flags: int) -> int | None:
+    """The mount id of name_to_handle_at(2), which it tells even where the handle is too long (EOVERFLOW); None where it
+    does not."""
+    memory, at, mount_id = _buffer(_HANDLE_SIZE + 4, _HANDLE_SIZE)
+    _BYTES.pack_into(memory, 0, MAX_HANDLE)
+    _BYTES.pack_into(memory, _HANDLE_SIZE, _NO_MOUNT)
+    _name_to_handle_at(fd, name, at, mount_id, flags)
+    found: int = _BYTES.unpack_from(memory, _HANDLE_SIZE)[0]
+    return None if found == _NO_MOUNT else found
+
+
+_NO_MOUNT = 0xFFFFFFFF
+
+
 _HOW = struct.Struct("=QQQ")
 
 
@@ -173,12 +205,12 @@ def _how(flags: int, mode: int, resolve: int) -> Any:
 
 def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
     """openat2(2), Linux 5.6; the C library has no wrapper."""
-    return _syscall(_OPENAT2, dir_fd, path, _how(flags, mode, resolve), _HOW.size)
+    return _openat2(dir_fd, path, _how(flags, mode, resolve), _HOW.size)
 
 
 def listxattrat(dir_fd: int, name: bytes, flags: int) -> int:
     """listxattrat(2), Linux 6.13: how many bytes the names of the extended attributes take."""
-    return _syscall(_LISTXATTRAT, dir_fd, name, flags, None, _NONE)
+    return _listxattrat(dir_fd, name, flags, None, _NONE)
 
 
 def start_writeback(fd: int) -> int:
@@ -191,10 +223,13 @@ _ZERO = ctypes.c_int64(0)  # off_t, which may be wider than int
 _NONE = ctypes.c_size_t(0)
 
 
-class Statfs(ctypes.Structure):
-    """``struct statfs``, of which only the magic number is read."""
-
-    _fields_ = (("type", ctypes.c_long), ("_rest", ctypes.c_long * 31))
+_STATFS_SIZE = 256
+_MAGIC = struct.Struct("=I" if machine.magic_size(MACHINE, _POINTER) == 4 else "=Q")
 
 
-byref = ctypes.byref
+def magic_of(fd: int) -> int | None:
+    """``f_type`` of fstatfs(2); None when it failed (see `errno`)."""
+    memory, at, _ = _buffer(_STATFS_SIZE)
+    if _fstatfs(fd, at) < 0:
+        return None
+    return _MAGIC.unpack_from(memory)[0] & 0xFFFFFFFF  # type: ignore[no-any-return]

@@ -1,19 +1,22 @@
-"""Copy a folder tree into an empty folder, as it is: content, links, modes, times, owners, attributes.
+"""Copy a file or a folder tree as it is: content, links, modes, times, owners, attributes.
 
 Calling sequence::
 
-    lost = clone(src, dst)       # what could not be kept: ["owner of a/b", …]
+    lost = clone(src, dst)                    # fill an empty folder; what could not be kept: ["owner of a/b", …]
+    lost = copy_entry(src_place, dst_place)   # make a file, link, FIFO or folder of a new name: ["owner", "owner of b"]
 
-Content is shared where the filesystem can, else copied, holes as holes (see `_content`).  Hard links within the tree
-stay hard links.  Links are copied, never followed; a mount in `src` is refused before anything is copied
-(`MountPointError`).  Nothing recurses, and the number of descriptors is fixed (see `_descent`).
+Content is shared where the filesystem can, else copied, holes as holes (see `content`).  Hard links within the tree
+stay hard links.  Links are copied, never followed; a mount in a tree is refused before anything is copied
+(`MountPointError`).  Nothing recurses, and the number of descriptors is fixed (see `walk`).
 
-`dst` must be out of others' reach until the clone is done (a slot in the private folder is): a copy gets its permission bits
-before its owner.  The metadata of `src` itself is the caller's to put on `dst`.
+A copy is at no moment open to more users than its original (P8): it is made for its owner alone, and `metadata.apply`
+opens it at the end.  `clone` leaves the metadata of `src` itself to the caller.
 
-A source that vanishes or changes its kind meanwhile is a `ConflictError`.  Nobody freezes the tree: files that are
-being written are copied as they are at that moment.  Names that begin with ``.atomik-`` belong to a transaction in
-`src`; they are left out, and listed.
+A source that vanishes or changes its kind in the meantime is a `ConflictError`.  The tree is not frozen: a file that is
+being written is copied as it is at that moment.  Names that begin with ``.atomik-`` belong to a transaction in `src`;
+they are left out, and listed.
+
+``progress`` is called once for each object, with 1.
 """
 
 from __future__ import annotations
@@ -26,21 +29,24 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import PREFIX, Directory
+from atomik._folder.directory import Directory
 from atomik._folder.mounts import mount_at_or_below
+from atomik._folder.place import Place
+from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
 from .content import Copier, copy_content
-from .metadata import ACL, REFUSED, Metadata, address, apply
-from .walk import Level, TreeWalk, refuse_mount
+from .metadata import REFUSED, Metadata, Named, apply, dress
+from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
-__all__ = ["clone", "copy_content"]
+__all__ = ["clone", "copy_content", "copy_entry"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-_NOTE = os.O_PATH | os.O_NOFOLLOW
+_PATH = os.O_PATH | os.O_NOFOLLOW
 #: The filesystem, or this one inode (EMLINK), can have no further hard link.
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EXDEV})
 #: The source is not what it was when it was listed.
@@ -48,46 +54,79 @@ _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, err
 
 
 def clone(src: Directory, dst: Directory, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Make the empty folder `dst` a copy of `src`; returns the names of what could not be kept.
-
-    `progress` is called with the number of objects copied since the last call.
-    """
-    if mount := mount_at_or_below(src):
-        refuse_mount("copy", mount)
-    with TreeWalk(src, "copy") as source, TreeWalk(dst, "copy", loosen=True) as target:
-        work = _Clone(source, target, progress, bare=not _xattrs(dst.fd))
-        try:
-            work.run()
-        finally:
-            work.close()
+    """Make the empty folder `dst` a copy of `src`; returns the names of what could not be kept."""
+    _refuse_mounts(src)
+    source, target = TreeWalk(src, "copy"), TreeWalk(dst, "copy", loosen=True)
+    with source, target, _Clone(source, target, progress) as work:
+        work.run()
         return work.lost
+
+
+def copy_entry(src: Place, dst: Place, progress: Callable[[int], None] | None = None) -> list[str]:
+    """Make `dst`, which must not exist, a copy of what is at `src`; returns the names of what could not be kept.
+
+    What was made until an error stays at `dst`, for the caller to delete.
+    """
+    found = src.stat()
+    if found is None:
+        errors.fail(errors.MissingPathError, errno.ENOENT, "cannot copy: it does not exist", str(src), str(dst))
+    with TreeWalk(dst.directory, "copy", loosen=True) as target:
+        if not stat.S_ISDIR(found.st_mode):
+            with TreeWalk(src.directory, "copy") as source, _Clone(source, target, progress) as work:
+                work.copy_file(src.name, dst.name)
+                return work.lost
+        top = _open_top(src)
+        try:
+            _refuse_mounts(top)
+            with TreeWalk(top, "copy") as source, _Clone(source, target, progress) as work:
+                work.copy_folder(dst.name)
+                return work.lost
+        finally:
+            top.close()
+
+
+def _open_top(src: Place) -> Directory:
+    try:
+        top = Directory.open(src.name, src.fd, follow=False)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        raise errors.system_error(exc, "cannot copy", str(src)) from exc
+    top.path = str(src)
+    return top
+
+
+def _refuse_mounts(src: Directory) -> None:
+    if mount := mount_at_or_below(src):
+        raise mount_error("copy", mount)
 
 
 @define(eq=False)
 class _Clone:
-    """One tree being copied.
-
-    ``bare`` says that the new folders have no attributes, hence no default ACL: then new files inherit none.
-    """
+    """One tree being copied."""
 
     source: TreeWalk
     target: TreeWalk
     progress: Callable[[int], None] | None
-    bare: bool
     lost: list[str] = field(factory=list)
     content: Copier = field(factory=Copier)
     _folders: list[tuple[os.stat_result, Metadata]] = field(factory=list)
     _first: dict[tuple[int, int], tuple[Level, str]] = field(factory=dict)  # of a source inode with several names
     _reached: tuple[Level, int] | None = None  # where the last hard link came from
 
-    def close(self) -> None:
-        """Close what was kept open."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._reached:
-            kernel.port.close(self._reached[1])
-            self._reached = None
+            reached, self._reached = self._reached, None
+            kernel.port.close(reached[1])
 
     def run(self) -> None:
-        """Copy everything."""
+        """Copy everything below the top."""
         while True:
             level = self.source.level
             if level.folders is None:
@@ -96,37 +135,67 @@ class _Clone:
                 self._enter(level.folders.pop())
             elif self.source.depth:
                 self._leave()
+                self.source.leave()
             else:
                 return
 
+    def copy_folder(self, name: str) -> None:
+        """Copy the top, under `name` below the target's top, and everything below it."""
+        self._make_folder(name)
+        self.run()
+        self._leave()
+
+    def copy_file(self, name: str, new_name: str) -> None:
+        """Copy one file, link or other object that is no folder."""
+        found = kernel.port.lstat(name, self.source.level.fd)
+        try:
+            (self._file if stat.S_ISREG(found.st_mode) else self._other)(name, new_name)
+        except OSError as exc:
+            self._fail(exc, name, new_name)
+        self._count()
+
     # --- saying where ------------------------------------------------------------------------------------------------
     def _note(self, what: tuple[str, ...] | list[str], name: str = "") -> None:
-        where = os.path.join(*self.source.level.names(), name) if name else os.path.join(*self.source.level.names())
-        self.lost += [f"{one} of {where}" for one in what]
+        names = [*self.source.level.names(), name] if name else self.source.level.names()
+        where = " of " + os.path.join(*names) if names else ""
+        self.lost += [one + where for one in what]
 
-    def _fail(self, cause: OSError, name: str = "") -> NoReturn:
-        if cause.errno in _CHANGED:
+    def _fail(self, cause: OSError, name: str = "", new_name: str = "") -> NoReturn:
+        number = kernel.errno_of(cause)
+        if number is None:
+            raise cause
+        if number in _CHANGED:
             self.source.moved(name)
-        paths = self.source.path(name), self.target.path(name)
+        paths = self.source.path(name), self.target.path(new_name or name)
         raise errors.system_error(cause, "cannot copy", *paths) from cause
+
+    def _count(self) -> None:
+        if self.progress:
+            self.progress(1)
 
     # --- folders -----------------------------------------------------------------------------------------------------
     def _enter(self, name: str) -> None:
-        port = kernel.port
         try:
             self.source.enter(name)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             self.source.moved(name)
-        fd = self.source.level.fd
+        self._make_folder(name)
+
+    def _make_folder(self, name: str) -> None:
+        """Make and enter a folder for the present one of the source."""
+        port, fd = kernel.port, self.source.level.fd
         try:
             found = port.fstat(fd)
             self._folders.append((found, Metadata.held(fd, found)))
             port.mkdir(name, 0o700, self.target.level.fd)
             self.target.enter(name)
+        except OSError as exc:
+            self._fail(exc, "", name)
+        try:
             if ~port.fstat(self.target.level.fd).st_mode & stat.S_IRWXU:  # a strange umask or default ACL
                 self.target.loosened()
-        except errors.AtomikError:
-            raise
         except OSError as exc:
             self._fail(exc)
 
@@ -136,14 +205,12 @@ class _Clone:
         self.target.hold_above()
         fd = self.target.level.fd
         try:
-            self._note(apply(fd, metadata, "all", same_content=True))
             kernel.port.futime(fd, (found.st_atime_ns, found.st_mtime_ns))
+            self._note(apply(fd, metadata, "all", same_content=True, path=self.target.path()))
         except OSError as exc:
             self._fail(exc)
         self.target.leave()
-        self.source.leave()
-        if self.progress:
-            self.progress(1)
+        self._count()
 
     def _copy_files(self) -> list[str]:
         """Copy all but folders, whose names are returned."""
@@ -157,137 +224,97 @@ class _Clone:
                 continue
             else:
                 try:
-                    (self._file if entry.is_file(follow_symlinks=False) else self._other)(name)
-                except errors.AtomikError:
-                    raise
+                    (self._file if entry.is_file(follow_symlinks=False) else self._other)(name, name)
                 except OSError as exc:
                     self._fail(exc, name)
-            if self.progress:
-                self.progress(1)
+            self._count()
         return folders
 
     # --- files -------------------------------------------------------------------------------------------------------
-    def _file(self, name: str) -> None:
+    def _file(self, name: str, new_name: str) -> None:
         port, below = kernel.port, self.target.level.fd
         fd = port.open(name, _READ, self.source.level.fd)
         try:
             found = port.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 self.source.moved(name)
-            if found.st_nlink > 1 and self._linked(found, name):
+            if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
-            new = port.create(name, os.O_WRONLY, found.st_mode & 0o777, below)
+            new = port.create(new_name, os.O_WRONLY, 0o600, below)
             try:
                 self.content.copy(fd, new, found)
-                self._finish(fd, new, found, name)
+                metadata = Metadata.held(fd, found)
+                port.futime(new, (found.st_atime_ns, found.st_mtime_ns))  # while it is ours: later it needs CAP_FOWNER
+                self._note(apply(new, metadata, "all", same_content=True, path=self.target.path(new_name)), name)
             finally:
                 port.close(new)
         finally:
             port.close(fd)
 
-    def _finish(self, fd: int, new: int, found: os.stat_result, name: str) -> None:
-        port = kernel.port
-        now = port.fstat(new)
-        same = (now.st_uid, now.st_gid, now.st_mode) == (found.st_uid, found.st_gid, found.st_mode)
-        if not (self.bare and same) or _xattrs(fd):
-            self._note(apply(new, Metadata.held(fd, found), "all", same_content=True), name)
-        port.futime(new, (found.st_atime_ns, found.st_mtime_ns))
-
-    def _linked(self, found: os.stat_result, name: str) -> bool:
+    def _linked(self, found: os.stat_result, name: str, new_name: str) -> bool:
         """Whether the new name could be linked to a copy that is there already."""
         key = found.st_dev, found.st_ino
         if key in self._first:
             level, first = self._first[key]
             try:
-                kernel.port.link(first, self._reach(level), name, self.target.level.fd)
+                kernel.port.link(first, self._reach(level), new_name, self.target.level.fd)
             except OSError as exc:
-                if exc.errno not in _NO_LINK:
+                if kernel.errno_of(exc) not in _NO_LINK:
                     raise
                 self._note(["hard link"], name)
             else:
                 return True
-        self._first[key] = self.target.level, name
+        self._first[key] = self.target.level, new_name
         return False
 
     def _reach(self, level: Level) -> int:
         if level.fd >= 0:  # above us, or where we are
             return level.fd
         if self._reached is None or self._reached[0] is not level:
-            self.close()
+            self._close()
             self._reached = level, self.target.reach(level)
         return self._reached[1]
 
     # --- the rest ----------------------------------------------------------------------------------------------------
-    def _other(self, name: str) -> None:
-        """A link, FIFO, socket or device: noted with O_PATH, for none of them may be opened."""
+    def _other(self, name: str, new_name: str) -> None:
+        """A link, FIFO, socket or device: held with O_PATH, for none of them may be opened."""
         port = kernel.port
-        fd = port.open(name, _NOTE, self.source.level.fd)
+        fd = port.open(name, _PATH, self.source.level.fd)
         try:
             found = port.fstat(fd)
             if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
                 self.source.moved(name)
-            if found.st_nlink > 1 and self._linked(found, name):
+            if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
-            if self._made(fd, found, name):
-                self._dress(fd, found, name)
+            if self._made(fd, found, name, new_name):
+                self._dress(fd, found, name, new_name)
         finally:
             port.close(fd)
 
-    def _made(self, fd: int, found: os.stat_result, name: str) -> bool:
+    def _made(self, fd: int, found: os.stat_result, name: str, new_name: str) -> bool:
         port, below = kernel.port, self.target.level.fd
         if stat.S_ISLNK(found.st_mode):
-            port.symlink(port.readlink("", fd), name, below)
+            port.symlink(port.readlink("", fd), new_name, below)
             return True
         try:
-            port.mknod(name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, below)
+            port.mknod(new_name, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, below)
         except OSError as exc:
-            if exc.errno not in REFUSED or exc.errno == errno.ENOSPC:
+            number = kernel.errno_of(exc)
+            if number not in REFUSED or number == errno.ENOSPC:
                 raise
             self._first.pop((found.st_dev, found.st_ino), None)
             self._note(["existence"], name)
             return False
         return True
 
-    def _dress(self, fd: int, found: os.stat_result, name: str) -> None:
+    def _dress(self, fd: int, found: os.stat_result, name: str, new_name: str) -> None:
         """Owner, attributes, mode and times of something that can only be named."""
         port, below = kernel.port, self.target.level.fd
         metadata = Metadata.held(fd, found, path_only=True)
-        lost = ["xattr " + one for one in metadata.unread]
-        new = port.open(name, _NOTE, below)
+        port.utime(new_name, (found.st_atime_ns, found.st_mtime_ns), below)
+        new = port.open(new_name, _PATH, below)
         try:
-            mode, ids = metadata.mode, (found.st_uid, found.st_gid)
-            now = port.fstat(new)
-            if (now.st_uid, now.st_gid) != ids and _refused(port.lchown, name, *ids, below):
-                lost.append("owner")
-                mode &= 0o777
-            if ACL not in metadata.xattrs and not self.bare and ACL in port.listxattr_of(address(new)):
-                port.removexattr_of(address(new), ACL)  # inherited from the folder
-            for one, value in metadata.xattrs.items():
-                if _refused(port.setxattr_of, address(new), one, value):
-                    lost.append("xattr " + one)
-            if not stat.S_ISLNK(found.st_mode) and _refused(port.chmod, address(new), mode):
-                lost.append("mode")
+            target, path = Named(new, new_name, below), self.target.path(new_name)
+            self._note(dress(target, metadata, "all", same_content=True, path=path), name)
         finally:
             port.close(new)
-        port.utime(name, (found.st_atime_ns, found.st_mtime_ns), below)
-        self._note(lost, name)
-
-
-def _refused(call: Callable[..., None], *args: object) -> bool:
-    try:
-        call(*args)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        return True
-    return False
-
-
-def _xattrs(fd: int) -> list[str]:
-    """The names; "*" when they cannot be listed, which is not the same as having none."""
-    try:
-        return kernel.port.listxattr(fd)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        return [] if exc.errno == errno.ENOTSUP else ["*"]

@@ -1,15 +1,15 @@
-"""Is what was staged equal to what stands there already?  The question behind ``if_changed=True``.
+"""Is what was staged equal to what is there already?  The question behind ``if_changed=True``.
 
-* `same(new, old, permissions)`: two places, whatever stands at them.
+* `same(new, old, permissions)`: two places, with objects of any kind.
 * `same_file(fd, old, permissions)`: a file that has no name yet, and a place.
 
 Equal files have the same bytes; equal links the same target; equal folders the same names, and behind each name the
-same type, permission bits and content, all the way down.  The permission bits of the top count only where the caller
-asked for some, for otherwise they are taken over from what stands there.  Owner, times, extended attributes and hard
-links are not compared.
+same type, permission bits and content, all the way down.  The permission bits of the top count only if the caller
+asked for some; otherwise they are taken over from what is there.  Owner, times, extended attributes and hard links are
+not compared.
 
-Nothing is followed: no link, and no mount.  What cannot be read cannot be shown to be equal, so it counts as changed,
-and the worst that happens is a swap that was not needed.  Content is read in pieces, up to the first difference.
+Nothing is followed: no link, and no mount.  What cannot be read counts as changed, so the worst that happens is a swap
+that was not needed.  Content is read in pieces, up to the first difference.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._system import kernel
 
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -39,7 +40,9 @@ def same(new: Place, old: Place, permissions: int | None = None) -> bool:
         if kernel.is_folder(found[0].st_mode) and kernel.is_folder(found[1].st_mode):
             return _same_folders(new, old)
         return _same_entries(new.name, new.fd, old.fd, found, old.name)
-    except OSError:
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return False
 
 
@@ -50,7 +53,9 @@ def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
         if not _same_permissions(found, permissions) or not kernel.is_file(found.st_mode):
             return False
         return _same_content(fd, kernel.port.fstat(fd), old.name, old.fd)
-    except OSError:
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
         return False
 
 
@@ -72,21 +77,30 @@ def _same_folders(new: Place, old: Place) -> bool:
 
 def _same_trees(new: Directory, old: Directory) -> bool:
     with TreeWalk(new, "compare") as ours, TreeWalk(old, "compare") as theirs:
-        while True:
-            level = ours.level
+        try:
+            return _same_levels(ours, theirs)
+        except errors.AtomikOSError as exc:  # it cannot be read
+            if exc not in (ours.error, theirs.error):
+                raise
+            return False
+
+
+def _same_levels(ours: TreeWalk, theirs: TreeWalk) -> bool:
+    while True:
+        level = ours.level
+        if level.folders is None:
+            level.folders = _compare_level(ours, theirs)
             if level.folders is None:
-                level.folders = _compare_level(ours, theirs)
-                if level.folders is None:
-                    return False
-            if level.folders:
-                name = level.folders.pop()
-                ours.enter(name)
-                theirs.enter(name)
-            elif not ours.depth:
-                return True
-            else:
-                ours.leave()
-                theirs.leave()
+                return False
+        if level.folders:
+            name = level.folders.pop()
+            ours.enter(name)
+            theirs.enter(name)
+        elif not ours.depth:
+            return True
+        else:
+            ours.leave()
+            theirs.leave()
 
 
 def _compare_level(ours: TreeWalk, theirs: TreeWalk) -> list[str] | None:

@@ -1,7 +1,7 @@
 """Copy one file's content the cheapest way that the filesystem has, holes as holes.
 
-The ways, from the cheapest: share all extents (FICLONE), copy inside the kernel (copy_file_range(2)), read and write.
-A `Copier` remembers which of them a pair of filesystems refused, so keep one for as long as the pair is the same.
+The methods, from the cheapest: share all extents (FICLONE), copy inside the kernel (copy_file_range(2)), read and write.
+A `Copier` remembers which of them a pair of filesystems refused: use one for as long as the pair is the same.
 """
 
 from __future__ import annotations
@@ -49,46 +49,49 @@ class Copier:
                 self._range(src, dst, 0, size)
             else:
                 for start, end in _data(src, size):
-                    self._range(src, dst, start, end)
+                    if (reached := self._range(src, dst, start, end)) < end:
+                        size = reached  # it ends sooner than it says (files of /sys), or became shorter
+                        break
                 kernel.port.truncate(dst, size)
 
     def _shared(self, src: int, dst: int) -> bool:
         try:
             kernel.port.clone(dst, src)
         except OSError as exc:
-            if exc.errno not in _NO_REFLINK:
+            if kernel.errno_of(exc) not in _NO_REFLINK:
                 raise
             self.reflink = False
         return self.reflink
 
-    def _range(self, src: int, dst: int, start: int, end: int) -> None:
+    def _range(self, src: int, dst: int, start: int, end: int) -> int:
+        """Copy from `start` to `end`; returns how far it came, which is less only where the file ends."""
         at = start
         while self.ranges and at < end:
             try:
                 copied = kernel.port.copy_range(src, dst, min(end - at, _PIECE), at, at)
             except OSError as exc:
-                if exc.errno not in _NO_RANGES:
+                if kernel.errno_of(exc) not in _NO_RANGES:
                     raise
                 self.ranges = False
                 break
             if not copied:  # it became shorter; or the kernel says so wrongly, as some have
                 break
             at += copied
-        if at < end:
-            self._by_hand(src, dst, at, end)
+        return at if at >= end else self._by_hand(src, dst, at, end)
 
-    def _by_hand(self, src: int, dst: int, start: int, end: int | None) -> None:
-        """Read and write from `start` to `end`, or to the end of the file."""
+    def _by_hand(self, src: int, dst: int, start: int, end: int | None) -> int:
+        """Read and write from `start` to `end`, or to the end of the file; returns how far it came."""
         port, at = kernel.port, start
         while end is None or at < end:
             data = port.pread(src, _BUFFER if end is None else min(_BUFFER, end - at), at)
             if not data:
-                return
+                break
             view = memoryview(data)
             while view:
                 done = port.pwrite(dst, view, at)
                 view = view[done:]
                 at += done
+        return at
 
 
 def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
@@ -99,9 +102,10 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             start = seek(fd, at, os.SEEK_DATA)
             end = min(seek(fd, start, os.SEEK_HOLE), size)
         except OSError as exc:
-            if exc.errno == errno.ENXIO:  # nothing but a hole from here on
+            number = kernel.errno_of(exc)
+            if number == errno.ENXIO:  # nothing but a hole from here on
                 return
-            if exc.errno != errno.EINVAL:
+            if number != errno.EINVAL:
                 raise
             yield at, size  # the filesystem cannot tell
             return

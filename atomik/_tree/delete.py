@@ -8,6 +8,9 @@ Failures are atomik errors with the whole path: `MountPointError` for a mount in
 is moved while it is being deleted, `AccessDeniedError` where even the owner's rights do not suffice (another owner, a
 sticky folder, an immutable flag).
 
+One thread does it all.  50,000 files in 500 folders, median of three, by 1, 2, 4 and 8 threads, each in folders of its
+own: ext4 742, 739, 755, 760 ms; xfs 791, 1117, 1004, 1097; btrfs 864, 982, 932, 907.
+
 ``progress`` is called with the number of objects deleted since the last call.
 """
 
@@ -15,17 +18,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import identify
 from atomik._folder.mounts import has_foreign_mount
 from atomik._system import kernel
 
-from .walk import Level, TreeWalk, refuse_mount
+from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 Progress = Callable[[int], None]
 
@@ -44,32 +47,35 @@ def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes 
     """
     try:
         kernel.port.unlink(place.name, place.fd)
-    except FileNotFoundError as exc:
-        if place.stat() is None:
-            return
-        _refused(exc, "delete", str(place))
-    except IsADirectoryError:
-        _delete_folders(place, progress, known)
-        return
     except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number == errno.EISDIR:
+            _delete_folders(place, progress, known)
+            return
+        if number == errno.ENOENT and place.stat() is None:
+            return
         _refused(exc, "delete", str(place))
     if progress:
         progress(1)
 
 
 def delete_file(place: Place) -> None:
-    """Remove what stands at `place`, but no folder."""
+    """Remove what exists at `place`, but no folder."""
     try:
         kernel.port.unlink(place.name, place.fd)
-    except (FileNotFoundError, IsADirectoryError):
-        pass
     except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        if number == errno.EISDIR or (number == errno.ENOENT and place.status() is None):
+            return
         _refused(exc, "delete", str(place))
 
 
 def _delete_folders(place: Place, progress: Progress | None, known: bytes | None) -> None:
     if mount := has_foreign_mount(place):
-        refuse_mount("delete", mount)
+        raise mount_error("delete", mount)
     with TreeWalk(place.directory, "delete", loosen=True) as down:
         down.level.folders = [place.name]
         while True:
@@ -99,10 +105,10 @@ def _delete_files(down: TreeWalk, progress: Progress | None) -> list[str]:
             continue
         try:
             unlink(name, fd)
-        except IsADirectoryError:  # replaced since it was listed
-            folders.append(name)
-            continue
         except OSError as exc:
+            if kernel.errno_of(exc) == errno.EISDIR:  # replaced since it was listed
+                folders.append(name)
+                continue
             _again(down, exc, name, unlink, level)
         done += 1
         if progress and not done % 256:
@@ -115,14 +121,14 @@ def _delete_files(down: TreeWalk, progress: Progress | None) -> list[str]:
 def _again(down: TreeWalk, cause: OSError, name: str, remove: Callable[[str, int], None], level: Level) -> None:
     """A removal failed: if it was for the permissions of the folder, give the owner all and repeat."""
     exc = cause
-    if cause.errno == errno.EACCES and down.loosened():
+    if kernel.errno_of(cause) == errno.EACCES and down.loosened():
         try:
             remove(name, level.fd)
         except OSError as second:
             exc = second
         else:
             return
-    if not isinstance(exc, FileNotFoundError):
+    if kernel.errno_of(exc) != errno.ENOENT:
         _refused(exc, down.action, down.path(name, level))
 
 
@@ -131,9 +137,12 @@ def _enter(down: TreeWalk, name: str) -> None:
     level = down.level
     try:
         down.enter(name)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:
+    except FileNotFoundError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+    except NotADirectoryError as gone:
+        if kernel.errno_of(gone) is None:
+            raise
         if not down.depth:  # the place itself: what stands there now is not what we were asked to delete
             down.moved(name)
         try:
@@ -150,7 +159,7 @@ def _delete_folder(down: TreeWalk) -> bool:
     try:
         kernel.port.rmdir(name, above.fd)
     except OSError as exc:
-        if exc.errno in (errno.ENOTEMPTY, errno.EEXIST) and tries < RESCANS:
+        if kernel.errno_of(exc) in (errno.ENOTEMPTY, errno.EEXIST) and tries < RESCANS:
             _enter(down, name)
             if down.level is not above:
                 down.level.tries = tries + 1
@@ -159,7 +168,10 @@ def _delete_folder(down: TreeWalk) -> bool:
     return True
 
 
-def _refused(cause: OSError, action: str, path: str) -> None:
-    if cause.errno == errno.EBUSY:
-        refuse_mount(action, path)
+def _refused(cause: OSError, action: str, path: str) -> NoReturn:
+    number = kernel.errno_of(cause)
+    if number is None:
+        raise cause
+    if number == errno.EBUSY:
+        raise mount_error(action, path) from cause
     raise errors.system_error(cause, f"cannot {action}", path) from cause

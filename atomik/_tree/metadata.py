@@ -6,16 +6,21 @@ Calling sequence::
     …
     lost = apply(fd, before, "all")      # content complete, nothing published yet; names what was not kept
 
-The order inside `apply` is owner and group, then attributes and ACLs, then the mode: chown(2) clears the set-id bits
-and the capabilities of a file, and setting an ACL (acl(5)) writes the group bits of the mode.
+The new object is at no moment open to more users than the old one (P8), whatever the capabilities of the process.  So
+`apply` first closes it to everyone but its owner, who is this process, then sets the group, the attributes and the ACLs
+(an ACL with an empty mask), then the permission bits, then gives it to the old owner, and at last sets the set-id bits,
+which chown(2) clears.  The mode comes before the owner: afterwards fchmod(2) needs CAP_FOWNER.
 
-Losing metadata never fails a commit.  What this user or this filesystem refuses is named in the result; a device that
+Losing metadata does not fail a commit.  What this user or this filesystem refuses is named in the result; a device that
 fails (EIO, EROFS …) is an error like any other.  Limits, on purpose:
 
 * set-uid goes when the owner could not be kept, and set-gid when the group could not: they lend an identity, and it
-  would be the wrong one.  The other bits stay, so "group may write" then speaks of another group;
+  would be the wrong one;
+* when the group could not be kept, the group and others each get only what both had: the bits would speak of another
+  group, and the members of the old one are others now;
 * an ACL that cannot be kept is not replaced by its mask, which is what the group bits of such a mode mean: the group
-  gets no more than the ACL gave it;
+  gets no more than the ACL gave it, and neither group nor others more than any user or group named in the ACL;
+* an object that would stay more open than the old one (the filesystem refuses fchmod) is an `AccessDeniedError`;
 * ``security.capability``, ``security.ima`` and ``security.evm`` vouch for the old content and are not put on other
   content (xattr(7), capabilities(7));
 * attributes of inodes that are no xattrs (chattr(1), project quotas) are not seen.
@@ -28,14 +33,15 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal
 
-from attrs import define
+from attrs import define, field
 
+from atomik import errors
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from atomik._folder.directory import Place
+    from atomik._folder.place import Place
 
 What = Literal["all", "mode", "none"]
 
@@ -46,6 +52,8 @@ _ACLS = frozenset({ACL, DEFAULT_ACL, "system.nfs4_acl", "system.cifs_acl", "syst
 _VOUCHING = frozenset({"security.capability", "security.ima", "security.evm"})
 #: Of these, the one that speaks of the inode too.
 _BOUND = frozenset({"security.evm"})
+
+_CAPABILITY = "security.capability"
 
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 
@@ -102,11 +110,15 @@ class Metadata:
         try:
             if not port.has_xattrs(place.name, place.fd):
                 return cls._from(found, {}, ())
-        except OSError:
-            pass  # whatever it is, the thorough way below finds out
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            # whatever it is, the thorough way below finds out
         try:
             fd = port.open(place.name, os.O_PATH | os.O_NOFOLLOW, place.fd)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             return None
         try:
             found = port.fstat(fd)
@@ -141,154 +153,364 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
     try:
         names = port.listxattr_of(address(fd)) if path_only else port.listxattr(fd)
     except OSError as exc:
-        if exc.errno in (errno.ENOTSUP, errno.ENOSYS):
+        number = kernel.errno_of(exc)
+        if number in (errno.ENOTSUP, errno.ENOSYS):
             return xattrs, ()
-        if exc.errno == errno.ENOENT and path_only:  # /proc is not mounted
-            return xattrs, ("*",)
-        if exc.errno not in REFUSED:
+        if number not in REFUSED and not (number == errno.ENOENT and path_only):  # /proc is not mounted
             raise
         return xattrs, ("*",)
     for name in names:
         try:
             xattrs[name] = port.getxattr_of(address(fd), name) if path_only else port.getxattr(fd, name)
         except OSError as exc:
-            if exc.errno not in REFUSED:
+            number = kernel.errno_of(exc)
+            if number not in REFUSED:
                 raise
-            if exc.errno != errno.ENODATA:
+            if number != errno.ENODATA:
                 unread.append(name)
     return xattrs, tuple(unread)
 
 
-def apply(fd: int, metadata: Metadata, what: What, *, same_content: bool = False) -> tuple[str, ...]:
-    """Put `metadata` on an open file or folder; returns the names of what could not be kept.
+def apply(
+    fd: int,
+    metadata: Metadata | None,
+    what: What,
+    *,
+    same_content: bool = False,
+    permissions: int | None = None,
+    path: str = "",
+) -> tuple[str, ...]:
+    """Put `metadata` on an open file or folder of our own; returns the names of what could not be kept.
 
     `what` is "all", "mode" (the permission bits alone) or "none".  The names are "owner", "group", "acl", "mode" and
     "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With
-    `same_content` (a clone) file capabilities and the like are kept as well.
+    `same_content` (a clone) file capabilities and the like are kept as well.  `permissions` take the place of the mode
+    in `metadata`, which may be None then; that they cannot be set is an error.
+
+    Raises `AccessDeniedError`, with `path`, if the object would stay more open than it may be.
     """
-    if what == "none":
+    return dress(Opened(fd), metadata, what, same_content=same_content, permissions=permissions, path=path)
+
+
+def dress(
+    target: Opened,
+    metadata: Metadata | None,
+    what: What,
+    *,
+    same_content: bool = False,
+    permissions: int | None = None,
+    path: str = "",
+) -> tuple[str, ...]:
+    """`apply` for an object that is reached in any way."""
+    if metadata is None:
+        what = "none"
+    if what == "none" and permissions is None:
         return ()
-    lost: list[str] = []
-    now = kernel.port.fstat(fd)
-    uid, gid, touched = now.st_uid, now.st_gid, False
-    mode = metadata.mode
+    found = target.stat()
+    work = _Dressing(target, metadata or Metadata._from(found, {}, ()), what, permissions, path, found)
     if what == "all":
-        if (uid, gid) != (metadata.uid, metadata.gid):
-            uid, gid = _set_owner(fd, metadata, now)
-            touched = True
-            lost += ["owner"] * (uid != metadata.uid) + ["group"] * (gid != metadata.gid)
-        touched |= _set_xattrs(fd, metadata, lost, _BOUND if same_content else _VOUCHING)
-    if ACL in metadata.xattrs and (what == "mode" or "acl" in lost):
-        mode = _without_mask(mode, metadata.xattrs[ACL])
-    if uid != metadata.uid:
-        mode &= ~stat.S_ISUID
-    if gid != metadata.gid:
-        mode &= ~stat.S_ISGID
-    kept = mode == metadata.mode
-    if touched or mode != stat.S_IMODE(now.st_mode):
-        kept &= _set_mode(fd, mode)
-    if not kept:
-        lost.append("mode")
-    return tuple(lost)
+        work.set_all(_BOUND if same_content else _VOUCHING)
+    elif what == "mode":
+        work.remove(work.listed(), ACL)  # inherited, it would let in users whom the old object kept out
+    work.set_mode()
+    if what == "all":
+        work.give_away()
+    work.finish()
+    return work.lost()
 
 
-def _set_owner(fd: int, metadata: Metadata, now: os.stat_result) -> tuple[int, int]:
-    """Both, or the group alone (which its members may set), or the owner alone; the (uid, gid) that stand then."""
-    for uid, gid in ((metadata.uid, metadata.gid), (-1, metadata.gid), (metadata.uid, -1)):
-        if (uid in (-1, now.st_uid)) and (gid in (-1, now.st_gid)):
-            continue
+class Opened:
+    """An object by its descriptor, and the calls that change its metadata."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def stat(self) -> os.stat_result:
+        """fstat(2)."""
+        return kernel.port.fstat(self.fd)
+
+    def chmod(self, mode: int) -> None:
+        """Set the mode."""
+        kernel.port.fchmod(self.fd, mode)
+
+    def chown(self, uid: int, gid: int) -> None:
+        """Set owner and group; -1 leaves one as it is."""
+        kernel.port.fchown(self.fd, uid, gid)
+
+    def list_xattrs(self) -> list[str]:
+        """The names of its extended attributes."""
+        return kernel.port.listxattr(self.fd)
+
+    def xattr(self, name: str) -> bytes:
+        """The value of one."""
+        return kernel.port.getxattr(self.fd, name)
+
+    def set_xattr(self, name: str, value: bytes) -> None:
+        """Set one."""
+        kernel.port.setxattr(self.fd, name, value)
+
+    def remove_xattr(self, name: str) -> None:
+        """Remove one."""
+        kernel.port.removexattr(self.fd, name)
+
+
+class Named(Opened):
+    """The same for a link, FIFO, socket or device, which must not be opened: an O_PATH descriptor, and the name."""
+
+    def __init__(self, path_fd: int, name: str, dir_fd: int) -> None:
+        super().__init__(path_fd)
+        self.name, self.dir_fd = name, dir_fd
+
+    def chmod(self, mode: int) -> None:
+        """Set the mode; a link has none of its own."""
+        kernel.port.chmod(address(self.fd), mode)
+
+    def chown(self, uid: int, gid: int) -> None:
+        """Set owner and group; -1 leaves one as it is."""
+        kernel.port.lchown(self.name, uid, gid, self.dir_fd)
+
+    def list_xattrs(self) -> list[str]:
+        """The names of its extended attributes."""
+        return kernel.port.listxattr_of(address(self.fd))
+
+    def xattr(self, name: str) -> bytes:
+        """The value of one."""
+        return kernel.port.getxattr_of(address(self.fd), name)
+
+    def set_xattr(self, name: str, value: bytes) -> None:
+        """Set one."""
+        kernel.port.setxattr_of(address(self.fd), name, value)
+
+    def remove_xattr(self, name: str) -> None:
+        """Remove one."""
+        kernel.port.removexattr_of(address(self.fd), name)
+
+
+@define(eq=False)
+class _Dressing:
+    """One object that is getting the metadata of another.  The steps are called in the order that `dress` shows."""
+
+    target: Opened
+    wanted: Metadata
+    what: What
+    permissions: int | None
+    path: str
+    found: os.stat_result  # before anything was changed
+    uid: int = field(init=False)
+    gid: int = field(init=False)
+    mode: int = field(init=False)  # the present one
+    refused: list[str] = field(factory=list)
+    bound: dict[str, bytes] = field(factory=dict)  # xattrs that go when the owner changes
+    stuck: bool = False  # it has an ACL that could not be removed
+
+    def __attrs_post_init__(self) -> None:
+        self.uid, self.gid, self.mode = self.found.st_uid, self.found.st_gid, stat.S_IMODE(self.found.st_mode)
+
+    # --- the steps ---------------------------------------------------------------------------------------------------
+    def set_all(self, never: frozenset[str]) -> None:
+        """Group, attributes and ACLs, while nobody but the owner can open the object.
+
+        An attribute that only the new object has stays: the program that wrote it, or the security module, put it
+        there.  An ACL does not: it was inherited from the folder.
+        """
+        wanted = self.wanted
+        if (self.uid, self.gid) != (wanted.uid, wanted.gid):
+            self._close()
+        if self.gid != wanted.gid and self._done("", self.target.chown, -1, wanted.gid):
+            self.gid = wanted.gid
+        for name in wanted.unread:
+            self._refuse(name)
+        names = self.listed()
+        self.remove(names, *(name for name in (ACL, DEFAULT_ACL) if name not in wanted.xattrs))
+        for name in sorted(wanted.xattrs, key=_ACLS.__contains__):  # an ACL may take write permission from the owner
+            if name in never:
+                if name == _CAPABILITY:
+                    self._refuse(name)
+            elif name == _CAPABILITY and self.uid != wanted.uid:
+                self.bound[name] = wanted.xattrs[name]
+            else:
+                self._set_xattr(name, wanted.xattrs[name], names)
+
+    def set_mode(self) -> None:
+        """The permission bits, while the object is still ours."""
+        goal = self._goal()
+        self._chmod(goal if self.what != "all" or self.uid == self.wanted.uid else goal & ~_SET_ID)
+
+    def give_away(self) -> None:
+        """The owner, and the attributes that a new owner takes away."""
+        if self.uid != self.wanted.uid and self._done("", self.target.chown, self.wanted.uid, -1):
+            self.uid = self.wanted.uid
+            self.mode &= ~_SET_ID
+        for name, value in self.bound.items():
+            self._set_xattr(name, value, ())
+
+    def finish(self) -> None:
+        """The set-id bits; raises `AccessDeniedError` if the object came out more open than it may be."""
+        goal = self._goal()
+        self._chmod(goal)
+        if self._is_link or (self.mode == goal and not goal & _SET_ID and self.permissions is None):
+            return
+        # The kernel drops set-gid silently if we are not in the group, and some filesystems ignore fchmod.
+        self.mode = stat.S_IMODE(self.target.stat().st_mode)
+        if self.mode & ~goal & (_SET_ID | 0o777):
+            text = f"cannot narrow the permissions: they would stay {self.mode:04o}, and {goal:04o} is allowed"
+            text += "; the filesystem or a missing capability (CAP_FOWNER) refuses it"
+            errors.fail(errors.AccessDeniedError, errno.EACCES, text, self.path or None)
+
+    def lost(self) -> tuple[str, ...]:
+        """The names of what could not be kept."""
+        wanted, names = self.wanted, list(self.refused)
+        if self.what == "all":
+            names[:0] = ["owner"] * (self.uid != wanted.uid) + ["group"] * (self.gid != wanted.gid)
+        if self.what != "none" and self.permissions is None and not self._is_link and self.mode != wanted.mode:
+            names.append("mode")
+        return tuple(names)
+
+    # --- modes -------------------------------------------------------------------------------------------------------
+    @property
+    def _is_link(self) -> bool:
+        return stat.S_ISLNK(self.found.st_mode)
+
+    def _goal(self) -> int:
+        """The mode that the object is to end with."""
+        if self.permissions is not None:
+            return self.permissions
+        wanted, mode, acl = self.wanted, self.wanted.mode, self.wanted.xattrs.get(ACL)
+        if acl is not None and (self.what == "mode" or "acl" in self.refused):
+            mode, acl = _without_acl(mode, acl), None
+        if self.gid != wanted.gid:
+            mode &= ~stat.S_ISGID
+            if self.what == "all":
+                mode = _without_group(mode, acl)
+        if self.uid != wanted.uid:
+            mode &= ~stat.S_ISUID
+        return mode & ~0o070 if self.stuck else mode
+
+    def _close(self) -> None:
+        """Take all permissions but the owner's."""
+        self._chmod(self.mode & 0o700)
+
+    def _chmod(self, mode: int) -> None:
+        if mode == self.mode or self._is_link:
+            return
         try:
-            kernel.port.fchown(fd, uid, gid)
+            self.target.chmod(mode)
         except OSError as exc:
-            if exc.errno not in REFUSED:
+            if kernel.errno_of(exc) not in REFUSED:
                 raise
+            if self.permissions is not None:
+                raise errors.system_error(exc, "cannot set the permissions", self.path or None) from exc
         else:
-            return (now.st_uid if uid < 0 else uid), (now.st_gid if gid < 0 else gid)
-    return now.st_uid, now.st_gid
+            self.mode = mode
+
+    # --- attributes --------------------------------------------------------------------------------------------------
+    def listed(self) -> list[str]:
+        """The names of the attributes that the object has."""
+        try:
+            return self.target.list_xattrs()
+        except OSError as exc:
+            if kernel.errno_of(exc) not in REFUSED:
+                raise
+            return []
+
+    def remove(self, present: Sequence[str], *names: str) -> None:
+        """Remove attributes, with the object closed: its group bits were the mask of the ACL, and become the group's."""
+        for name in names:
+            if name in present:
+                self._close()
+                removed = self._done(name, self.target.remove_xattr, name)
+                self.stuck |= name == ACL and not removed
+
+    def _set_xattr(self, name: str, value: bytes, present: Sequence[str]) -> None:
+        if name == ACL and self.gid != self.wanted.gid:
+            value = _edited(value, {_GROUP_OBJ: _both(value), _OTHER: _both(value)})
+        if name in present and self._value(name) == value:
+            return
+        closed = _edited(value, {_MASK: 0, _OTHER: 0}) if name == ACL else value
+        if self._done(name, self.target.set_xattr, name, closed):
+            if name in _ACLS:
+                self.mode = stat.S_IMODE(self.target.stat().st_mode)
+        elif name == ACL:
+            self.remove(present, ACL)
+
+    def _value(self, name: str) -> bytes | None:
+        try:
+            return self.target.xattr(name)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in REFUSED:
+                raise
+            return None
+
+    def _done(self, name: str, call: Callable[..., None], *args: object) -> bool:
+        """Make one call; a refusal is noted under the attribute's name, if it is about one."""
+        try:
+            call(*args)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in REFUSED:
+                raise
+            if name:
+                self._refuse(name)
+            return False
+        return True
+
+    def _refuse(self, name: str) -> None:
+        said = "acl" if name in _ACLS else f"xattr {name}"
+        if said not in self.refused:
+            self.refused.append(said)
 
 
-def _set_xattrs(fd: int, metadata: Metadata, lost: list[str], never: frozenset[str]) -> bool:
-    """Make the attributes those of `metadata`; whether an ACL was touched, and with it perhaps the mode.
+# --- ACLs ------------------------------------------------------------------------------------------------------------
+# The value is a version (32 bits) and entries of tag, permissions (16 bits each) and id (32), little-endian
+# (linux/posix_acl_xattr.h).
+_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 2, 4, 8, 16, 32
 
-    An attribute that only the new object has stays: the program that wrote it, or the security module, put it there.
-    An ACL does not, for it was inherited from the folder and would let others in whom the old one kept out.
+
+def _entries(acl: bytes) -> list[tuple[int, int]]:
+    """(tag, permissions) of each entry."""
+    return [
+        (int.from_bytes(acl[at : at + 2], "little"), int.from_bytes(acl[at + 2 : at + 4], "little"))
+        for at in range(4, len(acl) - 7, 8)
+    ]
+
+
+def _edited(acl: bytes, permissions: dict[int, int]) -> bytes:
+    """The ACL with other permissions for some tags.  Without a mask, a mode limits the owning group in its place."""
+    edited = bytearray(acl)
+    for number, (tag, _) in enumerate(_entries(acl)):
+        if tag in permissions:
+            edited[6 + 8 * number : 8 + 8 * number] = permissions[tag].to_bytes(2, "little")
+    return bytes(edited)
+
+
+def _both(acl: bytes) -> int:
+    """What the ACL gives to the owning group and to others too."""
+    both = 7
+    for tag, permissions in _entries(acl):
+        if tag in (_GROUP_OBJ, _MASK, _OTHER):
+            both &= permissions
+    return both
+
+
+def _without_group(mode: int, acl: bytes | None) -> int:
+    """The mode for an object that is in another group: its members were others, and those of the old one are others now.
+
+    With an ACL the group bits are its mask, and stay.
     """
-    port = kernel.port
-    names = _listed(fd)
-    for name in metadata.unread:
-        _note(lost, name)
-    if not names and not metadata.xattrs:
-        return False
-    touched = False
-    for name in names:
-        if name in (ACL, DEFAULT_ACL) and name not in metadata.xattrs:
-            touched |= _try(lost, name, port.removexattr, fd, name)
-    for name, value in metadata.xattrs.items():
-        if name in never:
-            if name == "security.capability":
-                _note(lost, name)
-        elif name not in names or _value(fd, name) != value:
-            done = _try(lost, name, port.setxattr, fd, name, value)
-            touched |= done and name in _ACLS
-    return touched
+    if acl is not None:
+        return mode & ~0o007 | _both(acl)
+    both = mode >> 3 & mode & 0o007
+    return mode & ~0o077 | both << 3 | both
 
 
-def _listed(fd: int) -> list[str]:
-    try:
-        return kernel.port.listxattr(fd)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        return []
-
-
-def _value(fd: int, name: str) -> bytes | None:
-    try:
-        return kernel.port.getxattr(fd, name)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        return None
-
-
-def _try(lost: list[str], name: str, call: Callable[..., None], *args: object) -> bool:
-    """Make one call; a refusal is noted under the attribute's name."""
-    try:
-        call(*args)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        _note(lost, name)
-        return False
-    return True
-
-
-def _note(lost: list[str], name: str) -> None:
-    said = "acl" if name in _ACLS else f"xattr {name}"
-    if said not in lost:
-        lost.append(said)
-
-
-def _set_mode(fd: int, mode: int) -> bool:
-    """fchmod; whether the mode is now that.  The kernel drops set-gid silently for one outside the group."""
-    try:
-        kernel.port.fchmod(fd, mode)
-    except OSError as exc:
-        if exc.errno not in REFUSED:
-            raise
-        return False
-    return not mode & _SET_ID or stat.S_IMODE(kernel.port.fstat(fd).st_mode) == mode
-
-
-def _without_mask(mode: int, acl: bytes) -> int:
-    """The mode for an object that loses this ACL: the group bits are what the ACL gave the group, within its mask.
-
-    The value is a version (32 bits) and entries of tag, permissions (16 bits each) and id (32), little-endian;
-    tag 4 is the owning group, 16 the mask (linux/posix_acl_xattr.h).
-    """
-    group = mode >> 3 & 7
-    for at in range(4, len(acl) - 7, 8):
-        tag = int.from_bytes(acl[at : at + 2], "little")
-        if tag in (4, 16):
-            group &= int.from_bytes(acl[at + 2 : at + 4], "little")
-    return mode & ~0o070 | group << 3
+def _without_acl(mode: int, acl: bytes) -> int:
+    """The mode for an object that loses this ACL: for the group what the ACL gave it, for nobody more than it gave to a
+    user or a group that it names."""
+    entries = _entries(acl)
+    mask = next((permissions for tag, permissions in entries if tag == _MASK), 7)
+    group, others = mode >> 3 & 7, mode & 7
+    for tag, permissions in entries:
+        if tag in (_GROUP_OBJ, _USER):
+            group &= permissions & mask
+        if tag in (_GROUP, _USER):
+            others &= permissions & mask
+    return mode & ~0o077 | group << 3 | others

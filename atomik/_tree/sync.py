@@ -1,8 +1,27 @@
 """Make a whole tree durable, or many open files.
 
-`sync_tree(directory)` syncs the content and the names of a tree, the folder itself included, its own name not.  It never
-follows a link, crosses a mount, recurses, or holds more than a fixed number of descriptors (see `walk`).  Failures are
-atomik errors with the whole path.
+* `sync_tree(directory)` syncs the content and the names of a tree, the folder itself included, its own name not.  It
+  never follows a link, crosses a mount, recurses, or holds more than a fixed number of descriptors (see `walk`).
+  Failures are atomik errors with the whole path.
+* `sync_files(fds)` syncs open files, many at once.
+
+fsync(2) waits for the device each time, and a filesystem that is asked by several threads waits once for all of them.
+300 new files of 4 KiB in a loop device, medians in ms on two cores, while the device is idle, and while it is busy:
+
+=====================================  =========  ========  =========  ========
+way                                    ext4 idle  xfs idle  ext4 busy  xfs busy
+=====================================  =========  ========  =========  ========
+one by one                                    63        70        830       324
+one by one, writeback started before          16        16        252       671
+8 threads                                     19        45        227       136
+8 threads, writeback started before            8        18         67        51
+16 threads, writeback started before           7        18         29        41
+32 threads, writeback started before          10        22         29        53
+=====================================  =========  ========  =========  ========
+
+With 10 files threads cost more than they save (6 ms to 4 on ext4), with 30 they are level, with 100 they save a fifth.
+
+No fsync is ever repeated (I9): the kernel reports a failed writeback once, and a second fsync would say that all is well.
 
 ``progress`` is called with the number of objects synced since the last call.
 """
@@ -12,7 +31,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -22,26 +42,139 @@ from atomik._system import kernel
 from .walk import Level, TreeWalk
 
 if TYPE_CHECKING:
+    import threading
     from typing import Self
 
     from atomik._folder.directory import Directory
 
 Progress = Callable[[int], None]
 
-#: How many files are open at once while their writeback is under way.  For 1,000 files of 4 KiB on ext4: one by one
-#: 223 ms, 16 at once 124, 64 at once 109, 256 at once 92.
+#: How many files are open at once while their writeback is under way.
 BATCH = 128
+#: How many files are synced at once.
+THREADS = 8
+#: Fewer files than this are not worth threads.
+FEW = 32
 
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
+# --- open files ------------------------------------------------------------------------------------------------------
+def sync_files(fds: Sequence[int], progress: Progress | None = None) -> tuple[int, OSError] | None:
+    """fsync every file once; after a failure no more are begun, and the answer is (index of the file, error).
+
+    `progress` is called by the calling thread.  Whatever is raised (Ctrl-C), no thread is at work any more when this
+    returns.
+    """
+    if len(fds) > 1:
+        _start_writeback(fds)
+    work = _Work(deque(enumerate(fds)))
+    try:
+        if len(fds) >= FEW:
+            work.start(min(THREADS, len(fds)) - 1)
+        work.run(progress)
+    finally:
+        work.stop()
+    if (failure := work.failure()) is None:
+        work.tell(progress)
+    return failure
+
+
+def _start_writeback(fds: Sequence[int]) -> None:
+    for fd in fds:
+        try:
+            kernel.port.start_writeback(fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return  # only a head start: fsync tells what is wrong
+
+
+@define(eq=False)
+class _Work:
+    """Files to be synced, by this thread and by others."""
+
+    left: deque[tuple[int, int]]
+    done: list[int] = field(factory=list)
+    told: int = 0
+    failed: list[tuple[int, BaseException]] = field(factory=list)
+    threads: list[threading.Thread] = field(factory=list)
+
+    def start(self, count: int) -> None:
+        """Let other threads begin."""
+        import threading
+
+        for _ in range(count):
+            thread = threading.Thread(target=self._run_beside, name="atomik-sync", daemon=True)
+            self.threads.append(thread)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is about to end: this one does the rest
+                self.threads.pop()
+                return
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Sync what no other thread has taken yet."""
+        while self.left:
+            try:
+                number, fd = self.left.popleft()
+            except IndexError:  # another thread was quicker
+                return
+            try:
+                kernel.port.fsync(fd)
+            except OSError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
+                self.failed.append((number, exc))
+                self.left.clear()
+            else:
+                self.done.append(number)
+                self.tell(progress)
+
+    def tell(self, progress: Progress | None) -> None:
+        """Tell how many more files are done."""
+        done = len(self.done)
+        if progress and done > self.told:
+            self.told, before = done, self.told
+            progress(done - before)
+
+    def _run_beside(self) -> None:
+        try:
+            self.run()
+        except BaseException as exc:  # noqa: BLE001  the calling thread raises it
+            self.failed.append((-1, exc))
+            self.left.clear()
+
+    def stop(self) -> None:
+        """Take no more files, and wait for the threads, whatever arrives meanwhile."""
+        self.left.clear()
+        interrupt = None
+        while self.threads:
+            try:
+                if self.threads[-1].is_alive():  # one that has not started yet finds nothing left
+                    self.threads[-1].join()
+                self.threads.pop()
+            except BaseException as exc:  # noqa: BLE001  raised below, when all threads have ended
+                interrupt = exc
+        if interrupt is not None:
+            raise interrupt
+
+    def failure(self) -> tuple[int, OSError] | None:
+        """The first."""
+        for number, exc in self.failed:
+            if number >= 0 and isinstance(exc, OSError):
+                return number, exc
+            raise exc
+        return None
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
 def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
     """fsync every regular file below `directory`, then every folder bottom-up, and `directory` itself.
 
-    Returns the number of sync calls.  Writeback is started on many files before the first of them is waited for.
-    A file or folder that its owner may not read gets that permission for the moment.  What vanishes meanwhile needs
-    no sync.  A folder that cannot be synced at all (EINVAL, see `Directory.sync`) is passed over; any other failure
-    is an error that names the path.
+    Returns the number of sync calls.  A file or folder that its owner may not read gets that permission for the moment.
+    What vanishes in the meantime needs no sync.  A folder that cannot be synced at all (EINVAL, see `Directory.sync`) is
+    passed over; any other failure is an error that names the path.
     """
     with TreeWalk(directory, "sync", loosen=True, restore=True) as down, _Batch(down, progress) as batch:
         while True:
@@ -51,8 +184,9 @@ def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
             if level.folders:
                 try:
                     down.enter(level.folders.pop())
-                except (FileNotFoundError, NotADirectoryError):
-                    continue
+                except (FileNotFoundError, NotADirectoryError) as exc:
+                    if kernel.errno_of(exc) is None:
+                        raise
             else:
                 batch.sync_folder(level)
                 if not down.depth:
@@ -64,7 +198,7 @@ def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
 
 @define
 class _Batch:
-    """Files whose writeback has begun, or is about to."""
+    """Files that are open, to be synced together."""
 
     down: TreeWalk
     progress: Progress | None
@@ -92,7 +226,7 @@ class _Batch:
         try:
             fd = self._open(name, level)
         except OSError as exc:
-            if exc.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # gone, or no file any more
+            if kernel.errno_of(exc) in (errno.ENOENT, errno.ELOOP, errno.ENXIO):  # gone, or no file any more
                 return
             self.down.fail(exc, name)
         self._files.append((fd, name, level))
@@ -105,10 +239,11 @@ class _Batch:
         try:
             return port.open(name, os.O_RDONLY | _FILE, level.fd)
         except OSError as exc:
-            if exc.errno == errno.EMFILE and self._files:
+            number = kernel.errno_of(exc)
+            if number == errno.EMFILE and self._files:
                 self.flush()
                 return port.open(name, os.O_RDONLY | _FILE, level.fd)
-            if exc.errno != errno.EACCES:
+            if number != errno.EACCES:
                 raise
         if self.down.loosened():  # perhaps it was only the folder that may not be searched
             return self._open(name, level)
@@ -124,35 +259,24 @@ class _Batch:
             port.close(path_fd)
 
     def flush(self) -> None:
-        """Begin the writeback of all files at hand, then wait for each."""
-        port = kernel.port
-        if len(self._files) > 1:
-            for fd, _, _ in self._files:
-                try:
-                    port.start_writeback(fd)
-                except OSError:  # only a head start: fsync says what is the matter
-                    break
-        done = len(self._files)
+        """Sync all files at hand."""
+        failed = sync_files([fd for fd, _, _ in self._files], self._counted)
+        if failed is not None:
+            _, name, level = self._files[failed[0]]
+            self.down.fail(failed[1], name, level)
         while self._files:
-            fd, name, level = self._files[-1]
-            try:
-                port.fsync(fd)
-            except OSError as exc:
-                self.down.fail(exc, name, level)
-            self._files.pop()
-            port.close(fd)
-        self._counted(done)
+            kernel.port.close(self._files.pop()[0])
 
     def sync_folder(self, level: Level) -> None:
         """fsync the present folder."""
         try:
             kernel.port.fsync(level.fd)
         except OSError as exc:
-            if exc.errno != errno.EINVAL:
+            if kernel.errno_of(exc) != errno.EINVAL:
                 self.down.fail(exc)
         self._counted(1)
 
     def _counted(self, done: int) -> None:
         self.count += done
-        if self.progress and done:
+        if self.progress:
             self.progress(done)

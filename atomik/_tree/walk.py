@@ -2,10 +2,10 @@
 
 Calling sequence::
 
-    with Descent(directory, "delete") as down:
+    with TreeWalk(directory, "delete") as down:
         down.enter("sub")        # opens it beneath the present folder
         … down.level.fd …
-        name = down.leave()      # back up; the name of what was left
+        name = down.leave()      # back up; the name of the folder that was left
 
 A `TreeWalk` remembers every level from the top, but holds only the deepest `HELD` of them open, so the depth of a tree
 costs memory and no descriptors.  A level that was let go is opened again as the ".." of the level below it and must
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 
     from atomik._folder.directory import Directory
 
-#: How many levels are held open, by each `Descent`: a copy has two, and a program may have 256 descriptors for all it does.
+#: How many levels are held open, by each `TreeWalk`: a copy has two, and a program may have 256 descriptors for all it does.
 #: Going back above them costs three calls a level, which ordinary trees are not deep enough for: 5,000 files 16 levels
 #: deep are copied and deleted in the same time with 12 as with 32.
 HELD = 12
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_NOTE = os.O_PATH | os.O_NOFOLLOW
+_PATH = os.O_PATH | os.O_NOFOLLOW
 _BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
 _OWNER = stat.S_IRWXU
 #: Longer paths are opened in pieces (PATH_MAX is 4096).
@@ -81,6 +81,7 @@ class TreeWalk:
     loosen: bool = False
     restore: bool = False
     levels: list[Level] = field(init=False)
+    error: errors.AtomikOSError | None = field(default=None, init=False)  # the last that it raised
     _lowest: int = field(default=1, init=False)  # the levels from here on are open
     _openat2: bool = field(default=True, init=False)
 
@@ -123,17 +124,22 @@ class TreeWalk:
         return os.path.join(self.top.path, *names, name) if name else os.path.join(self.top.path, *names)
 
     def fail(self, cause: OSError, name: str = "", level: Level | None = None) -> NoReturn:
-        """Raise atomik's error for a call that failed on `name`."""
-        raise errors.system_error(cause, f"cannot {self.action}", self.path(name, level)) from cause
+        """Raise atomik's error for a call that failed on `name`; what did not come from the kernel goes on unchanged."""
+        if kernel.errno_of(cause) is None:
+            raise cause
+        self.error = errors.system_error(cause, f"cannot {self.action}", self.path(name, level))
+        raise self.error from cause
 
     def mount(self, name: str) -> NoReturn:
         """Raise the error for a mount that stands in the way."""
-        refuse_mount(self.action, self.path(name))
+        self.error = mount_error(self.action, self.path(name))
+        raise self.error
 
     def moved(self, name: str = "", level: Level | None = None) -> NoReturn:
         """Raise the error for something that is not what it was a moment ago."""
         text = f"cannot {self.action}: somebody moved or removed it meanwhile; read it again and repeat"
-        errors.fail(errors.ConflictError, errno.EBUSY, text, self.path(name, level))
+        self.error = errors.ConflictError(*errors.os_args(errno.EBUSY, text, self.path(name, level)))
+        raise self.error
 
     # --- moving ------------------------------------------------------------------------------------------------------
     def enter(self, name: str) -> None:
@@ -146,6 +152,8 @@ class TreeWalk:
         try:
             fd = self._open(name)
         except PermissionError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             fd, mode = self._open_loosened(name, exc)
         try:
             if len(self.levels) - self._lowest >= HELD:
@@ -173,9 +181,12 @@ class TreeWalk:
             fd = port.open("..", _FOLDER, self.level.fd)
         except OSError as exc:
             self.fail(exc, level=above)
-        if port.statx(fd).place_key != above.key:
+        try:
+            if port.statx(fd).place_key != above.key:
+                self.moved(level=above)
+        except BaseException:
             port.close(fd)
-            self.moved(level=above)
+            raise
         above.fd, self._lowest = fd, at
 
     def loosened(self, level: Level | None = None) -> bool:
@@ -186,9 +197,9 @@ class TreeWalk:
         mode = stat.S_IMODE(kernel.port.fstat(level.fd).st_mode)
         try:
             kernel.port.fchmod(level.fd, mode | _OWNER)
-        except PermissionError:
-            return False
         except OSError as exc:
+            if kernel.errno_of(exc) in (errno.EPERM, errno.EACCES):
+                return False
             self.fail(exc, level=level)
         level.mode = mode
         return True
@@ -200,7 +211,7 @@ class TreeWalk:
                 return port.open_beneath(name, _FOLDER, above, _BENEATH)
             except OSError as exc:
                 # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
-                if exc.errno not in (errno.ENOSYS, errno.EPERM):
+                if kernel.errno_of(exc) not in (errno.ENOSYS, errno.EPERM):
                     self._refused(exc, name)
                 self._openat2 = False
         try:
@@ -211,17 +222,33 @@ class TreeWalk:
 
     def _on_our_mount(self, fd: int, name: str) -> int:
         """For kernels that cannot check it while opening."""
-        if kernel.port.statx(fd).mount != self.top.mount:
+        try:
+            if not self._same_mount(fd):
+                self.mount(name)
+        except BaseException:
             kernel.port.close(fd)
-            self.mount(name)
+            raise
         return fd
 
+    def _same_mount(self, fd: int) -> bool:
+        """Whether an open folder lies on the mount of the top.
+
+        Before Linux 5.8, and behind some filters, statx(2) tells no mount id: then the same device *and* the id in
+        /proc/self/fdinfo, for a bind mount has the device of what surrounds it.  Nothing known is no.
+        """
+        found = kernel.port.statx(fd)
+        if found.mount and self.top.mount:
+            return found.mount == self.top.mount
+        mount = _mount_id(fd)
+        return found.dev == self.top.dev and mount is not None and mount == _mount_id(self.top.fd)
+
     def _refused(self, exc: OSError, name: str) -> NoReturn:
-        if exc.errno == errno.EXDEV:
+        number = kernel.errno_of(exc)
+        if number == errno.EXDEV:
             self.mount(name)
-        if exc.errno in (errno.ELOOP, errno.ENOTDIR):  # a link, or anything else that is no folder
+        if number in (errno.ELOOP, errno.ENOTDIR):  # a link, or anything else that is no folder
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.path(name)) from exc
-        if exc.errno in (errno.EACCES, errno.EPERM, errno.ENOENT):
+        if number in (errno.EACCES, errno.EPERM, errno.ENOENT):
             raise exc
         self.fail(exc, name)
 
@@ -232,8 +259,9 @@ class TreeWalk:
         try:
             if self.loosened():
                 return self._open(name), None
-        except PermissionError:
-            pass
+        except PermissionError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
         port = kernel.port
         try:
             path_fd = self._path_fd(name)
@@ -243,12 +271,12 @@ class TreeWalk:
                 return port.open(".", _FOLDER, path_fd), mode
             finally:
                 port.close(path_fd)
-        except PermissionError:
-            self.fail(cause, name)
+        except PermissionError as exc:
+            self.fail(cause if kernel.errno_of(exc) is not None else exc, name)
 
     def _path_fd(self, name: str, above: int | None = None) -> int:
         """An O_PATH descriptor of the folder `name`, which needs no permission on it."""
-        flags = _NOTE | os.O_DIRECTORY
+        flags = _PATH | os.O_DIRECTORY
         at = self.level.fd if above is None else above
         if self._openat2:
             return kernel.port.open_beneath(name, flags, at, _BENEATH)
@@ -299,7 +327,23 @@ def _pieces(names: list[str], longest: int) -> Iterator[str]:
         yield piece
 
 
-def refuse_mount(action: str, path: str) -> NoReturn:
-    """Raise the error for a mount that stands in the way."""
+def _mount_id(fd: int) -> bytes | None:
+    """The id of the mount that an open object lies on, as /proc tells it; None where it does not."""
+    port = kernel.port
+    try:
+        info = port.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY)
+        try:
+            lines = port.pread(info, 4096, 0).splitlines()
+        finally:
+            port.close(info)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
+    return next((line for line in lines if line.startswith(b"mnt_id:")), None)
+
+
+def mount_error(action: str, path: str) -> errors.MountPointError:
+    """The error for a mount that is in the way."""
     text = f"cannot {action}: a mount lies here; unmount it first"
-    errors.fail(errors.MountPointError, errno.EBUSY, text, path)
+    return errors.MountPointError(*errors.os_args(errno.EBUSY, text, path))

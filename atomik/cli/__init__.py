@@ -1,5 +1,36 @@
-"""The command ``atomik``."""
+"""The command ``atomik``: `commands` reads the command line, `run` writes outputs, `signals` ends them well, `report` and
+`progress` tell.
 
-from .commands import main, parser
+`main` claims the standard descriptors before anything else is imported.  What comes in is a list of arguments, what goes
+out an exit code; nothing here is for use by other code.
+"""
 
-__all__ = ["main", "parser"]
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line, by default that of this process; returns the exit code."""
+    _claim()
+    from . import commands
+
+    return commands.main(arguments)
+
+
+def _claim() -> None:
+    """Open /dev/null for each of descriptors 0, 1, 2 that was closed when we were started.
+
+    Otherwise the next file that is opened gets the number: the library that ctypes opens would be read as standard
+    input, or a file that is being written would get our messages.  The program of ``run`` does not inherit the
+    replacement.  Python remembers which were closed: there, sys.stdin, stdout or stderr is None.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)

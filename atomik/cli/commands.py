@@ -3,13 +3,13 @@
 Exit codes (docs/reference/command-line.md):
 
 * 0: done.  1: it failed, and nothing was changed.  2: the command line is wrong.
-* 3: it wants attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
+* 3: it needs attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
   report could not be written.
 * 128 + n: ended by signal n.
 * ``run`` has the program's own exit code, and 125 when atomik failed (nothing was published), 126 when the program
   cannot be run, 127 when it was not found.
 
-A mistake of the user's gets one line on standard error, never a traceback.  What is told, and how, is in `_cli_report`.
+A mistake of the user's gets one line on standard error, never a traceback.  What is told, and how, is in `report`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class UsageError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """No abbreviations, for they break when an option is added."""
+    """No abbreviations: they would break when an option is added."""
 
     def __init__(self, **keywords: Any) -> None:
         keywords |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -56,10 +56,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Output(argparse.Action):
-    """``--file`` and ``--folder`` go into one list, in the order in which they were given."""
+    """``--file``, ``--folder``, ``--stdout`` and ``--stderr`` go into one list, in the order in which they were given."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:  # noqa: ARG002
-        namespace.outputs = [*(namespace.outputs or ()), ((option or "").lstrip("-"), values)]
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        kind, before = (option or "").lstrip("-"), namespace.outputs or []
+        if kind.startswith("std") and any(kind == other for other, _ in before):
+            parser.error(f"argument {option}: given twice, and the program has one")
+        namespace.outputs = [*before, (kind, values)]
 
 
 def _mode(text: str) -> int:
@@ -97,33 +100,10 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print what was done as one JSON object")
         return added
 
-    add = command("write", "Write standard input to a file, all or nothing.", _WRITE)
-    add.add_argument("destination", metavar="DEST")
-    add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
-    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
-    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
-    add.add_argument("--keep", metavar="NAME", help="keep the previous version under this name in the same folder")
-    _add_output_options(add)
-
-    usage = "atomik run [--file DEST]... [--folder DEST]... [options] -- PROGRAM [ARGUMENT]..."
-    add = command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=usage)
-    for kind in ("file", "folder"):
-        text = f"a {kind} that the program writes; repeat for more"
-        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    _add_output_options(add)
-
-    add = command("swap", "Exchange what stands at two paths, in one step.")
-    add.add_argument("first", metavar="A")
-    add.add_argument("second", metavar="B")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
-
-    add = command("recover", "Undo or finish what dead transactions left in folders.")
-    add.add_argument("folders", nargs="+", metavar="FOLDER")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
-    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
-    add.add_argument("--discard", action="store_true", help=text)
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
-
+    _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
+    _add_run(command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
+    _add_swap(command("swap", "Exchange what is at two paths, in one step."))
+    _add_recover(command("recover", "Undo or finish what dead transactions left in folders."))
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
     add.add_argument("folders", nargs="+", metavar="FOLDER")
     return top
@@ -134,18 +114,63 @@ A program upstream that fails in a pipe cannot be seen from here: what it wrote 
 Use "atomik run" when its exit code matters.
 """
 
+_RUN_USAGE = "atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]..."
+
 _RUN = """
 The program finds the paths to write to where its arguments say {DEST}, and in the environment as
 ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transaction, or none:
 
     atomik run --file out.csv --folder plots -- ./analyse --table {out.csv} --plots {plots}
+    atomik run --stdout dump.sql -- pg_dump shop
+
+A shell script gets them as arguments:
+
+    atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
 """
+
+
+def _add_write(add: argparse.ArgumentParser) -> None:
+    add.add_argument("destination", metavar="DEST")
+    add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
+    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
+    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
+    add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
+    _add_output_options(add)
+
+
+def _add_run(add: argparse.ArgumentParser) -> None:
+    texts = {
+        "file": "a file that the program writes; repeat for more",
+        "folder": "a folder that the program writes; repeat for more",
+        "stdout": "a file for what the program writes to its standard output",
+        "stderr": "a file for what the program writes to its standard error",
+    }
+    for kind, text in texts.items():
+        add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    _add_output_options(add)
+
+
+def _add_swap(add: argparse.ArgumentParser) -> None:
+    add.add_argument("first", metavar="A")
+    add.add_argument("second", metavar="B")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
+
+
+def _add_recover(add: argparse.ArgumentParser) -> None:
+    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    add.add_argument("--recursive", action="store_true", help="the folders below them as well")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
+    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
+    add.add_argument("--discard", action="store_true", help=text)
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_output_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--overwrite", action="store_true", help="replace what exists")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--parents", action="store_true", help="make missing folders above")
+    text = "accept a moment without the destination where the filesystem cannot replace it in one step"
+    add.add_argument("--allow-gap", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
@@ -182,12 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(given: list[str]) -> argparse.Namespace:
     run = given[:1] == ["run"]
     program: list[str] = []
-    if run and "--" in given:  # by hand, for argparse takes a second "--" away from the program
+    if run and "--" in given:  # by hand: argparse would take a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
     known = parser().parse_args(given)
     if run and not (program and known.outputs):
-        missing = "say what it writes, with --file or --folder" if program else "put the program to run behind --"
+        missing = "say what it writes, with --file, --folder or --stdout" if program else "put the program behind --"
         raise UsageError("", f"atomik run: {missing}; see atomik run --help")
     known.program = program
     return known
@@ -195,18 +220,18 @@ def _parse(given: list[str]) -> argparse.Namespace:
 
 # --- commands --------------------------------------------------------------------------------------------------------
 def _write(known: argparse.Namespace, report: Report) -> int:
-    from . import run as _cli_run
+    from .run import write
 
-    report.receipt(_cli_run.write(known))
+    report.receipt(write(known, report.progress()))
     return DONE
 
 
 def _run(known: argparse.Namespace, report: Report) -> int:
-    from . import run as _cli_run
+    from .run import NotStartedError, run
 
     try:
-        code, receipt = _cli_run.run(known)
-    except _cli_run.NotStartedError as exc:
+        code, receipt = run(known, report.progress())
+    except NotStartedError as exc:
         report.failure("NotStartedError", str(exc))
         return exc.code
     if receipt is not None:
@@ -219,8 +244,9 @@ def _run(known: argparse.Namespace, report: Report) -> int:
 
 def _swap(known: argparse.Namespace, report: Report) -> int:
     from atomik._api.swap import swap
+    from atomik._system import kernel
 
-    from .run import Signals
+    from .signals import Signals
 
     paths = (known.first, known.second)
     for path in paths:
@@ -235,6 +261,8 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
             try:
                 folder.sync()
             except OSError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
                 text = "they are swapped, but a power cut may swap them back: the sync of their folder failed"
                 raise errors.DurabilityError(*errors.describe(exc.errno or errno.EIO, text, folder.path)) from exc
     report.result({"swapped": [known.first, known.second], "durable": known.durable})
@@ -256,17 +284,21 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
 
     from atomik._recovery.recover import RecoveryReport, recover
 
-    from .run import stoppable
+    from .signals import stoppable
 
     items: list[Any] = []
     code = DONE
-    with stoppable("some of it may be done; recover again"), report.bar("folders") as bar:
+    options: dict[str, Any] = {name: getattr(known, name) for name in ("discard", "dry_run", "lock_timeout")}
+    if known.recursive:
+        options["recursive"] = True
+    with report.progress() as progress, stoppable("some of it may be done; recover again"):
+        progress.start()
         for at, folder in enumerate(known.folders):
-            bar(at, len(known.folders))
+            progress("folders", at, len(known.folders))
             try:
-                found = recover(folder, discard=known.discard, dry_run=known.dry_run, lock_timeout=known.lock_timeout)
+                found = recover(folder, **options)
             except (errors.AtomikError, OSError, ValueError) as exc:  # the others are looked after all the same
-                bar(0, 0)
+                progress.clear()
                 report.failed(exc)
                 code = ATTENTION if isinstance(exc, errors.RollbackError) else max(code, FAILED)
             else:
@@ -281,14 +313,17 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
 def _doctor(known: argparse.Namespace, report: Report) -> int:
     from atomik._api.probe import probe
 
-    from .run import stoppable
+    from .signals import stoppable
 
     found = []
-    with stoppable("nothing was changed"):
-        for folder in known.folders:
+    with report.progress() as progress, stoppable("nothing was changed"):
+        progress.start()
+        for at, folder in enumerate(known.folders):
+            progress("folders", at, len(known.folders))
             try:
                 found.append(probe(folder))
             except (errors.AtomikError, OSError, ValueError) as exc:
+                progress.clear()
                 report.failed(exc)
     value = {"folders": [capabilities.as_dict() for capabilities in found], "errors": report.errors}
     report.result(value, "\n\n".join(str(capabilities) for capabilities in found))

@@ -1,25 +1,25 @@
 """What the command line tells: results, and what went wrong, for people or (``--json``) for machines.
 
-Results go to standard output (``run``: JSON on standard error, for standard output is the program's), messages to
-standard error.  A message that nobody can hear is not worth failing for.  A result is: `UnheardError`, which says
-nothing about the work itself, for that is done by then.
+Results go to standard output (``run``: JSON on standard error, because standard output is the program's), messages to
+standard error.  A message that cannot be written is not worth failing for.  A result is: `UnheardError`, which says
+nothing about the work itself, because that is done by then.
 
-Names are told as the bytes they are, whatever the locale; in messages, which are one line each, control characters are
-escaped.
+Names are written as the bytes they are, whatever the locale; in messages, which are one line each, control characters
+are escaped.
 """
 
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from .progress import Progress
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from typing import TextIO
 
     from atomik._receipt import Receipt
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 _SAID_HERE = {
     "; create the missing folder, or pass parents=True": "",
     "overwrite=True": "--overwrite",
+    'fallback="weaker"': "--allow-gap",
+    "allow_gap=True": "--allow-gap",
+    "keep= ": "--backup ",
+    "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",
 }
@@ -95,23 +99,10 @@ class Report:
         names = [str(name) or "''" for name in (exc.filename, exc.filename2) if name not in (None, "-")]
         return ": ".join([*([", ".join(names)] if names else []), text])
 
-    @contextlib.contextmanager
-    def bar(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar on a terminal, nothing elsewhere: called with (done, total); a total of 0 wipes it away."""
-
-        def show(done: int, total: int) -> None:
-            if sys.stderr is None or not sys.stderr.isatty():
-                return
-            text = ""
-            if total > 1:
-                filled = 30 * done // total
-                text = f"[{'#' * filled}{'.' * (30 - filled)}] {done} of {total} {what}"
-            self._try(f"\r\033[K{text}", end="")
-
-        try:
-            yield show
-        finally:
-            show(0, 0)
+    def progress(self) -> Progress:
+        """How far the work is, on a terminal; nothing elsewhere."""
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        return Progress((lambda text: self._try(text, end="")) if terminal else None)
 
     def _fail(self, value: dict[str, Any]) -> None:
         try:

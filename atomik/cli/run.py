@@ -1,15 +1,4 @@
-"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whatever signal comes when.
-
-Signals that end a program (`ENDING`) must leave nothing half done, in any phase::
-
-    staging        the handler raises `Stopped`; the transaction is aborted
-    the child      the signal goes on to the child; when that is dead the transaction is aborted, whatever its exit code
-    the commit     the handler raises `Stopped`; the core rolls back, or finishes when the commit mark is written
-
-`Stopped` is raised at most once, so that the way back is not interrupted again.  A signal that was ignored when we were
-started (nohup, a shell's background job) stays ignored, by us and by the child.  When we are killed with SIGKILL, the
-kernel ends the child, and `atomik recover` removes what was staged.
-"""
+"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whatever signal comes when."""
 
 from __future__ import annotations
 
@@ -21,41 +10,41 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._api.shortcuts import file, transaction
-from atomik._receipt import State
+from atomik._api.shortcuts import OutputOptions, file, transaction
+from atomik._system import kernel
+
+from .signals import Signals, guarded
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
-    from types import FrameType, TracebackType
-    from typing import Any, Self
+    from typing import IO, Any
 
     from atomik._api.transaction import Transaction
     from atomik._receipt import Receipt
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    from .progress import Progress
 
 #: Exit codes of ``run`` that are not the child's own, as env(1), timeout(1) and nohup(1) have them.
 FAILED, CANNOT_RUN, NOT_FOUND = 125, 126, 127
+
+#: outputs that the program prints
+STREAMS = ("stdout", "stderr")
+
+#: an argument that no program parses again for blanks and quotes, and a path that survives it if one does
+_WORD, _PLAIN = re.compile(r"[\w./=,:;+@%^~#-]*"), re.compile(r"[A-Za-z0-9_./\x80-\U0010ffff-]+")
 
 _CHUNK = 1 << 20
 _SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-class Stopped(SystemExit):
-    """A signal ended us; the exit code is 128 + its number, as a shell gives it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.number = number
-        self.outcome = "nothing was changed"
-
-    def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}; {self.outcome}"
+class PlaceholderError(ValueError):
+    """A placeholder stands where its path would be misread."""
 
 
 class NotStartedError(Exception):
@@ -66,148 +55,116 @@ class NotStartedError(Exception):
         self.code = NOT_FOUND if isinstance(exc, FileNotFoundError) else CANNOT_RUN
 
 
-class Signals:
-    """The signals that end us, caught from entry to exit; while ``armed``, the first one raises `Stopped`."""
-
-    def __init__(self) -> None:
-        self.armed = False
-        self.number: int | None = None
-        self.caught = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
-        self._before: list[tuple[int, Any]] = []
-
-    def __enter__(self) -> Self:
-        for number in self.caught:
-            self._before.append((number, signal.signal(number, self._arrived)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before:
-            signal.signal(number, handler)
-
-    def _arrived(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  a handler gets the frame
-        first, self.number = self.number is None, self.number or number
-        if self.armed and first:
-            raise Stopped(number)
-
-    def arm(self) -> None:
-        """From now on a signal raises; one that came before does it now."""
-        self.armed = True
-        self.check()
-
-    def check(self) -> None:
-        """Raise for a signal that was only noted."""
-        if self.number is not None:
-            raise Stopped(self.number)
-
-
-@contextlib.contextmanager
-def stoppable(outcome: str) -> Iterator[None]:
-    """A signal that ends us raises `Stopped` in the block, once; `outcome` is what it says then."""
-    with Signals() as signals:
-        try:
-            signals.arm()
-            yield
-        except Stopped as exc:
-            exc.outcome = outcome
-            raise
-        finally:
-            signals.armed = False
-
-
-def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
-    """Call ``work()``, which ends with the commit; whatever happens in it, the transaction is over afterwards.
-
-    Two levels, for a signal may come anywhere: when the outer one is reached, no handler raises any more.
-    """
-    try:
-        try:
-            signals.arm()
-            return work()
-        except Stopped as exc:
-            if tx.state is State.COMMITTED:
-                exc.outcome = "everything was published before it came"
-            raise
-        finally:
-            signals.armed = False
-    finally:
-        if tx.state is State.OPEN:
-            tx.abort()
+def _named(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of an output that were spelled otherwise before 0.2.0: this is the one place to change."""
+    new = "allow_gap" in OutputOptions.__annotations__
+    options: dict[str, Any] = {}
+    if arguments.allow_gap:
+        options |= {"allow_gap": True} if new else {"fallback": "weaker"}
+    if getattr(arguments, "backup", None) is not None:
+        options["backup" if new else "keep"] = arguments.backup
+    return options
 
 
 # --- write -----------------------------------------------------------------------------------------------------------
-def write(arguments: argparse.Namespace) -> Receipt:
+def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
     """Standard input to a file."""
-    _check_input()
+    if sys.stdin is None:  # as Python found it; what the descriptor leads to now is something else
+        errors.fail(errors.AtomikOSError, errno.EBADF, "standard input is closed; redirect a file or a pipe to it", "-")
     _refuse_special(arguments.destination)
-    with Signals() as signals:
+    with Signals() as signals, progress:
         output = file(
             arguments.destination, "wb", arguments.overwrite, durable=arguments.durable, parents=arguments.parents,
             permissions=arguments.mode, follow_symlinks=arguments.follow_symlinks, if_changed=arguments.if_changed,
-            keep=arguments.keep, lock_timeout=arguments.lock_timeout,
+            lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments),
         )  # fmt: skip
 
         def work() -> Receipt:
-            while chunk := _read_input():
-                output.output.write(chunk)
+            _copy_input(output.output, progress)
             return output.commit()
 
         receipt: Receipt = guarded(signals, output.transaction, work)
         return receipt
 
 
+def _copy_input(output: IO[bytes], progress: Progress) -> None:
+    with _reading():
+        size = os.fstat(0).st_size  # 0 for a pipe
+        typed = os.isatty(0)
+    if not typed:  # a line of ours would disturb
+        progress.start()
+    done = 0
+    while chunk := _read_input():
+        done += output.write(chunk)
+        progress("MiB read", done >> 20, size >> 20)
+
+
+def _read_input() -> bytes:
+    with _reading():
+        return os.read(0, _CHUNK)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        raise errors.system_error(exc, "cannot read standard input", "-") from exc
+
+
 def _refuse_special(path: str) -> None:
-    """Who says /dev/null or /dev/stdout wants to write to it; the library would replace the name, as rename(2) does."""
+    """A user who names /dev/null or /dev/stdout wants to write to it; the library would replace the name."""
     try:
         mode = os.stat(path).st_mode
         into_proc = os.path.islink(path) and os.readlink(path).startswith("/proc/")
-    except (OSError, ValueError):
-        return  # nothing there, or no path: the library says so
+    except ValueError:
+        return  # no path: the library says so
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return  # nothing there
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or into_proc:
         text = "a device, FIFO or socket would be replaced by a file; redirect to it with the shell, or remove it first"
         errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
 
 
-def _check_input() -> None:
-    """Where it is closed, the next file that is opened would get its number, and be read as the input."""
-    try:
-        os.fstat(0)
-    except OSError as exc:
-        raise errors.system_error(exc, "cannot read standard input", "-") from exc
-
-
-def _read_input() -> bytes:
-    try:
-        return os.read(0, _CHUNK)
-    except OSError as exc:
-        raise errors.system_error(exc, "cannot read standard input", "-") from exc
-
-
 # --- run -------------------------------------------------------------------------------------------------------------
-def run(arguments: argparse.Namespace) -> tuple[int, Receipt | None]:
+def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | None]:
     """A program on staged paths; (the exit code, what was published)."""
-    with Signals() as signals:
-        tx = transaction(overwrite=arguments.overwrite, durable=arguments.durable, lock_timeout=arguments.lock_timeout)
+    paths = [(kind, path) for kind, path in arguments.outputs if kind not in STREAMS]
+    names = [path for _, path in paths]
+    with Signals() as signals, progress:
+        tx = transaction(
+            overwrite=arguments.overwrite, durable=arguments.durable, lock_timeout=arguments.lock_timeout,
+            progress=progress,
+        )  # fmt: skip
 
         def work() -> tuple[int, Receipt | None]:
-            staged = [_stage(tx, kind, path, parents=arguments.parents) for kind, path in arguments.outputs]
-            names = [path for _, path in arguments.outputs]
-            code = _spawn(signals, fill_in(arguments.program, names, staged), environment(names, staged))
+            streams = {kind: _stage(tx, kind, path, arguments) for kind, path in arguments.outputs if kind in STREAMS}
+            staged = [str(_stage(tx, kind, path, arguments)) for kind, path in paths]
+            command = fill_in(arguments.program, names, staged)
+            code = _spawn(signals, command, environment(names, staged), streams)
             if code:
                 return code, None
             signals.check()  # the child was told to stop, and said that all is well; its output is not to be trusted
-            for (kind, path), place in zip(arguments.outputs, staged, strict=True):
+            for (kind, path), place in zip(paths, staged, strict=True):
                 _check_output(kind, path, place)
+            progress.start()
             return 0, tx.commit()
 
         result: tuple[int, Receipt | None] = guarded(signals, tx, work)
         return result
 
 
-def _stage(tx: Transaction, kind: str, path: str, *, parents: bool) -> str:
+def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace) -> Any:
+    """What the program is to write to: a path, or for a stream a file object."""
     _refuse_special(path)
-    return str(tx.path(path, parents=parents) if kind == "file" else tx.folder(path, parents=parents))
+    options = {"parents": arguments.parents, **_named(arguments)}
+    if kind == "folder":
+        return tx.folder(path, **options)
+    return tx.path(path, **options) if kind == "file" else tx.file(path, "wb", **options)
 
 
 def _check_output(kind: str, path: str, place: str) -> None:
@@ -229,8 +186,25 @@ def fill_in(command: list[str], names: list[str], staged: list[str]) -> list[str
         for name, place in zip(names, staged, strict=True):
             if of is not _base or [_base(other) for other in names].count(_base(name)) == 1:
                 places[f"{{{of(name)}}}"] = place
+    if not places:
+        return command
     ours = re.compile("|".join(map(re.escape, places)))  # a name may have braces of its own
+    for each in command:
+        _refuse_to_split(each, ours, places)
     return [ours.sub(lambda found: places[found[0]], each) for each in command]
+
+
+def _refuse_to_split(argument: str, ours: re.Pattern[str], places: dict[str, str]) -> None:
+    """An argument that is more than a word, such as the script of ``sh -c``, is parsed again by the program that gets
+    it: a blank or a quote in the path would then end the path, or begin something else."""
+    if _WORD.fullmatch(ours.sub("", argument)):
+        return
+    for name in ours.findall(argument):
+        if not _PLAIN.fullmatch(places[name]):
+            raise PlaceholderError(
+                f"{name} inside {argument!r}: its path, {places[name]!r}, would be split or misread there; pass it as an "
+                f'argument of its own, such as sh -c \'... "$1" ...\' sh {name}, or use "$ATOMIK_PATH_1"'
+            )
 
 
 def environment(names: list[str], staged: list[str]) -> dict[str, str]:
@@ -238,7 +212,7 @@ def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     found = dict(os.environ)
     keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
     found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
-    # The numbers last, for they are always there: an output may be called "2" and not be the second.
+    # The numbers last, because they are always there: an output may be called "2" and not be the second.
     return found | {f"ATOMIK_PATH_{at}": place for at, place in enumerate(staged, 1)}
 
 
@@ -246,14 +220,14 @@ def _base(name: str) -> str:
     return os.path.basename(name.rstrip("/"))
 
 
-def _spawn(signals: Signals, command: list[str], variables: dict[str, str]) -> int:
+def _spawn(signals: Signals, command: list[str], variables: dict[str, str], streams: dict[str, Any]) -> int:
     """Run the program to its end, passing on what we are sent; its exit code, 128 + n for a signal."""
     watched = {*signals.caught, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's exit code is lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
         try:
-            child = subprocess.Popen(command, env=variables, preexec_fn=_tie_to_us(mask))  # noqa: PLW1509  no threads here
+            child = subprocess.Popen(command, env=variables, preexec_fn=_tie_to_us(mask), **streams)  # noqa: PLW1509  no threads yet
         except OSError as exc:
             raise NotStartedError(command[0], exc) from exc
         try:

@@ -1,5 +1,10 @@
-"""``atomik://``: fsspec's interface to local files, whose transactions are all or nothing."""
+"""``atomik://``: fsspec's interface to local files, whose transactions are all or nothing.
 
-from .filesystem import AtomikFileSystem, AtomikTransaction
+`filesystem` is the interface that fsspec calls, `transaction` begins and ends, `changes` records what a transaction has
+done, `view` looks at the tree as it will be, `writers` are the file objects, `pyarrow_guard` keeps old files from pyarrow.
+"""
+
+from .filesystem import AtomikFileSystem
+from .transaction import AtomikTransaction
 
 __all__ = ["AtomikFileSystem", "AtomikTransaction"]

@@ -1,6 +1,6 @@
-"""What a transaction of `AtomikFileSystem` has done so far, and how it does more: changing.
+"""What a transaction of `AtomikFileSystem` has done so far, and how it does more.
 
-The user's paths stay what they are until `publish`.  `Changes` keeps for a path where its content lies at present::
+The user's paths stay what they are until `publish`.  `Changes` records where the content of a path lies at present::
 
     mkdir, new content   →  staged:  a place in a staging folder of atomik's, made for good there
     rm                   →  nothing
@@ -8,19 +8,18 @@ The user's paths stay what they are until `publish`.  `Changes` keeps for a path
     anything below       →  below the staged place; so a new folder is filled, and read, like any folder
     everything else      →  the path itself
 
-So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and nobody
-else does.  Changes never lie below one another.  What would need that (writing into a folder that was moved, removing a
-folder that something was moved out of) copies what was moved into the staging folder first.
+So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and no other
+program does.  Changes never lie below one another.  An operation that would need that (writing into a folder that was
+moved, removing a folder out of which something was moved) first copies what was moved into the staging folder.
 
 `publish` makes one atomik item of every change, and commits them together.
 
-Not for forked children, nor for other instances of the filesystem (fsspec makes one for each thread that asks for it);
-the threads that share this instance may all write.
+Forked children and other instances of the filesystem have no part in it (fsspec makes one for each thread that asks for
+one); the threads that share this instance may all write.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shutil
@@ -30,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from atomik import errors
 from atomik._api.shortcuts import transaction
 from atomik._receipt import State
+from atomik._system import kernel
 
 from .view import Change, View
 
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from atomik._receipt import Receipt
 
 
-class Changes(View):
-    """The changes of one transaction; see the module."""
+class Changes:
+    """The changes of one transaction; see the module.  ``view`` is the tree with them made."""
 
     def __init__(self, *, durable: bool = True, lock_timeout: float = 60.0) -> None:
-        super().__init__()
+        self.view = View()
+        self._lock, self._changes = self.view.lock, self.view.changes
         self._options: dict[str, Any] = {"durable": durable, "lock_timeout": lock_timeout}
         self._tx: Transaction | None = None
         #: paths whose writing failed, with the reason
@@ -58,10 +59,10 @@ class Changes(View):
 
     def slot(self, path: str) -> str:
         """A free place to stage what is to become `path`: beside it, so that it inherits what files there do."""
-        with self.lock:
-            path = self.resolve(path, follow=False)
-            parent = os.path.dirname(self._at_or_above(path) or path)
-            workspace = self.tx._workspace
+        with self._lock:
+            path = self.view.resolve(path, follow=False)
+            parent = os.path.dirname(self.view.at_or_above(path) or path)
+            workspace = self.tx._intake.workspace
             folder = workspace.directory(parent, wanted=path)
             if self._ground is None:
                 self._ground = folder.dev, folder.mount, parent
@@ -73,26 +74,42 @@ class Changes(View):
 
     def check_parent(self, path: str) -> None:
         """Raise unless the folder that is to hold `path` is there."""
-        parent = above = os.path.dirname(self.resolve(path, follow=False))
-        while (found := self.stat(above)) is None:
+        parent = above = os.path.dirname(self.view.resolve(path, follow=False))
+        while (found := self.view.stat(above)) is None:
             above = os.path.dirname(above)
         if not stat.S_ISDIR(found.st_mode):
             errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: not a folder", above)
         if above != parent:
             errors.fail(errors.MissingPathError, errno.ENOENT, "cannot write there: the folder does not exist", parent)
 
+    def stage_file(self, path: str, mode: str) -> tuple[str, str]:
+        """Begin to write a file: (the resolved path, a place to write to, with a copy where `mode` starts from one)."""
+        target = self.view.resolve(path)
+        present = self.view.stat(target)
+        if present is not None and "x" in mode:
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
+        if present is not None and stat.S_ISDIR(present.st_mode):
+            errors.fail(errors.WrongKindError, errno.EISDIR, "cannot write a file there: it is a folder", path)
+        if present is None and "r" in mode:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        self.check_parent(target)
+        place = self.slot(target)
+        if present is not None and ("a" in mode or "r" in mode):
+            copy(self.view.where(target) or target, place)
+        return target, place
+
     def put(self, path: str, place: str, *, fresh: bool = False, permissions: int | None = None) -> None:
-        """What was staged at `place` becomes `path`; `fresh`: only if nobody else makes something there."""
-        with self.lock:
-            path = self.resolve(path, follow=False)
-            if fresh and self.stat(path, follow=False) is not None:
+        """What was staged at `place` becomes `path`; `fresh`: only if nothing else has appeared there."""
+        with self._lock:
+            path = self.view.resolve(path, follow=False)
+            if fresh and self.view.stat(path, follow=False) is not None:
                 _delete(place)
                 errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
             self.failed.pop(path, None)
-            above = self._at_or_above(os.path.dirname(path))
+            above = self.view.at_or_above(os.path.dirname(path))
             if above is not None:
                 self._own(above)
-                target = self.where(path, follow=False)
+                target = self.view.where(path, follow=False)
                 if target is None:
                     errors.fail(errors.MissingPathError, errno.ENOENT, "the folder was removed", path)
                 os.replace(place, target)
@@ -104,7 +121,7 @@ class Changes(View):
 
     def mkdir(self, path: str) -> None:
         """Make a folder in an existing one; FileExistsError when another thread has been faster."""
-        with self.lock:
+        with self._lock:
             self.check_parent(path)
             place = self.slot(path)
             os.mkdir(place)
@@ -112,15 +129,15 @@ class Changes(View):
 
     def remove(self, path: str) -> None:
         """Remove a file, a link, or a folder with all that is in it."""
-        with self.lock:
-            path = self.resolve(path, follow=False)
-            above = self._at_or_above(os.path.dirname(path))
+        with self._lock:
+            path = self.view.resolve(path, follow=False)
+            above = self.view.at_or_above(os.path.dirname(path))
             if above is not None:
                 self._own(above)
-                _delete(self.where(path, follow=False))
+                _delete(self.view.where(path, follow=False))
                 return
             self._detach(path)
-            for key in self._below(path):
+            for key in self.view.below(path):
                 self._forget(key)
             self._forget(path)
             self.failed.pop(path, None)
@@ -129,16 +146,16 @@ class Changes(View):
 
     def move(self, source: str, target: str) -> None:
         """Give what is at `source` the name `target`, whatever was there."""
-        with self.lock:
-            source, target = self.resolve(source, follow=False), self.resolve(target, follow=False)
+        with self._lock:
+            source, target = self.view.resolve(source, follow=False), self.view.resolve(target, follow=False)
             if target == source:
                 return
             if (target + "/").startswith(source + "/"):
                 errors.fail(errors.NestedDestinationError, errno.EINVAL, "cannot move it into itself", source, target)
             self.check_parent(target)
             change = self._changes.get(source)
-            untouched = self._at_or_above(source) is None and not any(self._below(source))
-            if (untouched or (change is not None and change.moved)) and self._at_or_above(
+            untouched = self.view.at_or_above(source) is None and not any(self.view.below(source))
+            if (untouched or (change is not None and change.moved)) and self.view.at_or_above(
                 os.path.dirname(target)
             ) is None:
                 self._move_real(source, target, source if change is None else change.where or source)
@@ -149,7 +166,7 @@ class Changes(View):
 
     def _move_real(self, source: str, target: str, origin: str) -> None:
         self._detach(source)
-        for key in self._below(target):
+        for key in self.view.below(target):
             self._forget(key)
         self._detach(target, but=origin)
         self._forget(target)
@@ -163,18 +180,18 @@ class Changes(View):
 
     def _take(self, source: str, target: str) -> str:
         """What is at `source`, at a free place for `target`."""
-        key = self._at_or_above(source)
+        key = self.view.at_or_above(source)
         if key is not None:
             self._own(key)
         place = self.slot(target)
-        where = self.where(source, follow=False)
+        where = self.view.where(source, follow=False)
         if where is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to move", source)
         if key is not None:
             os.rename(where, place)
             return place
         copy(where, place)
-        for below in self._below(source):
+        for below in self.view.below(source):
             self._own(below)
             inside = place + below[len(source) :]
             _delete(inside)
@@ -207,11 +224,11 @@ class Changes(View):
 
     def set_permissions(self, path: str, mode: int) -> None:
         """chmod, of what the transaction has made."""
-        with self.lock:
-            path = self.resolve(path)
-            if not self.staged(path):
+        with self._lock:
+            path = self.view.resolve(path)
+            if not self.view.staged(path):
                 raise NotImplementedError(f"inside a transaction only what it has written can be chmodded: {path!r}")
-            where = self.where(path)
+            where = self.view.where(path)
             assert where is not None
             os.chmod(where, mode)
             if path in self._changes:
@@ -220,7 +237,7 @@ class Changes(View):
     # --- the end -----------------------------------------------------------------------------------------------------
     def publish(self) -> Receipt:
         """Commit all changes, or raise with everything as it was."""
-        with self.lock:
+        with self._lock:
             try:
                 for path, reason in self.failed.items():
                     text = (
@@ -246,7 +263,7 @@ class Changes(View):
 
     def abort(self) -> None:
         """Drop everything."""
-        with self.lock:
+        with self._lock:
             self._changes.clear()
             if self._tx is not None and self._tx.state is State.OPEN:
                 self._tx.abort()
@@ -281,5 +298,8 @@ def copy(source: str, target: str) -> None:
     else:
         shutil.copy2(source, target, follow_symlinks=False)
     found = os.lstat(source)
-    with contextlib.suppress(PermissionError):  # only root can give files away
+    try:
         os.lchown(target, found.st_uid, found.st_gid)
+    except PermissionError as exc:  # only root can give files away
+        if kernel.errno_of(exc) is None:
+            raise

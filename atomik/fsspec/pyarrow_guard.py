@@ -2,11 +2,11 @@
 
 ``pyarrow.parquet.write_table(table, path, filesystem=fs)``, and so ``DataFrame.to_parquet("atomik://…")``, clean up after
 a failure with ``os.remove(path)``, past the filesystem that they were given (pyarrow/parquet/core.py, seen in 16 to 26).
-On other filesystems that takes away half a file, or nothing.  Here what stands at the path is the old version, whole, and
-a full disk would cost it.
+On other filesystems that removes half a file, or nothing.  Here the path holds the complete old version, and a full disk
+would delete it.
 
-There is no place to say no but an audit hook (PEP 578): it makes that one call fail with an OSError, which pyarrow
-expects.  Python cannot remove a hook again, so it is added when the first file is dropped in a program that uses pyarrow.
+Only an audit hook (PEP 578) can refuse that: it makes this one call fail with an OSError, which pyarrow expects.  Python
+cannot remove a hook again, so it is added when the first file is dropped in a program that uses pyarrow.
 """
 
 from __future__ import annotations
@@ -35,4 +35,4 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return
     dropped = getattr(sys.exception(), _MARK, ())
     if args[0] in dropped and str(sys._getframe(1).f_globals.get("__name__")).startswith("pyarrow."):
-        raise PermissionError(errno.EPERM, "what stands there is the old version, not what failed", args[0])
+        raise PermissionError(errno.EPERM, "this is the old version, not what failed", args[0])

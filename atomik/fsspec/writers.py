@@ -1,28 +1,33 @@
 """The file objects that `AtomikFileSystem` gives for writing: publish on `close`, never on the way out of a failure.
 
-Libraries close a file whose writing failed like any other: a ``with`` around ``fsspec.open``, pandas' own handles,
-``finally: f.close()``.  So `close` looks whether an exception is being handled that was not when the file was opened;
-then what was written is dropped, the destination stays as it was, and the exception gets a note that says so.  `commit`
-publishes whatever is going on; `discard` drops.
+Libraries close a file whose writing failed like any other: a ``with`` around ``fsspec.open``, pandas' own file objects,
+``finally: f.close()``.  So `close` checks whether an exception is being handled that was not when the file was opened.
+If so, what was written is dropped, the destination stays as it was, and the exception gets a note that says so.  `commit`
+publishes in any case; `discard` drops.
 
-A file that is forgotten without `close` is dropped, with a ResourceWarning.
+A file that is forgotten without `close` is dropped, with a ResourceWarning.  A forked child can neither write nor end
+its parent's file: attempts are refused, and nothing happens when it forgets it (I11).
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from atomik import _events
+from atomik import _events, errors
+from atomik._system import forked, kernel
 
 from .pyarrow_guard import protect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+#: what a disk answers when the rest of a file does not fit on it
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Writer(io.BufferedIOBase):
@@ -39,10 +44,17 @@ class Writer(io.BufferedIOBase):
         self._layers = layers
         self._publish, self._drop, self._failed = publish, drop, failed
         self._handled = sys.exception()
+        self._pid = forked.me
         self._sealed = self._over = False
 
     # --- writing -----------------------------------------------------------------------------------------------------
+    def _require_owner(self) -> None:
+        if self._pid != forked.me:
+            text = f"this is a forked child, and {self.path!r} is written by its parent; open the file in the child"
+            raise errors.TransactionStateError(text)
+
     def _top(self) -> Any:
+        self._require_owner()
         if self._sealed or self._over:
             raise ValueError("I/O operation on closed file.")
         return self._layers[-1]
@@ -101,9 +113,7 @@ class Writer(io.BufferedIOBase):
 
     def close(self) -> None:
         """Publish what was written (or drop it, see the module); with ``autocommit=False``, only finish it."""
-        if self.closed:
-            return
-        if self.abandoned():
+        if self.closed or self.abandoned():
             return
         self._seal()
         if self.autocommit:
@@ -112,8 +122,10 @@ class Writer(io.BufferedIOBase):
     def abandoned(self) -> bool:
         """Drop what was written if an exception is being handled; whether it is dropped."""
         failure = sys.exception()
-        if not self.closed and failure is not None and failure is not self._handled:
-            self._abandon(failure)
+        if not self.closed:
+            self._require_owner()
+            if failure is not None and failure is not self._handled:
+                self._abandon(failure)
         return self._over
 
     def _abandon(self, failure: BaseException) -> None:
@@ -122,7 +134,7 @@ class Writer(io.BufferedIOBase):
         if self._failed is not None:
             self._failed(reason)
         protect(self.path, failure)
-        failure.add_note(f"atomik: {self.path!r} was not published, for {reason}")
+        failure.add_note(f"atomik: {self.path!r} was not published, because {reason}")
         if _events.heard(_events.WARNING):
             _events.emit(_events.WARNING, "file.dropped", path=self.path, reason=reason)
 
@@ -140,6 +152,7 @@ class Writer(io.BufferedIOBase):
         """Publish what was written."""
         if self._over:
             return
+        self._require_owner()
         if not self._sealed:
             self._seal()
         self._over = True
@@ -151,14 +164,14 @@ class Writer(io.BufferedIOBase):
 
     def discard(self) -> None:
         """Drop what was written."""
-        if self._over:
+        if self._over or self._pid != forked.me:
             return
         self._over = True
-        for layer in reversed(self._layers[1:]):
-            # Now, while what is below can take it: their finalizers would complain later.
-            with contextlib.suppress(OSError, ValueError):
-                layer.close()
-        self._drop()
+        try:
+            for layer in reversed(self._layers[1:]):
+                _close_unwanted(layer)
+        finally:
+            self._drop()
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
@@ -169,7 +182,9 @@ class Writer(io.BufferedIOBase):
             self.close()
 
     def forgotten(self) -> None:
-        """Nobody holds the file any more, and nobody closed it."""
+        """The file object is collected, and was never closed."""
+        if self._pid != forked.me:
+            return
         if not self.closed:
             text = f"{self.path!r} was never closed, and so not published"
             self.discard()
@@ -185,7 +200,19 @@ class Writer(io.BufferedIOBase):
             self.forgotten()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("cannot pickle a file that is being written")
+        raise TypeError(f"cannot pickle {self.path!r}, which is being written: open it in the process that writes")
+
+
+def _close_unwanted(layer: Any) -> None:
+    """Close what compresses while the layer below is still open: its finalizer would complain later."""
+    try:
+        layer.close()
+    except ValueError:  # the layer below is closed
+        pass
+    except OSError as exc:
+        # gzip and zipfile write to the layer below themselves, so `errno_of` does not know their errors.
+        if kernel.errno_of(exc) is None and exc.errno not in _DISK:
+            raise
 
 
 class TextWriter(io.TextIOWrapper):

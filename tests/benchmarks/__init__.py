@@ -3,7 +3,7 @@
     python -m tests.benchmarks                       everything, written to docs/explanation/performance.md
     python -m tests.benchmarks --quick --output -    a small run, printed
 
-Nothing here asserts a time.  What must not regress is counted instead, in tests/test_counts.py.
+Nothing here asserts a time.  What must not regress is counted instead, in tests/promises/test_counts.py.
 
 by_hand   the limit: the bare system calls, as a careful programmer would write them
 peers     other libraries, and atomik 0.0.3 under another name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tests.benchmarks import cases, places, report
 from tests.benchmarks.report import Row, at_least, ratio_row
-from tests.lab import strace
+from tests.support.lab import strace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ class Run:
         )
         work = "1 GiB through `file()`: share of the bandwidth"
         yield self.goal(work, "`open` + fsync", "≥ 0.95", "1 GiB", "open + fsync", "atomik", at_least(0.95))
-        work, against = '`folder(base="copy")` of 10,000 files', "`cp -a --reflink=auto`"
+        work, against = '`folder(copy=True)` of 10,000 files', "`cp -a --reflink=auto`"
         yield self.goal(work, against, "≤ 1.5", "clone 10,000", "atomik", "cp -a", 1.5)
 
     def remarks(self) -> str:

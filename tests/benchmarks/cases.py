@@ -188,7 +188,7 @@ def bandwidth(folder: Path, size: int, rounds: int) -> Figures:
 
 
 def cloning(folder: Path, count: int, rounds: int) -> Figures:
-    """Seconds to start a new version of a folder of `count` files: ``base="copy"`` against ``cp -a --reflink=auto``."""
+    """Seconds to start a new version of a folder of `count` files: ``copy=True`` against ``cp -a --reflink=auto``."""
     source = folder / "tree"
     for number in range(count):
         part = source / f"{number % 50}"
@@ -196,7 +196,7 @@ def cloning(folder: Path, count: int, rounds: int) -> Figures:
         (part / f"{number}").write_bytes(DATA)
 
     def ours(number: int) -> None:
-        output = atomik.folder(source, overwrite=True, base="copy", durable=False)
+        output = atomik.folder(source, overwrite=True, copy=True, durable=False)
         output.abort()
 
     def cp(number: int) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.lab import disks, images, mounts, namespace
+from tests.support.lab import disks, images, mounts, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import atomik
 from atomik import testing
 from atomik.testing import CrashPoint
 from tests.crash.scenarios import Expected, World
-from tests.kernels import Acting, installed
+from tests.support.kernels import Acting, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

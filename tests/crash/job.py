@@ -15,7 +15,7 @@ def main() -> None:
     import atomik
     from atomik._system import kernel as _kernel
     from tests.crash import scenarios
-    from tests.kernels import Recording
+    from tests.support.kernels import Recording
 
     world = scenarios.World(Path(sys.argv[1]))
     job = getattr(scenarios, sys.argv[2])

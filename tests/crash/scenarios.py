@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import define
 
 import atomik
-from tests.state import left_in
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +134,7 @@ def folders(world: World, durable: bool | str) -> None:
         (fresh / "sub").mkdir()
         (fresh / "sub" / "x").write_text("new")
         (fresh / "link").symlink_to("sub")
-        copied = tx.folder(world.b / "set", base="copy")
+        copied = tx.folder(world.b / "set", copy=True)
         (copied / "added").write_text("new")
         shutil.rmtree(copied / "deep")
 
@@ -143,17 +143,17 @@ def moves(world: World, durable: bool | str) -> None:
     """A file moved to another folder, a folder moved onto one that exists, and what was there kept under a new name."""
     with atomik.transaction(overwrite=True, durable=durable) as tx:
         tx.move(world.a / "source", world.b / "target")
-        tx.move(world.a / "source set", world.b / "set", keep="set.before")
+        tx.move(world.a / "source set", world.b / "set", backup="set.before")
 
 
 def kept(world: World, durable: bool | str) -> None:
     """Previous versions kept under other names, one of them taken, and one file only if it is as it was seen."""
     seen = atomik.observe(world.b / "old.txt", digest=True)
     with atomik.transaction(overwrite=True, durable=durable) as tx:
-        tx.file(world.a / "old.txt", keep="old.txt.1").write("new")
-        tx.file(world.a / "old.bin", "wb", keep="gone").write(b"new")
+        tx.file(world.a / "old.txt", backup="old.txt.1").write("new")
+        tx.file(world.a / "old.bin", "wb", backup="gone").write(b"new")
         tx.file(world.b / "old.txt", expect=seen).write("new")
-        (tx.folder(world.b / "set", keep=lambda path: path + "~") / "x").write_text("new")
+        (tx.folder(world.b / "set", backup=lambda path: path + "~") / "x").write_text("new")
 
 
 def mixed(world: World, durable: bool | str) -> None:
@@ -193,7 +193,7 @@ def one_folder(world: World, durable: bool | str) -> None:
 
 
 def one_folder_over(world: World, durable: bool | str) -> None:
-    with atomik.folder(world.a / "set", overwrite=True, base="copy", durable=durable) as path:
+    with atomik.folder(world.a / "set", overwrite=True, copy=True, durable=durable) as path:
         (path / "kept.txt").write_text("new")
 
 
@@ -218,7 +218,7 @@ def one_moved(world: World, durable: bool | str) -> None:
 
 
 def one_kept(world: World, durable: bool | str) -> None:
-    with atomik.file(world.a / "old.txt", overwrite=True, durable=durable, keep="old.txt.1") as f:
+    with atomik.file(world.a / "old.txt", overwrite=True, durable=durable, backup="old.txt.1") as f:
         f.write("new")
 
 

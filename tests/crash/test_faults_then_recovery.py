@@ -21,12 +21,12 @@ from atomik._system.kernel import MUTATING
 from tests.crash import scenarios
 from tests.crash.deaths import die, recover_all, recover_one
 from tests.crash.scenarios import Expected, World
-from tests.kernels import Faulty, installed
+from tests.support.kernels import Faulty, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.kernels import Call
+    from tests.support.kernels import Call
 
     Job = Callable[[World, bool | str], object]
 
@@ -37,7 +37,7 @@ ERRNOS = (
 
 SYNCS = frozenset({"fsync", "fdatasync", "syncfs"})
 
-#: what these cannot do is told by the receipt and is no failure (see tests/test_metadata.py)
+#: what these cannot do is told by the receipt and is no failure (see tests/unit/tree/test_metadata.py)
 ATTRIBUTES = frozenset(
     {
         "fchmod",

@@ -11,8 +11,8 @@ from tests.crash import scenarios
 from tests.crash.deaths import WAYS, die, gets_well, killed_everywhere, recover_one
 from tests.crash.scenarios import Expected, World
 from tests.crash.test_recovery_killed import recovery_killed
-from tests.lab import mounts
-from tests.lab.need import need
+from tests.support.lab import mounts
+from tests.support.lab.need import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 import atomik
-from tests.state import left_in
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

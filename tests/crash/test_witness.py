@@ -13,8 +13,8 @@ import pytest
 from tests.crash import scenarios
 from tests.crash.deaths import WAYS, gets_well
 from tests.crash.scenarios import Expected, World
-from tests.lab import strace
-from tests.lab.need import need
+from tests.support.lab import strace
+from tests.support.lab.need import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from attrs import define
 
 from atomik import errors
 from tests.filesystems.scenarios import Scenario, apply, look
-from tests.state import left_in
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from pathlib import Path

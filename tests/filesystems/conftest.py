@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.filesystems.grounds import ALL_NAMES, GROUNDS
-from tests.lab.need import need
+from tests.support.lab.need import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,8 +14,8 @@ from attrs import define
 from atomik._folder import filesystem as _filesystem
 from atomik._system.kernel import EXCHANGE, NOREPLACE
 from tests.filesystems.scenarios import SCENARIOS, before
-from tests.kernels import Call, Faulty, installed
-from tests.lab import mounts
+from tests.support.kernels import Call, Faulty, installed
+from tests.support.lab import mounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

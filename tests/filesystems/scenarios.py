@@ -19,7 +19,7 @@ from attrs import define
 import atomik
 from atomik import errors
 from atomik.testing import CrashPoint, crash_points
-from tests.kernels import Acting, Faulty, installed
+from tests.support.kernels import Acting, Faulty, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,7 +147,7 @@ def file_expect(folder: Path) -> tuple[Changes, Any]:
 
 @_scenario("keep the previous version under another name")
 def file_keep(folder: Path) -> tuple[Changes, Any]:
-    out = atomik.file(folder / "report.csv", overwrite=True, keep="report.old")
+    out = atomik.file(folder / "report.csv", overwrite=True, backup="report.old")
     with out as f:
         f.write("new report")
     return {"report.csv": "new report", "report.old": "old report"}, out.receipt
@@ -211,23 +211,23 @@ def folder_overwrite(folder: Path) -> tuple[Changes, Any]:
 
 @_scenario("overwrite a folder that began as a copy")
 def folder_copy(folder: Path) -> tuple[Changes, Any]:
-    out = atomik.folder(folder / "site", overwrite=True, base="copy")
+    out = atomik.folder(folder / "site", overwrite=True, copy=True)
     with out as new:
         (new / "index.html").write_text("new index")
     return {"site/index.html": "new index"}, out.receipt
 
 
-@_scenario('create a folder, `fallback="weaker"`')
+@_scenario('create a folder, `allow_gap=True`')
 def folder_new_weaker(folder: Path) -> tuple[Changes, Any]:
-    out = atomik.folder(folder / "plots", fallback="weaker")
+    out = atomik.folder(folder / "plots", allow_gap=True)
     with out as new:
         (new / "loss.svg").write_text("new plot")
     return {"plots": FOLDER, "plots/loss.svg": "new plot"}, out.receipt
 
 
-@_scenario('overwrite a folder, `fallback="weaker"`')
+@_scenario('overwrite a folder, `allow_gap=True`')
 def folder_overwrite_weaker(folder: Path) -> tuple[Changes, Any]:
-    out = atomik.folder(folder / "site", overwrite=True, fallback="weaker")
+    out = atomik.folder(folder / "site", overwrite=True, allow_gap=True)
     with out as new:
         (new / "index.html").write_text("new index")
     return {"site/index.html": "new index", "site/deep": None, "site/deep/page": None}, out.receipt
@@ -272,7 +272,7 @@ def move_file(folder: Path) -> tuple[Changes, Any]:
 @_scenario("move a file over another, which is kept")
 def move_over(folder: Path) -> tuple[Changes, Any]:
     with atomik.transaction(overwrite=True) as tx:
-        tx.move(folder / "obsolete", folder / "other" / "data", keep="data.old")
+        tx.move(folder / "obsolete", folder / "other" / "data", backup="data.old")
     return {"obsolete": None, "other/data": "old obsolete", "other/data.old": "old data"}, tx.receipt
 
 
@@ -306,13 +306,13 @@ _FILES: Changes = {
 }  # fmt: skip
 
 
-def _publish_all(folder: Path, durable: bool = True, fallback: Any = None) -> Any:
+def _publish_all(folder: Path, durable: bool = True, allow_gap: bool = False) -> Any:
     with atomik.transaction(overwrite=True, durable=durable) as tx:
-        with tx.file(folder / "new", fallback=fallback) as f:
+        with tx.file(folder / "new", allow_gap=allow_gap) as f:
             f.write("new")
-        (tx.folder(folder / "site", fallback=fallback) / "index.html").write_text("new index")
-        (tx.folder(folder / "other" / "plots", fallback=fallback) / "loss.svg").write_text("new plot")
-        with tx.file(folder / "other" / "data", fallback=fallback) as f:
+        (tx.folder(folder / "site", allow_gap=allow_gap) / "index.html").write_text("new index")
+        (tx.folder(folder / "other" / "plots", allow_gap=allow_gap) / "loss.svg").write_text("new plot")
+        with tx.file(folder / "other" / "data", allow_gap=allow_gap) as f:
             f.write("new data")
         tx.remove(folder / "obsolete")
     return tx.receipt
@@ -335,7 +335,7 @@ def transaction_all(folder: Path) -> tuple[Changes, Any]:
 
 
 def _publish_weaker(folder: Path, durable: bool = True) -> Any:
-    return _publish_all(folder, durable, "weaker")
+    return _publish_all(folder, durable, True)
 
 
 @_scenario("a transaction in one folder")
@@ -348,7 +348,7 @@ def transaction_one_folder(folder: Path) -> tuple[Changes, Any]:
     return {"new": "new", "current": "-> new", "obsolete": None}, tx.receipt
 
 
-@_scenario('a transaction with folders in it, `fallback="weaker"`')
+@_scenario('a transaction with folders in it, `allow_gap=True`')
 def transaction_weaker(folder: Path) -> tuple[Changes, Any]:
     return _ALL, _publish_weaker(folder)
 
@@ -365,7 +365,7 @@ def rollback_all(folder: Path) -> tuple[Changes, Any]:
     return {}, None
 
 
-@_scenario('the same with `fallback="weaker"`: all as before')
+@_scenario('the same with `allow_gap=True`: all as before')
 def rollback_weaker(folder: Path) -> tuple[Changes, Any]:
     _fail_in_the_middle(folder, _publish_weaker)
     return {}, None
@@ -397,7 +397,7 @@ def recover_all(folder: Path) -> tuple[Changes, Any]:
     return _ALL, None
 
 
-@_scenario('the same with `fallback="weaker"`: all or nothing after recovery')
+@_scenario('the same with `allow_gap=True`: all or nothing after recovery')
 def recover_weaker(folder: Path) -> tuple[Changes, Any]:
     _kill_everywhere(folder, _publish_weaker, _ALL)
     return _ALL, None

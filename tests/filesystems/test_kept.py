@@ -19,9 +19,9 @@ import structlog
 import atomik
 from atomik import errors
 from tests.filesystems.neighbours import VICTIM, root
-from tests.lab import mounts
-from tests.lab.need import need
-from tests.state import in_child, left_in, tree
+from tests.support.lab import mounts
+from tests.support.lab.need import need
+from tests.support.state import in_child, left_in, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,7 @@ def disk(request: pytest.FixtureRequest) -> Iterator[Path]:
 def replace(path: Path, **options: object) -> atomik.ItemReceipt:
     """Overwrite a file or folder, and return what the receipt says of it."""
     opened = atomik.folder if path.is_dir() else atomik.file
-    options.setdefault("fallback", "weaker")  # for folders on bindfs; where the flags are, they serve
+    options.setdefault("allow_gap", True)  # for folders on bindfs; where the flags are, they serve
     out = opened(path, overwrite=True, **options)  # type: ignore[operator]
     with out as new:
         (new / "new").write_text("new") if isinstance(new, Path) else new.write("new")
@@ -172,15 +172,15 @@ def test_a_read_only_folder_is_replaced_by_its_user(folder: Path) -> None:
 
 def _read_only_folders(folder: Path) -> None:
     can = atomik.probe(folder)
-    fallback = None if can.exchange and can.noreplace else "weaker"
+    allow_gap = not (can.exchange and can.noreplace)
     for name in ("site", "other", "gone"):
-        with atomik.folder(folder / name, permissions=0o555, fallback=fallback) as new:  # type: ignore[arg-type]
+        with atomik.folder(folder / name, permissions=0o555, allow_gap=allow_gap) as new:  # type: ignore[arg-type]
             (new / "new").write_text("new")
-    replace(folder / "site", fallback=fallback)
-    replace(folder / "site", fallback=fallback, keep="site.old")
+    replace(folder / "site", allow_gap=allow_gap)
+    replace(folder / "site", allow_gap=allow_gap, backup="site.old")
     with atomik.transaction() as tx:
         tx.remove(folder / "gone")
-    if fallback is None:
+    if not allow_gap:
         with atomik.transaction() as tx:
             tx.move(folder / "other", folder / "moved")
     else:
@@ -304,7 +304,7 @@ def test_an_immutable_file_inside_a_replaced_folder_is_told(disk: Path) -> None:
 
 # --- copies ----------------------------------------------------------------------------------------------------------
 def test_sparse_files_stay_sparse(folder: Path) -> None:
-    """base="copy" and modes "a" and "r+" keep holes: 64 MiB with one block in it does not take 64 MiB."""
+    """copy=True and modes "a" and "r+" keep holes: 64 MiB with one block in it does not take 64 MiB."""
     if atomik.probe(folder).filesystem.startswith("fuse"):
         pytest.skip("these servers do not tell where the holes are (no SEEK_DATA)")
     (folder / "site").mkdir()
@@ -314,7 +314,7 @@ def test_sparse_files_stay_sparse(folder: Path) -> None:
             file.seek(32 << 20)
             file.write(b"data")
     if atomik.probe(folder).exchange:
-        replace(folder / "site", base="copy")
+        replace(folder / "site", copy=True)
     with atomik.file(folder / "holes", "ab", overwrite=True) as f:
         f.write(b"end")
     for path, size in ((folder / "site" / "holes", 64 << 20), (folder / "holes", (64 << 20) + 3)):
@@ -328,14 +328,14 @@ def test_sparse_files_stay_sparse(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["btrfs", "xfs"])
 def test_copies_share_their_blocks(kind: str) -> None:
-    """base="copy" takes no room on filesystems with reflinks: 32 MiB more would not fit."""
+    """copy=True takes no room on filesystems with reflinks: 32 MiB more would not fit."""
     need(mounts.missing(kind))
     with mounts.mounted(kind) as place:
         assert atomik.probe(place.folder).reflink
         (place.folder / "site").mkdir()
         (place.folder / "site" / "big").write_bytes(os.urandom(32 << 20))
         mounts.fill(place, leave=8 << 20)
-        replace(place.folder / "site", base="copy")
+        replace(place.folder / "site", copy=True)
         assert (place.folder / "site" / "big").stat().st_size == 32 << 20
         with atomik.file(place.folder / "site" / "big", "ab", overwrite=True) as f:
             f.write(b"end")

@@ -21,10 +21,10 @@ from atomik._folder import filesystem as _filesystem
 from atomik.testing import CrashPoint, crash_points
 from tests.filesystems.grounds import Lacking, forgetful, no_exchange, no_flags, no_links, no_tmpfile
 from tests.filesystems.scenarios import look
-from tests.kernels import Acting, Faulty, every_call, installed
-from tests.lab import mounts
-from tests.lab.need import need
-from tests.state import left_in
+from tests.support.kernels import Acting, Faulty, every_call, installed
+from tests.support.lab import mounts
+from tests.support.lab.need import need
+from tests.support.state import left_in
 
 LACKS: dict[str, tuple[tuple[str, Any], ...]] = {
     "no flags": (("rename", no_flags),),
@@ -45,12 +45,12 @@ def lacking(what: str) -> Iterator[None]:
         yield
 
 
-def publish(fallback: Any = None) -> atomik.Receipt:
+def publish(allow_gap: bool = False) -> atomik.Receipt:
     """Three items in one folder: replace, create, remove."""
     with atomik.transaction(overwrite=True, durable=False) as tx:
-        with tx.file("report", fallback=fallback) as f:
+        with tx.file("report", allow_gap=allow_gap) as f:
             f.write("new report")
-        with tx.file("model", fallback=fallback) as f:
+        with tx.file("model", allow_gap=allow_gap) as f:
             f.write("new model")
         tx.remove("obsolete")
     assert tx.receipt is not None
@@ -60,8 +60,8 @@ def publish(fallback: Any = None) -> atomik.Receipt:
 def publish_folder() -> atomik.Receipt:
     """A folder is replaced and one created, by the weaker method."""
     with atomik.transaction(overwrite=True, durable=False) as tx:
-        (tx.folder("site", fallback="weaker") / "index").write_text("new index")
-        (tx.folder("plots", fallback="weaker") / "loss").write_text("new plot")
+        (tx.folder("site", allow_gap=True) / "index").write_text("new index")
+        (tx.folder("plots", allow_gap=True) / "loss").write_text("new plot")
     assert tx.receipt is not None
     return tx.receipt
 
@@ -88,7 +88,7 @@ def test_lower_rungs_survive_death_at_every_call(folder: Path, what: str) -> Non
 def test_the_weaker_rung_survives_death_at_every_call(folder: Path, what: str) -> None:
     """Weaker is about the moment of the swap: after a crash it is all or nothing like the others, folders too."""
     _every_death(folder, what, publish_folder)
-    _every_death(folder, what, lambda: publish("weaker"))
+    _every_death(folder, what, lambda: publish(allow_gap=True))
 
 
 def _every_death(folder: Path, what: str, work: Any) -> None:
@@ -192,7 +192,7 @@ def test_a_replacement_between_look_and_link_is_seen(folder: Path) -> None:
 def test_folders_are_refused_when_staged_on_unknown_filesystems(folder: Path) -> None:
     """Not after two hours of computing: a filesystem that is not known is tried when the folder is staged."""
     with lacking("no flags"), untrusted():
-        with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"') as caught:
+        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True') as caught:
             atomik.folder("plots")
         assert caught.value.filename == str(folder / "plots")
     assert look(folder) == {}
@@ -221,10 +221,10 @@ def test_one_overwrite_without_links_and_flags_is_a_rename(folder: Path) -> None
         assert out.receipt.items[0].method == "rename"
         assert (folder / "report").read_text() == "new report"
         before = look(folder)
-        with pytest.raises(errors.UnsupportedFilesystemError, match='fallback="weaker"'):
+        with pytest.raises(errors.UnsupportedFilesystemError, match='allow_gap=True'):
             publish()
         assert look(folder) == before
-        assert {item.method for item in publish("weaker").items} == {"weaker", "renameat2"}
+        assert {item.method for item in publish(allow_gap=True).items} == {"weaker", "renameat2"}
 
 
 def test_the_rung_is_told(folder: Path) -> None:
@@ -238,11 +238,11 @@ def test_the_rung_is_told(folder: Path) -> None:
         with structlog.testing.capture_logs() as log:
             receipt = publish_folder()
         told = [event["method"] for event in log if event["event"] == "item.swapped"]
-        assert told == [item.method for item in receipt.items] == ["weaker", "weaker"]
+        assert told == [item.method for item in receipt.items] == ["gap", "gap"]
 
 
 def test_weaker_is_never_taken_where_better_serves(folder: Path) -> None:
-    """fallback="weaker" is a permission and no wish: a filesystem with the flags uses them."""
+    """allow_gap=True is a permission and no wish: a filesystem with the flags uses them."""
     prepare(folder)
     assert {item.method for item in publish_folder().items} == {"renameat2"}
 

@@ -11,10 +11,10 @@ import atomik
 from atomik import errors
 from atomik._folder import filesystem as _filesystem
 from tests.filesystems.scenarios import look
-from tests.kernels import Recording, installed
-from tests.lab import mounts
-from tests.lab.need import need
-from tests.state import left_in
+from tests.support.kernels import Recording, installed
+from tests.support.lab import mounts
+from tests.support.lab.need import need
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

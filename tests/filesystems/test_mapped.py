@@ -9,9 +9,9 @@ import pytest
 
 import atomik
 from tests.filesystems.neighbours import VICTIM, root
-from tests.lab import passthrough
-from tests.lab.need import need
-from tests.state import in_child, left_in
+from tests.support.lab import passthrough
+from tests.support.lab.need import need
+from tests.support.state import in_child, left_in
 
 if TYPE_CHECKING:
     from pathlib import Path

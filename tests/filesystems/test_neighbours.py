@@ -30,8 +30,8 @@ from tests.filesystems.neighbours import (
     root,
     shared,
 )
-from tests.kernels import ALL, Acting, Call, Faulty, installed
-from tests.state import NOBODY, in_child, left_in
+from tests.support.kernels import ALL, Acting, Call, Faulty, installed
+from tests.support.state import NOBODY, in_child, left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -592,7 +592,7 @@ def test_special_files_are_replaced_and_never_opened(make: Any, tmp_path: Path) 
                 work()
         with pytest.raises(errors.WrongKindError):
             atomik.folder(path, overwrite=True)
-        with atomik.file(path, overwrite=True, if_changed=True, keep="special.old") as f:
+        with atomik.file(path, overwrite=True, if_changed=True, backup="special.old") as f:
             f.write("new")
         with atomik.transaction() as tx:
             tx.move(tmp_path / "special.old", tmp_path / "moved")

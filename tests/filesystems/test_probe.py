@@ -16,9 +16,9 @@ from atomik._system.kernel import MUTATING
 from atomik.testing import CrashPoint, crash_points
 from tests.filesystems.expected import outcome
 from tests.filesystems.grounds import GROUNDS
-from tests.kernels import Faulty, Recording, every_call, installed
-from tests.lab.need import need
-from tests.state import descriptors, in_child, left_in, tree
+from tests.support.kernels import Faulty, Recording, every_call, installed
+from tests.support.lab.need import need
+from tests.support.state import descriptors, in_child, left_in, tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,11 @@ import pytest
 import atomik
 from atomik import errors
 from tests.filesystems.scenarios import look
-from tests.kernels import Faulty, installed
-from tests.lab import mounts
-from tests.lab.mounts import Mounted
-from tests.lab.need import need
-from tests.state import left_in
+from tests.support.kernels import Faulty, installed
+from tests.support.lab import mounts
+from tests.support.lab.mounts import Mounted
+from tests.support.lab.need import need
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ class TestMountPoints:
                 lambda: move(folder / "one", folder / "free"),
                 lambda: move(folder / "file", folder / "one"),
                 lambda: fill(folder / "many"),
-                lambda: fill(folder / "many", base="copy"),
+                lambda: fill(folder / "many", copy=True),
                 lambda: remove(folder / "many"),
                 lambda: move(folder / "many", folder / "free"),
             ):
@@ -205,7 +205,7 @@ class TestOtherFilesystems:
                 mounts.create_subvolume(folder / name / "nested")
                 (folder / name / "nested" / "old").write_text("old")
             fill(folder / "over")
-            fill(folder / "kept", keep="kept.old", base="copy")
+            fill(folder / "kept", backup="kept.old", copy=True)
             remove(folder / "gone")
             move(folder / "moved", folder / "here")
             assert sorted(look(folder)) == [

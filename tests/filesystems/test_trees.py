@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import atomik
-from tests.state import left_in
-from tests.trees import few_descriptors, in_memory, make_deep, make_wide
+from tests.support.state import left_in
+from tests.support.trees import few_descriptors, in_memory, make_deep, make_wide
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +46,7 @@ def test_a_deep_tree_is_published_copied_replaced_moved_and_removed(folder: Path
     with few_descriptors(40):
         with atomik.path("site") as name:
             make_deep(name, DEEP)
-        with atomik.folder("site", overwrite=True, base="copy", keep="site.old") as new:
+        with atomik.folder("site", overwrite=True, copy=True, backup="site.old") as new:
             (new / "new").write_text("new")
         assert (_depth(folder / "site"), _depth(folder / "site.old")) == (DEEP, DEEP)
         with atomik.transaction() as tx:
@@ -67,7 +67,7 @@ def _wide(folder: Path, entries: int) -> None:
     with few_descriptors(160):
         with atomik.path("site") as name:
             make_wide(name, entries)
-        with atomik.folder("site", overwrite=True, base="copy") as new:
+        with atomik.folder("site", overwrite=True, copy=True) as new:
             (new / "file-0").write_text("new")
         assert len(os.listdir(folder / "site")) == entries
         with atomik.folder("site", overwrite=True) as new:

@@ -13,10 +13,10 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.lab import disks
-from tests.lab.recorder import missing_recorder
 from tests.powercut import campaign, figures, gate
 from tests.powercut.tape import KINDS
+from tests.support.lab import disks
+from tests.support.lab.recorder import missing_recorder
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,15 +24,15 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.lab import images, namespace
-from tests.lab.crash_images import CrashImages
-from tests.lab.crash_states import CrashState, state_at
-from tests.lab.recorder import load_events, save_events
 from tests.powercut import tape
 from tests.powercut.histories import History
 from tests.powercut.noise import NOISES
 from tests.powercut.tape import KINDS, Take
 from tests.powercut.workloads import NAMED, random_history
+from tests.support.lab import images, namespace
+from tests.support.lab.crash_images import CrashImages
+from tests.support.lab.crash_states import CrashState, state_at
+from tests.support.lab.recorder import load_events, save_events
 
 
 @define

@@ -80,7 +80,7 @@ class Write:
 
     def options(self, root: Path) -> dict[str, Any]:
         tmp = None if self.tmp is None else root / self.tmp
-        return {"tmp_dir": tmp, "keep": self.keep, "parents": self.parents}
+        return {"tmp_dir": tmp, "backup": self.keep, "parents": self.parents}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         if self.named:
@@ -114,7 +114,7 @@ class Fill:
         return {**base, **{f"{self.path}/{name}": node for name, node in self.tree.items()}}
 
     def options(self, root: Path) -> dict[str, Any]:
-        return {"base": "copy" if self.copy else None, "tmp_dir": None if self.tmp is None else root / self.tmp}
+        return {"copy": True if self.copy else None, "tmp_dir": None if self.tmp is None else root / self.tmp}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         plant(tx.folder(root / self.path, **self.options(root)), self.tree)
@@ -167,7 +167,7 @@ class Move:
         return {**rest, **kept, **moved(tree, self.source, self.path)}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
-        tx.move(root / self.source, root / self.path, keep=self.keep)
+        tx.move(root / self.source, root / self.path, backup=self.keep)
 
 
 @define(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.kernels import Call, Watching, installed
 from tests.powercut.histories import PREFIX
 from tests.powercut.noise import is_swap
+from tests.support.kernels import Call, Watching, installed
 
 _MAGIC = b"AtmK"
 _WATCHED = frozenset("fsync syncfs start_writeback pwrite rename link_fd mkdir".split())

@@ -13,9 +13,9 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.kernels import Acting, Call, installed
-from tests.lab import linux
 from tests.powercut.histories import PREFIX
+from tests.support.kernels import Acting, Call, installed
+from tests.support.lab import linux
 
 NOISES = (
     "quiet",

@@ -24,9 +24,9 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.kernels import Call, Watching
 from tests.powercut.histories import PREFIX
 from tests.powercut.noise import is_swap
+from tests.support.kernels import Call, Watching
 
 Key = tuple[int, int]
 

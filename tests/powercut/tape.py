@@ -24,13 +24,13 @@ from typing import Any
 from attrs import define, field
 
 import atomik
-from tests.kernels import Acting, installed
-from tests.lab import linux, namespace
-from tests.lab.crash_images import CrashImages, UnmountableError
-from tests.lab.crash_states import CrashState
-from tests.lab.recorder import Recording, recording
 from tests.powercut.histories import History, Phase, Tree, difference, look, ours, plant, without_empty
 from tests.powercut.noise import noise as neighbours
+from tests.support.kernels import Acting, installed
+from tests.support.lab import linux, namespace
+from tests.support.lab.crash_images import CrashImages, UnmountableError
+from tests.support.lab.crash_states import CrashState
+from tests.support.lab.recorder import Recording, recording
 
 KINDS = ("ext4", "xfs", "btrfs")
 

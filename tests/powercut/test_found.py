@@ -15,7 +15,7 @@ def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
     twin.  The rename of one to the other did nothing, for they were one inode, and the kept name stayed."""
     old = {"a": None, "a/f": b"old"}
     plant(tmp_path, old)
-    phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
+    phase = Phase((Write("a/f", b"new", backup="f.before"),), durable=False)
     assert killed(lambda: phase.perform(tmp_path), "rename", 2)
     (private_folder,) = (tmp_path / "a").glob(".atomik-*[!l]")
     slot = private_folder / f"{private_folder.name}-0"
@@ -29,7 +29,7 @@ def test_again_when_that_recovery_was_cut_as_well(tmp_path: Path) -> None:
     """However many names it has by then."""
     old = {"a": None, "a/f": b"old"}
     plant(tmp_path, old)
-    phase = Phase((Write("a/f", b"new", keep="f.before"),), durable=False)
+    phase = Phase((Write("a/f", b"new", backup="f.before"),), durable=False)
     assert killed(lambda: phase.perform(tmp_path), "rename", 2)
     (private_folder,) = (tmp_path / "a").glob(".atomik-*[!l]")
     slot = private_folder / f"{private_folder.name}-0"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import disks, namespace, residue
-from tests.lab.need import need
-from tests.lab.recorder import missing_recorder
+from tests.support.lab import disks, namespace, residue
+from tests.support.lab.need import need
+from tests.support.lab.recorder import missing_recorder
 
 pytestmark = [pytest.mark.root, pytest.mark.powercut]
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import disks
-from tests.lab.need import need
-from tests.lab.recorder import missing_recorder
 from tests.powercut import tape
 from tests.powercut.__main__ import main
 from tests.powercut.campaign import Campaign, Finding, keep
@@ -20,6 +17,9 @@ from tests.powercut.mutants import MUTANTS
 from tests.powercut.noise import NOISES
 from tests.powercut.tape import KINDS
 from tests.powercut.workloads import NAMED
+from tests.support.lab import disks
+from tests.support.lab.need import need
+from tests.support.lab.recorder import missing_recorder
 
 pytestmark = [pytest.mark.root, pytest.mark.powercut]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from tests.kernels import Call, Faulty, Recording, Watching, installed
 from tests.powercut import tape
 from tests.powercut.histories import History, look, plant, without_empty
 from tests.powercut.mutants import MUTANTS, Mutant
 from tests.powercut.strict import StrictDisk
 from tests.powercut.workloads import NAMED
+from tests.support.kernels import Call, Faulty, Recording, Watching, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -58,7 +58,7 @@ EVERY: tuple[Operation, ...] = (
     Write("a/f", content("new f", 9000)),
     Write("b/new", content("new b", 1500)),
     Write("c/named", content("new named", 5000), named=True),
-    Write("a/g", content("new g", 4096), keep="g.before"),
+    Write("a/g", content("new g", 4096), backup="g.before"),
     Fill("b/fresh", LEAVES),
     Fill("a/dir", LEAVES),
     Fill("b/dir", {"more": content("more"), "link2": "z"}, copy=True),
@@ -71,8 +71,8 @@ EVERY: tuple[Operation, ...] = (
 
 MOVES: tuple[Operation, ...] = (
     Move("a/f", "b/from a"),
-    Move("b/goes", "a/dir", keep="dir.before"),
-    Move("b/f", "c/f", keep="f.before"),
+    Move("b/goes", "a/dir", backup="dir.before"),
+    Move("b/f", "c/f", backup="f.before"),
     Move("a/link", "c/link"),
 )
 
@@ -126,7 +126,7 @@ ONE_ITEM: dict[str, Operation] = {
     "remove-file": Remove("a/obsolete"),
     "remove-folder": Remove("b/goes"),
     "move-folder": Move("b/goes", "c/came"),
-    "keep": Write("a/f", content("new f", 9000), keep="f.before"),
+    "backup": Write("a/f", content("new f", 9000), backup="f.before"),
 }
 
 

@@ -1,0 +1,1 @@
+"""One file for each promise, or for each circumstance in which the promises must hold."""

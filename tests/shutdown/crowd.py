@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import define, field
 
 import atomik
-from tests.lab import linux
+from tests.support.lab import linux
 
 
 def publish(root: Path, text: str, *, durable: bool) -> None:

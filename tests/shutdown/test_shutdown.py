@@ -10,9 +10,9 @@ import random
 
 import pytest
 
-from tests.lab import mounts, shutdown
-from tests.lab.need import need
 from tests.shutdown.crowd import crowd, idle, prepare, recover, whole
+from tests.support.lab import mounts, shutdown
+from tests.support.lab.need import need
 
 pytestmark = [pytest.mark.root, pytest.mark.powercut]
 

@@ -10,8 +10,8 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._protocol.locks import close_all, lock_all, unlock_all
-from tests.kernels import Acting, Faulty, Recording, installed
-from tests.state import in_child
+from tests.support.kernels import Acting, Faulty, Recording, installed
+from tests.support.state import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,9 @@ def test_a_timeout_gives_all_locks_up(three: list[Directory]) -> None:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, TimeoutError, ValueError])
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_an_exception_while_unlocking_keeps_no_lock(three: list[Directory], kind: type[BaseException], nth: int) -> None:
+def test_an_exception_while_unlocking_keeps_no_lock(
+    three: list[Directory], kind: type[BaseException], nth: int
+) -> None:
     """Whatever a signal handler raises, it goes on, and every lock is gone."""
     assert lock_all(three, 0.0) is None
     seen: list[int] = []

@@ -1,0 +1,222 @@
+"""The plan: from what was asked for, and what was found, to the steps that do it.  Pure: nothing here does I/O.
+
+A transaction is a sequence of operations about names, each of which sees what the earlier ones will have done.  `plan` plays
+them on a model of the names, and takes the *net* change of each name: where every object that exists now, or is staged,
+will be in the end.  From that follow the steps, as chains that share a slot::
+
+    log.1 → log.2, log → log.1, new log      slot(new) ⇄ log, slot ⇄ log.1, slot → log.2
+    a → b, where b exists                    a → slot, slot ⇄ b         (what was b stays in the slot, to be deleted)
+    a ⇄ b                                    one exchange of two destinations
+
+so no name that will exist in the end is ever missing, except the source of a move.  What nets out to nothing has no step.
+
+What a commit needs besides follows from the steps as data (`Needs`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from atomik._protocol.step import Step
+from atomik._staging.item import Found, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from atomik._folder.place import Place
+
+
+class Refusal(Exception):  # noqa: N818  the plan's answer; the commit makes an error of it
+    """An operation cannot be done: ``operation``, and ``reason``: "exists", "missing" or "kind"."""
+
+    def __init__(self, operation: Operation, place: Place, reason: str, *, folder_there: bool = False) -> None:
+        super().__init__(reason)
+        self.operation, self.place, self.reason, self.folder_there = operation, place, reason, folder_there
+
+
+class Needs(NamedTuple):
+    """What a commit needs besides its steps.
+
+    ``journal``: with its mark, for several steps, or for one that a later check may want undone.  ``lock``: the parents, and
+    every folder that is displaced, for what several steps change must not be seen half done (P6).
+    """
+
+    journal: bool
+    lock: bool
+
+
+def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool) -> Needs:
+    """What these steps need; `checked_later` says that the displaced object is compared after the swap."""
+    journal = len(steps) > 1 or (checked_later and bool(steps)) or any(step.allow_gap for step in steps)
+    return Needs(journal, journal or folders_displaced)
+
+
+def plan(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -> list[Step]:
+    """The steps that do what the operations ask for, in order; `found` has what exists at every name of theirs.
+
+    Raises `Refusal`.
+    """
+    model = _Model(found)
+    for number, operation in enumerate(operations):
+        model.apply(number, operation)
+    return model.steps(operations)
+
+
+class _Model:
+    """The names as they will be.  Objects are told apart as Python objects, for their identities may not be known."""
+
+    def __init__(self, found: Mapping[Place, Found | None]) -> None:
+        self.before = found
+        self.now: dict[Place, Found | None] = dict(found)
+        #: which operation changed a name last
+        self.last: dict[Place, int] = {}
+        #: every operation has a name of its own, and nothing that exists goes to another name
+        self.simple = True
+
+    # --- playing -------------------------------------------------------------------------------------------------
+    def apply(self, number: int, operation: Operation) -> None:
+        """Play one operation."""
+        op, place = operation.op, operation.place
+        there = self.now[place]
+        if op == "put":
+            assert operation.new is not None
+            self._make_room(number, operation, there, operation.new)
+            self._set(place, operation.new, number)
+        elif op == "remove":
+            if there is None:
+                raise Refusal(operation, place, "missing")
+            self._set(place, None, number)
+        elif op == "move":
+            assert operation.other is not None
+            source = self.now[operation.other]
+            if source is None:
+                raise Refusal(operation, operation.other, "missing")
+            self.simple = False
+            self._make_room(number, operation, there, source)
+            self._set(operation.other, None, number)
+            self._set(place, source, number)
+        else:
+            self._exchange(number, operation)
+
+    def _make_room(self, number: int, operation: Operation, there: Found | None, new: Found) -> None:
+        """What exists at the destination goes: nowhere, or to the backup's name."""
+        if there is None:
+            return
+        if not operation.overwrite:
+            raise Refusal(operation, operation.place, "exists")
+        if (there.kind == "folder") != (new.kind == "folder"):
+            raise Refusal(operation, operation.place, "kind", folder_there=there.kind == "folder")
+        if operation.backup is not None:
+            self.simple = False
+            self._set(operation.backup, there, number)
+
+    def _exchange(self, number: int, operation: Operation) -> None:
+        assert operation.other is not None
+        self.simple = False
+        first, second = self.now[operation.place], self.now[operation.other]
+        if first is None or second is None:
+            raise Refusal(operation, operation.place if first is None else operation.other, "missing")
+        self._set(operation.place, second, number)
+        self._set(operation.other, first, number)
+
+    def _set(self, place: Place, new: Found | None, number: int) -> None:
+        if place in self.last:
+            self.simple = False
+        self.now[place] = new
+        self.last[place] = number
+
+    # --- the net change ------------------------------------------------------------------------------------------
+    def steps(self, operations: Sequence[Operation]) -> list[Step]:
+        """The steps from what was to what will be."""
+        if self.simple:
+            steps = []
+            for operation in operations:
+                old, new = self.before[operation.place], operation.new
+                steps.append(_step(operation, operation.place, operation.slot, new, old))
+            return steps
+        chains = list(self._chains(operations))
+        chains.sort(key=lambda chain: max(step.order for step in chain))
+        return [step for chain in chains for step in chain]
+
+    def _chains(self, operations: Sequence[Operation]) -> Iterable[list[Step]]:
+        """Chains that begin at a slot, then what is left: cycles of destinations."""
+        homes = {id(old): place for place, old in self.before.items() if old is not None}
+        ends = {id(new): place for place, new in self.now.items() if new is not None}
+        done: set[Place] = set()
+        for place, new in self.now.items():
+            old = self.before[place]
+            if new is not None and id(new) in homes:
+                continue  # it comes from another name, or never left: no beginning
+            if old is None and new is None:
+                continue
+            yield self._chain(operations, place, ends, done)
+        for place, new in self.now.items():
+            if place not in done and new is not None and self.before[place] is not new:
+                yield self._cycle(operations, place, homes, done)
+
+    def _chain(
+        self, operations: Sequence[Operation], place: Place, ends: Mapping[int, Place], done: set[Place]
+    ) -> list[Step]:
+        """Through one slot: it gives what it holds to a name, takes what was there, and gives that to its new name."""
+        first = operations[self.last[place]]
+        slot, steps = first.slot, []
+        at: Place | None = place
+        while at is not None:
+            done.add(at)
+            operation = operations[self.last.get(at, self.last[place])]
+            old = self.before[at]
+            steps.append(_step(operation, at, slot, self.now[at], old))
+            at = None if old is None else ends.get(id(old))
+        return steps
+
+    def _cycle(
+        self, operations: Sequence[Operation], place: Place, homes: Mapping[int, Place], done: set[Place]
+    ) -> list[Step]:
+        """Objects that change names among themselves: exchanges of two destinations, one fewer than there are names."""
+        steps = []
+        held = self.before[place]  # what `place` has at this moment
+        target = place
+        while target not in done:
+            done.add(target)
+            wanted = self.now[target]
+            assert wanted is not None
+            source = homes[id(wanted)]
+            if source in done:
+                break
+            operation = operations[self.last[target]]
+            steps.append(_step(operation, target, source, wanted, held, op="exchange"))
+            target = source  # which has what `target` had
+        return steps
+
+
+def _step(
+    operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = ""
+) -> Step:
+    """One step; a folder takes part if either object is one."""
+    kinds = {found.kind for found in (new, old) if found is not None}
+    kind = "folder" if "folder" in kinds else new.kind if new is not None else old.kind if old is not None else ""
+    if not op:
+        op = "remove" if new is None else "create" if old is None else "replace"
+    return Step(
+        op, kind, place, slot, None if new is None else new.identity, None if old is None else old.identity,
+        operation.order, allow_gap=operation.allow_gap, overwriting=operation.overwrite,
+        fd=operation.fd if new is operation.new else -1,
+    )  # fmt: skip
+
+
+def refuse(refusal: Refusal) -> NoReturn:
+    """Raise the plan's answer as an error of atomik."""
+    import errno
+
+    from atomik import errors
+
+    path = str(refusal.place)
+    if refusal.reason == "exists":
+        text = "it already exists; pass overwrite=True to replace it"
+        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, path)
+    if refusal.reason == "missing":
+        text = "there is nothing to move or remove any more"
+        errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
+    there = "a folder" if refusal.folder_there else "no folder"
+    text = f"cannot replace it: what exists is {there}; remove it first in the same transaction"
+    errors.fail(errors.WrongKindError, errno.EISDIR if refusal.folder_there else errno.ENOTDIR, text, path)

@@ -1,0 +1,102 @@
+"""`Transaction.folder`: a folder that the user fills by path."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._system import kernel
+
+from .item import Item
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .file_objects import StagedPath
+    from .intake import Intake
+    from .observe import Observation
+    from .options import ItemOptions, StrPath
+
+
+def stage(
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
+    options: ItemOptions,
+) -> StagedPath:  # fmt: skip
+    """Stage a folder, and return its present path."""
+    if copy and base is not None:
+        raise ValueError("copy=True starts from what exists at the destination, base= from another folder; pass one")
+    item = intake.add(StagedFolder, path, overwrite, tmp_dir, options)
+    return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
+
+
+class StagedFolder(Item):
+    """A folder that the user fills by path."""
+
+    __slots__ = ("started_from",)
+
+    kind = "folder"
+
+    #: what was copied to begin with
+    started_from: Observation | None
+
+    def open(self, base: StrPath | None, copy: bool, progress: Callable[[int], None] | None = None) -> str:
+        """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
+        slot = self.workspace.slot(self.stage)
+        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        kernel.port.mkdir(slot.name, 0o777, slot.fd)
+        if copy:
+            self._clone_present(slot, progress)
+        elif base is not None:
+            self._clone_base(os.path.abspath(os.fsdecode(base)), slot, progress)
+        return self.workspace.path_of(slot)
+
+    def _clone_present(self, slot: Place, progress: Callable[[int], None] | None) -> None:
+        from .observe import look_at
+
+        self.started_from = look_at(self.place, digest=False)
+        if self.started_from.absent:
+            return  # nothing there yet: start empty
+        source = Directory.open(self.place.name, self.place.fd, follow=False)
+        source.path = self.path
+        self._clone(source, slot, progress)
+
+    def _clone_base(self, base: str, slot: Place, progress: Callable[[int], None] | None) -> None:
+        with errors.typed("cannot copy the folder given as base=", base):
+            source = Directory.open(base)
+        self._clone(source, slot, progress)
+
+    def _clone(self, source: Directory, slot: Place, progress: Callable[[int], None] | None) -> None:
+        from atomik._tree.clone import clone
+
+        try:
+            target = Directory.open(slot.name, slot.fd, follow=False)
+            target.path = str(slot)
+            try:
+                self.not_preserved += tuple(clone(source, target, progress))
+            finally:
+                target.close()
+        finally:
+            source.close()
+
+    @property
+    def expectation(self) -> Observation | str | None:
+        """What started from a copy conflicts when the original has changed since, unless the caller said otherwise."""
+        expect = self.options.expect
+        if expect is None:
+            return getattr(self, "started_from", None)  # not set before it was copied
+        return None if expect == "any" else expect
+
+    def _seal(self) -> None:
+        assert self.slot is not None
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        with errors.typed("the staged folder is gone or unreadable", str(self.slot)):
+            fd = kernel.port.open(self.slot.name, flags, self.slot.fd)
+        try:
+            lost = self.not_preserved
+            self.finish(fd)
+            self.not_preserved = lost + self.not_preserved
+        finally:
+            kernel.port.close(fd)

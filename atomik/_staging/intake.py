@@ -1,0 +1,239 @@
+"""How outputs get into a transaction: `Intake`, which a `Transaction` has.
+
+It decides as early as it can whether the destination can work, so that a mistake shows before hours of computing and not
+after; the same is decided again, atomically, at the commit.  It keeps the outputs that were taken in, and is told by them
+when their content is complete or was dropped.
+
+Threads may stage at the same time: the lock guards the lists and the sealing of outputs, not their syncs.
+"""
+
+from __future__ import annotations
+
+import operator
+from _thread import RLock
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from atomik import _events
+from atomik import errors as _errors
+from atomik._folder.paths import absolute, followed
+from atomik._system import forked, kernel
+
+from . import checks
+from .file import StagedFile
+from .item import Item
+from .options import PLAIN, ItemOptions, Options, checked
+from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ParamSpec, TypeVar
+
+    from atomik._system.libc import Status
+
+    from .file_objects import StagedPath
+    from .options import Progress, StrPath
+
+    _Item = TypeVar("_Item", bound=Item)
+    _P = ParamSpec("_P")
+    _T = TypeVar("_T")
+
+#: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
+#: A bound, so that descriptors do not grow with the number of files (I10).
+RETAINED = 8
+
+#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+_order = operator.attrgetter("order")
+
+
+class Syncs(Protocol):
+    """What makes a file durable that gives up its descriptor."""
+
+    def sealed(self, item: StagedFile) -> None:
+        """Sync it now, unless that comes later for all."""
+
+
+class Intake:
+    """The outputs of one transaction on their way in; see the module."""
+
+    __slots__ = (
+        "_heard", "_retained", "_syncs", "closed", "failed", "items", "lock", "overwrite", "pid", "progress", "workspace",
+    )  # fmt: skip
+
+    def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
+        self.overwrite, self.progress, self._syncs = overwrite, progress, syncs
+        self.workspace = Workspace()
+        self.items: list[Item] = []
+        #: outputs that were dropped and must be staged again: path → reason
+        self.failed: dict[str, str] = {}
+        self._retained: list[StagedFile] = []
+        self.lock = RLock()
+        self.pid = forked.me
+        #: why nothing more can be staged; "" while it can
+        self.closed = ""
+        # Asked once for all that is staged, not twice for each of very many items.
+        self._heard = _events.heard(_events.DEBUG)
+
+    def require_open(self) -> None:
+        """Raise `TransactionStateError` unless outputs can still be staged."""
+        if self.pid != forked.me:
+            _fail("this is a forked child: only the process that began a transaction can use it")
+        if self.closed:
+            _fail(f"the transaction is {self.closed}; begin a new one")
+
+    def ordered(self) -> list[Item]:
+        """The items in the order in which they are to be swapped."""
+        with self.lock:
+            return sorted(self.items, key=_order) if len(self.items) > 1 else list(self.items)
+
+    # --- taking in -----------------------------------------------------------------------------------------------
+    def add(
+        self, kind: type[_Item], path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, given: ItemOptions,
+        prepare: Callable[[_Item], None] | None = None,
+    ) -> _Item:  # fmt: skip
+        """Decide early whether the destination can work, and take it in."""
+        options = checked(given, overwrite=self.overwrite if overwrite is None else bool(overwrite))
+        full = absolute(path)
+        if given and given.get("follow_symlinks"):
+            full = followed(full)
+        try:
+            with self.lock:
+                self.require_open()
+                return self._decide(kind, full, tmp_dir, options, given, prepare)
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            raise _errors.system_error(exc, "cannot stage there", full) from exc
+
+    def _decide(
+        self, kind: type[_Item], full: str, tmp_dir: StrPath | None, options: Options, given: ItemOptions,
+        prepare: Callable[[_Item], None] | None,
+    ) -> _Item:  # fmt: skip
+        workspace = self.workspace
+        folder = kind.kind not in ("file", "symlink")
+        place = workspace.locate(full, folder=folder, parents=bool(given and given.get("parents")))
+        directory, name = place
+        stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir), full)
+        as_given = None if full == directory.child(name) else full
+        item = kind(as_given, place, stage, workspace, options, given.get("order", 0) if given else 0)
+        if prepare is not None:
+            prepare(item)
+        found = item.look()
+        there = found if found is not None and kernel.is_folder(found.mode) else None
+        workspace.destinations.register(place, as_given, there)
+        if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
+            try:
+                self._check(item, found)
+            except BaseException:
+                workspace.destinations.unregister(place)
+                raise
+        self.items.append(item)
+        if self.failed:
+            self.failed.pop(item.path, None)
+        return item
+
+    def _check(self, item: Item, found: Status | None) -> None:
+        """What would fail at the commit."""
+        place, stage, path = item.place, item.stage, item.path
+        if found is not None:
+            checks.refuse_mounts(place, found, path)
+            checks.refuse_append_only(place.directory, path)
+            checks.refuse_sticky(place.directory, found, path)
+        if not stage.fs.trusted:
+            self.workspace.try_names(stage)
+            checks.refuse_unsupported(item, stage.fs, overwriting=found is not None)
+        if item.options.backup is not None:
+            self._register_backup(item, found)
+
+    def _register_backup(self, item: Item, found: Status | None) -> None:
+        """The name under which the previous version is to stay is a destination like the others."""
+        item.choose_backup()
+        if item.backup_place is not None:
+            there = item.check_backup() if found is not None else None
+            folder = there if there is not None and kernel.is_folder(there.mode) else None
+            self.workspace.destinations.register(item.backup_place, None, folder)
+
+    def forget(self, item: Item) -> None:
+        """An item is out of the transaction."""
+        with self.lock:
+            if item in self.items:
+                self.items.remove(item)
+                for place in (*item.places(), item.backup_place):
+                    if place is not None:
+                        self.workspace.destinations.unregister(place)
+            if item in self._retained:
+                self._retained.remove(item)
+
+    # --- handing out ---------------------------------------------------------------------------------------------
+    def open(self, item: Item, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Let the item make what the user gets; a failure takes it out again."""
+        item.owner = self
+        try:
+            result = action(*args, **kwargs)
+        except BaseException as exc:
+            item.owner = None
+            item.discard()
+            self.forget(item)
+            if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+                raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
+            raise
+        if self._heard:
+            _events.emit(
+                _events.DEBUG, "item.staged", tx=self.workspace.txid, path=item.path, kind=item.kind, order=item.order,
+                st_dev=item.place.directory.dev,
+            )  # fmt: skip
+        return result
+
+    def hand_out(self, item: Item, path: str) -> StagedPath:
+        """The path `path` of `item`, as the user gets it."""
+        from .file_objects import StagedPath
+
+        return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
+
+    def counting(self, phase: str) -> Callable[[int], None] | None:
+        """What turns "so many more" into "so many so far", for the user's progress function."""
+        progress, total = self.progress, 0
+        if progress is None:
+            return None
+
+        def more(count: int) -> None:
+            nonlocal total
+            total += count
+            progress(phase, total, 0)
+
+        return more
+
+    # --- what items tell -----------------------------------------------------------------------------------------
+    def sealed(self, item: Item) -> None:
+        """An item is complete.  Keep the number of open descriptors bounded."""
+        if self._heard:
+            _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
+        if isinstance(item, StagedFile):
+            self._retain(item)
+
+    def _retain(self, item: StagedFile) -> None:
+        """Keep a sealed file open; give the oldest that is one too many its slot, and its descriptor to the system."""
+        oldest = item
+        try:
+            with self.lock:
+                self._retained.append(item)
+                if len(self._retained) <= RETAINED or self.closed:
+                    return
+                oldest = self._retained.pop(0)
+                oldest.name_it()
+            self._syncs.sealed(oldest)
+            oldest.close()
+        except BaseException as exc:
+            oldest.discard(f"staging failed: {exc}")
+            if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+                raise _errors.system_error(exc, "cannot stage the file", oldest.path) from exc
+            raise
+
+    def discarded(self, item: Item, reason: str) -> None:
+        """An item's block failed: the transaction may go on only if the destination is staged again."""
+        with self.lock:
+            self.forget(item)
+            self.failed[item.path] = reason
+
+
+def _fail(text: str) -> NoReturn:
+    raise _errors.TransactionStateError(text)

@@ -1,0 +1,70 @@
+"""`Transaction.remove`: the destination goes; it is renamed into a slot, and deleted after the commit."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from atomik import errors
+
+from . import checks
+from .item import Found, Item, Operation, kind_of
+
+if TYPE_CHECKING:
+    from atomik._folder.place import Place
+    from atomik._system.libc import Status
+
+    from .intake import Intake
+    from .options import ItemOptions, StrPath
+
+
+def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int) -> None:
+    """Stage the removal of what exists at `path`."""
+    intake.require_open()
+    if missing_ok and not os.path.lexists(path):
+        return
+    options: ItemOptions = {"order": order, "preserve": "none"}
+    item = intake.add(Removal, path, True, None, options)  # noqa: FBT003
+    intake.open(item, item.open)
+
+
+class Removal(Item):
+    """The destination goes."""
+
+    __slots__ = ()
+
+    kind = "removal"
+    content = False
+
+    def open(self) -> None:
+        """Reserve the slot."""
+        self.slot = self.workspace.slot(self.stage)
+        self.seal()
+
+    def step_kind(self) -> str:
+        return ""  # that of what exists there, whatever it is
+
+    def look(self) -> Status | None:
+        found = self.place.status()
+        if found is None:
+            text = "there is nothing to remove; pass missing_ok=True if that is fine"
+            errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
+        self.found = kind_of(found.mode)
+        return found
+
+    def find(self, *, alone: bool) -> dict[Place, Found | None]:
+        there = self.look()
+        assert there is not None
+        checks.refuse_mounts(self.place, there, self.path)
+        return {self.place: Found(self.found, self.place.identity())}
+
+    def operation(self, *, alone: bool) -> Operation:
+        assert self.slot is not None
+        return Operation("remove", self.place, self.slot, order=self.order)
+
+    def _seal(self) -> None:
+        pass
+
+    def _drop(self) -> None:
+        pass  # nothing was staged

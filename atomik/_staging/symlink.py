@@ -1,0 +1,39 @@
+"""`Transaction.symlink`: a symbolic link."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from atomik._system import kernel
+
+from .item import Item
+
+if TYPE_CHECKING:
+    from .intake import Intake
+    from .options import ItemOptions, StrPath
+
+
+def stage(intake: Intake, path: StrPath, target: StrPath, overwrite: bool | None, options: ItemOptions) -> None:
+    """Stage a link at `path` that says `target`."""
+    item = intake.add(StagedSymlink, path, overwrite, None, options)
+    intake.open(item, item.open, os.fsdecode(target))
+
+
+class StagedSymlink(Item):
+    """A symbolic link."""
+
+    __slots__ = ()
+
+    kind = "symlink"
+    content = False
+
+    def open(self, target: str) -> None:
+        """Make the link in a slot."""
+        slot = self.workspace.slot(self.stage)
+        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        kernel.port.symlink(target, slot.name, slot.fd)
+        self.seal()
+
+    def _seal(self) -> None:
+        pass

@@ -1,0 +1,309 @@
+"""In which order the syncs and the swaps happen: content and journal, then the swaps, then the folders, then the mark.
+
+A power cut decides whether these are enough (see powercut/); here stands the order, by recorded trace, for what no
+filesystem at hand would betray.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik._commit import barriers as _barriers
+from tests.support.kernels import Faulty, Recording, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WATCHED = {
+    "fsync",
+    "fdatasync",
+    "syncfs",
+    "rename",
+    "link",
+    "link_fd",
+    "pwrite",
+    "unlink",
+    "rmdir",
+    "open_tmpfile",
+    "mkdir",
+}
+
+
+def trace(job: Callable[[], object]) -> list[str]:
+    """The calls, each as "name place", with our own names made short: private folder, slot, journal, well-known name."""
+    here = os.getcwd()
+    with installed(Recording(WATCHED)) as kernel:
+        job()
+    return [f"{call.name} {' '.join(shortened(path, here) for path in call.paths)}".strip() for call in kernel.calls]
+
+
+def shortened(path: str, here: str) -> str:
+    name = os.path.basename(path)
+    if path == here:
+        return "."
+    if name.endswith("(deleted)"):
+        return "unnamed" if os.path.dirname(path) == here else "unnamed in private folder"
+    if name == ".atomik-journal":
+        return "well-known name"
+    if name.startswith(".atomik-"):
+        kind = name.split("-", 2)[2] if name.count("-") > 1 else "private folder"
+        return "journal" if kind == "journal" else "private folder" if kind == "private folder" else f"slot{kind}"
+    return os.path.relpath(path, here)
+
+
+def new_file() -> None:
+    with atomik.file("a") as f:
+        f.write("x")
+
+
+def overwrite_file() -> None:
+    with atomik.file("a", overwrite=True) as f:
+        f.write("x")
+
+
+def new_folder() -> None:
+    with atomik.folder("d") as d:
+        (d / "sub").mkdir()
+        (d / "sub/x").write_text("x")
+
+
+def test_new_file(folder: Path) -> None:
+    """Content, then the name, then the folder: two barriers, each one fsync."""
+    assert trace(new_file) == ["open_tmpfile .", "fsync unnamed", "link_fd unnamed a", "fsync ."]
+
+
+def test_overwritten_file(folder: Path) -> None:
+    """The same, with the exchange in place of the link; the old content goes last (I3)."""
+    new_file()
+    assert trace(overwrite_file) == [
+        "open_tmpfile .", "fsync unnamed", "link_fd unnamed slot0", "rename slot0 a", "fsync .", "unlink slot0",
+    ]  # fmt: skip
+
+
+def test_folder(folder: Path) -> None:
+    """One syncfs for the whole tree before the swap; both folders of the swap behind it."""
+    assert trace(new_folder) == [
+        "mkdir private folder", "mkdir slot0", "syncfs .", "rename slot0 d", "fsync .", "fsync private folder", "rmdir private folder",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("no_syncfs")
+def test_folder_one_by_one(folder: Path) -> None:
+    """Where syncfs means nothing: every file, every folder bottom-up, before the swap."""
+    calls = trace(new_folder)
+    swap = calls.index("rename slot0 d")
+    synced = [os.path.basename(call.split()[1]) for call in calls[:swap] if call.startswith("fsync")]
+    assert set(synced) >= {"sub", "slot0", "x"}
+    assert synced.index("sub") < synced.index("slot0")
+    assert calls[swap + 1 :] == ["fsync .", "fsync private folder", "rmdir private folder"]
+
+
+def group(count: int, durable: bool | str = True) -> Callable[[], atomik.Receipt]:
+    def job() -> atomik.Receipt:
+        tx = atomik.transaction(overwrite=True, durable=durable)  # type: ignore[arg-type]
+        for number in range(count):
+            with tx.file(f"f{number}") as f:
+                f.write("x")
+        return tx.commit()
+
+    return job
+
+
+def kinds(calls: list[str]) -> list[str]:
+    """Only what must be in order: syncs, swaps, writes to the journal and its names."""
+    return [
+        call
+        for call in calls
+        if call.split()[0] in ("fsync", "syncfs", "pwrite", "rename", "link") or "well-known name" in call
+    ]
+
+
+def test_transaction(folder: Path) -> None:
+    """B1 – swaps – B2 – mark – B3 – clean up (I1, I2, I3)."""
+    calls = trace(group(2))
+    assert kinds(calls) == [
+        "pwrite unnamed in private folder",  # the intent
+        "link journal well-known name",
+        "fsync unnamed", "fsync unnamed", "fsync unnamed in private folder", "fsync .", "fsync private folder",  # B1
+        "rename slot0 f0", "rename slot1 f1",
+        "fsync .", "fsync private folder",  # B2
+        "pwrite unnamed in private folder",  # the mark
+        "fsync unnamed in private folder",  # B3
+        "unlink well-known name",
+    ]  # fmt: skip
+
+
+def phases(calls: list[str]) -> list[str]:
+    """The commit in letters: J well-known name, S sync of content or names, R swap, M the mark, U well-known name gone."""
+    letters = []
+    for call in calls:
+        name, _, rest = call.partition(" ")
+        if name == "link" and "well-known name" in rest:
+            letters.append("J")
+        elif name in ("fsync", "syncfs"):
+            letters.append("S")
+        elif name == "rename":
+            letters.append("R")
+        elif name == "pwrite":
+            letters.append("W")
+        elif name == "unlink" and "well-known name" in rest:
+            letters.append("U")
+    text = "".join(letters)
+    while "SS" in text:
+        text = text.replace("SS", "S")
+    while "RR" in text:
+        text = text.replace("RR", "R")
+    return list(text)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 20])
+@pytest.mark.parametrize("durable", [True, "fsync", "syncfs"])
+def test_three_barriers_whatever_the_number(folder: Path, count: int, durable: bool | str) -> None:
+    """I1, I2, I10: intent, its name, B1, swaps, B2, mark, B3, and only then the journal goes; with any way to sync."""
+    receipts = []
+    calls = trace(lambda: receipts.append(group(count, durable)()))
+    assert phases(calls) in (list("WJSRSWSU"), list("SWJSRSWSU"))
+    assert receipts[0].barriers == 3
+    assert receipts[0].synced_by in ("fsync", "syncfs", "fsync+syncfs")
+    if durable == "fsync":
+        assert not any(call.startswith("syncfs") for call in calls)
+
+
+def test_syncs_do_not_grow_with_the_items(folder: Path) -> None:
+    """I10: with syncfs the number of sync calls is the same for 10 and for 200 files."""
+    few, many = group(10)(), group(200)()
+    assert few.sync_calls == many.sync_calls <= 5
+
+
+def test_every_parent_is_synced(folder: Path) -> None:
+    """B2 covers source and destination folders, and tmp_dir's; a common ancestor would not do."""
+    for name in ("one", "two", "tmp"):
+        Path(name).mkdir()
+    Path("one/gone").touch()
+
+    def job() -> None:
+        with atomik.transaction(durable="fsync") as tx:
+            tx.file("two/a", tmp_dir="tmp").write("x")
+            tx.move("one/gone", "two/b")
+
+    calls = trace(job)
+    last_swap = max(at for at, call in enumerate(calls) if call.startswith("rename"))
+    mark = max(at for at, call in enumerate(calls) if call.startswith("pwrite"))
+    synced = {call.split()[1] for call in calls[last_swap:mark] if call.startswith("fsync")}
+    assert {"one", "two", "private folder"} <= synced
+
+
+@pytest.mark.parametrize("job", [new_file, overwrite_file, new_folder, group(3, durable=False)])
+def test_not_durable_syncs_nothing(folder: Path, job: Callable[[], None]) -> None:
+    """durable=False leaves every sync out, and keeps the rest."""
+    if job in (new_file, overwrite_file, new_folder):
+
+        def job_(job: Callable[[], None] = job) -> None:
+            options: dict[str, Any] = {"durable": False}
+            if job is new_folder:
+                with atomik.folder("d", **options):
+                    pass
+            else:
+                with atomik.file("a", overwrite=job is overwrite_file, **options) as f:
+                    f.write("x")
+    else:
+        job_ = job  # type: ignore[assignment]
+    assert not [call for call in trace(job_) if "sync" in call.split()[0]]
+
+
+def test_receipt_of_a_commit_that_is_not_durable(folder: Path) -> None:
+    receipt = group(3, durable=False)()
+    assert not receipt.durable
+    assert (receipt.barriers, receipt.sync_calls, receipt.synced_by) == (0, 0, "")
+
+
+def test_the_descriptor_that_wrote_is_synced(folder: Path) -> None:
+    """I9: a few files are synced through the descriptor that wrote them, which stays open until then."""
+    with installed(Recording({"fsync", "open_tmpfile"})) as kernel:
+        tx = atomik.transaction()
+        first = tx.file("a")
+        fd = first.fileno()
+        first.write("x")
+        first.close()
+        tx.file("b")
+        tx.commit()
+    assert fd in [call.args[0] for call in kernel.of("fsync")]
+
+
+@pytest.mark.usefixtures("no_syncfs")
+def test_a_spilled_file_is_synced_before_its_descriptor_goes(folder: Path) -> None:
+    """I9: one that gives its descriptor up early is synced at that moment, unless syncfs will do it."""
+    count = 12
+    with installed(Recording({"fsync", "close"})) as kernel:
+        tx = atomik.transaction()
+        for number in range(count):
+            with tx.file(f"f{number}") as f:
+                f.write("x")
+        early = len(kernel.of("fsync"))
+        tx.commit()
+    assert early == count - 8
+    files = [
+        call
+        for call in kernel.of("fsync")
+        if "/f" in call.paths[0] or ".atomik" in call.paths[0] or "#" in call.paths[0]
+    ]
+    assert len(files) >= count
+
+
+@pytest.mark.usefixtures("no_syncfs")
+def test_a_spilled_file_that_follows_a_later_mode_is_synced_again(folder: Path) -> None:
+    """What was synced early, and changed when the destination's mode was seen to have changed, is synced before its swap."""
+    for number in range(12):
+        Path(f"f{number}").touch()
+    with atomik.transaction(overwrite=True) as tx:
+        for number in range(12):
+            tx.file(f"f{number}").close()
+        Path("f0").chmod(0o600)
+        calls = trace(tx.commit)
+    assert calls.index("fsync slot0") < next(at for at, call in enumerate(calls) if call.startswith("rename"))
+    assert Path("f0").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_a_failed_sync_is_never_repeated(folder: Path, number: int) -> None:
+    """I9: the kernel reports an error once; to ask again would be told "fine" without its being so."""
+    kernel = Faulty.at(number, errno.EIO, among={"fsync"})
+    syncs = Recording({"fsync"})
+    with installed(syncs), installed(kernel), pytest.raises(atomik.errors.AtomikOSError):
+        group(2)()
+    target = kernel.struck[0].paths[0]
+    if not os.path.isdir(target):  # folders are synced again by the rollback, as new names
+        assert target not in [path for call in syncs.calls[number - 1 :] for path in call.paths]
+
+
+def test_a_folder_that_cannot_be_synced(folder: Path) -> None:
+    """EINVAL for a folder means that there is nothing to wait for (vfat, old CIFS); EIO is never swallowed with it."""
+
+    def is_folder(call: Any) -> bool:
+        return os.path.isdir(call.paths[0])
+
+    with installed(Faulty(lambda call: errno.EINVAL if is_folder(call) else None, {"fsync"})):
+        new_file()
+        group(3)()
+    broken = Faulty(lambda call: errno.EIO if is_folder(call) else None, {"fsync"})
+    with installed(broken), pytest.raises(atomik.errors.DurabilityError, match="check the disk"):
+        overwrite_file()
+    assert Path("a").read_text() == "x"
+
+
+def test_limits_are_what_the_documentation_says() -> None:
+    """Up to four files one by one, more of them by syncfs."""
+    assert _barriers.FEW == 4
+
+
+@pytest.mark.parametrize(("count", "how"), [(4, "fsync"), (5, "syncfs")])
+def test_few_files_by_fsync_many_by_syncfs(folder: Path, count: int, how: str) -> None:
+    calls = trace(group(count))
+    first_swap = next(at for at, call in enumerate(calls) if call.startswith("rename"))
+    assert any(call.startswith("syncfs") for call in calls[:first_swap]) == (how == "syncfs")

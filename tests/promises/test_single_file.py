@@ -1,0 +1,398 @@
+"""The short way of one plain file: the same results, errors and receipts as the long way, and a hand-over at any surprise."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from atomik._api.plain import PlainFile
+from attrs import evolve
+
+import atomik
+from atomik import State, errors
+from atomik._hidden_names import JOURNAL_NAME
+from atomik._system.kernel import MUTATING
+from tests.support.kernels import ALL, Acting, Faulty, Recording, installed
+from tests.support.state import descriptors, in_child, left_in
+
+#: Options that mean nothing, and that only the long way understands.
+LONG: dict[str, Any] = {"lock_timeout": 60.0}
+
+both = pytest.mark.parametrize("durable", [True, False], ids=["durable", "not"])
+overwriting = pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "new"])
+
+
+#: what strikes, and whether it does so behind the call; a call that was made does not fail
+FAULTS = [
+    *((number, False) for number in (errno.EIO, errno.ENOENT, errno.EACCES)),
+    *((interrupt, late) for interrupt in (KeyboardInterrupt, SystemExit) for late in (False, True)),
+]
+
+
+def write(text: str = "new", **options: Any) -> atomik.Receipt:
+    output = atomik.file("x", overwrite=options.pop("overwrite", True), **options)
+    with output as f:
+        f.write(text)
+    assert output.receipt is not None
+    return output.receipt
+
+
+def is_short(output: object) -> bool:
+    return isinstance(output, PlainFile) and output._transaction is None
+
+
+@both
+@overwriting
+def test_receipts_are_those_of_the_long_way(folder: Path, durable: bool, overwrite: bool) -> None:
+    """But for the id and the times."""
+    receipts = []
+    for long in ({}, LONG):
+        Path("x").unlink(missing_ok=True)
+        if overwrite:
+            Path("x").write_text("old")
+            os.link("x", "y")
+        receipt = write(overwrite=overwrite, durable=durable, **long)
+        assert (len(receipt.txid), receipt.duration > receipt.visible > 0) == (16, True)
+        receipts.append(evolve(receipt, txid="", duration=0, visible=0))
+        Path("y").unlink(missing_ok=True)
+    assert receipts[0] == receipts[1]
+
+
+@overwriting
+def test_calls_are_those_of_the_long_way(folder: Path, overwrite: bool) -> None:
+    """What changes something on disk is the same, in the same order."""
+    seen = []
+    for long in ({}, LONG):
+        Path("x").unlink(missing_ok=True)
+        if overwrite:
+            Path("x").write_text("old")
+        with installed(Recording()) as kernel:
+            write(overwrite=overwrite, **long)
+        seen.append([name for name in kernel.names() if name in MUTATING])  # type: ignore[attr-defined]
+    assert seen[0] == seen[1]
+
+
+def test_what_is_plain(folder: Path) -> None:
+    """A file with nothing special about it, by whatever path; anything else goes the long way."""
+    Path("old").write_text("old")
+    os.symlink("old", "link")
+    with atomik.file("old", overwrite=True, mode="r+"):
+        pass
+    plain = [atomik.file("new"), atomik.file(folder / "n2", "xb"), atomik.file("old", overwrite=True, durable=False)]
+    others = [
+        atomik.file("n3", tmp_dir="."), atomik.file("n4", permissions=0o600), atomik.file("old", "a", overwrite=True),
+        atomik.file("link", overwrite=True), atomik.file("n5", durable="fsync"),
+    ]  # fmt: skip
+    assert [is_short(output) for output in plain + others] == [True] * 3 + [False] * 5
+    for output in plain + others:
+        output.abort()
+
+
+def test_asking_for_the_transaction_takes_the_long_way(folder: Path) -> None:
+    """It has the file as its one item, and goes on from there; after the end it tells what was done."""
+    output = atomik.file("x")
+    output.output.write("1")
+    assert output.transaction.state is State.OPEN
+    assert [item.path for item in output.transaction.items] == [str(folder / "x")]
+    output.transaction.commit()
+    assert Path("x").read_text() == "1"
+    other = atomik.file("y")
+    receipt = other.commit()
+    assert (other.transaction.state, other.transaction.receipt) == (State.COMMITTED, receipt)
+    assert [item.state.value for item in other.transaction.items] == ["done"]
+    third = atomik.file("z")
+    third.abort()
+    assert third.transaction.state is State.ABORTED
+    third.abort()
+
+
+@pytest.mark.parametrize("end", ["commit", "abort"])
+def test_used_after_its_end(folder: Path, end: str) -> None:
+    """As a transaction: `TransactionStateError`, and to abort what was aborted is harmless."""
+    output = atomik.file("x")
+    getattr(output, end)()
+    with pytest.raises(errors.TransactionStateError, match="begin a new one"):
+        output.commit()
+    with pytest.raises(errors.TransactionStateError), output:
+        pass
+    if end == "commit":
+        with pytest.raises(errors.TransactionStateError):
+            output.abort()
+
+
+def test_closed_by_its_user(folder: Path) -> None:
+    """Closing the file object early, or its buffer, or taking the buffer away, is all right."""
+    with atomik.file("a") as f:
+        f.write("1")
+        f.close()
+    with atomik.file("b") as f:
+        f.write("2")
+        f.flush()
+        f.buffer.close()
+    with atomik.file("c") as f:
+        f.write("3")
+        f.detach().write(b"4")
+    assert [Path(name).read_text() for name in "abc"] == ["1", "2", "34"]
+
+
+def test_its_own_block_was_left_by_an_exception(folder: Path) -> None:
+    """Then there is nothing to commit."""
+    output = atomik.file("x")
+    with pytest.raises(KeyError), output.output:
+        raise KeyError
+    with pytest.raises(errors.TransactionStateError, match="KeyError"):
+        output.commit()
+    output.abort()
+    with pytest.raises(errors.TransactionStateError), atomik.file("x") as f:
+        try:
+            with f:
+                raise KeyError
+        except KeyError:
+            pass
+    assert os.listdir() == []
+
+
+def _surprise(name: str) -> None:
+    if name == "group":
+        os.chown("x", 65534, 65534)
+    elif name == "set-id":
+        os.chmod("x", 0o6755)
+    elif name == "xattr":
+        os.setxattr("x", "user.note", b"kept")
+    elif name == "mode":
+        os.chmod("x", 0o640)
+
+
+@both
+@pytest.mark.parametrize("name", ["group", "set-id", "xattr", "mode"])
+def test_what_is_replaced_is_looked_at_at_the_end(folder: Path, name: str, durable: bool) -> None:
+    """Owner, set-id bits, attributes and mode are those that it has when the new content is complete."""
+    Path("x").write_text("old")
+    if name == "group" and os.geteuid() != 0:
+        pytest.skip("needs root to give a file away")
+    with atomik.file("x", overwrite=True, durable=durable) as f:
+        f.write("new")
+        _surprise(name)
+        before = Path("x").stat()
+    after = Path("x").stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert os.listxattr("x") == (["user.note"] if name == "xattr" else [])
+    assert Path("x").read_text() == "new"
+
+
+@both
+def test_a_link_or_nothing_came_since(folder: Path, durable: bool) -> None:
+    """What stands there is replaced, whatever it is by now; but no folder."""
+    for come in (lambda: os.symlink("nowhere", "x"), lambda: None):
+        Path("x").write_text("old")
+        with atomik.file("x", overwrite=True, durable=durable) as f:
+            f.write("new")
+            os.unlink("x")
+            come()
+        assert Path("x").read_text() == "new"
+        os.unlink("x")
+
+
+def _fails(call: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+@pytest.mark.parametrize("number", range(1, 5))
+@pytest.mark.parametrize("name", ["exists", "statx", "look_at"])
+@overwriting
+def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, lasting: bool) -> None:
+    """What cannot be looked at is looked at again the long way: it succeeds then, or says what is wrong."""
+    if overwrite:
+        Path("x").write_text("old")
+    with installed(Acting(name, _fails, when=lambda call: call.number >= number if lasting else call.number == number)):
+        failed: Any = None
+        try:
+            write(overwrite=overwrite)
+        except errors.AtomikError as exc:
+            failed = exc
+    if failed is None:
+        assert Path("x").read_text() == "new"
+    else:
+        assert (lasting, failed.errno) == (True, errno.EIO)
+        assert Path("x").read_text() == "old" if overwrite else not os.path.lexists("x")
+    assert os.listdir() in ([], ["x"])
+
+
+def test_a_look_fails_for_one_more(folder: Path) -> None:
+    """In a transaction that holds the folder already: the error is the one of any other output."""
+    with atomik.transaction() as tx:
+        tx.file("first").write("1")
+        with (
+            installed(Acting("exists", _fails)),
+            pytest.raises(errors.AtomikError, match="cannot stage there") as failed,
+        ):
+            tx.file("second")
+        assert failed.value.errno == errno.EIO  # type: ignore[attr-defined]
+    assert os.listdir() == ["first"]
+
+
+def _folder_for_file(call: object) -> None:
+    os.unlink("x")
+    os.mkdir("x")
+
+
+@both
+@pytest.mark.parametrize(("when", "number"), [("rename", 1), ("link_fd", 1), ("statx", 3)])
+def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: str, number: int) -> None:
+    """Between any two calls: it stays, or comes back, and nothing of ours is left."""
+    Path("x").write_text("old")
+    acting = Acting(when, _folder_for_file, when=lambda call: call.number == number)
+    with installed(acting), pytest.raises(errors.WrongKindError):
+        write(durable=durable)
+    assert Path("x").is_dir()
+    assert os.listdir() == ["x"]
+
+
+@both
+def test_a_lost_race(folder: Path, durable: bool) -> None:
+    """Somebody publishes right before the link: theirs stays, or is replaced, as was asked."""
+    for overwrite in (False, True):
+        with installed(
+            Acting("link_fd", lambda call: Path("x").write_text("theirs"), when=lambda call: call.number == 1)
+        ):
+            if overwrite:
+                write(durable=durable)
+            else:
+                with pytest.raises(errors.FileAlreadyExistsError, match="somebody else published first"):
+                    write(durable=durable, overwrite=False)
+        assert Path("x").read_text() == ("new" if overwrite else "theirs")
+        assert os.listdir() == ["x"]
+        os.unlink("x")
+
+
+def test_a_moved_folder_and_a_journal(folder: Path) -> None:
+    """Both are seen before anything is published."""
+    Path("d").mkdir()
+    with pytest.raises(errors.ConflictError, match="moved, removed or replaced"), atomik.file("d/x") as f:
+        f.write("new")
+        os.rename("d", "e")
+        os.mkdir("d")
+    assert os.listdir("d") == os.listdir("e") == []
+    with pytest.raises(errors.JournalError), atomik.file("e/x") as f:
+        Path("e", JOURNAL_NAME).mkdir()
+    assert os.listdir("e") == [JOURNAL_NAME]
+    os.rmdir(Path("e", JOURNAL_NAME))
+
+
+def test_a_slot_that_cannot_be_unlinked_is_told(folder: Path) -> None:
+    """The commit is good all the same; the receipt names what is left, and recovery takes it away."""
+    Path("x").write_text("old")
+    with installed(Faulty.every("unlink", errno.EIO)):
+        receipt = write()
+    assert "Input/output error" in receipt.leftovers[0]
+    assert receipt.duration > 0
+    assert Path("x").read_text() == "new"
+    assert len(left_in(folder)) == 1
+    atomik.recover(".")
+    assert os.listdir() == ["x"]
+
+
+@both
+@overwriting
+@pytest.mark.parametrize(("fault", "late"), FAULTS, ids=str)
+def test_every_call_fails(folder: Path, durable: bool, overwrite: bool, fault: Any, late: bool) -> None:
+    """New or old as the outcome says, no descriptor and no name left; a failed sync is never a success.
+
+    Errors strike the calls that only look as well.  An interrupt behind a call that opens loses the descriptor before
+    anybody has it, so there is nothing to test.
+    """
+    among = ALL if isinstance(fault, int) else MUTATING - {"open_tmpfile"}
+    number, struck = 1, True
+    while struck:
+        Path("x").unlink(missing_ok=True)
+        if overwrite:
+            Path("x").write_text("old")
+        before = descriptors()
+        kernel = Faulty.at(number, fault if isinstance(fault, int) else fault(), among=among, after=late)
+        failure: BaseException | None = None
+        with installed(kernel):
+            try:
+                write(durable=durable, overwrite=overwrite)
+            except (OSError, KeyboardInterrupt, SystemExit) as exc:
+                failure = exc
+        struck = bool(kernel.struck)
+        name = kernel.struck[0].name if struck else ""
+        content = Path("x").read_text() if Path("x").exists() else None
+        published = failure is None or isinstance(failure, errors.DurabilityError) or name == "unlink"
+        assert content == ("new" if published else "old" if overwrite else None), (kernel.struck, failure)
+        assert not (name == "fsync" and failure is None), kernel.struck
+        assert os.listdir() == ([] if content is None else ["x"]), kernel.struck
+        assert descriptors() == before, kernel.struck
+        number += 1
+    assert number > 2
+
+
+def test_listeners_hear_it_all(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who listens from the start, or only when it is committed or aborted."""
+    with caplog.at_level(logging.DEBUG, "atomik"):
+        write()
+    assert "item.staged" in caplog.text
+    caplog.clear()
+    output = atomik.file("x", overwrite=True)
+    with caplog.at_level(logging.INFO, "atomik"):
+        output.commit()
+    assert "transaction.committed" in caplog.text
+    output = atomik.file("x", overwrite=True)
+    with caplog.at_level(logging.INFO, "atomik"):
+        output.abort()
+    assert "transaction.aborted" in caplog.text
+
+
+def test_a_child_leaves_it_alone(folder: Path) -> None:
+    """Neither a commit nor the end of its block, nor its collection, touches what is the parent's (I11)."""
+    output = atomik.file("x")
+    output.output.write("1")
+
+    def child() -> list[str]:
+        said = []
+        for use in (output.commit, output.abort, lambda: output.__exit__(None, None, None)):
+            try:
+                use()
+            except errors.TransactionStateError as exc:
+                said.append(str(exc))
+        output.__exit__(KeyError, KeyError(), None)
+        return said
+
+    said = in_child(child)
+    assert len(said) == 3
+    assert all("forked child" in text for text in said)
+    output.commit()
+    assert Path("x").read_text() == "1"
+
+
+def test_two_threads_commit_once(folder: Path) -> None:
+    """One of them gets the receipt, the other an error."""
+    for _ in range(50):
+        output = atomik.file("x", overwrite=True)
+        results: list[object] = []
+
+        def commit(output: atomik.Output[Any] = output, results: list[object] = results) -> None:
+            try:
+                results.append(output.commit())
+            except errors.TransactionStateError as exc:
+                results.append(exc)
+
+        threads = [threading.Thread(target=commit) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(isinstance(result, atomik.Receipt) for result in results) == [False, True]
+
+
+def test_repr_says_where_it_is(folder: Path) -> None:
+    output = atomik.file("x")
+    assert repr(output) == f"<atomik.Output '{folder / 'x'}' open>"
+    output.commit()
+    assert repr(output).endswith("committed>")

@@ -1,0 +1,1 @@
+"""What users read and rely on: README, pages, examples, exports, errors, programs written for older versions."""

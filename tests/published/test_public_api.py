@@ -1,0 +1,209 @@
+"""The public surface is pinned: what is exported, how it is called, and that it is all typed and documented."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atomik
+
+EXPORTS = {
+    "AtomikError", "Capabilities", "Flag", "ItemReceipt", "Mode", "Observation", "Output", "Receipt", "RecoveryReport",
+    "State", "Transaction", "errors", "file", "flags", "folder", "observe", "path", "probe", "reading", "recover",
+    "rename", "swap", "transaction", "update",
+}  # fmt: skip
+
+ERRORS = {
+    "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
+    "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
+    "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
+    "NestedDestinationError", "RollbackError", "TransactionStateError", "UndecidedError",
+    "UnsupportedFilesystemError", "WrongKindError",
+}  # fmt: skip
+
+#: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
+SIGNATURES = {
+    "file": "path=None mode=w overwrite=False tmp_dir=None * encoding=utf-8 errors=None newline=None buffering=-1 **options",
+    "folder": "path overwrite=False tmp_dir=None * base=None **options",
+    "path": "path overwrite=False tmp_dir=None **options",
+    "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
+    "transaction": "* overwrite=False durable=True journal=True lock_timeout=60.0 progress=None",
+    "Transaction.file": "self path mode=w overwrite=None tmp_dir=None * encoding=utf-8 errors=None newline=None "
+    "buffering=-1 **options",
+    "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None **options",
+    "Transaction.path": "self path overwrite=None tmp_dir=None **options",
+    "Transaction.symlink": "self path target overwrite=None * order=0 parents=False",
+    "Transaction.remove": "self path * missing_ok=False order=0",
+    "Transaction.move": "self src dest overwrite=None * order=0 backup=None",
+    "Transaction.commit": "self",
+    "Transaction.abort": "self",
+    "observe": "path * digest=False",
+    "swap": "first second * first_dir_fd=None second_dir_fd=None",
+    "rename.rename": "src dst flag=Flag.RENAME_NOREPLACE * src_dir_fd=None dst_dir_fd=None replace=None whiteout=False",
+    "rename.renameat2": "src_dir_fd src dst_dir_fd dst flags=0",
+}
+
+
+def test_exports() -> None:
+    """Exactly these, and each is really there."""
+    assert set(atomik.__all__) == EXPORTS
+    for name in EXPORTS:
+        assert getattr(atomik, name) is not None
+    assert set(dir(atomik)) >= EXPORTS
+    assert set(atomik.errors.__all__) == ERRORS
+
+
+def test_nothing_else_is_public() -> None:
+    """Completion and help offer the exports, the module for tests, and nothing that the package happens to import."""
+    offered = {name for name in dir(atomik) if not name.startswith("__")}
+    assert offered == EXPORTS | {"testing"}
+
+
+#: What each class offers; the rest of its names begin with an underscore.
+MEMBERS = {
+    "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
+    "Output": "abort commit receipt transaction",
+    "Observation": "absent ctime_ns digest identity mtime_ns path size",
+    "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
+    "ItemReceipt": "broken_links kept kind not_preserved op order path replaced method",
+    "RecoveryReport": "clean items kept",
+    "testing.CrashPoint": "call number returned when",
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_classes_offer_nothing_internal(name: str) -> None:
+    """Methods that only atomik's own modules call do not look as if they were for users."""
+    assert [member for member in dir(found(name)) if not member.startswith("_")] == MEMBERS[name].split()
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        atomik.nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
+def found(dotted: str) -> Any:
+    value: Any = atomik
+    for part in dotted.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def shown(function: Any) -> str:
+    """A signature in one line, without types."""
+    parts: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
+            parts.append("*")
+        default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+        default = re.sub(r"=<(.+?):.*>|=(Flag\.\w+)", r"=\1\2", default)
+        parts.append({parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "") + parameter.name + default)
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    """Names, order, kinds and defaults of parameters."""
+    expected = SIGNATURES[name].replace("Flag.RENAME_NOREPLACE", str(atomik.Flag.RENAME_NOREPLACE))
+    assert shown(found(name)) == expected
+
+
+OPTIONS = "allow_gap backup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve progress"
+
+
+def test_options() -> None:
+    """The keyword options of the shortcuts, and of the items of a transaction."""
+    from atomik._api.stager import ItemOptions
+
+    from atomik._api.shortcuts import OutputOptions
+
+    assert sorted(OutputOptions.__annotations__) == OPTIONS.split()
+    own = {"durable", "lock_timeout", "progress"}
+    assert set(ItemOptions.__annotations__) == {*OPTIONS.split(), "order"} - own
+
+
+DESCRIBED = [
+    "file", "folder", "path", "update", "transaction", "observe", "reading", "recover", "probe", "swap",
+    "rename.rename", "rename.renameat2", "rename.swap", "testing.crash_points", "testing.recorded",
+    "Transaction.symlink", "Transaction.remove", "Transaction.move",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_every_parameter_is_described(name: str) -> None:
+    """Help names each parameter, and none that is not there; shared options are those of `file`."""
+    function = found(name)
+    text = inspect.getdoc(function) or ""
+    parameters = {each for each in inspect.signature(function).parameters if each not in ("self", "options")}
+    for parameter in parameters:
+        assert re.search(rf"[`: ,]{parameter}[`:,=]", text), parameter
+    told = {
+        each
+        for names in re.findall(r":param (?:int |str |bool |float )?([\w, ]+):", text)
+        for each in names.split(", ")
+    }
+    assert told <= parameters | set(OPTIONS.split()), told - parameters
+
+
+def test_help_of_a_transaction_is_enough() -> None:
+    """It shows every method, every option of an output, and every error."""
+    text = inspect.getdoc(atomik.transaction) or ""
+    for method in "file folder path symlink remove move commit abort".split():
+        assert f"tx.{method}(" in text
+    for option in {*OPTIONS.split(), "order", "overwrite", "tmp_dir"}:
+        assert re.search(rf"\b{option}[=:`]", text), option
+    for error in ERRORS - {"AtomikOSError", "InvalidCrossDeviceError"}:
+        assert f"`{error}`" in text, error
+
+
+def modules() -> list[str]:
+    return [name for _, name, _ in pkgutil.iter_modules(atomik.__path__, "atomik.")]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_modules_say_what_they_are_for(name: str) -> None:
+    """Each begins with a docstring."""
+    try:
+        module = importlib.import_module(name)
+    except ImportError as exc:
+        pytest.skip(f"needs an extra: {exc}")
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTS - {"errors", "flags", "rename"}))
+def test_everything_public_is_documented(name: str) -> None:
+    """With a docstring of its own, and on every public method."""
+    value = getattr(atomik, name)
+    assert inspect.getdoc(value)
+    if inspect.isclass(value):
+        for attribute, member in vars(value).items():
+            if not attribute.startswith("_") and callable(member) and not isinstance(member, type):
+                assert inspect.getdoc(getattr(value, attribute)), attribute
+
+
+def test_typed() -> None:
+    """The marker that lets type checkers read the annotations is part of the package."""
+    assert Path(str(atomik.__file__)).with_name("py.typed").exists()
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", atomik.__version__)
+
+
+def test_states_and_values() -> None:
+    """The words that programs compare with."""
+    assert [state.value for state in atomik.State] == [
+        "open",
+        "prepared",
+        "swapped",
+        "committed",
+        "aborted",
+        "in doubt",
+    ]
+    assert atomik.rename.__all__ == ["exchange", "rename", "renameat2", "swap"]

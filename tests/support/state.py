@@ -1,0 +1,147 @@
+"""What a test looks at and compares: trees, descriptors, children, names of ours; and work done in a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import mmap
+import os
+import pickle
+import pkgutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import atomik
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NOBODY = 65534
+
+
+def descriptors() -> dict[int, str]:
+    """The open descriptors of this process, and where each leads."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return found
+
+
+def child_processes() -> set[str]:
+    """The ids of this process's children."""
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
+
+
+def left_in(top: Path) -> list[str]:
+    """Every name of atomik's anywhere below `top`."""
+    return sorted(
+        os.path.join(where, name)
+        for where, folders, files in os.walk(top)
+        for name in (*folders, *files)
+        if name.startswith(".atomik")
+    )
+
+
+def tree(top: Path | str) -> dict[str, Any]:
+    """What lies below `top`, to compare: type, mode, owner and content of everything, but for times and inodes."""
+    found: dict[str, Any] = {}
+    for where, folders, files in os.walk(top):
+        for name in (*folders, *files):
+            path = Path(where, name)
+            stat = path.lstat()
+            content: Any = None
+            if path.is_symlink():
+                content = os.readlink(path)
+            elif path.is_file():
+                content = path.read_bytes()
+            found[str(path.relative_to(top))] = (oct(stat.st_mode), stat.st_uid, stat.st_gid, content)
+    return found
+
+
+def in_child(function: Callable[..., Any], *args: Any, become: int | None = None) -> Any:
+    """Run `function` in a forked child and return its result; an exception of its own is raised here.
+
+    With `become`, the child first gives up root for that user and group id, and all other groups.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_child(writer, function, args, become))
+    os.close(writer)
+    return _answer(pid, reader)
+
+
+def _answer(pid: int, reader: int) -> Any:
+    with os.fdopen(reader, "rb") as pipe:
+        data = pipe.read()
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"the child ended with status {status}"
+    good, value = pickle.loads(data)
+    if not good:
+        raise value
+    return value
+
+
+def _child(writer: int, function: Callable[..., Any], args: tuple[Any, ...], become: int | None) -> int:
+    try:
+        if become is not None:
+            _load_everything()
+            os.setgroups([])
+            os.setresgid(become, become, become)
+            os.setresuid(become, become, become)
+        answer = (True, function(*args))
+    except BaseException as exc:
+        answer = (False, exc)
+    with os.fdopen(writer, "wb") as pipe:
+        pickle.dump(answer, pipe)
+    return 0
+
+
+def _load_everything() -> None:
+    """What the library loads only when it is needed may lie where another user cannot read it."""
+    for module in pkgutil.walk_packages(atomik.__path__, "atomik."):
+        if "fsspec" not in module.name and module.name != "atomik.__main__":
+            importlib.import_module(module.name)
+
+
+def in_children(*work: Callable[[], Any]) -> list[Any]:
+    """Run each in a forked child of its own, all at the same time; their results in the same order."""
+    started = []
+    for function in work:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            os._exit(_child(writer, function, (), None))
+        os.close(writer)
+        started.append((pid, reader))
+    return [_answer(pid, reader) for pid, reader in started]
+
+
+class Rounds:
+    """A meeting point of processes: each says which round it is in, and waits for the others, spinning."""
+
+    def __init__(self, members: int) -> None:
+        self._shared = mmap.mmap(-1, 8 * members)
+        self._members = members
+
+    def meet(self, member: int, number: int) -> None:
+        """Return when all members have come to round `number` (from 1)."""
+        struct.pack_into("q", self._shared, 8 * member, number)
+        while any(struct.unpack_from("q", self._shared, 8 * other)[0] < number for other in range(self._members)):
+            os.sched_yield()
+
+    def say(self, member: int, number: int) -> None:
+        """Set the round without waiting."""
+        struct.pack_into("q", self._shared, 8 * member, number)
+
+    def of(self, member: int) -> int:
+        """The round that a member is in."""
+        return int(struct.unpack_from("q", self._shared, 8 * member)[0])

@@ -1,0 +1,284 @@
+"""The commit of one item, and of several, in circumstances that hardly ever come together."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atomik
+from atomik import errors
+from atomik._commit import commit as _commit
+from atomik._commit import single as _single
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._protocol import publish as _swap
+from atomik._protocol import undo as _undo
+from atomik._protocol.step import Step, Undone
+from atomik._system import kernel as _kernel
+from tests.support.kernels import Acting, Call, Faulty, Poor, Watching, installed
+from tests.support.state import left_in, tree
+
+
+def overwrite(path: str = "x") -> None:
+    with atomik.file(path, overwrite=True) as f:
+        f.write("new")
+
+
+def theirs(path: str = "x") -> None:
+    Path("theirs").write_text("theirs")
+    os.rename("theirs", path)
+
+
+class Once:
+    """Does something at the first call that qualifies."""
+
+    def __init__(self, action: Any) -> None:
+        self.action, self.done = action, False
+
+    def __call__(self, call: Call) -> None:
+        if not self.done:
+            self.done = True
+            self.action()
+
+
+def test_others_that_create_and_remove_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An overwrite that never meets the same thing twice gives up with a conflict, and nothing is left."""
+    monkeypatch.setattr(_single, "_ATTEMPTS", 5)
+
+    def flip(call: Call) -> None:
+        if os.path.exists("x"):
+            os.unlink("x")
+        else:
+            Path("x").touch()
+
+    Path("x").touch()
+    kernel = Acting("rename link_fd", flip, when=lambda call: call.paths[-1].endswith("/x"))
+    with installed(kernel), pytest.raises(errors.ConflictError, match="keep creating and removing"):
+        overwrite()
+    assert kernel.acted >= 5
+    assert set(os.listdir()) <= {"x"}
+
+
+@pytest.mark.parametrize("name", ["x", "d"])
+def test_an_exchange_that_did_nothing(folder: Path, name: str) -> None:
+    """A trusted filesystem that says yes and does nothing is found out behind the exchange."""
+
+    class Idle(Watching):
+        def around(self, call: Call, go: Any) -> Any:
+            return None if call.args[4] == _kernel.EXCHANGE else go()
+
+    Path("x").write_text("old")
+    Path("d").mkdir()
+    before = tree(".")
+    with installed(Idle({"rename"})), pytest.raises(errors.AtomikOSError):
+        if name == "x":
+            with atomik.transaction(overwrite=True) as tx:
+                tx.file("x").write("new")
+                tx.file("y")
+        else:
+            with atomik.folder("d", overwrite=True) as d:
+                (d / "new").touch()
+    assert tree(".") == before
+
+
+def test_one_item_in_doubt(folder: Path) -> None:
+    """When even the undo of one item fails, the error names the destination and where the original lies."""
+    Path("x").write_text("old")
+
+    def interrupt(call: Call) -> BaseException | int | None:
+        if call.name == "fsync" and os.path.isdir(call.paths[0]):
+            return KeyboardInterrupt()
+        return errno.EIO if call.name == "rename" and kernel.struck else None
+
+    kernel = Faulty(interrupt)
+    with installed(kernel), pytest.raises((errors.RollbackError, KeyboardInterrupt)) as caught:
+        overwrite()
+    if isinstance(caught.value, errors.RollbackError):
+        assert caught.value.filename == str(folder / "x")
+        assert "undoing it" in str(caught.value)
+    atomik.recover(".")
+    assert Path("x").read_text() in ("old", "new")
+    assert os.listdir() == ["x"] or not left_in(folder)
+
+
+def test_a_staged_link_removed_by_others(folder: Path) -> None:
+    """The content of a slot is gone at the commit: a conflict, and nothing is published."""
+    tx = atomik.transaction()
+    tx.symlink("link", "x")
+    tx.file("y")
+    for name in left_in(folder):
+        if os.path.islink(name):
+            os.unlink(name)
+    with pytest.raises(errors.ConflictError, match="gone"):
+        tx.commit()
+    assert os.listdir() == []
+
+
+def test_content_changed_at_the_last_moment_behind_equal_times(folder: Path) -> None:
+    """The digest is compared again with what was displaced."""
+    Path("x").write_text("old")
+    seen = atomik.observe("x", digest=True)
+
+    def change() -> None:
+        times = os.stat("x")
+        with open("x", "r+") as f:
+            f.write("OLD")
+        os.utime("x", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    wanted = pytest.raises(errors.ConflictError, match="content was changed")
+    with installed(Acting("rename", Once(change))), wanted, atomik.file("x", expect=seen) as f:
+        f.write("new")
+    assert Path("x").read_text() == "OLD"
+
+
+@pytest.fixture
+def here(folder: Path) -> Any:
+    directory = Directory.open(str(folder))
+    yield directory
+    directory.close()
+
+
+def step(here: Directory, op: str, **more: Any) -> Step:
+    dest, slot = Place(here, "dest"), Place(here, "slot")
+    return Step(op, "file", dest, slot, slot.identity(), dest.identity(), **more)
+
+
+def test_replaced_right_after_it_was_published(here: Directory) -> None:
+    """I4: theirs on top of ours is a conflict."""
+    Path("slot").write_text("new")
+    Path("dest").write_text("old")
+    kernel = Acting("rename", Once(lambda: theirs("dest")), after=True)
+    with installed(kernel), pytest.raises(errors.ConflictError, match="right after"):
+        _swap.swap(step(here, "replace"))
+    assert Path("dest").read_text() == "theirs"
+
+
+def test_replaced_while_a_lower_rung_is_at_work(here: Directory) -> None:
+    """The link method looks again before it renames; theirs stays, and no twin."""
+    Path("slot").write_text("new")
+    Path("dest").write_text("old")
+    kernel = Acting("link", Once(lambda: theirs("dest")))
+    wanted = pytest.raises(errors.ConflictError, match="replaced meanwhile")
+    with installed(Poor("noreplace", "exchange")), installed(kernel), wanted:
+        _swap.swap(step(here, "replace"))
+    assert Path("dest").read_text() == "theirs"
+    assert sorted(os.listdir()) == ["dest", "slot"]
+
+
+def test_one_item_replaced_while_a_lower_rung_is_at_work(folder: Path) -> None:
+    """The same for one item: it looks again, and the last writer wins."""
+    Path("x").write_text("old")
+    kernel = Acting("link", Once(theirs))
+    with installed(Poor("noreplace", "exchange")), installed(kernel):
+        overwrite()
+    assert Path("x").read_text() == "new"
+    assert os.listdir() == ["x"]
+
+
+def test_undo_of_what_others_removed(here: Directory) -> None:
+    """A new object that somebody removes at the last moment needs no undo."""
+    Path("slot").write_text("new")
+    made = step(here, "create")
+    _swap.swap(made)
+    with installed(Acting("rename", Once(lambda: os.unlink("dest")))):
+        assert _undo.undo(made) is Undone.UNTOUCHED
+    assert os.listdir() == []
+
+
+def test_undo_of_a_removal_that_others_made(here: Directory) -> None:
+    """What somebody else took away is not ours to bring back."""
+    Path("dest").write_text("old")
+    made = step(here, "remove")
+    os.rename("dest", "elsewhere")
+    assert _undo.undo(made) is Undone.FOREIGN
+    assert os.listdir() == ["elsewhere"]
+
+
+def test_undo_of_the_weaker_rung_in_between(here: Directory) -> None:
+    """The empty folder that held the place is taken away; one with something in it is somebody's."""
+    os.mkdir("slot")
+    made = Step(
+        "create", "folder", Place(here, "dest"), Place(here, "slot"), Place(here, "slot").identity(), allow_gap=True
+    )
+    os.mkdir("dest")
+    assert _undo.undo(made) is Undone.UNDONE
+    assert os.listdir() == ["slot"]
+    os.mkdir("dest")
+    Path("dest/theirs").touch()
+    assert _undo.undo(made) is Undone.FOREIGN
+    assert os.listdir("dest") == ["theirs"]
+
+
+def test_spilling_fails(folder: Path) -> None:
+    """A sealed file that cannot get its slot spoils the transaction with a typed error, and is staged again."""
+    with atomik.transaction() as tx:
+        for number in range(8):
+            with tx.file(f"f{number}"):
+                pass
+        wanted = pytest.raises(errors.AtomikOSError, match="free some space")
+        with installed(Faulty.every("link_fd", errno.ENOSPC)), wanted, tx.file("f8"):
+            pass
+        with pytest.raises(errors.TransactionStateError, match="f0"):
+            tx.commit()
+        tx.file("f0").write("again")
+    assert len(os.listdir()) == 9
+    assert Path("f0").read_text() == "again"
+
+
+def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new version stands and is durable; what it displaced goes all the same."""
+
+    def interrupted(self: _commit.Commit) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_commit.Commit, "spare_readers", interrupted)
+    Path("x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomik.file("x", overwrite=True, lock_timeout=60) as f:  # not the short way
+        f.write("new")
+    Path("d").mkdir()
+    monkeypatch.setattr(_kernel.Kernel, "may_write", lambda *_: False)  # so its slot is beside it
+    with pytest.raises(KeyboardInterrupt), atomik.folder("d", overwrite=True) as d:
+        (d / "y").touch()
+    assert Path("x").read_text() == "new"
+    assert os.listdir("d") == ["y"]
+    assert sorted(os.listdir()) == ["d", "x"]
+
+
+@pytest.mark.parametrize(("load", "low", "high"), [(0.0, 0.0, 0.005), (4.0, 0.03, 0.04), (1000.0, 0.09, 0.1)])
+def test_readers_of_a_displaced_folder_get_longer_where_processors_are_scarce(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, load: float, low: float, high: float
+) -> None:
+    """One that opened it right before the swap may have to wait for its turn to list it; but there is a bound."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    waits: list[float] = []
+    monkeypatch.setattr(_commit.time, "sleep", waits.append)
+    Path("d").mkdir()
+    with atomik.folder("d", overwrite=True, durable=False):
+        pass
+    assert low <= sum(waits) <= high
+    assert os.listdir("d") == []
+
+
+def test_a_newcomer_among_many_is_found_before_anything_is_swapped(folder: Path) -> None:
+    """The listing under the lock shows what came to a destination since it was staged."""
+    swaps = Acting("rename", lambda call: None)
+    with installed(swaps), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
+        for number in range(20):
+            tx.file(f"f{number}").write("ours")
+        theirs("f13")
+    assert caught.value.filename == str(folder / "f13")
+    assert (swaps.acted, os.listdir(), Path("f13").read_text()) == (0, ["f13"], "theirs")
+
+
+def test_a_newcomer_behind_the_listing_is_found_by_the_swap(folder: Path) -> None:
+    """Whoever comes between the listing and the swap keeps what they published, and the others are undone (P2, P3)."""
+    come = Acting("rename", Once(lambda: theirs("f13")))
+    with installed(come), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
+        for number in range(20):
+            tx.file(f"f{number}").write("ours")
+    assert caught.value.filename == str(folder / "f13")
+    assert (os.listdir(), Path("f13").read_text()) == (["f13"], "theirs")

@@ -1,0 +1,98 @@
+"""An exception of a signal handler is never taken for the kernel's answer (I13), and nothing is left when it arrives."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.state import left_in
+
+AtomikFileSystem: Any = pytest.importorskip("atomik.fsspec", reason="needs the extra atomik[fsspec]").AtomikFileSystem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.fixture
+def fs() -> Any:
+    return AtomikFileSystem(skip_instance_cache=True, durable=False)
+
+
+def striking(call: Callable[..., Any], victim: str) -> Callable[..., Any]:
+    """The call, and when it is about `victim` a handler that raises right behind it."""
+
+    def called(path: Any, *args: Any, **keywords: Any) -> Any:
+        result = call(path, *args, **keywords)
+        if os.path.basename(os.fspath(path)) == victim:
+            raise FileNotFoundError(errno.ENOENT, "the handler's")
+        return result
+
+    return called
+
+
+@pytest.mark.parametrize("question", ["isfile", "isdir", "islink", "lexists"])
+def test_asking(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch, question: str) -> None:
+    """Whether something is there is not answered by it; outside a transaction and inside."""
+    Path("victim").touch()
+    with fs.transaction:
+        assert getattr(fs, question)("victim") in (True, False)
+        monkeypatch.setattr(os, "stat", striking(os.stat, "victim"))
+        with pytest.raises(FileNotFoundError, match="the handler's"):
+            getattr(fs, question)("victim")
+    with pytest.raises(FileNotFoundError, match="the handler's"):
+        getattr(fs, question)("victim")
+    monkeypatch.undo()
+    os.chdir(folder)
+    assert getattr(fs, question)("missing") is False
+
+
+@pytest.mark.parametrize("call", ["stat", "lstat", "readlink"])
+def test_working_in_a_transaction(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The program gets the handler's exception, everything is as it was, and nothing is left."""
+    Path("victim").symlink_to("target")
+    Path("target").write_text("old")
+
+    def program() -> None:
+        with fs.transaction, monkeypatch.context() as patch:
+            fs.pipe("other", b"new")
+            patch.setattr(os, call, striking(getattr(os, call), "target" if call == "stat" else "victim"))
+            fs.pipe("victim", b"new")
+
+    with pytest.raises(FileNotFoundError, match="the handler's"):
+        program()
+    assert (sorted(os.listdir()), Path("target").read_text()) == (["target", "victim"], "old")
+    assert not left_in(folder)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_dropping_a_compressed_file(folder: Path, fs: Any, inside: bool) -> None:
+    """A file is dropped whole, whatever arrives while its compression is closed; a full disk does not matter then."""
+
+    def drop(error: BaseException) -> None:
+        file = fs.open("a", "wb", compression="gzip", autocommit=False)
+        file.write(b"x")
+        layer = file._layers[1]
+        close = layer.close
+
+        def closing() -> None:
+            close()
+            raise error
+
+        layer.close = closing
+        file.discard()
+
+    for error in (TimeoutError("the handler's"), OSError(errno.ENOSPC, "full")):
+        if inside:
+            fs.start_transaction()
+        if isinstance(error, TimeoutError):
+            with pytest.raises(TimeoutError):
+                drop(error)
+        else:
+            drop(error)
+        if inside:
+            fs.end_transaction()
+        assert os.listdir() == []

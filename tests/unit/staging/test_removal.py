@@ -1,0 +1,69 @@
+"""Removals as outputs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik import errors
+from tests.support.kernels import Acting, installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize("make", ["file", "link", "dangling", "folder", "tree", "fifo"])
+@pytest.mark.parametrize("others", [0, 1])
+def test_removal(folder: Path, make: str, others: int) -> None:
+    """Of anything; a link itself, and not what it leads to."""
+    Path("target").mkdir()
+    Path("target/precious").touch()
+    actions: dict[str, Callable[[], object]] = {
+        "file": lambda: Path("x").touch(),
+        "link": lambda: Path("x").symlink_to("target"),
+        "dangling": lambda: Path("x").symlink_to("nowhere"),
+        "folder": lambda: Path("x").mkdir(),
+        "tree": lambda: Path("x/a/b/c").mkdir(parents=True),
+        "fifo": lambda: os.mkfifo("x"),
+    }
+    actions[make]()
+    with atomik.transaction() as tx:
+        tx.remove("x")
+        for _ in range(others):
+            tx.file("y")
+        assert os.path.lexists("x")
+    assert not os.path.lexists("x")
+    assert os.listdir("target") == ["precious"]
+    assert tx.receipt is not None
+    assert tx.receipt.items[0].op == "remove"
+
+
+def test_removal_of_nothing(folder: Path) -> None:
+    """An error, unless missing_ok."""
+    with atomik.transaction() as tx:
+        with pytest.raises(errors.MissingPathError, match="missing_ok") as caught:
+            tx.remove("x")
+        tx.remove("x", missing_ok=True)
+        tx.remove("no/such/folder/x", missing_ok=True)
+        assert tx.items == ()
+    assert caught.value.filename == str(folder / "x")
+
+
+def test_removal_is_undone(folder: Path) -> None:
+    """The same inode comes back."""
+    Path("d/sub").mkdir(parents=True)
+    before = os.stat("d").st_ino
+
+    def fail(call: Any) -> None:
+        if call.paths[1].endswith("/new"):
+            raise OSError(5, "injected")
+
+    with installed(Acting("rename", fail)), pytest.raises(errors.CommitError), atomik.transaction() as tx:
+        tx.remove("d")
+        tx.file("new")
+    assert os.stat("d").st_ino == before
+    assert os.listdir() == ["d"]

@@ -1,0 +1,101 @@
+"""Room for many open folders."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._system import descriptors
+from tests.support.state import in_child
+
+
+def limited(soft: int, hard: int, work: Callable[[], object]) -> None:
+    """In a child with these limits."""
+
+    def child() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        work()
+
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip(f"the hard limit here is lower than {hard}")
+    in_child(child)
+
+
+def soft() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def test_five_thousand_folders(tmp_path: Path) -> None:
+    """At a soft limit of 1,024: the limit goes up while they are open, and is afterwards what it was."""
+    for number in range(5000):
+        (tmp_path / str(number)).mkdir()
+
+    def work() -> None:
+        held = [Directory.open(str(tmp_path / str(number))) for number in range(5000)]
+        assert 5000 < soft() <= 16384
+        os.close(os.open("/", os.O_RDONLY))  # there is still room for others
+        for directory in held[1000:]:
+            directory.close()
+        assert soft() > 1024, "those that are left need more than 960"
+        for directory in held[:1000]:
+            directory.close()
+        assert soft() == 1024
+
+    limited(1024, 16384, work)
+
+
+def test_where_the_hard_limit_is_near(tmp_path: Path) -> None:
+    """The folder that has no room is refused when it is opened, with the cure, before the last descriptor is taken."""
+
+    def work() -> None:
+        held = []
+        with pytest.raises(errors.AtomikOSError, match="LimitNOFILE") as caught:
+            while True:
+                held.append(Directory.open(str(tmp_path)))
+        assert (caught.value.errno, caught.value.filename) == (errno.EMFILE, str(tmp_path))
+        assert 300 - descriptors.RESERVE - 16 < len(held) < 300 - descriptors.RESERVE
+        spare = [os.dup(0) for _ in range(descriptors.RESERVE - 4)]
+        assert len(spare) > 32, "there is room to roll back and to close"
+        for directory in held:
+            directory.close()
+
+    limited(300, 300, work)
+
+
+def test_a_small_limit_that_is_used_up_by_others(tmp_path: Path) -> None:
+    """EMFILE below the number from which atomik looks: the limit is raised all the same."""
+
+    def work() -> None:
+        others = []
+        try:
+            while True:
+                others.append(os.dup(0))
+        except OSError:
+            pass
+        directory = Directory.open(str(tmp_path))
+        assert soft() > 64
+        directory.close()
+        assert soft() == 64
+
+    limited(64, 256, work)
+
+
+def test_a_limit_that_somebody_else_changed_stays(tmp_path: Path) -> None:
+    """Only what atomik raised is put back."""
+
+    def work() -> None:
+        held = [Directory.open(str(tmp_path)) for _ in range(300)]
+        assert soft() > 256
+        resource.setrlimit(resource.RLIMIT_NOFILE, (2048, 4096))
+        for directory in held:
+            directory.close()
+        assert soft() == 2048
+
+    limited(256, 4096, work)

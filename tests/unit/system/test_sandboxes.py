@@ -1,0 +1,174 @@
+"""What a container's filter refuses: the next way serves, or the error names the sandbox."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place, chmod, link, rename_back
+from atomik._system import kernel
+from tests.support.seccomp import CALLS, needs_seccomp, refuse
+from tests.support.state import in_child
+
+pytestmark = needs_seccomp
+
+REFUSED = [errno.EPERM, errno.ENOSYS, errno.EACCES]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Directory]:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    directory = Directory.open(str(tmp_path))
+    yield directory
+    directory.close()
+
+
+def behind(number: int, *calls: str, do: Callable[[], None]) -> None:
+    """Do it in a child in which the calls are refused."""
+
+    def sandboxed() -> None:
+        kernel.libc()
+        refuse(number, *calls)
+        do()
+
+    in_child(sandboxed)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_folder_is_opened_and_asked(here: Directory, number: int, call: str) -> None:
+    """Whatever single call is missing: names, identities, the mount, attributes, the way back to it."""
+    before = kernel.port.statx(here.fd, "file")
+
+    def ask() -> None:
+        again = Directory.open(here.path)
+        assert again.key == here.key
+        assert again.mount, "the mount is known all the same"
+        assert again.fs.name == here.fs.name
+        assert (again.exists("file"), again.exists("link"), again.exists("none")) == (True, True, False)
+        found = kernel.port.statx(again.fd, "file")
+        assert (found.mode, found.ino, found.uid, found.nlink, found.dev) == (
+            before.mode, before.ino, before.uid, before.nlink, before.dev,
+        )  # fmt: skip
+        assert again.identity("file") != again.identity("folder")
+        assert again.identity("none") is None
+        assert not kernel.port.has_xattrs("file", again.fd)
+        assert again.still_there()
+        assert kernel.port.statx(again.fd, "folder").mount == again.mount
+        with pytest.raises(FileNotFoundError):
+            kernel.port.statx(again.fd, "none")
+        again.close()
+
+    behind(number, call, do=ask)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_all_of_them_at_once(here: Directory, number: int) -> None:
+    """And /proc/self/fdinfo still tells the mount."""
+
+    def ask() -> None:
+        again = Directory.open(here.path)
+        assert again.mount
+        assert kernel.port.statx(again.fd, "folder").mount == again.mount
+        rename_back(Place(again, "file"), Place(again, "other"), folder=False)
+        assert sorted(os.listdir(again.path)) == ["folder", "link", "other"]
+
+    behind(number, *CALLS, do=ask)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_renameat2(here: Directory, number: int) -> None:
+    """Without flags renameat(2) does it; with flags the error names the sandbox, and reads as a missing call does."""
+
+    def try_it() -> None:
+        with pytest.raises(OSError, match="sandbox or seccomp filter refuses renameat2") as caught:
+            kernel.port.rename("file", here.fd, "new", here.fd, kernel.NOREPLACE)
+        assert caught.value.errno == errno.ENOSYS
+        kernel.port.rename("file", here.fd, "new", here.fd, 0)
+        assert here.exists("new")
+
+    behind(number, "renameat2", do=try_it)
+
+
+def test_a_no_about_one_file_stays_what_it_is(here: Directory) -> None:
+    """EPERM of a sticky or immutable folder is not blamed on a sandbox."""
+    assert kernel.sandboxed("renameat2") is None
+
+    def try_it() -> None:
+        os.chmod(here.path, 0o555)
+        os.setresuid(65534, 65534, 65534)
+        with pytest.raises(PermissionError, match="Permission denied"):
+            kernel.port.rename("file", here.fd, "new", here.fd, kernel.NOREPLACE)
+
+    if os.geteuid():
+        pytest.skip("needs another user")
+    in_child(try_it)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_o_tmpfile_and_linkat(here: Directory, number: int) -> None:
+    """Both read as missing, so that a named file is written instead."""
+
+    def tmpfile() -> None:
+        with pytest.raises(OSError, match="O_TMPFILE") as caught:
+            kernel.port.open_tmpfile(here.fd, os.O_RDWR, 0o600)
+        assert caught.value.errno == errno.ENOSYS
+
+    def linkat() -> None:
+        assert not link(Place(here, "file"), Place(here, "second"))
+        fd = kernel.port.open_tmpfile(here.fd, os.O_RDWR, 0o600)
+        with pytest.raises(OSError, match="linkat") as caught:
+            kernel.port.link_fd(fd, "second", here.fd)
+        assert caught.value.errno == errno.ENOSYS
+
+    if number != errno.ENOSYS:
+        behind(number, "O_TMPFILE", do=tmpfile)
+    behind(number, "linkat", do=linkat)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_syncfs_and_flock(here: Directory, number: int) -> None:
+    """What has no second way is refused by name."""
+
+    def try_them() -> None:
+        with pytest.raises(OSError, match="syncfs"):
+            kernel.port.syncfs(here.fd)
+        with pytest.raises(errors.AtomikOSError, match="flock") as caught:
+            here.lock(5)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSYS, here.path)
+        with pytest.raises(errors.AtomikOSError, match="flock"):
+            here.try_lock()
+
+    behind(number, "syncfs", "flock", do=try_them)
+    assert fcntl.flock(here.fd, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_chmod_without_proc(here: Directory, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither /proc nor fchmodat2(2): a folder is opened for it; of a file the error says what is missing."""
+
+    def no_proc(path: str, mode: int) -> None:
+        raise FileNotFoundError(errno.ENOENT, "no /proc", path)
+
+    monkeypatch.setattr(kernel.port, "chmod", no_proc, raising=False)
+
+    def try_it() -> None:
+        for name, works in (("folder", True), ("file", False)):
+            path_fd = kernel.port.open(name, os.O_PATH | os.O_NOFOLLOW, here.fd)
+            if works:
+                chmod(path_fd, 0o711, name)
+                assert os.stat(here.child(name)).st_mode & 0o7777 == 0o711
+            else:
+                with pytest.raises(errors.AtomikOSError, match="mount /proc"):
+                    chmod(path_fd, 0o711, name)
+
+    behind(number, "fchmodat2", do=try_it)

@@ -1,0 +1,156 @@
+"""Many open files synced at once, by threads: each once, the first error counts, and nobody is left at work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from atomik._system import kernel as _kernel
+from atomik._tree import sync
+from tests.trees import Without, kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+MANY = 4 * sync.FEW
+
+
+@pytest.fixture
+def fds(tmp_path: Path) -> Iterator[list[int]]:
+    """Many open files."""
+    opened = [os.open(tmp_path / f"{number}", os.O_CREAT | os.O_RDWR) for number in range(MANY)]
+    yield opened
+    for fd in opened:
+        os.close(fd)
+
+
+class Syncing(_kernel.Kernel):
+    """Notes each fsync and its thread, then does something."""
+
+    def __init__(self, work: Callable[[int], None] = lambda _: None) -> None:
+        self.synced: list[int] = []
+        self.threads: set[int] = set()
+        self.work = work
+
+    def fsync(self, fd: int) -> None:
+        """Note and do."""
+        self.synced.append(fd)
+        self.threads.add(threading.get_ident())
+        self.work(fd)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, sync.FEW - 1, sync.FEW, MANY])
+def test_each_once(fds: list[int], count: int) -> None:
+    """Every file is synced once, whatever their number, and `progress` reaches it; threads only for many."""
+    told: list[int] = []
+    with kernel(Syncing(lambda _: time.sleep(0.002))) as noting:
+        assert sync.sync_files(fds[:count], told.append) is None
+    assert isinstance(noting, Syncing)
+    assert sorted(noting.synced) == fds[:count]
+    assert sum(told) == count
+    assert 0 not in told
+    assert len(noting.threads) == (sync.THREADS if count >= sync.FEW else min(count, 1))
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("where", [0, 1, MANY // 2, MANY - 1])
+def test_a_failure(fds: list[int], where: int) -> None:
+    """The file that failed is named, no file is synced twice, and what was not begun is left."""
+
+    class Failing(Syncing):
+        def fsync(self, fd: int) -> None:
+            super().fsync(fd)
+            if fd == fds[where]:
+                raise OSError(errno.EIO, "broken")
+
+    with kernel(Failing(lambda _: time.sleep(0.001))) as noting:
+        failed = sync.sync_files(fds)
+        assert failed is not None
+        assert (failed[0], failed[1].errno, _kernel.errno_of(failed[1])) == (where, errno.EIO, errno.EIO)
+    assert isinstance(noting, Syncing)
+    assert len(noting.synced) == len(set(noting.synced))
+    assert where == MANY - 1 or len(noting.synced) < MANY
+    assert threading.active_count() == 1
+
+
+def test_all_fail(fds: list[int]) -> None:
+    """One error is enough."""
+    with kernel(Without("fsync", errno.ENOSPC)):
+        failed = sync.sync_files(fds)
+    assert failed is not None
+    assert failed[1].errno == errno.ENOSPC
+    assert threading.active_count() == 1
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt(), TimeoutError(errno.EIO, "alarm")])
+def test_interrupt(fds: list[int], exception: BaseException) -> None:
+    """What a signal handler raises goes on unchanged, twice in a row too, after all threads have ended."""
+
+    def handler(*_: object) -> None:
+        raise exception
+
+    def slow(_: int) -> None:
+        time.sleep(0.05)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with kernel(Syncing(slow)) as noting:
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            with pytest.raises(type(exception)) as caught:
+                try:
+                    sync.sync_files(fds)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            assert caught.value is exception
+            assert isinstance(noting, Syncing)
+            ended = len(noting.synced)
+            assert not any(thread.is_alive() for thread in threading.enumerate() if thread.name == "atomik-sync")
+            time.sleep(0.1)
+            assert len(noting.synced) == ended < MANY
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_an_unexpected_exception_in_a_thread(fds: list[int]) -> None:
+    """What is no answer of the kernel is raised by the caller's thread."""
+
+    def strike(_: int) -> None:
+        time.sleep(0.001)
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError("no")
+
+    with kernel(Syncing(strike)), pytest.raises(MemoryError):
+        sync.sync_files(fds)
+    assert threading.active_count() == 1
+
+
+def test_without_threads(fds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started, as when the interpreter ends, the caller's thread does it all."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with kernel(Syncing()) as noting:
+        assert sync.sync_files(fds) is None
+    assert isinstance(noting, Syncing)
+    assert sorted(noting.synced) == fds
+
+
+def test_failing_progress(fds: list[int]) -> None:
+    """An error of the caller's own goes on, after the threads."""
+
+    def progress(_: int) -> None:
+        raise ValueError("bar")
+
+    with kernel(Syncing(lambda _: time.sleep(0.002))), pytest.raises(ValueError, match="bar"):
+        sync.sync_files(fds, progress)
+    assert threading.active_count() == 1
