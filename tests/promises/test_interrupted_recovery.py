@@ -67,6 +67,7 @@ def check(folder: Path, committed: bool, what: str) -> None:
 _OPENING = frozenset({"open", "open_beneath", "create", "open_tmpfile", "scandir"})
 
 
+@pytest.mark.filterwarnings("ignore:unclosed scandir iterator", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("committed", [False, True], ids=["undo", "finish"])
 def test_at_every_call(folder: Path, committed: bool, after: bool) -> None:
