@@ -124,7 +124,14 @@ def test_at_every_line(folder: Path, committed: bool) -> None:
         build(folder, committed)
         raised, lines = next(kinds)(), [0]
 
-        def trace(frame: FrameType, event: str, _: Any, number: int = number, lines: list[int] = lines) -> Any:
+        def trace(
+            frame: FrameType,
+            event: str,
+            _: Any,
+            number: int = number,
+            lines: list[int] = lines,
+            raised: BaseException = raised,
+        ) -> Any:
             if frame.f_code.co_filename not in files:
                 return None
             if event == "line":
