@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
 
 from atomik.flags import formerly
 
@@ -270,7 +270,7 @@ def folder(
     `transaction`.
     """
     tx = _begin(overwrite, options)
-    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **options)
+    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
 
 
 def path(
@@ -292,7 +292,7 @@ def path(
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
     tx = _begin(overwrite, options)
-    return Output(tx, tx.path, path, overwrite, tmp_dir, **options)
+    return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
 
 def update(
@@ -333,7 +333,7 @@ def update(
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
     tx = _begin(True, options)  # noqa: FBT003
-    return Output(tx, tx._stage_file, path, mode, True, None, text, options)  # noqa: FBT003
+    return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
 
 
 def _former_path(options: Any) -> StrPath:

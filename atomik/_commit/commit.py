@@ -302,7 +302,7 @@ class Commit:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
             self._unlock()
-            wait_or_recover(hot, self.lock_timeout)  # type: ignore[arg-type]
+            wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
             self._check_parent(parent)
 

@@ -23,7 +23,8 @@ ERRORS = {
     "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
     "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
     "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
-    "NestedDestinationError", "RollbackError", "TransactionStateError", "UnsupportedFilesystemError", "WrongKindError",
+    "NestedDestinationError", "RollbackError", "TransactionStateError", "UndecidedError",
+    "UnsupportedFilesystemError", "WrongKindError",
 }  # fmt: skip
 
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
