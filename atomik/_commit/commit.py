@@ -16,7 +16,7 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.run` goes forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
 end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
 nothing when there is nothing left to do.
 """
@@ -83,17 +83,17 @@ class Commit:
     """
 
     __slots__ = (
-        "_begun", "_displaced", "_failure", "_journal", "_locked", "_marking", "_moved", "_needs", "_parents", "_recorded",
+        "_begun", "_displaced", "_failure", "_heard", "_journal", "_locked", "_marking", "_moved", "_needs", "_parents", "_recorded",
         "_told", "_visible_from", "barriers", "items", "leftovers", "lock_timeout", "progress", "state", "steps",
         "stranded", "visible", "workspace",
     )  # fmt: skip
 
     def __init__(
         self, workspace: Workspace, items: list[Item], barriers: Barriers, lock_timeout: float | None,
-        progress: Callable[[str, int, int], None] | None,
+        progress: Callable[[str, int, int], None] | None, *, heard: bool,
     ) -> None:  # fmt: skip
         self.workspace, self.items, self.barriers = workspace, items, barriers
-        self.lock_timeout, self.progress = lock_timeout, progress
+        self.lock_timeout, self.progress, self._heard = lock_timeout, progress, heard
         self.state = _OPEN
         self.steps: list[Step] = []
         self.leftovers: list[str] = []
@@ -144,12 +144,6 @@ class Commit:
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
     # --- forward -------------------------------------------------------------------------------------------------
-    def run(self) -> None:
-        """Publish: returns with everything new, or raises; then `end` must be called."""
-        self.prepare()
-        self.confirm()
-        self.clean_up()
-
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
         if len(self.items) == 1:
@@ -179,7 +173,8 @@ class Commit:
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
             wait_or_recover(parent, self.lock_timeout)
-        self._check_parent(parent)
+        if not parent.still_there():
+            self._refuse_moved(parent)
         if options.if_changed and item.stands_already():
             self._confirm_unchanged(parent)
             return
@@ -230,9 +225,12 @@ class Commit:
         there = found[item.place]
         if there is not None and isinstance(item, StagedFile) and item.slot is None:
             self._name(item, item.name_beside)
-        self.steps = self._planned([item], found)
-        step = self.steps[0]
-        step.alone = True
+        alone = not self._locked
+        try:
+            self.steps = _plan.plan((item.operation(alone=alone),), found)
+        except _plan.Refusal as refusal:
+            _plan.refuse(refusal)
+        self.steps[0].alone = True
         if there is not None and there.kind == "folder" and not self._locked:
             self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=True)
             self._lock({item.place})
@@ -259,9 +257,8 @@ class Commit:
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
-        alone = len(self.items) == 1 and not self._locked
         try:
-            return _plan.plan([item.operation(alone=alone) for item in items], found)
+            return _plan.plan([item.operation(alone=False) for item in items], found)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
 
@@ -304,7 +301,8 @@ class Commit:
             self._unlock()
             wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
-            self._check_parent(parent)
+            if not parent.still_there():
+                self._refuse_moved(parent)
 
     def _open_displaced(self, displaced: set[Place]) -> None:
         for place in displaced:
@@ -324,11 +322,10 @@ class Commit:
             self._displaced.clear()
             self._locked = False
 
-    def _check_parent(self, directory: Directory) -> None:
-        """The folder that was opened when the item was staged must still be the one at its path."""
-        if not directory.still_there():
-            text = "the folder was moved, removed or replaced since the output was staged; stage again"
-            errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
+    def _refuse_moved(self, directory: Directory) -> NoReturn:
+        """The folder that was opened when the item was staged is no longer the one at its path."""
+        text = "the folder was moved, removed or replaced since the output was staged; stage again"
+        errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
 
     def _folders(self) -> list[Directory]:
         """Every folder that a swap takes a name from or gives one to, and those that hold the journal's names."""
@@ -371,7 +368,7 @@ class Commit:
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
-        heard, progress, total = _events.heard(_events.DEBUG), self.progress, len(self.steps)
+        heard, progress, total = self._heard, self.progress, len(self.steps)
         self._visible_from = time.perf_counter()
         for at, step in enumerate(self.steps):
             self._begun = at + 1
@@ -407,8 +404,9 @@ class Commit:
                 self._begun = 0
             else:
                 self.visible = time.perf_counter() - self._visible_from
-                self._check_came_out(step)
-                if _events.heard(_events.DEBUG):
+                if step.op != "create" and step.method != RENAME:
+                    self._check_came_out(step)
+                if self._heard:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, item.find(alone=True))
@@ -426,8 +424,6 @@ class Commit:
 
     def _check_came_out(self, step: Step) -> None:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
-        if step.op == "create" or step.method == RENAME:
-            return
         came_out = step.slot.status()
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
             text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
@@ -517,7 +513,7 @@ class Commit:
 
     # --- the end -------------------------------------------------------------------------------------------------
     def end(self, cause: BaseException) -> None:
-        """Bring what `run` began to its end: all old, or all new behind the mark.
+        """Bring what was begun to its end: all old, or all new behind the mark.
 
         Idempotent, and may be left by any exception and called again.  Sets ``state``; raises RollbackError when it is not
         certain that everything is old.
@@ -570,6 +566,8 @@ class Commit:
 
     def _identify(self, step: Step) -> None:
         """Fill in the identities that a step alone did without: only a failure has to tell old from new."""
+        if step.slot is step.dest:  # it was to appear without one
+            step.slot = self.workspace.sibling(step.dest.directory)
         identity_of_new(step)
         there = step.dest.identity()
         if there != step.new:
@@ -666,7 +664,8 @@ class Commit:
             self._without_failing(journal.withdraw)
         if self._locked:
             self._unlock()
-        if self.steps:
+        steps = self.steps
+        if steps and not (steps[0].alone and steps[0].op == "create" and self.state is _COMMITTED):
             self._spare_listing()
             self._delete_siblings()
         if journal is not None:

@@ -52,15 +52,16 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_fs", "_way", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_way", "append_only", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd = path, fd
-        self._fs: Filesystem | None = None
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
-        self.dev, self.ino, self.mount = self.place_key = found.place_key
+        self.place_key = self.dev, self.ino, self.mount = os.makedev(found.major, found.minor), found.ino, found.mount
+        #: the filesystem it lies on
+        self.fs = _filesystem.of(fd, found)
         self.append_only = found.attributes & _APPEND_ONLY != 0
 
     def __repr__(self) -> str:
@@ -128,13 +129,6 @@ class Directory:
     def sticky(self) -> bool:
         """Whether only their owners, and its own, may replace or remove the entries in it."""
         return bool(self._found.mode & stat.S_ISVTX)
-
-    @property
-    def fs(self) -> Filesystem:
-        """The filesystem it lies on."""
-        if self._fs is None:
-            self._fs = _filesystem.of(self.fd, self._found)
-        return self._fs
 
     def child(self, name: str) -> str:
         """The path of a name in it, for messages."""
