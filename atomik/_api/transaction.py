@@ -50,9 +50,9 @@ class Transaction:
     stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
 
-    __slots__ = (
-        "__weakref__", "_barriers", "_commit", "_duration", "_intake", "_lock_timeout", "_receipt", "_state",
-    )  # fmt: skip
+    _commit: Commit | None = None
+    _receipt: Receipt | None = None
+    _duration = 0.0
 
     def __init__(
         self,
@@ -69,9 +69,6 @@ class Transaction:
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
-        self._commit: Commit | None = None
-        self._receipt: Receipt | None = None
-        self._duration = 0.0
         self._state = _OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
         if self._intake.heard:

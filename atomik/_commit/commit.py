@@ -50,7 +50,7 @@ from atomik._tree.delete import delete_file, delete_tree
 from . import plan as _plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
@@ -82,11 +82,25 @@ class Commit:
     ``leftovers`` what could not be cleaned up; ``visible`` the seconds from the first swap to the end of the last.
     """
 
-    __slots__ = (
-        "_begun", "_displaced", "_failure", "_heard", "_journal", "_locked", "_marking", "_moved", "_needs", "_parents", "_recorded",
-        "_told", "_visible_from", "barriers", "items", "leftovers", "lock_timeout", "progress", "state", "steps",
-        "stranded", "visible", "workspace",
-    )  # fmt: skip
+    # What most commits never change is said once, here: making the objects is a good part of what a small commit costs.
+    state = _OPEN
+    steps: Sequence[Step] = ()
+    visible = _visible_from = 0.0
+    #: displaced originals that must stay, because a stranger's object exists where they belong
+    stranded: Sequence[Step] = ()
+    leftovers: Sequence[str] = ()
+    _begun = 0
+    _needs = _plan.Needs(journal=False, lock=False)
+    _parents: Sequence[Directory] = ()
+    #: folders that will be displaced, open for their lock
+    _displaced: Sequence[Directory] = ()
+    _locked = _marking = told = False
+    _journal: _journal.LiveJournal | None = None
+    #: folders that go from their slot in a private folder to one beside the destination
+    _moved: Sequence[tuple[Place, Place]] = ()
+    #: why undoing failed, the first time
+    _failure: OSError | None = None
+    _recorded: frozenset[bytes] = frozenset()
 
     def __init__(
         self, workspace: Workspace, items: list[Item], barriers: Barriers, lock_timeout: float | None,
@@ -94,35 +108,12 @@ class Commit:
     ) -> None:  # fmt: skip
         self.workspace, self.items, self.barriers = workspace, items, barriers
         self.lock_timeout, self.progress, self._heard = lock_timeout, progress, heard
-        self.state = _OPEN
-        self.steps: list[Step] = []
-        self.leftovers: list[str] = []
-        #: displaced originals that must stay, because a stranger's object exists where they belong
-        self.stranded: list[Step] = []
-        self.visible = self._visible_from = 0.0
-        self._begun = 0
-        self._needs = _plan.Needs(journal=False, lock=False)
-        self._parents: list[Directory] = []
-        #: folders that will be displaced, open for their lock
-        self._displaced: list[Directory] = []
-        self._locked = self._marking = self._told = False
-        self._journal: _journal.LiveJournal | None = None
-        #: folders that go from their slot in a private folder to one beside the destination
-        self._moved: list[tuple[Place, Place]] = []
-        #: why undoing failed, the first time
-        self._failure: OSError | None = None
-        self._recorded: set[bytes] = set()
 
     # --- saying --------------------------------------------------------------------------------------------------
     @property
     def txid(self) -> str:
         """The transaction's id."""
         return self.workspace.txid
-
-    @property
-    def told(self) -> bool:
-        """Whether its end has been logged already."""
-        return self._told
 
     @property
     def at(self) -> str | None:
@@ -140,7 +131,7 @@ class Commit:
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
         """A failure behind the commit point: told, never raised."""
-        self.leftovers.append(f"{path}: {exc.strerror or exc}")
+        self.leftovers = (*self.leftovers, f"{path}: {exc.strerror or exc}")
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
     # --- forward -------------------------------------------------------------------------------------------------
@@ -280,7 +271,7 @@ class Commit:
             first = steps[0]
             if first.new is not None:
                 first.mode = _close_to_others(slot)
-                self._moved.append((slot, beside))
+                self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
                 step.slot = beside
@@ -313,13 +304,13 @@ class Commit:
                     raise
                 continue  # gone; or it may not be read, and has no readers that could hold its lock
             folder.path = str(place)
-            self._displaced.append(folder)
+            self._displaced = (*self._displaced, folder)
 
     def _unlock(self) -> None:
         if self._locked:
             unlock_all(self._parents)
             close_all(self._displaced)
-            self._displaced.clear()
+            self._displaced = ()
             self._locked = False
 
     def _refuse_moved(self, directory: Directory) -> NoReturn:
@@ -331,7 +322,7 @@ class Commit:
         """Every folder that a swap takes a name from or gives one to, and those that hold the journal's names."""
         private = [made.folder for made in self.workspace.private_folders.values()]
         if self._parents:
-            return self._parents + private
+            return [*self._parents, *private]
         step = self.steps[0]
         folders = [step.dest.directory]
         if step.method != LINKAT and step.slot.directory is not step.dest.directory:
@@ -342,7 +333,7 @@ class Commit:
         self._journal = _journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         try:
-            _journal.create(self._journal, self._intent, private, self._parents)
+            _journal.create(self._journal, self._intent, private, list(self._parents))
         except _journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
@@ -545,8 +536,9 @@ class Commit:
         if self.steps and self.steps[0].alone:
             for step in begun:
                 self._identify(step)
-        self._recorded = {identity for step in begun for identity in (step.new, step.old) if identity is not None}
-        self.stranded.clear()
+        recorded = (identity for step in begun for identity in (step.new, step.old) if identity is not None)
+        self._recorded = frozenset(recorded)
+        self.stranded = ()
         failures = [failure for step in reversed(begun) if (failure := self._undo(step, cause)) is not None]
         if not failures:
             try:
@@ -560,8 +552,8 @@ class Commit:
             self._keep_in_doubt()
             return
         self.state = _ABORTED
-        if begun and not self.steps[0].alone and not self._told:
-            self._told = True
+        if begun and not self.steps[0].alone and not self.told:
+            self.told = True
             self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
 
     def _identify(self, step: Step) -> None:
@@ -592,7 +584,7 @@ class Commit:
                     return exc
         held = step.slot.identity()
         if not step.alone and result is Undone.FOREIGN and held is not None and _is_strange(step, held, self._recorded):
-            self.stranded.append(step)
+            self.stranded = (*self.stranded, step)
             cause.add_note(
                 f"somebody published at {step.dest} meanwhile, and theirs stays; the original lies at {step.slot} until "
                 "atomik.recover(…, discard=True)"
@@ -635,7 +627,7 @@ class Commit:
         failure, self._failure = self._failure, None
         assert failure is not None
         why = failure.strerror or str(failure)
-        self._told = True
+        self.told = True
         self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
         step = self.steps[0]
         if step.alone:
@@ -725,7 +717,7 @@ def _delete_known(step: Step) -> None:
         delete_tree(step.slot, known=found)
 
 
-def _is_strange(step: Step, held: bytes, recorded: set[bytes]) -> bool:
+def _is_strange(step: Step, held: bytes, recorded: frozenset[bytes]) -> bool:
     """Whether the slot holds an original, or what came to be between the look and the swap."""
     return held == step.old or held not in recorded
 

@@ -22,18 +22,24 @@ _Key = tuple[int, int, int]
 class Destinations:
     """What was taken so far; see the module."""
 
-    __slots__ = ("_chains", "_displaced", "_first", "_taken", "_used")
+    #: the first one, kept aside until there is a second: most transactions have one
+    _first: tuple[Place, str | None, Status | None] | None = None
+    #: the names taken in each folder, each with its path as given where it is not the folder's and the name
+    _taken: dict[_Key, tuple[Directory, dict[str, str | None]]] = {}  # noqa: RUF012  replaced by `_unfold`
+    #: the folders in which something of ours lies or will lie, each with the path that brought it in
+    _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
 
-    def __init__(self) -> None:
-        #: the first one, kept aside until there is a second: most transactions have one
-        self._first: tuple[Place, str | None, Status | None] | None = None
-        #: the names taken in each folder, each with its path as given where it is not the folder's and the name
-        self._taken: dict[_Key, tuple[Directory, dict[str, str | None]]] = {}
-        #: the folders in which something of ours lies or will lie, each with the path that brought it in
-        self._used: dict[_Key, tuple[Directory, str]] = {}
+    def _unfold(self) -> None:
+        """There is more than one destination, or a ``tmp_dir``: now all is kept."""
+        if self._taken is not Destinations._taken:
+            return
+        self._taken, self._used = {}, {}
         #: the folders that will be displaced
         self._displaced: dict[tuple[int, int], str] = {}
         self._chains: dict[_Key, frozenset[tuple[int, int]]] = {}
+        first, self._first = self._first, None
+        if first is not None:
+            self._register(*first)
 
     def register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
         """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
@@ -41,17 +47,11 @@ class Destinations:
         `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
         folder that the item would displace.
         """
-        if not self._taken:
-            if self._first is None and not self._used:
-                self._first = place, given, folder_there
-                return
-            self._unfold()
+        if self._first is None and self._taken is Destinations._taken:
+            self._first = place, given, folder_there
+            return
+        self._unfold()
         self._register(place, given, folder_there)
-
-    def _unfold(self) -> None:
-        first, self._first = self._first, None
-        if first is not None:
-            self._register(*first)
 
     def _register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
         path = given or str(place)

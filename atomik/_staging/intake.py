@@ -55,9 +55,8 @@ class Syncs(Protocol):
 class Intake:
     """The outputs of one transaction on their way in; see the module."""
 
-    __slots__ = (
-        "_retained", "_syncs", "closed", "failed", "heard", "items", "lock", "overwrite", "pid", "progress", "workspace",
-    )  # fmt: skip
+    #: why nothing more can be staged; "" while it can
+    closed = ""
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
         self.overwrite, self.progress, self._syncs = overwrite, progress, syncs
@@ -68,8 +67,6 @@ class Intake:
         self._retained: list[StagedFile] = []
         self.lock = RLock()
         self.pid = forked.me
-        #: why nothing more can be staged; "" while it can
-        self.closed = ""
         # Asked once for all that is staged, not twice for each of very many items.
         self.heard = _events.heard(_events.DEBUG)
 
