@@ -33,10 +33,10 @@ class ItemReceipt:
 
     ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
     "replace", "remove", "move" or "unchanged".  ``method``: how it was swapped ("renameat2", "linkat", "link", "rename",
-    "weaker"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
+    "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``kept``: the path where the previous version now stands, None when it was not kept.
+    ``backup``: the path at which the previous version stays, None where there is none.
     """
 
     path: str
@@ -47,7 +47,7 @@ class ItemReceipt:
     replaced: bool
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
-    kept: str | None = None
+    backup: str | None = None
 
 
 @define(frozen=True)
