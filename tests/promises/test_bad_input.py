@@ -14,7 +14,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.support.kernels import Acting, installed
+from tests.support.kernels import Acting, Answer, installed
 from tests.support.lab import mounts, namespace
 from tests.support.lab.need import need
 from tests.support.state import tree
@@ -573,7 +573,7 @@ def test_theirs_on_top_of_ours_stays(folder: Path) -> None:
         if call.paths[-1].endswith("/b"):
             Path("theirs").write_text("theirs")
             os.rename("theirs", "a")
-            raise OSError(errno.EIO, "injected")
+            raise Answer(errno.EIO)
 
     with atomik.transaction(overwrite=True) as tx:
         tx.file("a").write("new")

@@ -70,7 +70,7 @@ MEMBERS = {
     "Output": "abort commit receipt transaction",
     "Observation": "absent ctime_ns digest identity mtime_ns path size",
     "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
-    "ItemReceipt": "broken_links kept kind not_preserved op order path replaced method",
+    "ItemReceipt": "backup broken_links kind not_preserved op order path replaced method",
     "RecoveryReport": "clean items kept",
     "testing.CrashPoint": "call number returned when",
 }

@@ -539,24 +539,6 @@ def test_a_failed_undo_leaves_the_journal(pair: tuple[Path, Path]) -> None:
     assert not left_in(pair[0].parent)
 
 
-def test_a_failed_undo_without_a_journal_gets_one(pair: tuple[Path, Path]) -> None:
-    """journal=False leaves it out as long as all goes well; in doubt, recovery needs it."""
-    swaps: list[int] = []
-
-    def third_and_later(call: object) -> int | None:
-        swaps.append(1)
-        return 5 if len(swaps) > 2 else None
-
-    with installed(Faulty(third_and_later, {"rename"})), pytest.raises(errors.RollbackError):  # noqa: SIM117
-        with atomik.transaction(overwrite=True, journal=False) as tx:
-            for name in ("x", "y"):
-                tx.file(pair[0] / name).write("new")
-            tx.file(pair[1] / "x").write("new")
-    atomik.recover(*pair)
-    assert contents(*pair) == ["old", "old"]
-    assert not left_in(pair[0].parent)
-
-
 def test_a_recovery_that_fails_says_so_and_can_be_repeated(pair: tuple[Path, Path]) -> None:
     """RollbackError with the errno; the journal is still there."""
     hot(*pair, swaps=2)
