@@ -19,6 +19,8 @@ class State(Enum):
     IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
     """
 
+    __module__ = "atomik"
+
     OPEN = "open"
     PREPARED = "prepared"
     SWAPPED = "swapped"
@@ -38,6 +40,8 @@ class ItemReceipt:
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
     ``backup``: the path at which the previous version stays, None where there is none.
     """
+
+    __module__ = "atomik"
 
     path: str
     kind: str
@@ -60,6 +64,8 @@ class Receipt:
     ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
     """
+
+    __module__ = "atomik"
 
     txid: str
     items: tuple[ItemReceipt, ...]

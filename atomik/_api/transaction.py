@@ -54,6 +54,8 @@ class Transaction:
     stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
 
+    __module__ = "atomik"
+
     __slots__ = (
         "__weakref__", "_barriers", "_commit", "_duration", "_intake", "_lock_timeout", "_receipt", "_state",
     )  # fmt: skip

@@ -30,6 +30,8 @@ class Observation:
     only changes of its own entries show.
     """
 
+    __module__ = "atomik"
+
     path: str
     identity: bytes | None
     size: int = 0
