@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, overload
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
 
 from atomik.flags import formerly
 
@@ -231,9 +231,9 @@ def file(
     """
     if path is None:
         path = _former_path(options)
-    tx, rest = _begin(overwrite, options)
+    tx = _begin(overwrite, options)
     text = buffering, encoding, errors, newline
-    return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, rest)
+    return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
 
 @formerly(file_name="path")
@@ -270,8 +270,8 @@ def folder(
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
     `transaction`.
     """
-    tx, rest = _begin(overwrite, options)
-    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **rest)
+    tx = _begin(overwrite, options)
+    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
 
 
 def path(
@@ -292,8 +292,8 @@ def path(
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
-    tx, rest = _begin(overwrite, options)
-    return Output(tx, tx.path, path, overwrite, tmp_dir, **rest)
+    tx = _begin(overwrite, options)
+    return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
 
 def update(
@@ -333,8 +333,8 @@ def update(
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
-    tx, rest = _begin(options=options, overwrite=True)
-    return Output(tx, tx._stage_file, path, mode, True, None, text, rest)  # noqa: FBT003
+    tx = _begin(True, options)  # noqa: FBT003
+    return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
 
 
 def _former_path(options: Any) -> StrPath:
@@ -344,12 +344,16 @@ def _former_path(options: Any) -> StrPath:
     return options.pop("file_name")  # type: ignore[no-any-return]
 
 
-def _begin(overwrite: bool, options: OutputOptions) -> tuple[Transaction, Any]:
-    """The transaction for one item, and the options that are the item's."""
+def _begin(overwrite: bool, options: Any) -> Transaction:
+    """The transaction for one item; the options that are the item's own stay in `options`."""
     from .transaction import Transaction
 
     if not options:
-        return Transaction(overwrite=overwrite), options
-    rest: Any = dict(options)
-    own = {name: rest.pop(name) for name in ("durable", "lock_timeout", "progress") if name in rest}
-    return Transaction(overwrite=overwrite, **own), rest
+        return Transaction(overwrite=overwrite)
+    pop = options.pop
+    return Transaction(
+        overwrite=overwrite,
+        durable=pop("durable", True),
+        lock_timeout=pop("lock_timeout", 60.0),
+        progress=pop("progress", None),
+    )

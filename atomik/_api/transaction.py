@@ -26,8 +26,8 @@ from atomik._commit.commit import Commit
 from atomik._receipt import Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
-from atomik._staging.item import DISCARDED, SEALED
-from atomik._staging.workspace import collecting
+from atomik._staging.item import SEALED
+from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Transaction:
         self._duration = 0.0
         self._state = _OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
-        if _events.heard(_events.DEBUG):
+        if self._intake.heard:
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
     # --- looking -------------------------------------------------------------------------------------------------
@@ -417,10 +417,12 @@ class Transaction:
         # In a slot there may be an original that only recovery can bring back, or that has no place to go back to.
         keep = state is _IN_DOUBT or (commit is not None and bool(commit.stranded))
         failures: list[OSError] = []
-        for item in intake.items if commit is None else (*commit.items, *intake.items):
-            if item.state is not DISCARDED or item.owner is not None:
-                with collecting(failures):
+        for item in intake.items:
+            if item.owner is not None:
+                try:
                     item.end(done=state is _COMMITTED or keep)
+                except OSError as problem:
+                    note_failure(failures, problem)
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )

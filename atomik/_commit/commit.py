@@ -160,29 +160,40 @@ class Commit:
             self.state = _COMMITTED
             return
         self.state = _PREPARED
-        self._publish()
-        self._syncing(1)
-        self._make_names_durable()
+        if self.steps[0].alone:
+            self._publish_alone(self.items[0])
+        else:
+            self._publish()
+        if self.barriers.durable:
+            self._syncing(1)
+            self._make_names_durable()
         self.state = _SWAPPED
 
     def _prepare_alone(self, item: Item) -> None:
-        """One item: what it needs shows when it was planned."""
+        """One item: what it needs shows when it is planned."""
+        options = item.options
+        if item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None:
+            self._prepare_group()
+            return
         parent = item.place.directory
-        if item.backup is None and item.expectation is None and item.kind != "move" and not item.options.allow_gap:
-            while parent.exists(JOURNAL_NAME):
-                # An unfinished transaction may be about to put back what exists at our destination.
-                wait_or_recover(parent, self.lock_timeout)  # type: ignore[arg-type]
-            self._check_parent(parent)
-            if item.options.if_changed:
-                item.stands_already()
+        while kernel.port.exists(JOURNAL_NAME, parent.fd):
+            # An unfinished transaction may be about to put back what exists at our destination.
+            wait_or_recover(parent, self.lock_timeout)
+        self._check_parent(parent)
+        if options.if_changed and item.stands_already():
+            self._confirm_unchanged(parent)
+            return
+        found = item.find(alone=True)
+        if self.barriers.durable:
             self._syncing(0)
             self.barriers.staged(self.items, [], self.workspace.made_parents, None)
-            if item.unchanged:
-                self.barriers.names([parent])
-                return
-            self._plan_alone(item)
-        else:
-            self._prepare_group()
+        self._plan_alone(item, found)
+
+    def _confirm_unchanged(self, parent: Directory) -> None:
+        """Nothing is to be published, but whoever wrote what is there may not have synced it."""
+        self._syncing(0)
+        self.barriers.staged(self.items, [], self.workspace.made_parents, None)
+        self.barriers.names([parent])
 
     def _prepare_group(self) -> None:
         """Under the locks: plan, and write the journal."""
@@ -214,27 +225,23 @@ class Commit:
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 
     # --- finding and planning ------------------------------------------------------------------------------------
-    def _plan_alone(self, item: Item) -> None:
+    def _plan_alone(self, item: Item, found: dict[Place, Found | None]) -> None:
         """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
-        while True:
-            if isinstance(item, StagedFile) and item.slot is None and (item.found or item.options.overwrite):
-                self._name_for_exchange(item)
-            found = item.find(alone=True)
-            self.steps = self._planned([item], found)
-            displaced = any(there is not None and there.kind == "folder" for there in found.values())
-            self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=displaced)
-            for step in self.steps:
-                step.alone = True
-            if not self._needs.lock or self._locked:
-                return
-            self._lock({place for place, there in found.items() if there is not None and there.kind == "folder"})
+        there = found[item.place]
+        if there is not None and isinstance(item, StagedFile) and item.slot is None:
+            self._name(item, item.name_beside)
+        self.steps = self._planned([item], found)
+        step = self.steps[0]
+        step.alone = True
+        if there is not None and there.kind == "folder" and not self._locked:
+            self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=True)
+            self._lock({item.place})
+            self._plan_alone(item, item.find(alone=True))
 
-    def _name_for_exchange(self, item: StagedFile) -> None:
-        """A file that replaces something needs a name first; if that took a copy, the copy must be made durable."""
-        if item.place.status() is None:
-            return
+    def _name(self, item: StagedFile, action: Callable[[], None]) -> None:
+        """Give an unnamed file a slot; if that took a copy, the copy must be made durable."""
         before = item.fd
-        item.name_beside()
+        action()
         if self.barriers.durable and item.fd != before:
             self.barriers.content(item)
 
@@ -295,7 +302,7 @@ class Commit:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
             self._unlock()
-            wait_or_recover(hot, self.lock_timeout)  # type: ignore[arg-type]
+            wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
             self._check_parent(parent)
 
@@ -364,9 +371,6 @@ class Commit:
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
-        if self.steps[0].alone:
-            self._publish_alone(self.items[0])
-            return
         heard, progress, total = _events.heard(_events.DEBUG), self.progress, len(self.steps)
         self._visible_from = time.perf_counter()
         for at, step in enumerate(self.steps):
@@ -396,7 +400,7 @@ class Commit:
             except Unnameable:
                 self._begun = 0
                 assert isinstance(item, StagedFile)
-                self._name_slot(item)
+                self._name(item, item.name_it)
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -407,15 +411,9 @@ class Commit:
                 if _events.heard(_events.DEBUG):
                     self._swapped(step, 0)
                 return
-            self._plan_alone(item)
+            self._plan_alone(item, item.find(alone=True))
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
-
-    def _name_slot(self, item: StagedFile) -> None:
-        before = item.fd
-        item.name_it()
-        if self.barriers.durable and item.fd != before:
-            self.barriers.content(item)
 
     def _is_to_repeat(self, step: Step, exc: OSError) -> bool:
         """Whether nothing happened because the destination came or went since it was looked at."""
@@ -531,7 +529,8 @@ class Commit:
         if self.state is not _IN_DOUBT:
             self.clean_up()
         self._unlock()
-        self._close_journal()
+        if self._journal is not None:
+            self._journal.close()
         if self._failure is not None:
             self._tell_doubt(cause)
 
@@ -661,24 +660,23 @@ class Commit:
         private folders goes with them.  The journal's last names go last: until then recovery finds what there is to delete.
         """
         journal = self._journal
-        if journal is not None and self.stranded:
-            self._without_failing(functools.partial(journal.keep, self._home()))
         if journal is not None:
+            if self.stranded:
+                self._without_failing(functools.partial(journal.keep, self._home()))
             self._without_failing(journal.withdraw)
-        self._unlock()
-        self._spare_listing()
-        self._delete_siblings()
-        # Theirs exists where ours belonged: the record of it stays in the private folder.
-        if journal is not None and not self.stranded:
-            self._without_failing(journal.unlink)
-        self._close_journal()
+        if self._locked:
+            self._unlock()
+        if self.steps:
+            self._spare_listing()
+            self._delete_siblings()
+        if journal is not None:
+            # Theirs exists where ours belonged: the record of it stays in the private folder.
+            if not self.stranded:
+                self._without_failing(journal.unlink)
+            journal.close()
 
     def _home(self) -> Directory:
         return next(iter(self.workspace.private_folders.values())).folder
-
-    def _close_journal(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
 
     def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
         """Tried twice, for the cause of a failure may have been of the moment; then told, not raised."""
@@ -695,28 +693,31 @@ class Commit:
     def _spare_listing(self) -> None:
         """A program that opened a folder right before it was displaced is perhaps listing it this very moment, and would see
         it being emptied: give it a moment.  A commit that waited for its barriers has given it already."""
-        if self.state is _COMMITTED and any(step.op != "create" and step.folder for step in self.steps):
-            left = self._visible_from + self.visible + _grace() - time.perf_counter()
-            if left > 0:
-                time.sleep(left)
+        for step in self.steps if self.state is _COMMITTED else ():
+            if step.kind == "folder" and step.op != "create":
+                left = self._visible_from + self.visible + _grace() - time.perf_counter()
+                if left > 0:
+                    time.sleep(left)
+                return
 
     def _delete_siblings(self) -> None:
         """Delete the slots that lie beside the destinations; those in private folders go with them."""
-        kept = {id(step) for step in self.stranded}
-        for step in self.steps[: self._begun] if self.state is _COMMITTED else self.steps:
-            if step.op == "exchange" or step.slot.directory is not step.dest.directory or id(step) in kept:
+        for step in self.steps:
+            if step.op == "exchange" or step.slot.directory is not step.dest.directory:
                 continue
             if step.alone:
-                self._without_failing(functools.partial(self._delete_alone, step), str(step.slot))
-            else:
+                self._delete_alone(step)
+            elif not any(step is other for other in self.stranded):
                 self._without_failing(functools.partial(_delete_known, step), str(step.slot))
 
     def _delete_alone(self, step: Step) -> None:
         """Only files are swapped alone beside their destination, so no folder there is ours."""
-        if self.state is _COMMITTED and (step.op == "create" or step.method == RENAME):
-            return
-        for place in step.slots() if self.state is not _COMMITTED else (step.slot,):
-            delete_file(place)
+        if self.state is not _COMMITTED:
+            places = step.slots() if self._begun else ()
+        else:
+            places = () if step.op == "create" or step.method == RENAME else (step.slot,)
+        for place in places:
+            self._without_failing(functools.partial(delete_file, place), str(place))
 
 
 def _delete_known(step: Step) -> None:

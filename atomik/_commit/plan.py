@@ -56,6 +56,13 @@ def plan(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -
 
     Raises `Refusal`.
     """
+    if len(operations) == 1 and operations[0].op == "put" and operations[0].backup is None:
+        operation = operations[0]
+        there, new = found[operation.place], operation.new
+        assert new is not None
+        if there is not None:
+            _refuse_put(operation, there, new)
+        return [_step(operation, operation.place, operation.slot, new, there, fd=operation.fd)]
     model = _Model(found)
     for number, operation in enumerate(operations):
         model.apply(number, operation)
@@ -105,10 +112,7 @@ class _Model:
         """What exists at the destination goes: nowhere, or to the backup's name."""
         if there is None:
             return
-        if not operation.overwrite:
-            raise Refusal(operation, operation.place, "exists")
-        if (there.kind == "folder") != (new.kind == "folder"):
-            raise Refusal(operation, operation.place, "kind", folder_there=there.kind == "folder")
+        _refuse_put(operation, there, new)
         if operation.backup is not None:
             self.simple = False
             self._set(operation.backup, there, number)
@@ -194,12 +198,20 @@ class _Model:
         return steps
 
 
+def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
+    if not operation.overwrite:
+        raise Refusal(operation, operation.place, "exists")
+    if (there.kind == "folder") != (new.kind == "folder"):
+        raise Refusal(operation, operation.place, "kind", folder_there=there.kind == "folder")
+
+
 def _step(
     operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = "", fd: int = -1
 ) -> Step:
     """One step; a folder takes part if either object is one."""
-    kinds = {found.kind for found in (new, old) if found is not None}
-    kind = "folder" if "folder" in kinds else new.kind if new is not None else old.kind if old is not None else ""
+    kind = new.kind if new is not None else old.kind if old is not None else ""
+    if old is not None and old.kind == "folder":
+        kind = "folder"
     if not op:
         op = "remove" if new is None else "create" if old is None else "replace"
     return Step(

@@ -1,1 +1,9 @@
-"""A held folder: a name in it, its locks, the way to it, and what is known of its filesystem and mounts."""
+"""A held folder: how it is reached, the names in it, its locks, and the ground that it lies on.
+
+* `directory`: a folder held open.  `place`: a name in it, and what can be done with two of them.  `lock`: its flock(2).
+* `paths`, `resolve`: from what a user says to an open folder, once, and past nobody's trap.
+* `filesystem`, `mounts`: what is known of the filesystem, and whether a mount lies in the way.
+
+In go paths, out come descriptors that are never resolved again (I7).  Nothing here knows steps, slots or journals, and
+nothing decides whether a transaction may go on.
+"""

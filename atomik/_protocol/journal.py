@@ -107,6 +107,10 @@ class LiveJournal:
                 if kernel.errno_of(exc) is None:
                     raise
 
+    def __del__(self) -> None:
+        if self.fd >= 0:  # an interrupt came right before `close`: the lock would stop this process itself
+            self.close()
+
 
 def lock(fd: int) -> bool:
     """Take the lock on an open journal; False while somebody else has it."""

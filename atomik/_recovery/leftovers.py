@@ -49,7 +49,7 @@ def names(directory: Directory, *kinds: str) -> list[tuple[str, str]]:
     return sorted((name, kind[1]) for name, kind in parsed if kind is not None and kind[0] in kinds)
 
 
-def clean(directory: Directory, timeout: float, *, discard: bool) -> Iterator[Recovered]:
+def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iterator[Recovered]:
     """Remove what is abandoned in the folder, and say what stays."""
     for name, txid in names(directory, _hidden_names.PRIVATE_FOLDER):
         try:
@@ -180,7 +180,7 @@ def _is_foreign(found: os.stat_result, place: Place, txid: str) -> bool:
 
 
 # --- slots beside the destinations -------------------------------------------------------------------------------------
-def _remove_slots(directory: Directory, slots: list[tuple[str, str]], timeout: float) -> Iterator[Recovered]:
+def _remove_slots(directory: Directory, slots: list[tuple[str, str]], timeout: float | None) -> Iterator[Recovered]:
     directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
     try:
         directory.sync()  # its swap must be durable before what it displaced is deleted (I3)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atomik import errors
 from atomik._folder.directory import Directory
+from atomik._folder.lock import deadline_of, now
 from atomik._folder.paths import absolute
 from atomik._protocol.locks import close_all, lock_all
 from atomik._system import kernel
@@ -18,7 +18,7 @@ from .unfinished_journal import wait_or_recover
 
 
 @contextmanager
-def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Iterator[None]:
+def reading(*folders: str | os.PathLike[str], lock_timeout: float | None = 60.0) -> Iterator[None]:
     """Hold transactions off while the block reads from `folders` (P6).
 
     >>> with atomik.reading("out"):
@@ -40,7 +40,7 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
     the lock goes with the process.
     """
     held: list[Directory] = []
-    deadline = time.monotonic() + lock_timeout
+    deadline = deadline_of(lock_timeout)
     try:
         while not _locked(held, folders, lock_timeout, deadline):
             close_all(held)
@@ -51,16 +51,16 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float = 60.0) -> Ite
 
 
 def _locked(
-    held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float, deadline: float
+    held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float | None, deadline: float
 ) -> bool:
     """Open the folders into `held` and lock them; False to open them again, because one was settled or published anew."""
     held.extend(_open(absolute(folder)) for folder in folders)
     unfinished = lock_all(held, timeout, deadline, shared=True)
     if unfinished is not None:  # under our lock nobody commits there, so its owner is dead
-        wait_or_recover(unfinished, max(0.0, deadline - time.monotonic()))
+        wait_or_recover(unfinished, None if timeout is None else max(0.0, deadline - now()))
         return False
     moved = next((directory for directory in held if not directory.still_there()), None)
-    if moved is not None and time.monotonic() >= deadline:
+    if moved is not None and now() >= deadline:
         text = f"the folder was replaced again and again for {timeout:g} s; raise lock_timeout"
         errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
     return moved is None  # else the lock belongs on the folder that is there now

@@ -63,7 +63,7 @@ def recover(
     discard: bool = False,
     dry_run: bool = False,
     decide: Decide | None = None,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> RecoveryReport:
     """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
@@ -80,7 +80,7 @@ def recover(
     :param bool dry_run: change nothing; report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
     :param decide: a function that is called with the id and the coordinator of each prepared transaction that a dead process
         left (``transaction(coordinator=…)``), and returns True to commit it or False to undo it.
-    :param float lock_timeout: seconds to wait for a transaction that is at work.
+    :param float lock_timeout: seconds to wait for a transaction that is at work; None waits as long as it takes.
     :param progress: a function, called with ("recovering", done, total), in folders.
     :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
 
@@ -128,7 +128,7 @@ def recover_all(
     discard: bool = False,
     dry_run: bool = False,
     decide: Decide | None = None,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[RecoveryReport, list[errors.AtomikOSError]]:
     """The same, with the failures returned rather than raised."""
@@ -149,7 +149,7 @@ def recover_all(
 class _Recovery:
     """The work of one call: what was done, and what failed."""
 
-    timeout: float
+    timeout: float | None
     discard: bool
     decide: Decide | None
     found: list[Recovered] = field(factory=list)
@@ -238,9 +238,8 @@ class _Recovery:
 
 def _open(path: str) -> Directory:
     # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
-    path = absolute(path).removesuffix("/.") or "/"
     try:
-        return Directory.open(path)
+        return Directory.open(absolute(path).removesuffix("/.") or "/")
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise

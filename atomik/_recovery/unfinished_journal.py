@@ -20,6 +20,7 @@ from attrs import define
 
 from atomik import errors
 from atomik._folder.directory import Directory
+from atomik._folder.lock import deadline_of, now
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, private_folder_name
 from atomik._protocol import journal as _journal
@@ -47,14 +48,14 @@ Decide = Callable[[str, str], bool]
 class Wishes:
     """How to recover: ``timeout`` in seconds, and what the user allows; see `atomik.recover`."""
 
-    timeout: float
+    timeout: float | None
     discard: bool = False
     decide: Decide | None = None
 
 
 def wait_or_recover(
     directory: Directory,
-    timeout: float,
+    timeout: float | None,
     *,
     discard: bool = False,
     decide: Decide | None = None,
@@ -78,30 +79,30 @@ def wait_or_recover(
 
 
 def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
-    deadline = time.monotonic() + wishes.timeout
+    deadline = deadline_of(wishes.timeout)
+    still = 0.0  # slept while the clock stood still
     while True:
         loaded = _journal.load(place)
         if loaded is None:
             return []
-        fd, _ = loaded
+        live = _journal.LiveJournal(loaded[0], "", 0)
         try:
-            if not _journal.lock(fd) or not _same(fd, place):
-                _wait(place, deadline, wishes.timeout)  # its owner lives, or ended just now
-                continue
-            # Under its lock nobody else changes it; what was read before may be older.
-            content = _journal.reread(fd, place)
-            if content is None:
-                return _drop_torn(place, wishes.timeout, deadline)
-            return _take_over(fd, content, place, wishes, deadline)
+            if _journal.lock(live.fd) and _same(live.fd, place):
+                # Under its lock nobody else changes it; what was read before may be older.
+                content = _journal.reread(live.fd, place)
+                if content is None:
+                    return _drop_torn(place, wishes.timeout, deadline)
+                return _take_over(live, content, place, wishes, deadline)
         finally:
-            _journal.close(fd)
-
-
-def _wait(place: Place, deadline: float, timeout: float) -> None:
-    if time.monotonic() >= deadline:
-        text = f"a transaction is still at work in the folder after {timeout:g} s; wait, or raise lock_timeout"
-        errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, place.directory.path)
-    time.sleep(_POLL)
+            live.close()
+        if now() + still >= deadline:  # its owner lives, or ended just now
+            text = (
+                f"a transaction is still at work in the folder after {wishes.timeout:g} s; wait, or raise lock_timeout"
+            )
+            errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, place.directory.path)
+        before = now()
+        time.sleep(_POLL)
+        still += _POLL if now() == before else 0.0
 
 
 def _same(fd: int, place: Place) -> bool:
@@ -109,7 +110,7 @@ def _same(fd: int, place: Place) -> bool:
     return now is not None and (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino)
 
 
-def _drop_torn(place: Place, timeout: float, deadline: float) -> list[Recovered]:
+def _drop_torn(place: Place, timeout: float | None, deadline: float) -> list[Recovered]:
     """Its intent was never complete, so nothing was swapped; what was staged is found by its private folder."""
     directory = place.directory
     if place.name != JOURNAL_NAME:  # in a private folder, whose lock the caller holds
@@ -123,16 +124,18 @@ def _drop_torn(place: Place, timeout: float, deadline: float) -> list[Recovered]
     return [Recovered(str(place), "removed", "", "a journal that was never complete")]
 
 
-def _take_over(fd: int, content: Journal, place: Place, wishes: Wishes, deadline: float) -> list[Recovered]:
-    identity = _journal.identity(fd, place.directory)
-    if identity != content.intent.journal:
-        _refuse_copy(place, content.intent.txid, "is a copy")
+def _take_over(
+    live: _journal.LiveJournal, content: Journal, place: Place, wishes: Wishes, deadline: float
+) -> list[Recovered]:
+    live.txid, live.end = content.intent.txid, content.end
+    live.identity = _journal.identity(live.fd, place.directory)
+    if live.identity != content.intent.journal:
+        _refuse_copy(place, live.txid, "is a copy")
     commit = _decided(content, place, wishes.decide)  # the user's code: no folder is locked yet (I8)
     with _reached(content.intent, place) as folders:
         entries = zip(folders, content.intent.folders, strict=True)
         for parent in in_order(folder for folder, entry in entries if folder is not None and entry.parent):
             parent.lock(wishes.timeout, deadline)
-        live = _journal.LiveJournal(fd, content.intent.txid, content.end, identity)
         dead = DeadTransaction(live, content, folders, wishes.discard, commit)
         dead.run()
         return dead.found
@@ -182,7 +185,7 @@ def _reached(intent: Intent, found: Place) -> Iterator[list[Directory | None]]:
         folders.extend(_reach(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
         yield folders
     finally:
-        close_all(folder for folder in folders if folder is not None)
+        close_all(filter(None, folders))
 
 
 def _way(here: tuple[str, ...], there: tuple[str, ...]) -> str:

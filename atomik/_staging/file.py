@@ -17,6 +17,7 @@ from .options import PLAIN
 if TYPE_CHECKING:
     from atomik._folder.directory import Directory
     from atomik._folder.place import Place
+    from atomik._system.libc import Status
 
     from .intake import Intake
     from .observe import Observation
@@ -133,8 +134,12 @@ class StagedFile(Item):
             file_object.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
-        if self.options is not PLAIN:
-            self.finish(self.fd)
+        if self.early and self.options is not PLAIN:
+            self.finish(self.fd, self.place.status())
+
+    def _finish_late(self, there: Status | None) -> None:
+        if not self.early and self.options is not PLAIN and self.fd >= 0:
+            self.finish(self.fd, there)
 
     def operation(self, *, alone: bool) -> Operation:
         """As for every item; a file published alone may still be without a name, and then nobody asks for its identity."""
@@ -202,7 +207,7 @@ class StagedFile(Item):
             super().finish_slot()
         else:
             self.synced = False
-            self.finish(self.fd)
+            self.finish(self.fd, self.place.status())
 
     def _equals_present(self) -> bool:
         if self.fd < 0:

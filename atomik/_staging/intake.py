@@ -56,7 +56,7 @@ class Intake:
     """The outputs of one transaction on their way in; see the module."""
 
     __slots__ = (
-        "_heard", "_retained", "_syncs", "closed", "failed", "items", "lock", "overwrite", "pid", "progress", "workspace",
+        "_retained", "_syncs", "closed", "failed", "heard", "items", "lock", "overwrite", "pid", "progress", "workspace",
     )  # fmt: skip
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
@@ -71,7 +71,7 @@ class Intake:
         #: why nothing more can be staged; "" while it can
         self.closed = ""
         # Asked once for all that is staged, not twice for each of very many items.
-        self._heard = _events.heard(_events.DEBUG)
+        self.heard = _events.heard(_events.DEBUG)
 
     def require_open(self) -> None:
         """Raise `TransactionStateError` unless outputs can still be staged."""
@@ -176,7 +176,7 @@ class Intake:
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
                 raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
             raise
-        if self._heard:
+        if self.heard:
             _events.emit(
                 _events.DEBUG, "item.staged", tx=self.workspace.txid, path=item.path, kind=item.kind, order=item.order,
                 st_dev=item.place.directory.dev,
@@ -205,7 +205,7 @@ class Intake:
     # --- what items tell -----------------------------------------------------------------------------------------
     def sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
-        if self._heard:
+        if self.heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
         if isinstance(item, StagedFile):
             self._retain(item)

@@ -263,14 +263,23 @@ class Item:
     def _find_destination(self, *, alone: bool) -> Found | None:
         options, place = self.options, self.place
         directory, name = place
-        if not (options.overwrite or options.expect) and name not in self.workspace.listed.get(directory, (name,)):
+        if not (options.overwrite or options.expect) and (
+            alone or name not in self.workspace.listed.get(directory, (name,))
+        ):
+            self._finish_late(None)  # if something exists there all the same, the kernel says so (P2)
             return None
         there = self.look()
+        self._finish_late(there)
         if there is None:
             return None
-        checks.refuse_mounts(place, there, self.path)
-        self.refresh()
+        if there.mount != directory.mount or self.found == "folder":
+            checks.refuse_mounts(place, there, self.path)
+        if self.stamp is not None:
+            self._refresh(self.stamp)
         return Found(self.found, None if alone else place.identity())
+
+    def _finish_late(self, there: Status | None) -> None:
+        """What was sealed by the commit gets its metadata now that the destination has been looked at."""
 
     def operation(self, *, alone: bool) -> Operation:
         """What is to change, as the plan takes it; called once the locks are held."""
@@ -358,31 +367,27 @@ class Item:
             self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
         )
 
-    def finish(self, fd: int) -> None:
-        """Give the new object its final owner, attributes and mode, through an open descriptor."""
+    def finish(self, fd: int, there: Status | None) -> None:
+        """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
+        it will displace."""
         options = self.options
-        if options.overwrite and options.preserve != "none" and not self._take_over_mode(fd):
-            from atomik._tree import metadata
-
-            source = metadata.Metadata.of(self.place)
-            if source is not None and kernel.is_folder(source.type) == (self.step_kind() == "folder"):
-                self.stamp = source.stamp
-                self.not_preserved = metadata.apply(fd, source, options.preserve)
+        if there is not None and options.overwrite and options.preserve != "none":
+            if self.early or not self._take_over_mode(fd, there):
+                self._take_over_all(fd)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
 
-    def _take_over_mode(self, fd: int) -> bool:
+    def _take_over_mode(self, fd: int, old: Status) -> bool:
         """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
         more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
         port = kernel.port
-        old = None if self.early else self.place.status()
-        if old is None or not kernel.is_file(old.mode):
-            return self.early is False and old is None
+        if not kernel.is_file(old.mode) or old.mode & 0o6000:
+            return False
         try:
-            if port.has_xattrs(self.place.name, self.place.fd):
+            if port.has_xattrs(self.place.name, self.place.directory.fd):
                 return False
             new = port.statx(fd)
-            if (new.uid, new.gid) != (old.uid, old.gid) or old.mode & 0o6000 or port.listxattr(fd):
+            if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
                 return False
         except OSError as exc:
             if kernel.errno_of(exc) is None:
@@ -392,12 +397,18 @@ class Item:
             port.fchmod(fd, old.mode & 0o777)
         return True
 
-    def refresh(self) -> None:
+    def _take_over_all(self, fd: int) -> None:
+        from atomik._tree import metadata
+
+        source = metadata.Metadata.of(self.place)
+        if source is not None and kernel.is_folder(source.type) == (self.step_kind() == "folder"):
+            self.stamp = source.stamp
+            self.not_preserved = metadata.apply(fd, source, self.options.preserve)
+
+    def _refresh(self, stamp: tuple[int, int]) -> None:
         """The destination's owner or mode changed since the item was sealed: follow that."""
-        if self.stamp is None:
-            return
         now = self.place.stat()
-        if now is not None and (now.st_ino, now.st_ctime_ns) != self.stamp:
+        if now is not None and (now.st_ino, now.st_ctime_ns) != stamp:
             self.finish_slot()
 
     def finish_slot(self) -> None:
@@ -406,7 +417,7 @@ class Item:
         self.synced = False
         fd = kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
         try:
-            self.finish(fd)
+            self.finish(fd, self.place.status())
         finally:
             kernel.port.close(fd)
 

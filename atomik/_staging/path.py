@@ -114,7 +114,7 @@ class StagedProgram(Item):
         try:
             if mode is not None:
                 kernel.port.fchmod(fd, mode)
-            self.finish(fd)
+            self.finish(fd, self.place.status())
         finally:
             kernel.port.close(fd)
 

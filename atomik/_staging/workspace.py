@@ -20,14 +20,14 @@ from atomik._folder.directory import Directory
 from atomik._folder.paths import split
 from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
-from atomik._protocol.private_folder import PrivateFolder
+from atomik._protocol.private_folder import PrivateFolder, is_failure
 from atomik._system import kernel
 
 from .checks import refuse_append_only
 from .destinations import Destinations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
 #: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.
 _making = allocate_lock()
@@ -214,40 +214,51 @@ class Workspace:
         The kernel's refusals are returned.  With `keep_private_folders` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
-        cleaned = None if progress is None else _counting(progress)
-        for key, made in list(self.private_folders.items()):
-            with collecting(failures):
-                if keep_private_folders:
-                    made.close()
-                else:
-                    made.dissolve(cleaned)
-            del self.private_folders[key]
-        while self._made and not keep_parents:
-            place = self._made[-1]
-            with collecting(failures, errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):  # somebody else's by now
-                kernel.port.rmdir(place.name, place.fd)
-            self._made.pop()
+        if self.private_folders:
+            self._give_up_private_folders(failures, progress, keep=keep_private_folders)
+        if self._made:
+            self._remove_made(failures, keep=keep_parents)
         for folder in (*self._by_key.values(), *self._made_in):
-            with collecting(failures):
+            try:
                 folder.close()
-        self._made.clear()
+            except OSError as exc:
+                note_failure(failures, exc)
         self._by_key.clear()
         self._by_path.clear()
         self._made_in.clear()
         return failures
 
+    def _give_up_private_folders(
+        self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool
+    ) -> None:
+        cleaned = None if progress is None else _counting(progress)
+        for key, made in list(self.private_folders.items()):
+            try:
+                if keep:
+                    made.close()
+                else:
+                    made.dissolve(cleaned)
+            except OSError as exc:
+                note_failure(failures, exc)
+            del self.private_folders[key]
 
-@contextlib.contextmanager
-def collecting(failures: list[OSError], *expected: int) -> Iterator[None]:
-    """Note the kernel's refusal, unless it is an `expected` errno; everything else goes on."""
-    try:
-        yield
-    except OSError as exc:
-        number = exc.errno if isinstance(exc, errors.AtomikError) else kernel.errno_of(exc)
-        if number is None:
-            raise
-        if number not in expected:
-            failures.append(exc)
+    def _remove_made(self, failures: list[OSError], *, keep: bool) -> None:
+        while self._made and not keep:
+            place = self._made[-1]
+            try:
+                kernel.port.rmdir(place.name, place.fd)
+            except OSError as exc:  # somebody else's by now, or somebody removed it
+                if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
+                    note_failure(failures, exc)
+            self._made.pop()
+        self._made.clear()
+
+
+def note_failure(failures: list[OSError], exc: OSError) -> None:
+    """Note what the kernel refused while something was given back; everything else goes on."""
+    if not is_failure(exc):
+        raise exc
+    failures.append(exc)
 
 
 def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None]:

@@ -1,1 +1,8 @@
-"""Every system call, and nothing else: the port, its bindings, and what a fork changes."""
+"""Every system call, and nothing else.
+
+* `kernel`: the port.  One method, one call; what an errno means is decided by the callers, with `kernel.errno_of`.
+* `libc`: the calls that `os` does not offer, by ctypes; `machine`: their numbers, by machine and pointer size.
+* `forked`: what a forked child must give up; `descriptors`: room for many open folders.
+
+In go descriptors and names, out come descriptors, values and OSError.  Nothing here knows what a transaction is.
+"""

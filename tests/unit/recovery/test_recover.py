@@ -227,7 +227,7 @@ def test_what_came_between_look_and_swap_returns_after_a_death(folder: Path) -> 
             (folder / "theirs").write_text("theirs")
             (folder / "theirs").rename(folder / "x")
 
-        with installed(Acting("rename", theirs, when=lambda call: call.args[2] == "x")):
+        with installed(Acting("rename", theirs, when=lambda call: "x" in (call.args[0], call.args[2]))):
             publish(folder)
 
     die_at(raced, "rename")
@@ -592,8 +592,7 @@ def test_a_report_reads_well(pair: tuple[Path, Path]) -> None:
     assert lines == [f"untouched: {pair[0]}/y", f"untouched: {pair[1]}/x", f"undone: {pair[0]}/x"]
 
 
-@pytest.mark.parametrize("journal", [True, False])
-def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path], journal: bool) -> None:
+def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path]) -> None:
     """A stranger publishes in the middle, and something fails: theirs stays, and the original lies in its slot."""
     swaps: list[int] = []
 
@@ -606,7 +605,7 @@ def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path], jour
         return None
 
     with installed(Faulty(theirs, {"rename"})), pytest.raises(errors.CommitError) as caught:  # noqa: SIM117
-        with atomik.transaction(overwrite=True, journal=journal) as tx:
+        with atomik.transaction(overwrite=True) as tx:
             for folder in pair:
                 tx.file(folder / "x").write("new")
     assert not [path for path in left_in(pair[0].parent) if path.endswith(JOURNAL_NAME)], "it stops nobody"
