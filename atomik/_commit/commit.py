@@ -630,7 +630,7 @@ class Commit:
         """Undoing failed: the journal stays; a step alone has none, so its original gets a name that says "keep me"."""
         self.state = _IN_DOUBT
         step = self.steps[0]
-        if step.alone and step.op != "create":
+        if step.alone and step.op != "create" and _may_hold_original(step):
             kept = Place(step.slot.directory, step.slot.name + KEPT)
             try:
                 rename(step.slot, kept, 0)
@@ -731,6 +731,16 @@ def _delete_known(step: Step) -> None:
     found = step.slot.identity()
     if found is not None and found in (step.new, step.old):  # I6
         delete_tree(step.slot, known=found)
+
+
+def _may_hold_original(step: Step) -> bool:
+    """Whether the slot holds what was displaced, as far as can be told; not so when only the sync of the undo failed."""
+    try:
+        return step.slot.identity() not in (None, step.new)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return True
 
 
 def _is_strange(step: Step, held: bytes, recorded: set[bytes]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -207,6 +208,9 @@ def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, las
         assert Path("x").read_text() == "new"
     else:
         assert failed.errno == errno.EIO
+        if isinstance(failed, errors.RollbackError):  # whether it was undone for good cannot be told
+            assert lasting
+            atomik.recover(".")
         assert Path("x").read_text() == "old" if overwrite else not os.path.lexists("x")
     assert os.listdir() in ([], ["x"])
 
@@ -256,6 +260,28 @@ def test_a_lost_race(folder: Path, durable: bool) -> None:
         assert Path("x").read_text() == ("new" if overwrite else "theirs")
         assert os.listdir() == ["x"]
         os.unlink("x")
+
+
+@pytest.mark.parametrize("call", ["open_tmpfile", "link_fd"])
+def test_what_one_folder_refuses_says_nothing_about_the_others(folder: Path, call: str) -> None:
+    """An immutable folder and a removed one do not take unnamed files (P7) from all others of the filesystem."""
+
+    def refuse(_: object) -> None:
+        if call == "link_fd":
+            os.rmdir("gone")
+        raise Answer(errno.EPERM if call == "open_tmpfile" else errno.ENOENT)
+
+    Path("gone").mkdir()
+    refusing = Acting(call, refuse, when=lambda _: refusing.acted == 0)
+    with installed(Recording()) as kernel, installed(refusing):  # both to the end, for what is known of it is forgotten then
+        with contextlib.suppress(errors.AtomikError), atomik.file("gone/x"):
+            pass
+        assert refusing.acted == 1
+        kernel.calls.clear()
+        with atomik.file("y"):
+            pass
+        assert "create" not in kernel.names()
+        assert "open_tmpfile" in kernel.names()
 
 
 def test_a_moved_folder_and_a_journal(folder: Path) -> None:
