@@ -1,6 +1,6 @@
 """What a filesystem can do, found out by trying it: `probe`, and `Capabilities`, its answer.
 
-Every answer comes from a real call in a private scratch folder (a private folder of a transaction that never was), which is gone
+Every answer comes from a real call in a scratch folder (the private folder of a transaction that never was), which is gone
 afterwards; only ``syncfs`` is looked up, for to try it would wait for all that other programs have written.  What was
 learned about the flags of renameat2 is remembered for the mount, as after a first transaction there.
 """
@@ -48,6 +48,8 @@ class Capabilities:
     ``promises``: which of atomik's promises hold, a `Promise` each.  All but ``folder``, ``filesystem``, ``mount``,
     ``st_dev`` and ``promises`` are bool.  ``str()`` gives all of it as a table, `as_dict` as plain values.
     """
+
+    __module__ = "atomik"
 
     folder: str
     filesystem: str

@@ -22,6 +22,8 @@ class Promise:
     folder); "no".  ``reason``: why not, or what it rests on; "" where there is nothing to say.
     """
 
+    __module__ = "atomik"
+
     name: str
     text: str
     holds: str
@@ -48,7 +50,7 @@ def _p2(can: Capabilities) -> Promise:
         return Promise("P2", text, "yes")
     if can.hard_links:
         return Promise("P2", text, "files", "by link and unlink; creating a folder is refused")
-    return Promise("P2", text, "no", 'creating is refused; fallback="weaker" looks first, and may lose a race')
+    return Promise("P2", text, "no", "creating is refused; allow_gap=True looks first, and may lose a race")
 
 
 def _p3(can: Capabilities) -> Promise:

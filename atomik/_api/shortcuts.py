@@ -95,12 +95,13 @@ def transaction(
 
     Staging raises at once, and the transaction stays usable: `FileAlreadyExistsError`, `MissingPathError`,
     `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
-    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
-    The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
-    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
-    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
-    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
-    `AtomikError`, and say in their docstrings what cures them.
+    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError`
+    (``expect=``). The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`,
+    `CommitError` (a system call failed), `JournalError` (what a dead transaction left may not be trusted),
+    `UndecidedError` (its coordinator has to decide), `TransactionStateError` (an output failed and was not staged
+    again): then every destination is as it was.  Only after `DurabilityError` (all new, not surely durable) and
+    `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from `AtomikError`, and
+    say in their docstrings what cures them.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the

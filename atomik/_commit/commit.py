@@ -68,6 +68,9 @@ LONG = 4096
 #: Seconds between the swap of a folder and the deletion of the old one, for programs that list the old one just then.
 GRACE = 0.005
 
+#: the kinds of outputs that may be folders, or displace one
+_OF_FOLDERS = ("folder", "path", "removal")
+
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
 
@@ -157,7 +160,10 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None:
+        if (
+            item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None
+            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
+        ):  # fmt: skip
             self._prepare_group()
             return
         parent = item.place.directory
@@ -265,8 +271,9 @@ class Commit:
         items = {item.slot: item for item in self.items if item.slot is not None} if chains else {}
         for slot, steps in chains.items():
             parents = {step.dest.directory.key: step.dest.directory for step in steps}
-            if len(parents) != 1 or not any(_is_bound(step) for step in steps):
+            if len(parents) != 1 or not any(_is_bound(step.dest, step.slot) for step in steps):
                 continue
+            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would tell whose that slot is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
@@ -613,7 +620,7 @@ class Commit:
         """Undoing failed: the journal stays; a step alone has none, so its original gets a name that says "keep me"."""
         self.state = _IN_DOUBT
         step = self.steps[0]
-        if step.alone and step.op != "create":
+        if step.alone and step.op != "create" and _may_hold_original(step):
             kept = Place(step.slot.directory, step.slot.name + KEPT)
             try:
                 rename(step.slot, kept, 0)
@@ -717,6 +724,16 @@ def _delete_known(step: Step) -> None:
         delete_tree(step.slot, known=found)
 
 
+def _may_hold_original(step: Step) -> bool:
+    """Whether the slot holds what was displaced, as far as can be told; not so when only the sync of the undo failed."""
+    try:
+        return step.slot.identity() not in (None, step.new)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return True
+
+
 def _is_strange(step: Step, held: bytes, recorded: frozenset[bytes]) -> bool:
     """Whether the slot holds an original, or what came to be between the look and the swap."""
     return held == step.old or held not in recorded
@@ -737,12 +754,15 @@ def _below(path: str, root: str) -> tuple[str, ...]:
     return () if rest == "." else tuple(rest.split("/"))
 
 
-def _is_bound(step: Step) -> bool:
-    """Whether it renames a folder that this user may not write to."""
-    return any(
-        place.status() is not None and not kernel.port.may_write(place.name, place.fd)
-        for place in (step.dest, step.slot)
-    )
+def _is_bound(*places: Place | None) -> bool:
+    """Whether there is a folder at one of them that this user may not write to, so that it cannot leave its parent."""
+    for place in places:
+        there = None if place is None else place.status()
+        if place is None or there is None or not kernel.is_folder(there.mode):
+            continue
+        if not kernel.port.may_write(place.name, place.fd):
+            return True
+    return False
 
 
 def _close_to_others(place: Place) -> int:

@@ -80,9 +80,11 @@ class StagedFile(Item):
             try:
                 fd = kernel.port.open_tmpfile(stage.fd, os.O_RDWR, 0o666)
             except OSError as exc:
-                if kernel.errno_of(exc) not in _NO_TMPFILE:
+                number = kernel.errno_of(exc)
+                if number not in _NO_TMPFILE:
                     raise
-                fs.tmpfile = False
+                if number != errno.EPERM:  # which an immutable folder says too, and that is no word about the others
+                    fs.tmpfile = False
             else:
                 fs.tmpfile = True
                 return fd
@@ -179,10 +181,10 @@ class StagedFile(Item):
         from atomik._tree import metadata
         from atomik._tree.content import copy_content
 
-        self.stage.fs.tmpfile = False
         kept = metadata.Metadata.held(self.fd, kernel.port.fstat(self.fd))
         self.slot = slot
         fd = kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
+        self.stage.fs.tmpfile = False  # only now: a folder that was removed says nothing about the others
         try:
             copy_content(self.fd, fd)
             self.not_preserved += metadata.apply(fd, kept, "all", same_content=True)

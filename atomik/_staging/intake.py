@@ -209,7 +209,7 @@ class Intake:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self.heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
-        if isinstance(item, StagedFile):
+        if item.early and isinstance(item, StagedFile):
             self._retain(item)
 
     def _retain(self, item: StagedFile) -> None:

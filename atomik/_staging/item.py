@@ -166,8 +166,7 @@ class Item:
                     raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
             self.state = SEALED
-        if early:
-            owner.sealed(self)
+        owner.sealed(self)
 
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more.

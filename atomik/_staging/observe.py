@@ -30,6 +30,8 @@ class Observation:
     only changes of its own entries show.
     """
 
+    __module__ = "atomik"
+
     path: str
     identity: bytes | None
     size: int = 0
@@ -80,10 +82,10 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
     Source: statx(2), name_to_handle_at(2).
     """
-    from atomik._folder.paths import split
+    from atomik._folder.paths import absolute, split
 
     head, name = split(os.fsdecode(path), folder=True)
-    with errors.typed("cannot observe", os.path.join(head, name)):
+    with errors.typed("cannot observe", absolute(path)):
         directory = Directory.open(head)
         try:
             return look_at(Place(directory, name), digest=digest)
