@@ -19,6 +19,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from atomik._folder.place import Place
+from atomik._hidden_names import twin_name
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Step:
 
     def twin(self, suffix: str) -> Place:
         """A second private name beside the slot, for the methods and undos that need one."""
-        return Place(self.slot.directory, f"{self.slot.name}-{suffix}")
+        return Place(self.slot.directory, twin_name(self.slot.name, suffix))
 
     def slots(self) -> tuple[Place, ...]:
         """Every private name at which this step may have left something."""
