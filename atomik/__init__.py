@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AtomikError",
