@@ -296,6 +296,31 @@ def path(
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
 
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+", "r+t"] = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[TextIO]: ...
+
+
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+b", "rb+"],
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[BinaryIO]: ...
+
+
+@overload
 def update(
     path: StrPath,
     mode: str = "r+",
@@ -304,7 +329,18 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[IO[Any]]:
+) -> Output[IO[Any]]: ...
+
+
+def update(
+    path: StrPath,
+    mode: str = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[Any]:
     """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
 
     >>> with atomik.update("config.json") as f:

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
-from atomik._folder.place import Place, rename
-from atomik._hidden_names import JOURNAL_NAME, KEPT
+from atomik._folder.place import Place, chmod, rename, set_mode
+from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records
 from atomik._protocol.locks import close_all, lock_all, unlock_all
@@ -277,7 +277,7 @@ class Commit:
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
-                first.mode = _close_to_others(slot)
+                first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
                 self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
@@ -448,7 +448,7 @@ class Commit:
                 text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
                 errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
             else:
-                kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
+                chmod(fd, mode, str(place))
         finally:
             kernel.port.close(fd)
 
@@ -621,7 +621,7 @@ class Commit:
         self.state = _IN_DOUBT
         step = self.steps[0]
         if step.alone and step.op != "create" and _may_hold_original(step):
-            kept = Place(step.slot.directory, step.slot.name + KEPT)
+            kept = Place(step.slot.directory, kept_name(step.slot.name))
             try:
                 rename(step.slot, kept, 0)
             except OSError as exc:
@@ -763,15 +763,3 @@ def _is_bound(*places: Place | None) -> bool:
         if not kernel.port.may_write(place.name, place.fd):
             return True
     return False
-
-
-def _close_to_others(place: Place) -> int:
-    """Take a staged folder's permissions from others, and let its owner rename it; the mode that it had."""
-    port = kernel.port
-    fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
-    try:
-        mode = stat.S_IMODE(port.fstat(fd).st_mode)
-        port.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
-        return mode
-    finally:
-        port.close(fd)

@@ -26,8 +26,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import descriptors, forked, kernel
 
 from . import filesystem as _filesystem

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _thread import RLock
 
     from atomik._protocol.step import Step
+    from atomik._receipt import Kind, Op
     from atomik._system.libc import Status
 
     from .observe import Observation
@@ -109,7 +110,7 @@ class Item:
         "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
-    kind = ""
+    kind: Kind
     #: whether staging it writes content that must be synced
     content = True
 
@@ -356,7 +357,7 @@ class Item:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
         backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = "move" if self.kind == "move" else step.op
+        op = cast("Op", "move" if self.kind == "move" else step.op)
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
             self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
