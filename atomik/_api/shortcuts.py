@@ -343,14 +343,25 @@ def _former_path(options: Any) -> StrPath:
     return options.pop("file_name")  # type: ignore[no-any-return]
 
 
-def _begin(overwrite: bool, options: Any) -> Transaction:
-    """The transaction for one item; the options that are the item's own stay in `options`."""
+#: Loaded by the first call: `import atomik` costs next to nothing.
+_Transaction: type[Transaction] | None = None
+
+
+def _load() -> type[Transaction]:
+    global _Transaction  # noqa: PLW0603  loaded once, when first needed
     from .transaction import Transaction
 
+    _Transaction = Transaction
+    return Transaction
+
+
+def _begin(overwrite: bool, options: Any) -> Transaction:
+    """The transaction for one item; the options that are the item's own stay in `options`."""
+    make = _Transaction or _load()
     if not options:
-        return Transaction(overwrite=overwrite)
+        return make(overwrite=overwrite)
     pop = options.pop
-    return Transaction(
+    return make(
         overwrite=overwrite,
         durable=pop("durable", True),
         lock_timeout=pop("lock_timeout", 60.0),

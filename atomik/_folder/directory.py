@@ -52,15 +52,16 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_fs", "_pid", "_way", "dev", "fd", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_pid", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd, self._pid = path, fd, forked.me
-        self._fs: Filesystem | None = None
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
-        self.dev, self.ino, self.mount = self.place_key = found.place_key
+        self.place_key = self.dev, self.ino, self.mount = os.makedev(found.major, found.minor), found.ino, found.mount
+        #: the filesystem it lies on
+        self.fs = _filesystem.of(fd, found)
 
     def __del__(self) -> None:
         """The net under an interrupt: a descriptor that is lost would keep its lock."""
@@ -148,13 +149,6 @@ class Directory:
     def sticky(self) -> bool:
         """Whether only their owners, and its own, may replace or remove the entries in it."""
         return bool(self._found.mode & stat.S_ISVTX)
-
-    @property
-    def fs(self) -> Filesystem:
-        """The filesystem it lies on."""
-        if self._fs is None:
-            self._fs = _filesystem.of(self.fd, self._found)
-        return self._fs
 
     def child(self, name: str) -> str:
         """The path of a name in it, for messages."""
