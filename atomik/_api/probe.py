@@ -138,7 +138,7 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     try:
         directory = workspace.directory(path)
         private_folder = workspace.private_folder(directory).folder
-        try_names(*(workspace.slot(directory) for _ in range(3)))
+        try_names(*(workspace.slot(directory) for _ in range(4)))
         return _try_all(_Scratch(workspace, directory, private_folder), path)
     except errors.AtomikError:
         raise

@@ -177,7 +177,7 @@ class Workspace:
         if directory.fs.exchange is None:
             from atomik._protocol.trial import try_names
 
-            try_names(*(self.slot(directory) for _ in range(3)))
+            try_names(*(self.slot(directory) for _ in range(4)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `PrivateFolder.path_of`."""
