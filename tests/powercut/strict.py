@@ -159,11 +159,10 @@ class StrictDisk(Watching):
             return
         self.checked += 1
         if transaction.journal is None:
-            source = call.paths[0]
+            exchange = call.name == "rename" and call.args[4] == 2
+            source = call.paths[1 if exchange else 0]  # the slot is named behind the destination, for watchers
             if f".atomik-{txid}" in source:
                 self._require_tree(source)
-            elif call.name == "rename" and call.args[4] == 2:
-                self._require_tree(call.paths[1])
             return
         transaction.prepared = True
         if transaction.journal in self._changed:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from atomik import errors
-from atomik._folder.directory import Directory, Place
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
 from atomik._tree.clone import clone
 from atomik._tree.delete import delete_tree
 from atomik._tree.sync import sync_tree
-from tests.lab import namespace
-from tests.trees import descriptors, kernel, mounts
+from tests.support.lab import namespace
+from tests.support.trees import descriptors, kernel, mounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
