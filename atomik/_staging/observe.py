@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 20
 
+#: Filesystems that leave a folder's mtime alone when it is renamed into another folder; xfs does not, for its ".." changes.
+_MTIME_STAYS = frozenset({"ext4", "btrfs", "tmpfs"})
+
 
 @define(frozen=True)
 class Observation:
@@ -45,7 +48,7 @@ class Observation:
         return self.identity is None
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what stands at `place` differs, None when it does not.  `moved` ignores the ctime, for renames set it."""
+        """How what stands at `place` differs, None when it does not.  `moved` ignores what renames set."""
         now = place.identity()
         if now != self.identity:
             if now is None:
@@ -56,7 +59,10 @@ class Observation:
         found = place.stat()
         if found is None:
             return "it was removed"
-        times = (found.st_mtime_ns, self.ctime_ns if moved else found.st_ctime_ns)
+        times = (found.st_mtime_ns, found.st_ctime_ns)
+        if moved:  # the renames set the ctime, and of a folder that went to another one perhaps the mtime
+            same = not kernel.is_folder(found.st_mode) or place.directory.fs.name in _MTIME_STAYS
+            times = (times[0] if same else self.mtime_ns, self.ctime_ns)
         if (found.st_size, *times) != (self.size, self.mtime_ns, self.ctime_ns):
             return "it was changed in place"
         if self.digest is not None and _digest(place) != self.digest:
