@@ -36,6 +36,7 @@ from .errors import AtomikError
 from .flags import Flag, Mode
 
 if TYPE_CHECKING:
+    from . import testing as testing
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
@@ -99,16 +100,18 @@ for _each in (file, folder, path, transaction, update):
 del _each
 
 
-def __getattr__(name: str) -> Any:
-    module = _LATER.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    loaded = import_module(f".{module}", __name__)
-    value = loaded if name == "testing" else getattr(loaded, name)
-    if not module[0].isalpha():
-        value.__module__ = __name__
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists, also a mistyped one
+
+    def __getattr__(name: str) -> Any:
+        module = _LATER.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        loaded = import_module(f".{module}", __name__)
+        value = loaded if name == "testing" else getattr(loaded, name)
+        if not module[0].isalpha():
+            value.__module__ = __name__
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ._receipt import Receipt
+
 __all__ = [
     "AccessDeniedError",
     "AtomikError",
@@ -238,7 +240,7 @@ class DurabilityError(AtomikOSError):
     sync once more instead: the kernel reports an error once and then says that all is well.
     """
 
-    receipt: object = None
+    receipt: Receipt | None = None
 
 
 class JournalError(AtomikOSError):

@@ -296,6 +296,31 @@ def path(
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
 
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+", "r+t"] = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[TextIO]: ...
+
+
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+b", "rb+"],
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[BinaryIO]: ...
+
+
+@overload
 def update(
     path: StrPath,
     mode: str = "r+",
@@ -304,7 +329,18 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[IO[Any]]:
+) -> Output[IO[Any]]: ...
+
+
+def update(
+    path: StrPath,
+    mode: str = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[Any]:
     """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
 
     >>> with atomik.update("config.json") as f:
@@ -344,14 +380,25 @@ def _former_path(options: Any) -> StrPath:
     return options.pop("file_name")  # type: ignore[no-any-return]
 
 
-def _begin(overwrite: bool, options: Any) -> Transaction:
-    """The transaction for one item; the options that are the item's own stay in `options`."""
+#: Loaded by the first call: `import atomik` costs next to nothing.
+_Transaction: type[Transaction] | None = None
+
+
+def _load() -> type[Transaction]:
+    global _Transaction  # noqa: PLW0603  loaded once, when first needed
     from .transaction import Transaction
 
+    _Transaction = Transaction
+    return Transaction
+
+
+def _begin(overwrite: bool, options: Any) -> Transaction:
+    """The transaction for one item; the options that are the item's own stay in `options`."""
+    make = _Transaction or _load()
     if not options:
-        return Transaction(overwrite=overwrite)
+        return make(overwrite=overwrite)
     pop = options.pop
-    return Transaction(
+    return make(
         overwrite=overwrite,
         durable=pop("durable", True),
         lock_timeout=pop("lock_timeout", 60.0),

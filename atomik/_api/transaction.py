@@ -56,9 +56,9 @@ class Transaction:
 
     __module__ = "atomik"
 
-    __slots__ = (
-        "__weakref__", "_barriers", "_commit", "_duration", "_intake", "_lock_timeout", "_receipt", "_state",
-    )  # fmt: skip
+    _commit: Commit | None = None
+    _receipt: Receipt | None = None
+    _duration = 0.0
 
     def __init__(
         self,
@@ -75,9 +75,6 @@ class Transaction:
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
-        self._commit: Commit | None = None
-        self._receipt: Receipt | None = None
-        self._duration = 0.0
         self._state = _OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
         if self._intake.heard:
@@ -340,7 +337,9 @@ class Transaction:
     def _publish(self) -> None:
         """Publish everything, or bring everything back."""
         with self._intake.lock:
-            self._require_whole()
+            intake = self._intake
+            if intake.closed or intake.failed or intake.pid != forked.me:
+                self._refuse()
             started = time.perf_counter()
             try:
                 try:
@@ -361,9 +360,13 @@ class Transaction:
         for item in items:
             if item.state is not SEALED:
                 item.seal(early=False)
-        commit = self._commit = Commit(intake.workspace, items, self._barriers, self._lock_timeout, intake.progress)
+        commit = self._commit = Commit(
+            intake.workspace, items, self._barriers, self._lock_timeout, intake.progress, heard=intake.heard
+        )
         if items:
-            commit.run()
+            commit.prepare()
+            commit.confirm()
+            commit.clean_up()
         else:
             commit.state = _COMMITTED
         self._give_back()
@@ -433,12 +436,11 @@ class Transaction:
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
 
-    def _require_whole(self) -> None:
-        intake = self._intake
-        intake.require_open()
-        if intake.failed:
-            path, reason = next(iter(intake.failed.items()))
-            _fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
+    def _refuse(self) -> NoReturn:
+        """Say why nothing can be committed."""
+        self._intake.require_open()
+        path, reason = next(iter(self._intake.failed.items()))
+        raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
 
     # --- telling -------------------------------------------------------------------------------------------------
     def _tell_success(self) -> None:
@@ -510,10 +512,6 @@ class Transaction:
 def _is_ours(exc: BaseException) -> bool:
     """Whether it says what atomik or the kernel could not do, as opposed to what the caller raised."""
     return isinstance(exc, errors.AtomikError) or (isinstance(exc, OSError) and kernel.errno_of(exc) is not None)
-
-
-def _fail_state(text: str) -> NoReturn:
-    raise errors.TransactionStateError(text)
 
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _thread import RLock
 
     from atomik._protocol.step import Step
+    from atomik._receipt import Kind, Op
     from atomik._system.libc import Status
 
     from .observe import Observation
@@ -105,11 +106,11 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "early", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
+        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
         "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
-    kind = ""
+    kind: Kind
     #: whether staging it writes content that must be synced
     content = True
 
@@ -119,6 +120,8 @@ class Item:
         #: the path as given, where it is not the one of `place`: memory counts when there are many items
         self.given = given
         self.place, self.stage, self.workspace, self.options, self.order = place, stage, workspace, options, order
+        #: what must exist at the destination: an `Observation`, "absent", or None for anything
+        self.expectation = options.expect if options.expect != "any" else None
         self.state = OPEN
         self.slot: Place | None = None
         self.not_preserved: tuple[str, ...] = ()
@@ -214,12 +217,6 @@ class Item:
     def folders_there(self) -> tuple[Place, ...]:
         """The names that it changes at which there were folders when it last looked; readers of them hold their locks."""
         return (self.place,) if self.found == "folder" else ()
-
-    @property
-    def expectation(self) -> Observation | str | None:
-        """What must exist at the destination: an `Observation`, "absent", or None for anything."""
-        expect = self.options.expect
-        return None if expect == "any" else expect
 
     def look(self) -> Status | None:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""
@@ -360,7 +357,7 @@ class Item:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
         backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = "move" if self.kind == "move" else step.op
+        op = cast("Op", "move" if self.kind == "move" else step.op)
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
             self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
+from atomik._folder.place import Place, set_mode
 from atomik._system import kernel
 
 from .item import Item
@@ -96,13 +96,7 @@ class StagedProgram(Item):
         change).  The mode to give back, where it had to be changed."""
         if self._there != "folder" or kernel.port.may_write(inner.name, inner.fd):
             return None
-        mode = stat.S_IMODE(found.mode)
-        fd = kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
-        try:
-            kernel.port.chmod(f"/proc/self/fd/{fd}", mode | stat.S_IRWXU)
-        finally:
-            kernel.port.close(fd)
-        return mode
+        return set_mode(inner, stat.S_IMODE(found.mode) | stat.S_IRWXU)
 
     def _finish_at(self, slot: Place, mode: int | None) -> None:
         try:

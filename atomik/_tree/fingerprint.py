@@ -101,12 +101,9 @@ def _walk(directory: Directory, *, digest: bool) -> Iterator[tuple[str, bytes, s
 
 def _enter(down: TreeWalk, name: str) -> None:
     try:
-        down.enter(name)
+        down.enter_if_there(name)
     except errors.MountPointError as exc:  # what is on it does not belong to the tree
         if exc is not down.error:
-            raise
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        if kernel.errno_of(exc) is None:
             raise
 
 
