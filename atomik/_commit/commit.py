@@ -386,6 +386,7 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
+        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -396,6 +397,7 @@ class Commit:
                 self._begun = 0
                 assert isinstance(item, StagedFile)
                 self._name(item, item.name_it)
+                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -408,6 +410,10 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, item.find(alone=True))
+            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
+                step = self.steps[0]
+                identity_of_new(step)
+                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
