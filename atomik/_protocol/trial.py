@@ -19,30 +19,49 @@ if TYPE_CHECKING:
 LIES = "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
 
 
-def try_names(first: Place, second: Place, third: Place) -> None:
-    """Exchange two scratch files, rename one onto a free name, link one, and compare identities.
+def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
+    """Exchange two scratch files, rename one onto a free name, link another, and see what came of it.
 
-    The three places are free, private, and free again afterwards.
+    Contents tell whether the exchange happened, for to open a file asks the server: a status may come from the kernel's own
+    cache, which takes the server's word for it.  The places are free, private, and free again afterwards.
     """
-    port, fs = kernel.port, first.directory.fs
+    fs = first.directory.fs
     try:
-        for place in (first, second):
-            port.close(port.create(place.name, os.O_WRONLY, 0o600, place.fd))
-        inodes = [_inode(first), _inode(second)]
+        _make(first, b"1")
+        _make(second, b"2")
         fs.exchange = _accepts(first, second, kernel.EXCHANGE)
-        if fs.exchange and [_inode(second), _inode(first)] != inodes:
+        if fs.exchange and [_content(first), _content(second)] != [b"2", b"1"]:
             fs.lies, fs.exchange, fs.noreplace = True, False, False
         _remove(second)
         if not fs.lies:
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
-        _remove(first)
-        _remove(second)
-        port.close(port.create(first.name, os.O_WRONLY, 0o600, first.fd))
+        _make(third, b"3")
         fs.links = None  # to be tried
-        fs.links = link(first, third) and first.identity() == third.identity()
+        fs.links = link(third, fourth) and third.identity() == fourth.identity()
     finally:
-        for place in (first, second, third):
+        for place in (first, second, third, fourth):
             _remove(place)
+
+
+def _make(place: Place, content: bytes) -> None:
+    fd = kernel.port.create(place.name, os.O_WRONLY, 0o600, place.fd)
+    try:
+        kernel.port.write(fd, content)
+    finally:
+        kernel.port.close(fd)
+
+
+def _content(place: Place) -> bytes:
+    try:
+        fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW, place.fd)
+    except FileNotFoundError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return b""
+    try:
+        return kernel.port.pread(fd, 10, 0)
+    finally:
+        kernel.port.close(fd)
 
 
 def _accepts(src: Place, dst: Place, flag: int) -> bool:
@@ -62,8 +81,3 @@ def _remove(place: Place) -> None:
     except FileNotFoundError as exc:
         if kernel.errno_of(exc) is None:
             raise
-
-
-def _inode(place: Place) -> int:
-    found = place.status()
-    return -1 if found is None else found.ino

@@ -47,7 +47,7 @@ def stage(
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "fd", "file_object", "mode", "started_from")
+    __slots__ = ("below", "fd", "file_object", "mode", "started_from", "unnameable")
 
     kind = "file"
 
@@ -60,6 +60,8 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the layer below a text file, which the user may detach and write to
         self.below: IO[bytes] | None = None
+        #: it cannot get its only name directly at the destination here
+        self.unnameable = False
         #: what was copied to begin with (modes "a" and "r+")
         self.started_from: Observation | None = None
 
@@ -143,7 +145,9 @@ class StagedFile(Item):
 
     def operation(self, *, alone: bool) -> Operation:
         """As for every item; a file published alone may still be without a name, and then nobody asks for its identity."""
-        if self.slot is not None and not (alone and self.fd >= 0 and self.place.directory.fs.trusted):
+        if self.slot is not None and not (
+            alone and self.fd >= 0 and self.place.directory.fs.trusted and not self.unnameable
+        ):
             return super().operation(alone=alone)
         options = self.options
         slot = self.slot or self.workspace.sibling(self.place.directory)

@@ -91,6 +91,12 @@ class Workspace:
         self._by_path[path] = self._by_key[key] = folder
         return folder
 
+    def hold(self, folder: Directory) -> None:
+        """Use a folder that is open already for its path; it is opened once more, and `folder` stays the caller's."""
+        if folder.path not in self._by_path:
+            again = self._by_path[folder.path] = folder.reopened()
+            self._by_key[again.place_key] = again
+
     def _open_missing(self, path: str, cause: OSError, *, parents: bool, wanted: str | None) -> Directory:
         self.destinations.refuse_inside(path, wanted or path)
         if not parents:
@@ -176,7 +182,7 @@ class Workspace:
         if directory.fs.exchange is None:
             from atomik._protocol.trial import try_names
 
-            try_names(*(self.slot(directory) for _ in range(3)))
+            try_names(*(self.slot(directory) for _ in range(4)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `PrivateFolder.path_of`."""

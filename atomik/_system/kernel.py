@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import stat as _stat
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -48,6 +49,10 @@ MUTATING = frozenset(
     fchmod fchown lchown chmod fchmodat2 setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
+
+#: ioctl(2): all extents of a file, of which none is to be told (struct fiemap: start, length, flags, mapped, count, reserved)
+_FS_IOC_FIEMAP = 0xC020660B
+_NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 
 _c: ModuleType | None = None
 
@@ -225,6 +230,17 @@ class Kernel:
     def clone(self, dst_fd: int, src_fd: int) -> None:
         """FICLONE, ioctl_ficlonerange(2): share all extents (btrfs, xfs with reflink, bcachefs …)."""
         fcntl.ioctl(dst_fd, libc().FICLONE, src_fd)
+
+    def has_extents(self, fd: int) -> bool:
+        """FS_IOC_FIEMAP: whether a file has a map to blocks of a device; overlayfs asks the filesystem below it, and one that
+        lives in memory has none."""
+        try:
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, _NO_EXTENTS)
+        except OSError as exc:
+            if errno_of(exc) not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EACCES):
+                raise
+            return False
+        return True
 
     def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
         """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""
