@@ -29,6 +29,8 @@ class State(Enum):
     IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
     """
 
+    __module__ = "atomik"
+
     OPEN = "open"
     PREPARED = "prepared"
     SWAPPED = "swapped"
@@ -43,11 +45,14 @@ class ItemReceipt:
 
     ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
     "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".  ``method``: how it was swapped ("renameat2",
-    "linkat", "link", "rename", "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
+    "linkat", "link", "rename", "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was
+    displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``kept``: the path where the previous version now stands, None when it was not kept.
+    ``backup``: the path at which the previous version stays, None where there is none.
     """
+
+    __module__ = "atomik"
 
     path: str
     kind: Kind
@@ -57,7 +62,7 @@ class ItemReceipt:
     replaced: bool
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
-    kept: str | None = None
+    backup: str | None = None
 
 
 @define(frozen=True)
@@ -70,6 +75,8 @@ class Receipt:
     ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
     """
+
+    __module__ = "atomik"
 
     txid: str
     items: tuple[ItemReceipt, ...]

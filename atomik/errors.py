@@ -57,6 +57,8 @@ class AtomikError(Exception):
     from `open`.
     """
 
+    __module__ = "atomik"
+
 
 class AtomikOSError(AtomikError, OSError):
     """A system call failed and no narrower class says why; ``errno``, ``filename`` and the message do.
@@ -142,7 +144,7 @@ class UnsupportedFilesystemError(AtomikOSError):
     Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports them as
     done and does not do them; and no other method keeps the promise.
 
-    Cure: write to another filesystem; for folders, ``fallback="weaker"`` accepts a moment of visibility. ``atomik
+    Cure: write to another filesystem; for folders, ``allow_gap=True`` accepts a moment of visibility. ``atomik
     doctor FOLDER`` shows what a filesystem can.
     """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
 
+from atomik._system import forked
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -22,6 +24,8 @@ class Output(Generic[_T]):
     Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
     behind it.  Without ``with``, end it by `commit` or `abort`.
     """
+
+    __module__ = "atomik"
 
     __slots__ = ("__weakref__", "output", "transaction")
 
@@ -51,7 +55,9 @@ class Output(Generic[_T]):
         return self.transaction.receipt
 
     def __enter__(self) -> _T:
-        self.transaction.__enter__()
+        intake = self.transaction._intake
+        if intake.closed or intake.pid != forked.me:
+            intake.require_open()
         return self.output
 
     def __exit__(

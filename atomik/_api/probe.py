@@ -60,6 +60,8 @@ class Capabilities:
     says why.  ``str()`` gives all of it as a table, `as_dict` as plain values.
     """
 
+    __module__ = "atomik"
+
     folder: str
     filesystem: str
     mount: str

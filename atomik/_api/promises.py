@@ -27,6 +27,8 @@ class Promise:
     rests on; "" where there is nothing to say.
     """
 
+    __module__ = "atomik"
+
     name: str
     text: str
     holds: Holds

@@ -95,12 +95,13 @@ def transaction(
 
     Staging raises at once, and the transaction stays usable: `FileAlreadyExistsError`, `MissingPathError`,
     `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
-    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
-    The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
-    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
-    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
-    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
-    `AtomikError`, and say in their docstrings what cures them.
+    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError`
+    (``expect=``). The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`,
+    `CommitError` (a system call failed), `JournalError` (what a dead transaction left may not be trusted),
+    `UndecidedError` (its coordinator has to decide), `TransactionStateError` (an output failed and was not staged
+    again): then every destination is as it was.  Only after `DurabilityError` (all new, not surely durable) and
+    `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from `AtomikError`, and
+    say in their docstrings what cures them.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
@@ -379,14 +380,25 @@ def _former_path(options: Any) -> StrPath:
     return options.pop("file_name")  # type: ignore[no-any-return]
 
 
-def _begin(overwrite: bool, options: Any) -> Transaction:
-    """The transaction for one item; the options that are the item's own stay in `options`."""
+#: Loaded by the first call: `import atomik` costs next to nothing.
+_Transaction: type[Transaction] | None = None
+
+
+def _load() -> type[Transaction]:
+    global _Transaction  # noqa: PLW0603  loaded once, when first needed
     from .transaction import Transaction
 
+    _Transaction = Transaction
+    return Transaction
+
+
+def _begin(overwrite: bool, options: Any) -> Transaction:
+    """The transaction for one item; the options that are the item's own stay in `options`."""
+    make = _Transaction or _load()
     if not options:
-        return Transaction(overwrite=overwrite)
+        return make(overwrite=overwrite)
     pop = options.pop
-    return Transaction(
+    return make(
         overwrite=overwrite,
         durable=pop("durable", True),
         lock_timeout=pop("lock_timeout", 60.0),

@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
 
+#: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
+#: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
+_PATIENCE = 1000
+
 
 class Transaction:
     """Several outputs, published all or nothing.  Made by `atomik.transaction`, whose help says how to use it.
@@ -50,9 +54,11 @@ class Transaction:
     stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
 
-    __slots__ = (
-        "__weakref__", "_barriers", "_commit", "_duration", "_intake", "_lock_timeout", "_receipt", "_state",
-    )  # fmt: skip
+    __module__ = "atomik"
+
+    _commit: Commit | None = None
+    _receipt: Receipt | None = None
+    _duration = 0.0
 
     def __init__(
         self,
@@ -69,9 +75,6 @@ class Transaction:
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
-        self._commit: Commit | None = None
-        self._receipt: Receipt | None = None
-        self._duration = 0.0
         self._state = _OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
         if self._intake.heard:
@@ -334,7 +337,9 @@ class Transaction:
     def _publish(self) -> None:
         """Publish everything, or bring everything back."""
         with self._intake.lock:
-            self._require_whole()
+            intake = self._intake
+            if intake.closed or intake.failed or intake.pid != forked.me:
+                self._refuse()
             started = time.perf_counter()
             try:
                 try:
@@ -355,9 +360,13 @@ class Transaction:
         for item in items:
             if item.state is not SEALED:
                 item.seal(early=False)
-        commit = self._commit = Commit(intake.workspace, items, self._barriers, self._lock_timeout, intake.progress)
+        commit = self._commit = Commit(
+            intake.workspace, items, self._barriers, self._lock_timeout, intake.progress, heard=intake.heard
+        )
         if items:
-            commit.run()
+            commit.prepare()
+            commit.confirm()
+            commit.clean_up()
         else:
             commit.state = _COMMITTED
         self._give_back()
@@ -382,16 +391,17 @@ class Transaction:
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """Bring everything to its end, whatever arrives meanwhile; what the caller is to see in place of `exc`, or None."""
         instead: BaseException | None = None
-        while True:
+        for _ in range(_PATIENCE):
             try:
                 self._settle(exc)
-                return instead
+                break
             except errors.RollbackError as doubt:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
                 if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
                     instead = instead or again
+        return instead
 
     def _settle(self, exc: BaseException | None) -> None:
         """What may be repeated until it was not interrupted."""
@@ -426,12 +436,11 @@ class Transaction:
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
 
-    def _require_whole(self) -> None:
-        intake = self._intake
-        intake.require_open()
-        if intake.failed:
-            path, reason = next(iter(intake.failed.items()))
-            _fail_state(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
+    def _refuse(self) -> NoReturn:
+        """Say why nothing can be committed."""
+        self._intake.require_open()
+        path, reason = next(iter(self._intake.failed.items()))
+        raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
 
     # --- telling -------------------------------------------------------------------------------------------------
     def _tell_success(self) -> None:
@@ -503,10 +512,6 @@ class Transaction:
 def _is_ours(exc: BaseException) -> bool:
     """Whether it says what atomik or the kernel could not do, as opposed to what the caller raised."""
     return isinstance(exc, errors.AtomikError) or (isinstance(exc, OSError) and kernel.errno_of(exc) is not None)
-
-
-def _fail_state(text: str) -> NoReturn:
-    raise errors.TransactionStateError(text)
 
 
 #: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one

@@ -16,7 +16,7 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.run` goes forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
 end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
 nothing when there is nothing left to do.
 """
@@ -50,7 +50,7 @@ from atomik._tree.delete import delete_file, delete_tree
 from . import plan as _plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
@@ -68,6 +68,9 @@ LONG = 4096
 #: Seconds between the swap of a folder and the deletion of the old one, for programs that list the old one just then.
 GRACE = 0.005
 
+#: the kinds of outputs that may be folders, or displace one
+_OF_FOLDERS = ("folder", "path", "removal")
+
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
 
@@ -82,47 +85,38 @@ class Commit:
     ``leftovers`` what could not be cleaned up; ``visible`` the seconds from the first swap to the end of the last.
     """
 
-    __slots__ = (
-        "_begun", "_displaced", "_failure", "_journal", "_locked", "_marking", "_moved", "_needs", "_parents", "_recorded",
-        "_told", "_visible_from", "barriers", "items", "leftovers", "lock_timeout", "progress", "state", "steps",
-        "stranded", "visible", "workspace",
-    )  # fmt: skip
+    # What most commits never change is said once, here: making the objects is a good part of what a small commit costs.
+    state = _OPEN
+    steps: Sequence[Step] = ()
+    visible = _visible_from = 0.0
+    #: displaced originals that must stay, because a stranger's object exists where they belong
+    stranded: Sequence[Step] = ()
+    leftovers: Sequence[str] = ()
+    _begun = 0
+    _needs = _plan.Needs(journal=False, lock=False)
+    _parents: Sequence[Directory] = ()
+    #: folders that will be displaced, open for their lock
+    _displaced: Sequence[Directory] = ()
+    _locked = _marking = told = False
+    _journal: _journal.LiveJournal | None = None
+    #: folders that go from their slot in a private folder to one beside the destination
+    _moved: Sequence[tuple[Place, Place]] = ()
+    #: why undoing failed, the first time
+    _failure: OSError | None = None
+    _recorded: frozenset[bytes] = frozenset()
 
     def __init__(
         self, workspace: Workspace, items: list[Item], barriers: Barriers, lock_timeout: float | None,
-        progress: Callable[[str, int, int], None] | None,
+        progress: Callable[[str, int, int], None] | None, *, heard: bool,
     ) -> None:  # fmt: skip
         self.workspace, self.items, self.barriers = workspace, items, barriers
-        self.lock_timeout, self.progress = lock_timeout, progress
-        self.state = _OPEN
-        self.steps: list[Step] = []
-        self.leftovers: list[str] = []
-        #: displaced originals that must stay, because a stranger's object exists where they belong
-        self.stranded: list[Step] = []
-        self.visible = self._visible_from = 0.0
-        self._begun = 0
-        self._needs = _plan.Needs(journal=False, lock=False)
-        self._parents: list[Directory] = []
-        #: folders that will be displaced, open for their lock
-        self._displaced: list[Directory] = []
-        self._locked = self._marking = self._told = False
-        self._journal: _journal.LiveJournal | None = None
-        #: folders that go from their slot in a private folder to one beside the destination
-        self._moved: list[tuple[Place, Place]] = []
-        #: why undoing failed, the first time
-        self._failure: OSError | None = None
-        self._recorded: set[bytes] = set()
+        self.lock_timeout, self.progress, self._heard = lock_timeout, progress, heard
 
     # --- saying --------------------------------------------------------------------------------------------------
     @property
     def txid(self) -> str:
         """The transaction's id."""
         return self.workspace.txid
-
-    @property
-    def told(self) -> bool:
-        """Whether its end has been logged already."""
-        return self._told
 
     @property
     def at(self) -> str | None:
@@ -140,16 +134,10 @@ class Commit:
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
         """A failure behind the commit point: told, never raised."""
-        self.leftovers.append(f"{path}: {exc.strerror or exc}")
+        self.leftovers = (*self.leftovers, f"{path}: {exc.strerror or exc}")
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
     # --- forward -------------------------------------------------------------------------------------------------
-    def run(self) -> None:
-        """Publish: returns with everything new, or raises; then `end` must be called."""
-        self.prepare()
-        self.confirm()
-        self.clean_up()
-
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
         if len(self.items) == 1:
@@ -172,14 +160,18 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None:
+        if (
+            item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None
+            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
+        ):  # fmt: skip
             self._prepare_group()
             return
         parent = item.place.directory
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
             wait_or_recover(parent, self.lock_timeout)
-        self._check_parent(parent)
+        if not parent.still_there():
+            self._refuse_moved(parent)
         if options.if_changed and item.stands_already():
             self._confirm_unchanged(parent)
             return
@@ -230,9 +222,12 @@ class Commit:
         there = found[item.place]
         if there is not None and isinstance(item, StagedFile) and item.slot is None:
             self._name(item, item.name_beside)
-        self.steps = self._planned([item], found)
-        step = self.steps[0]
-        step.alone = True
+        alone = not self._locked
+        try:
+            self.steps = _plan.plan((item.operation(alone=alone),), found)
+        except _plan.Refusal as refusal:
+            _plan.refuse(refusal)
+        self.steps[0].alone = True
         if there is not None and there.kind == "folder" and not self._locked:
             self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=True)
             self._lock({item.place})
@@ -259,9 +254,8 @@ class Commit:
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
-        alone = len(self.items) == 1 and not self._locked
         try:
-            return _plan.plan([item.operation(alone=alone) for item in items], found)
+            return _plan.plan([item.operation(alone=False) for item in items], found)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
 
@@ -277,13 +271,14 @@ class Commit:
         items = {item.slot: item for item in self.items if item.slot is not None} if chains else {}
         for slot, steps in chains.items():
             parents = {step.dest.directory.key: step.dest.directory for step in steps}
-            if len(parents) != 1 or not any(_is_bound(step) for step in steps):
+            if len(parents) != 1 or not any(_is_bound(step.dest, step.slot) for step in steps):
                 continue
+            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would tell whose that slot is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
                 first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
-                self._moved.append((slot, beside))
+                self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
                 step.slot = beside
@@ -304,7 +299,8 @@ class Commit:
             self._unlock()
             wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
-            self._check_parent(parent)
+            if not parent.still_there():
+                self._refuse_moved(parent)
 
     def _open_displaced(self, displaced: set[Place]) -> None:
         for place in displaced:
@@ -315,26 +311,25 @@ class Commit:
                     raise
                 continue  # gone; or it may not be read, and has no readers that could hold its lock
             folder.path = str(place)
-            self._displaced.append(folder)
+            self._displaced = (*self._displaced, folder)
 
     def _unlock(self) -> None:
         if self._locked:
             unlock_all(self._parents)
             close_all(self._displaced)
-            self._displaced.clear()
+            self._displaced = ()
             self._locked = False
 
-    def _check_parent(self, directory: Directory) -> None:
-        """The folder that was opened when the item was staged must still be the one at its path."""
-        if not directory.still_there():
-            text = "the folder was moved, removed or replaced since the output was staged; stage again"
-            errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
+    def _refuse_moved(self, directory: Directory) -> NoReturn:
+        """The folder that was opened when the item was staged is no longer the one at its path."""
+        text = "the folder was moved, removed or replaced since the output was staged; stage again"
+        errors.fail(errors.ConflictError, errno.ESTALE, text, directory.path)
 
     def _folders(self) -> list[Directory]:
         """Every folder that a swap takes a name from or gives one to, and those that hold the journal's names."""
         private = [made.folder for made in self.workspace.private_folders.values()]
         if self._parents:
-            return self._parents + private
+            return [*self._parents, *private]
         step = self.steps[0]
         folders = [step.dest.directory]
         if step.method != LINKAT and step.slot.directory is not step.dest.directory:
@@ -345,7 +340,7 @@ class Commit:
         self._journal = _journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         try:
-            _journal.create(self._journal, self._intent, private, self._parents)
+            _journal.create(self._journal, self._intent, private, list(self._parents))
         except _journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
@@ -371,7 +366,7 @@ class Commit:
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
-        heard, progress, total = _events.heard(_events.DEBUG), self.progress, len(self.steps)
+        heard, progress, total = self._heard, self.progress, len(self.steps)
         self._visible_from = time.perf_counter()
         for at, step in enumerate(self.steps):
             self._begun = at + 1
@@ -408,8 +403,9 @@ class Commit:
                 self._begun = 0
             else:
                 self.visible = time.perf_counter() - self._visible_from
-                self._check_came_out(step)
-                if _events.heard(_events.DEBUG):
+                if step.op != "create" and step.method != RENAME:
+                    self._check_came_out(step)
+                if self._heard:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, item.find(alone=True))
@@ -427,8 +423,6 @@ class Commit:
 
     def _check_came_out(self, step: Step) -> None:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
-        if step.op == "create" or step.method == RENAME:
-            return
         came_out = step.slot.status()
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
             text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
@@ -518,7 +512,7 @@ class Commit:
 
     # --- the end -------------------------------------------------------------------------------------------------
     def end(self, cause: BaseException) -> None:
-        """Bring what `run` began to its end: all old, or all new behind the mark.
+        """Bring what was begun to its end: all old, or all new behind the mark.
 
         Idempotent, and may be left by any exception and called again.  Sets ``state``; raises RollbackError when it is not
         certain that everything is old.
@@ -557,8 +551,9 @@ class Commit:
         if self.steps and self.steps[0].alone:
             for step in begun:
                 self._identify(step)
-        self._recorded = {identity for step in begun for identity in (step.new, step.old) if identity is not None}
-        self.stranded.clear()
+        recorded = (identity for step in begun for identity in (step.new, step.old) if identity is not None)
+        self._recorded = frozenset(recorded)
+        self.stranded = ()
         failures = [failure for step in reversed(begun) if (failure := self._undo(step, cause)) is not None]
         if not failures:
             try:
@@ -572,12 +567,14 @@ class Commit:
             self._keep_in_doubt()
             return
         self.state = _ABORTED
-        if begun and not self.steps[0].alone and not self._told:
-            self._told = True
+        if begun and not self.steps[0].alone and not self.told:
+            self.told = True
             self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
 
     def _identify(self, step: Step) -> None:
         """Fill in the identities that a step alone did without: only a failure has to tell old from new."""
+        if step.slot is step.dest:  # it was to appear without one
+            step.slot = self.workspace.sibling(step.dest.directory)
         identity_of_new(step)
         there = step.dest.identity()
         if there != step.new:
@@ -602,7 +599,7 @@ class Commit:
                     return exc
         held = step.slot.identity()
         if not step.alone and result is Undone.FOREIGN and held is not None and _is_strange(step, held, self._recorded):
-            self.stranded.append(step)
+            self.stranded = (*self.stranded, step)
             cause.add_note(
                 f"somebody published at {step.dest} meanwhile, and theirs stays; the original lies at {step.slot} until "
                 "atomik.recover(…, discard=True)"
@@ -631,7 +628,7 @@ class Commit:
         """Undoing failed: the journal stays; a step alone has none, so its original gets a name that says "keep me"."""
         self.state = _IN_DOUBT
         step = self.steps[0]
-        if step.alone and step.op != "create":
+        if step.alone and step.op != "create" and _may_hold_original(step):
             kept = Place(step.slot.directory, kept_name(step.slot.name))
             try:
                 rename(step.slot, kept, 0)
@@ -645,7 +642,7 @@ class Commit:
         failure, self._failure = self._failure, None
         assert failure is not None
         why = failure.strerror or str(failure)
-        self._told = True
+        self.told = True
         self.event(_events.WARNING, "transaction.in_doubt", error=str(failure), cause=str(cause))
         step = self.steps[0]
         if step.alone:
@@ -674,7 +671,8 @@ class Commit:
             self._without_failing(journal.withdraw)
         if self._locked:
             self._unlock()
-        if self.steps:
+        steps = self.steps
+        if steps and not (steps[0].alone and steps[0].op == "create" and self.state is _COMMITTED):
             self._spare_listing()
             self._delete_siblings()
         if journal is not None:
@@ -734,7 +732,17 @@ def _delete_known(step: Step) -> None:
         delete_tree(step.slot, known=found)
 
 
-def _is_strange(step: Step, held: bytes, recorded: set[bytes]) -> bool:
+def _may_hold_original(step: Step) -> bool:
+    """Whether the slot holds what was displaced, as far as can be told; not so when only the sync of the undo failed."""
+    try:
+        return step.slot.identity() not in (None, step.new)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return True
+
+
+def _is_strange(step: Step, held: bytes, recorded: frozenset[bytes]) -> bool:
     """Whether the slot holds an original, or what came to be between the look and the swap."""
     return held == step.old or held not in recorded
 
@@ -754,9 +762,12 @@ def _below(path: str, root: str) -> tuple[str, ...]:
     return () if rest == "." else tuple(rest.split("/"))
 
 
-def _is_bound(step: Step) -> bool:
-    """Whether it renames a folder that this user may not write to."""
-    return any(
-        place.status() is not None and not kernel.port.may_write(place.name, place.fd)
-        for place in (step.dest, step.slot)
-    )
+def _is_bound(*places: Place | None) -> bool:
+    """Whether there is a folder at one of them that this user may not write to, so that it cannot leave its parent."""
+    for place in places:
+        there = None if place is None else place.status()
+        if place is None or there is None or not kernel.is_folder(there.mode):
+            continue
+        if not kernel.port.may_write(place.name, place.fd):
+            return True
+    return False

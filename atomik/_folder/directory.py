@@ -50,16 +50,28 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_fs", "_way", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_pid", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
-        self.path, self.fd = path, fd
-        self._fs: Filesystem | None = None
+        self.path, self.fd, self._pid = path, fd, forked.me
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
-        self.dev, self.ino, self.mount = self.place_key = found.place_key
-        self.append_only = found.attributes & _APPEND_ONLY != 0
+        self.place_key = self.dev, self.ino, self.mount = os.makedev(found.major, found.minor), found.ino, found.mount
+        #: the filesystem it lies on
+        self.fs = _filesystem.of(fd, found)
+
+    def __del__(self) -> None:
+        """The net under an interrupt: a descriptor that is lost would keep its lock."""
+        try:
+            if self.fd >= 0:
+                self._abandon()
+        except AttributeError:
+            pass  # stopped before it was made, or the interpreter ends
+
+    def _abandon(self) -> None:
+        if self._pid == forked.me:  # a forked child may have put something else behind the number
+            self.close()
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}>"
@@ -73,23 +85,25 @@ class Directory:
         its path longer than the kernel takes.  Read permission is needed, for fsync and flock want a readable
         descriptor (EBADF on O_PATH).
         """
+        folder = cls.__new__(cls)  # before there is a descriptor, so that it has one owner at any moment
+        folder.fd, folder._way = -1, None
         try:
-            if dir_fd is None:
-                fd = open_folder(path)
-            else:
-                fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
-        except OSError as exc:
-            if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
-                raise
-            return cls.open(path, dir_fd, follow=follow)
-        try:
+            try:
+                if dir_fd is None:
+                    folder.fd = fd = open_folder(path)
+                else:
+                    folder.fd = fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+            except OSError as exc:
+                if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
+                    raise
+                return cls.open(path, dir_fd, follow=follow)
             if fd >= descriptors.low:
                 descriptors.hold(fd, path)
-            folder = cls(path, fd)
+            folder.__init__(path, fd)  # type: ignore[misc]
             if dir_fd is None and path[:1] != "/":
                 folder._describe()
         except BaseException:
-            kernel.port.close(fd)
+            folder.close()
             raise
         return folder
 
@@ -104,13 +118,15 @@ class Directory:
     @classmethod
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
         """Open a folder by a path relative to an open one, resolved under the restrictions of openat2(2)."""
-        port = kernel.port
-        fd = port.open_beneath(path, _OPEN, start.fd, resolve)
+        folder = cls.__new__(cls)
+        folder.fd, folder._way = -1, None
         try:
-            return cls(os.path.normpath(start.child(path)), fd)
+            folder.fd = fd = kernel.port.open_beneath(path, _OPEN, start.fd, resolve)
+            folder.__init__(os.path.normpath(start.child(path)), fd)  # type: ignore[misc]
         except BaseException:
-            port.close(fd)
+            folder.close()
             raise
+        return folder
 
     def reopened(self) -> Directory:
         """The same folder by a descriptor of its own, which nobody else's path has to lead to."""
@@ -125,6 +141,11 @@ class Directory:
         return self.dev, self.ino
 
     @property
+    def append_only(self) -> bool:
+        """Whether names can be added to it and never taken away (chattr +a)."""
+        return self._found.attributes & _APPEND_ONLY != 0
+
+    @property
     def uid(self) -> int:
         """Who owns it."""
         return self._found.uid
@@ -134,30 +155,28 @@ class Directory:
         """Whether only their owners, and its own, may replace or remove the entries in it."""
         return bool(self._found.mode & stat.S_ISVTX)
 
-    @property
-    def fs(self) -> Filesystem:
-        """The filesystem it lies on."""
-        if self._fs is None:
-            self._fs = _filesystem.of(self.fd, self._found)
-        return self._fs
-
     def child(self, name: str) -> str:
         """The path of a name in it, for messages."""
         return self.path + name if self.path[-1:] == "/" else f"{self.path}/{name}"
 
     def close(self) -> None:
-        """Close the descriptor, which drops its lock; harmless when repeated."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            if fd in forked.guarded:
-                _lock.closing(fd)
-            try:
-                kernel.port.close(fd)
-            finally:
-                if fd >= descriptors.low:
-                    descriptors.let_go(fd)
-                if self._way is not None and self._way[0] >= 0:
-                    kernel.port.close(self._way[0])
+        """Close the descriptor, which drops its lock; to be repeated after an interrupt, and harmless when repeated."""
+        fd = self.fd
+        if fd in forked.guarded:
+            _lock.closing(fd)
+        try:
+            # One line: an interrupt comes before both, and nothing is lost, or behind both.
+            if fd >= 0:
+                self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+        finally:
+            if fd >= descriptors.low:
+                descriptors.let_go(fd)
+            if self._way is not None:
+                self._close_way(*self._way)
+
+    def _close_way(self, start: int, _: str) -> None:
+        if start >= 0:
+            self._way = None; kernel.port.close(start)  # noqa: E702  # fmt: skip
 
     def still_there(self) -> bool:
         """Whether the path still leads to this folder; a relative one from the working folder that it started from."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
+_UNIQUE = 0x4000  # STATX_MNT_ID_UNIQUE, Linux 6.8: an id that is never given to another mount
 
 #: f_type of statfs(2) → (name, whether syncfs reaches the device and reports errors)
 _KNOWN = {
@@ -72,11 +73,11 @@ _remembered: dict[int, Filesystem] = {}
 
 def of(fd: int, status: Status) -> Filesystem:
     """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
-    found = _remembered.get(status.mount) if status.unique_mount else None
+    if not status.mask & _UNIQUE:
+        return _ask(fd)
+    found = _remembered.get(status.mount)
     if found is None:
-        found = _ask(fd)
-        if status.unique_mount:
-            _remembered[status.mount] = found
+        found = _remembered[status.mount] = _ask(fd)
     return found
 
 

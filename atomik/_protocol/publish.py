@@ -32,6 +32,9 @@ from .undo import give_back
 NO_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
 
 
+_ANNOUNCE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
 class Unnameable(Exception):  # noqa: N818  a signal, not an error
     """A file without a name cannot get one directly at the destination here: it needs a slot."""
 
@@ -44,7 +47,10 @@ def publish(step: Step) -> None:
     whose destination came or went (plan it again), `Unnameable`, and the kernel's OSError.
     """
     try:
-        _by_methods(step)
+        if step.fd >= 0 and step.op == "create":
+            _name_at_destination(step)
+        else:
+            _by_methods(step)
     except OSError as exc:
         number = kernel.errno_of(exc)
         if number is None or is_published(step):
@@ -95,9 +101,6 @@ def _cannot_rename(step: Step, cause: OSError) -> None:
 
 
 def _by_methods(step: Step) -> None:
-    if step.op == "create" and step.fd >= 0:
-        _name_at_destination(step)
-        return
     fs = step.dest.directory.fs
     native = fs.exchange if step.op in ("replace", "exchange") else fs.noreplace
     if native is False or not _native(step):
@@ -106,22 +109,23 @@ def _by_methods(step: Step) -> None:
 
 def _name_at_destination(step: Step) -> None:
     """A new file: its only name is the destination, given in one linkat that replaces nothing (P2, P7)."""
+    directory, name = step.dest
     try:
-        kernel.port.link_fd(step.fd, step.dest.name, step.dest.fd)
+        kernel.port.link_fd(step.fd, name, directory.fd)
     except OSError as exc:
         if kernel.errno_of(exc) not in (*NO_NAME, errno.EXDEV) or is_published(step):
             raise
         raise Unnameable from exc
     step.method = LINKAT
-    _announce(step)
+    _announce(directory.fd, name)
 
 
-def _announce(step: Step) -> None:
+def _announce(fd: int, name: str) -> None:
     """linkat(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
     name for writing and closing it tells them CLOSE_WRITE (P10).  O_NONBLOCK, for a stranger may have put a FIFO there."""
     port = kernel.port
     try:
-        fd = port.open(step.dest.name, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, step.dest.fd)
+        fd = port.open(name, _ANNOUNCE, fd)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise

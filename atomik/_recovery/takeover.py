@@ -2,7 +2,8 @@
 
 1. *decide* by the outcome record: committed: finish.  Undone: finish.  None: undo in reverse (`undo`, the same function
    as in rollback, I5), make that durable, and write "undone" to the journal before any of its names goes (I3).  If a
-   coordinator decided to commit a prepared transaction, write the mark instead;
+   coordinator decided to commit a prepared transaction, write the mark instead.  If the transaction was never prepared
+   (`DeadTransaction.never_prepared`), nothing was published and there is nothing to undo;
 2. *clean*: the well-known names first, then what the slots hold in every folder, then the private folders with the
    journal in them.  The journal goes from none of them before everything else is gone from all of them.
 
@@ -56,6 +57,8 @@ class Recovered:
     ``txid``: the transaction's id, "" where it is not known.  ``detail``: more, often empty.
     """
 
+    __module__ = "atomik"
+
     path: str
     action: str
     txid: str
@@ -99,17 +102,21 @@ class DeadTransaction:
 
     def run(self) -> None:
         """Undo or finish, and clean up.  Raises RollbackError, with the journal still there, when that is impossible."""
-        steps = self._steps()
         outcome = self.content.outcome or (_records.COMMITTED if self.commit else None)
+        never_prepared = self.content.outcome is None and self.never_prepared()
+        steps = self._reachable() if never_prepared else self._steps()
         if outcome == _records.COMMITTED:
             if self.commit:
-                self._refuse_unprepared(steps)
+                self._refuse_unprepared(steps, never=never_prepared)
             # Written once more: a mark whose own sync failed may be in the page cache only, and a fresh one is synced.
             self._end(_records.COMMITTED)
             for step in steps:
                 self.tell(str(step.dest), "finished")
         else:
-            if outcome is None:
+            if never_prepared:
+                for step in steps:
+                    self.tell(str(step.dest), "untouched")
+            elif outcome is None:
                 self._undo(steps)
             # Also when it says so already: its owner may have died between writing that and making it durable (I3).
             self._end(_records.UNDONE)
@@ -117,15 +124,36 @@ class DeadTransaction:
         stranded = [] if outcome == _records.COMMITTED else self._stranded(steps)
         self._clean(steps, stranded, committed=outcome == _records.COMMITTED)
 
-    def _refuse_unprepared(self, steps: list[Step]) -> None:
+    def _refuse_unprepared(self, steps: list[Step], *, never: bool) -> None:
         """To be committed, every step must have been published: a coordinator that heard "prepared" is right about that."""
-        for step in steps:
-            if step.dest.identity() == step.old if step.new is None else step.slot.identity() == step.new:
-                text = (
-                    "it is to be committed by the decision of its coordinator, but was never completely prepared; nothing "
-                    "was touched. Only False can be the right decision"
-                )
-                errors.fail(errors.RollbackError, errno.EINVAL, text, str(step.dest))
+        waiting = [
+            str(step.dest)
+            for step in steps
+            if (step.dest.identity() == step.old if step.new is None else step.slot.identity() == step.new)
+        ]
+        if never or waiting:
+            text = (
+                "it is to be committed by the decision of its coordinator, but was never completely prepared; nothing was "
+                "touched. Only False can be the right decision"
+            )
+            found = (folder.path for folder in self.folders if folder is not None)
+            errors.fail(errors.RollbackError, errno.EINVAL, text, waiting[0] if waiting else next(found))
+
+    def never_prepared(self) -> bool:
+        """Whether the owner died before it had linked the journal into every parent, so that nothing was published.
+
+        The well-known names are all there before the first swap, and go only after an outcome is written: a parent without
+        its name is proof.  Unless the user deleted that name: then something that was published says so.
+        """
+        entries = zip(self.folders, self.intent.folders, strict=True)
+        parents = [folder for folder, entry in entries if folder is not None and entry.parent]
+        if len(self._well_known()) == len(parents):
+            return False
+        return not any(map(_is_published, self._reachable()))
+
+    def _reachable(self) -> list[Step]:
+        """The steps whose parents were found; their private folders need not be."""
+        return [self._step(record) for record in self.intent.steps if self.folders[record.dest_folder] is not None]
 
     def _steps(self) -> list[Step]:
         """The steps whose folders were found."""
@@ -296,6 +324,13 @@ class DeadTransaction:
     def _remove_well_known_names(self) -> None:
         for place in self._well_known():
             kernel.port.unlink(place.name, place.fd)
+
+
+def _is_published(step: Step) -> bool:
+    """Whether the new object is at its destination, or the old one was displaced."""
+    if step.new is not None and step.new != step.old and step.dest.identity() == step.new:
+        return True
+    return step.old is not None and any(place.identity() == step.old for place in (step.slot, *step.slots()))
 
 
 def _slots(step: Step) -> tuple[Place, ...]:

@@ -22,14 +22,24 @@ _Key = tuple[int, int, int]
 class Destinations:
     """What was taken so far; see the module."""
 
-    def __init__(self) -> None:
-        #: the names taken in each folder, each with its path as given where it is not the folder's and the name
-        self._taken: dict[_Key, tuple[Directory, dict[str, str | None]]] = {}
-        #: the folders in which something of ours lies or will lie, each with the path that brought it in
-        self._used: dict[_Key, tuple[Directory, str]] = {}
+    #: the first one, kept aside until there is a second: most transactions have one
+    _first: tuple[Place, str | None, Status | None] | None = None
+    #: the names taken in each folder, each with its path as given where it is not the folder's and the name
+    _taken: dict[_Key, tuple[Directory, dict[str, str | None]]] = {}  # noqa: RUF012  replaced by `_unfold`
+    #: the folders in which something of ours lies or will lie, each with the path that brought it in
+    _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
+
+    def _unfold(self) -> None:
+        """There is more than one destination, or a ``tmp_dir``: now all is kept."""
+        if self._taken is not Destinations._taken:
+            return
+        self._taken, self._used = {}, {}
         #: the folders that will be displaced
         self._displaced: dict[tuple[int, int], str] = {}
         self._chains: dict[_Key, frozenset[tuple[int, int]]] = {}
+        first, self._first = self._first, None
+        if first is not None:
+            self._register(*first)
 
     def register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
         """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
@@ -37,6 +47,13 @@ class Destinations:
         `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
         folder that the item would displace.
         """
+        if self._first is None and self._taken is Destinations._taken:
+            self._first = place, given, folder_there
+            return
+        self._unfold()
+        self._register(place, given, folder_there)
+
+    def _register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
         path = given or str(place)
         directory = place.directory
         taken = self._taken.get(directory.place_key)
@@ -53,18 +70,9 @@ class Destinations:
         if folder_there is not None:
             self._displaced[folder_there.dev, folder_there.ino] = path
 
-    def take(self, place: Place) -> bool:
-        """Take a new destination in where no rule asks for a look: one more name in a folder that is known by now, and
-        nothing to be displaced.  False, with nothing done, for any other: `register` decides about it."""
-        directory, name = place
-        taken = self._taken.get(directory.place_key)
-        if taken is None or self._displaced or name in taken[1]:
-            return False
-        taken[1][name] = None
-        return True
-
     def unregister(self, place: Place) -> None:
         """Let a destination go, so that it may be staged again."""
+        self._unfold()
         key = place.directory.place_key
         _, names = self._taken.get(key) or (None, {})
         path = names.pop(place.name, None) or str(place)
@@ -74,11 +82,13 @@ class Destinations:
 
     def use(self, directory: Directory, path: str) -> None:
         """Something of ours will lie in this folder, which must not be displaced."""
+        self._unfold()
         self._not_in_displaced(directory, path)
         self._used.setdefault(directory.place_key, (directory, path))
 
     def refuse_inside(self, parent: str, path: str) -> None:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
+        self._unfold()
         for directory, names in self._taken.values():
             for name, given in names.items():
                 staged = given or directory.child(name)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
-    from .observe import Observation
     from .options import ItemOptions, Options, StrPath
     from .workspace import Workspace
 
@@ -39,7 +38,8 @@ def stage(
         if overwrite:
             raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
         overwrite = False
-    file_objects.check_text(parsed, *text)
+    if text[0] == 0 and not parsed[2]:
+        raise ValueError("can't have unbuffered text I/O")
     item = intake.add(StagedFile, path, overwrite, tmp_dir, options)
     return intake.open(item, item.open, parsed, text)
 
@@ -47,7 +47,7 @@ def stage(
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "fd", "file_object", "mode", "started_from", "unnameable")
+    __slots__ = ("below", "fd", "file_object", "mode", "unnameable")
 
     kind = "file"
 
@@ -62,8 +62,6 @@ class StagedFile(Item):
         self.below: IO[bytes] | None = None
         #: it cannot get its only name directly at the destination here
         self.unnameable = False
-        #: what was copied to begin with (modes "a" and "r+")
-        self.started_from: Observation | None = None
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""
@@ -84,9 +82,11 @@ class StagedFile(Item):
             try:
                 fd = kernel.port.open_tmpfile(stage.fd, os.O_RDWR, 0o666)
             except OSError as exc:
-                if kernel.errno_of(exc) not in _NO_TMPFILE:
+                number = kernel.errno_of(exc)
+                if number not in _NO_TMPFILE:
                     raise
-                fs.tmpfile = False
+                if number != errno.EPERM:  # which an immutable folder says too, and that is no word about the others
+                    fs.tmpfile = False
             else:
                 fs.tmpfile = True
                 return fd
@@ -98,7 +98,8 @@ class StagedFile(Item):
         from .observe import look_at
 
         seen = look_at(self.place, digest=False)
-        self.started_from = seen
+        if self.options.expect is None:  # lines that others wrote meanwhile must not be lost
+            self.expectation = seen
         found = self.place.status()
         if found is None:
             if self.mode[0] == "a":
@@ -117,14 +118,6 @@ class StagedFile(Item):
             copy_content(source, self.fd)
         finally:
             kernel.port.close(source)
-
-    @property
-    def expectation(self) -> Observation | str | None:
-        """What started from a copy conflicts when the original has changed since, unless the caller said otherwise."""
-        expect = self.options.expect
-        if expect is None:
-            return self.started_from
-        return None if expect == "any" else expect
 
     def _seal(self) -> None:
         file_object = self.file_object
@@ -149,10 +142,10 @@ class StagedFile(Item):
             alone and self.fd >= 0 and self.place.directory.fs.trusted and not self.unnameable
         ):
             return super().operation(alone=alone)
-        options = self.options
-        slot = self.slot or self.workspace.sibling(self.place.directory)
+        options, place = self.options, self.place
+        # A file without a name needs no slot, unless it is undone (`Commit._identify`).
         return Operation(
-            "put", self.place, slot, _UNKNOWN, self.fd, None, self.backup_place,
+            "put", place, self.slot or place, _UNKNOWN, self.fd, None, self.backup_place if self.backup else None,
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
 
@@ -192,10 +185,10 @@ class StagedFile(Item):
         from atomik._tree import metadata
         from atomik._tree.content import copy_content
 
-        self.stage.fs.tmpfile = False
         kept = metadata.Metadata.held(self.fd, kernel.port.fstat(self.fd))
         self.slot = slot
         fd = kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
+        self.stage.fs.tmpfile = False  # only now: a folder that was removed says nothing about the others
         try:
             copy_content(self.fd, fd)
             self.not_preserved += metadata.apply(fd, kept, "all", same_content=True)

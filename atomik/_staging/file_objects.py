@@ -167,14 +167,6 @@ def parse_mode(mode: str) -> tuple[str, bool, bool]:
     return base.pop(), "+" in letters, "b" in letters
 
 
-def check_text(
-    mode: tuple[str, bool, bool], buffering: int, encoding: str | None, errors: str | None, newline: str | None
-) -> None:
-    """Refuse what `open` would refuse, before anything is staged."""
-    if buffering == 0 and not mode[2]:
-        raise ValueError("can't have unbuffered text I/O")
-
-
 def open_file_object(
     fd: int,
     item: Sealable | None,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from .file_objects import StagedPath
     from .intake import Intake
-    from .observe import Observation
     from .options import ItemOptions, StrPath
 
 
@@ -35,12 +34,9 @@ def stage(
 class StagedFolder(Item):
     """A folder that the user fills by path."""
 
-    __slots__ = ("started_from",)
+    __slots__ = ()
 
     kind = "folder"
-
-    #: what was copied to begin with
-    started_from: Observation | None
 
     def open(self, base: StrPath | None, copy: bool, progress: Callable[[int], None] | None = None) -> str:
         """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
@@ -56,8 +52,10 @@ class StagedFolder(Item):
     def _clone_present(self, slot: Place, progress: Callable[[int], None] | None) -> None:
         from .observe import look_at
 
-        self.started_from = look_at(self.place, digest=False)
-        if self.started_from.absent:
+        seen = look_at(self.place, digest=False)
+        if self.options.expect is None:  # what others changed meanwhile must not be lost
+            self.expectation = seen
+        if seen.absent:
             return  # nothing there yet: start empty
         source = Directory.open(self.place.name, self.place.fd, follow=False)
         source.path = self.path
@@ -80,14 +78,6 @@ class StagedFolder(Item):
                 target.close()
         finally:
             source.close()
-
-    @property
-    def expectation(self) -> Observation | str | None:
-        """What started from a copy conflicts when the original has changed since, unless the caller said otherwise."""
-        expect = self.options.expect
-        if expect is None:
-            return getattr(self, "started_from", None)  # not set before it was copied
-        return None if expect == "any" else expect
 
     def _seal(self) -> None:
         assert self.slot is not None

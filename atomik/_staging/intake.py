@@ -21,12 +21,12 @@ from atomik._system import forked, kernel
 from . import checks
 from .file import StagedFile
 from .item import Item
-from .options import PLAIN, ItemOptions, Options, checked
+from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import ParamSpec, TypeVar
+    from typing import TypeVar, TypeVarTuple, Unpack
 
     from atomik._system.libc import Status
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .options import Progress, StrPath
 
     _Item = TypeVar("_Item", bound=Item)
-    _P = ParamSpec("_P")
+    _Ts = TypeVarTuple("_Ts")
     _T = TypeVar("_T")
 
 #: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
@@ -55,9 +55,8 @@ class Syncs(Protocol):
 class Intake:
     """The outputs of one transaction on their way in; see the module."""
 
-    __slots__ = (
-        "_retained", "_syncs", "closed", "failed", "heard", "items", "lock", "overwrite", "pid", "progress", "workspace",
-    )  # fmt: skip
+    #: why nothing more can be staged; "" while it can
+    closed = ""
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
         self.overwrite, self.progress, self._syncs = overwrite, progress, syncs
@@ -68,8 +67,6 @@ class Intake:
         self._retained: list[StagedFile] = []
         self.lock = RLock()
         self.pid = forked.me
-        #: why nothing more can be staged; "" while it can
-        self.closed = ""
         # Asked once for all that is staged, not twice for each of very many items.
         self.heard = _events.heard(_events.DEBUG)
 
@@ -91,13 +88,18 @@ class Intake:
         prepare: Callable[[_Item], None] | None = None,
     ) -> _Item:  # fmt: skip
         """Decide early whether the destination can work, and take it in."""
-        options = checked(given, overwrite=self.overwrite if overwrite is None else bool(overwrite))
-        full = absolute(path)
+        replaces = self.overwrite if overwrite is None else overwrite
+        if given:
+            options = checked(given, overwrite=bool(replaces))
+        else:
+            options = OVERWRITING if replaces else PLAIN
+        full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
             full = followed(full)
         try:
             with self.lock:
-                self.require_open()
+                if self.closed or self.pid != forked.me:
+                    self.require_open()
                 return self._decide(kind, full, tmp_dir, options, given, prepare)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
@@ -164,11 +166,11 @@ class Intake:
                 self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
-    def open(self, item: Item, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    def open(self, item: Item, action: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
         """Let the item make what the user gets; a failure takes it out again."""
         item.owner = self
         try:
-            result = action(*args, **kwargs)
+            result = action(*args)
         except BaseException as exc:
             item.owner = None
             item.discard()
@@ -207,7 +209,7 @@ class Intake:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self.heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
-        if isinstance(item, StagedFile):
+        if item.early and isinstance(item, StagedFile):
             self._retain(item)
 
     def _retain(self, item: StagedFile) -> None:

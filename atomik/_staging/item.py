@@ -106,7 +106,7 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "early", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
+        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
         "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
@@ -120,6 +120,8 @@ class Item:
         #: the path as given, where it is not the one of `place`: memory counts when there are many items
         self.given = given
         self.place, self.stage, self.workspace, self.options, self.order = place, stage, workspace, options, order
+        #: what must exist at the destination: an `Observation`, "absent", or None for anything
+        self.expectation = options.expect if options.expect != "any" else None
         self.state = OPEN
         self.slot: Place | None = None
         self.not_preserved: tuple[str, ...] = ()
@@ -165,8 +167,7 @@ class Item:
                     raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
             self.state = SEALED
-        if early:
-            owner.sealed(self)
+        owner.sealed(self)
 
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more.
@@ -216,12 +217,6 @@ class Item:
     def folders_there(self) -> tuple[Place, ...]:
         """The names that it changes at which there were folders when it last looked; readers of them hold their locks."""
         return (self.place,) if self.found == "folder" else ()
-
-    @property
-    def expectation(self) -> Observation | str | None:
-        """What must exist at the destination: an `Observation`, "absent", or None for anything."""
-        expect = self.options.expect
-        return None if expect == "any" else expect
 
     def look(self) -> Status | None:
         """The destination as it is, if that is what the item requires; called when staged, and again at the commit."""

@@ -30,6 +30,8 @@ class Observation:
     file's content, or of a folder's with all files and link targets in it, when asked for: it shows every change.
     """
 
+    __module__ = "atomik"
+
     path: str
     identity: bytes | None
     size: int = 0
@@ -101,11 +103,11 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
     Source: statx(2), name_to_handle_at(2).
     """
-    from atomik._folder.paths import split
+    from atomik._folder.paths import absolute, split
     from atomik._folder.place import Place
 
     head, name = split(os.fsdecode(path), folder=True)
-    with errors.typed("cannot observe", os.path.join(head, name)):
+    with errors.typed("cannot observe", absolute(path)):
         directory = Directory.open(head)
         try:
             return look_at(Place(directory, name), digest=digest)

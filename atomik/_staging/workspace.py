@@ -12,7 +12,7 @@ import contextlib
 import errno
 import itertools
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -27,28 +27,26 @@ from .checks import refuse_append_only
 from .destinations import Destinations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-#: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.
-_making = allocate_lock()
+#: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.  A
+#: signal handler may use atomik in the middle, so it can be taken again by the same thread.
+_making = RLock()
 
 
 class Workspace:
     """The shared ground of one transaction; see the module."""
 
-    __slots__ = (
-        "_by_key", "_by_path", "_made", "_made_in", "_number", "_txid", "destinations", "listed", "private_folders",
-    )  # fmt: skip
+    _txid = ""
+    _made: Sequence[Place] = ()
+    _made_in: Sequence[Directory] = ()
 
     def __init__(self) -> None:
-        self._txid = ""
-        self._number = itertools.count()
+        self._numbers = itertools.count()
         #: by the place key of the folder in which each lies
         self.private_folders: dict[tuple[int, int, int], PrivateFolder] = {}
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
-        self._made: list[Place] = []
-        self._made_in: list[Directory] = []
         self.destinations = Destinations()
         #: the names in a folder, listed under its lock
         self.listed: dict[Directory, set[str]] = {}
@@ -112,24 +110,24 @@ class Workspace:
             path, name = os.path.split(path)
             missing.append(name)
         above = Directory.open(path)
-        self._made_in.append(above)
+        self._made_in = [*self._made_in, above]
         while missing:
             place = Place(above, missing.pop())
             with errors.typed("cannot create the parent folder", str(place)):
                 self._make_folder(place)
                 above = Directory.open(place.name, place.fd, follow=False)
             above.path = str(place)
-            self._made_in.append(above)
+            self._made_in = [*self._made_in, above]
 
     def _make_folder(self, place: Place) -> None:
-        self._made.append(place)  # before it is there: an interrupt may come right behind the call
+        self._made = [*self._made, place]  # before it is there: an interrupt may come right behind the call
         try:
             kernel.port.mkdir(place.name, 0o777, place.fd)
         except OSError as exc:
             number = kernel.errno_of(exc)
             if number is None:
                 raise
-            self._made.pop()
+            self._made = self._made[:-1]
             if number != errno.EEXIST:
                 raise
 
@@ -171,11 +169,14 @@ class Workspace:
 
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the private folder of `directory`."""
-        return Place(self.private_folder(directory).folder, slot_name(self.txid, next(self._number)))
+        return Place(self.private_folder(directory).folder, self._slot_name())
 
     def sibling(self, directory: Directory) -> Place:
         """A fresh slot beside the destinations, for what may only be renamed within its parent."""
-        return Place(directory, slot_name(self.txid, next(self._number)))
+        return Place(directory, self._slot_name())
+
+    def _slot_name(self) -> str:
+        return slot_name(self.txid, next(self._numbers))
 
     def try_names(self, directory: Directory) -> None:
         """Try what a filesystem that nobody vouches for does with names, once for each mount."""
@@ -231,7 +232,7 @@ class Workspace:
                 note_failure(failures, exc)
         self._by_key.clear()
         self._by_path.clear()
-        self._made_in.clear()
+        self._made_in = ()
         return failures
 
     def _give_up_private_folders(
@@ -256,8 +257,8 @@ class Workspace:
             except OSError as exc:  # somebody else's by now, or somebody removed it
                 if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
                     note_failure(failures, exc)
-            self._made.pop()
-        self._made.clear()
+            self._made = self._made[:-1]
+        self._made = ()
 
 
 def note_failure(failures: list[OSError], exc: OSError) -> None:

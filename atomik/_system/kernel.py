@@ -67,12 +67,12 @@ def libc() -> Any:
     return _c
 
 
-_ENCODING, _ENCODE_ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 
 
 def _bytes(name: str) -> bytes:
     """What os.fsencode makes of a str, at a third of the time."""
-    return name.encode(_ENCODING, _ENCODE_ERRORS)
+    return name.encode(_ENCODING, _ERRORS)
 
 
 #: How a seccomp filter, or a kernel that is too old, answers a call that it does not let pass.
@@ -148,7 +148,7 @@ class Kernel:
     def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
         """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
         c = _c or libc()
-        while (fd := c.openat2(dir_fd, _bytes(path), flags | os.O_CLOEXEC, 0, resolve)) < 0:
+        while (fd := c.openat2(dir_fd, path.encode(_ENCODING, _ERRORS), flags | os.O_CLOEXEC, 0, resolve)) < 0:
             if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
                 _raise((path,))
         return fd  # type: ignore[no-any-return]
@@ -190,7 +190,7 @@ class Kernel:
         """Give an unnamed file a name: linkat(2) with AT_EMPTY_PATH, which needs the rights that the file was opened with
         (Linux 6.10) or CAP_DAC_READ_SEARCH; else through /proc, which takes half as long again."""
         c = _c or libc()
-        if c.linkat(fd, b"", dst_fd, _bytes(dst), c.AT_EMPTY_PATH) < 0:
+        if c.linkat(fd, b"", dst_fd, dst.encode(_ENCODING, _ERRORS), c.AT_EMPTY_PATH) < 0:
             if c.errno() != errno.ENOENT:
                 _raise((dst,), "linkat")
             # Passing dst_dir_fd makes CPython call linkat with AT_SYMLINK_FOLLOW; plain link() would give EXDEV.
@@ -201,7 +201,7 @@ class Kernel:
         if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
             raise ValueError("embedded null character")
         c = _c or libc()
-        if c.renameat2(src_fd, _bytes(src), dst_fd, _bytes(dst), flags) < 0:
+        if c.renameat2(src_fd, src.encode(_ENCODING, _ERRORS), dst_fd, dst.encode(_ENCODING, _ERRORS), flags) < 0:
             if flags or c.errno() not in SANDBOXED or sandboxed("renameat2") is None:
                 _raise((src, dst), "renameat2")
             os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
@@ -369,7 +369,7 @@ class Kernel:
         """statx(2): is there anything of that name, also a dangling link?  A folder that cannot be asked is an error, not a
         no; faccessat(2) would be quicker, but `os.access` makes a no of all errors, also where a filter forbids the call."""
         c = _c or libc()
-        if c.statx(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW) is not None:
+        if c.exists(dir_fd, name.encode(_ENCODING, _ERRORS)):
             return True
         number = c.errno()
         if number in SANDBOXED:
@@ -402,7 +402,9 @@ class Kernel:
         Where a sandbox refuses it, fstatat(2).  Where it has no mount id (before Linux 5.8), name_to_handle_at(2) or
         /proc/self/fdinfo tells it."""
         c = _c or libc()
-        found: Status | None = c.statx(fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH)
+        found: Status | None = c.statx(
+            fd, name.encode(_ENCODING, _ERRORS), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH
+        )
         if found is not None and found[0] & _MOUNT_TOLD:
             return found
         if found is None:
@@ -416,7 +418,7 @@ class Kernel:
     def statx_path(self, path: str, dir_fd: int = AT_FDCWD) -> Status:
         """statx(2) of a whole path, links followed; its mount id only where statx tells it."""
         c = _c or libc()
-        found: Status | None = c.statx(dir_fd, _bytes(path), 0)
+        found: Status | None = c.statx(dir_fd, path.encode(_ENCODING, _ERRORS), 0)
         if found is None:
             if c.errno() not in SANDBOXED:
                 _raise((path,))

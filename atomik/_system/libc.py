@@ -151,6 +151,14 @@ def statx(fd: int, name: bytes, flags: int) -> Status | None:
         _statuses.append(held)
 
 
+def exists(fd: int, name: bytes) -> bool:
+    """Whether statx(2) finds anything of that name (see `errno` for a no).  What it says goes where nobody reads."""
+    return _statx(fd, name, AT_SYMLINK_NOFOLLOW, STATX_IDENTITY, _scratch) == 0
+
+
+_scratch = _buffer(_STATX_SIZE)[1]
+
+
 def plain_status(found: os.stat_result) -> Status:
     """What stat(2) says of the same, where statx(2) is refused."""
     return Status(

@@ -227,3 +227,21 @@ def test_what_was_never_prepared_cannot_be_committed(pair: tuple[Path, Path], mo
     atomik.recover(pair[0], decide=lambda txid, who: False)
     assert texts(pair[0]) == {"old"}
     assert not left_in(pair[0])
+
+
+def test_what_was_not_even_journalled_cannot_be_committed(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died with its journal in one private folder only; the other one is gone, and its slots cannot be asked."""
+    plain = records.encode
+    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database"))
+    die_at(lambda: publish(*pair), "link_fd", 5)
+    home = next(folder for folder in pair if any("journal" in name for name in left_in(folder)))
+    other = next(folder for folder in pair if folder != home)
+    atomik.recover(other)
+    assert not left_in(other)
+    with pytest.raises(errors.RollbackError, match="never completely prepared"):
+        atomik.recover(home, decide=lambda txid, who: True)
+    assert atomik.recover(home, decide=lambda txid, who: False).clean
+    assert texts(*pair) == {"old"}
+    assert not left_in(home)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik._protocol import private_folder as _private_folder
+from atomik import _hidden_names
 from atomik.cli import commands as cli
 from atomik.cli.run import environment, fill_in
 from tests.support.state import left_in
@@ -333,7 +333,7 @@ class TestSwap:
 
 def abandon(folder: Path) -> str:
     """Leave what a transaction leaves that was killed while it staged; its id."""
-    txid = _private_folder.new_txid()
+    txid = _hidden_names.new_txid()
     (folder / f".atomik-{txid}").mkdir(mode=0o700)
     (folder / f".atomik-{txid}/.atomik-{txid}-0").write_text("half")
     return txid

@@ -6,18 +6,25 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from atomik import errors
+from atomik._folder import directory as directory_module
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, split
 from atomik._folder.place import Place, chmod, set_mode
-from atomik._system import kernel
+from atomik._system import forked, kernel
 from tests.support.seccomp import needs_seccomp, refuse
-from tests.support.state import in_child
+from tests.support.state import descriptors, in_child
 from tests.support.users import root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 NOBODY = 65534
 
@@ -220,3 +227,82 @@ def test_modes_without_proc_and_fchmodat2(folder: Path) -> None:
         assert stat.S_IMODE(os.stat("x").st_mode) == 0o700
 
     in_child(work)
+
+
+# --- interrupted -------------------------------------------------------------------------------------------------------
+def use(relative: str) -> None:
+    """Open, lock and close a folder."""
+    folder = Directory.open(relative)
+    try:
+        folder.lock(1.0)
+    finally:
+        try:
+            folder.close()
+        except Interrupted:
+            folder.close()
+            raise
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["usual", "held working folder"])
+def test_interrupted_at_any_line(folder: Path, moved: bool) -> None:
+    """No descriptor is lost, and so no lock: not in the midst of opening, and not in the midst of closing."""
+    (folder / "was" / "sub").mkdir(parents=True)
+    os.chdir(folder / "was")
+    if moved:  # the absolute path leads elsewhere, so the working folder is held as well
+        (folder / "was").rename(folder / "is")
+    for number in range(1, 1_000):
+        before = descriptors()
+        struck = interrupted(number, lambda: use("sub"))
+        assert descriptors() == before, number
+        assert not forked.guarded, number
+        if not struck:
+            break
+    assert number > 30
+
+
+def interrupted(number: int, function: Callable[[], None]) -> bool:
+    """Run it with an exception at the `number`-th line of the module; False when it has fewer."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if frame.f_code.co_filename != directory_module.__file__ or frame.f_code.co_name == "__del__":
+            return None
+        if event == "line":
+            lines += 1
+            if lines == number:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    traced = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(traced)
+    return False
+
+
+def test_a_folder_that_was_forgotten_is_closed(folder: Path) -> None:
+    """By the process that opened it: in a child the number may be somebody else's."""
+    before = descriptors()
+    held: list[Directory] = [Directory.open(str(folder))]
+    fd = held[0].fd
+
+    def forget() -> bool:
+        os.close(fd)
+        assert os.open(os.devnull, os.O_RDONLY) == fd
+        held.clear()
+        return fd in descriptors()
+
+    assert in_child(forget)
+    assert held
+    held.clear()
+    assert descriptors() == before
