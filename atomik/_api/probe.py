@@ -151,7 +151,7 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     """
     path = os.fsdecode(folder)
     workspace = Workspace()
-    with errors.typed("cannot try out the filesystem", path), contextlib.ExitStack() as opened:
+    with kernel.typed("cannot try out the filesystem", path), contextlib.ExitStack() as opened:
         opened.callback(workspace.release, keep_parents=True)
         directory = workspace.directory(path)
         unknown: dict[str, str] = {}

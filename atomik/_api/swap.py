@@ -105,7 +105,7 @@ def _refuse_liars(first: StrOrBytesPath, second: StrOrBytesPath, dir_fd: int | N
 
 
 def _try_names(workspace: Workspace, parent: Directory) -> None:
-    with errors.typed("cannot try out the filesystem", parent.path):
+    with kernel.typed("cannot try out the filesystem", parent.path):
         if parent.fs.trusted:
             return
         try:

@@ -181,8 +181,8 @@ def _die(places: tuple[tuple[Directory, str], ...]) -> None:
         items = intake.ordered()
         for item in items:
             item.seal(early=False)
-        commit = Commit(intake.workspace, items, barriers, 1.0, _stop_half_way)
-        commit.run()
+        commit = Commit(intake.workspace, items, barriers, 1.0, _stop_half_way, heard=False)
+        commit.prepare()
     except BaseException as exc:
         if not isinstance(exc, _StopError):
             if commit is not None:

@@ -83,7 +83,7 @@ def why_exdev(one: Directory, other: Directory) -> str:
         return "they lie on different mounts of one filesystem"
     return (
         "they lie on one filesystem, so it is a sandbox that forbids renaming between folders (Landlock without REFER), the "
-        "lower layer of an overlay, or a project id (XFS, ext4)"
+        "lower layer of an overlay, another project id (XFS, ext4), or another encryption key"
     )
 
 

@@ -11,6 +11,7 @@ it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an err
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,10 +20,10 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atomik.errors import AtomikError
+from atomik.errors import AtomikError, system_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from .libc import Status
@@ -237,7 +238,14 @@ class Kernel:
         try:
             fcntl.ioctl(fd, _FS_IOC_FIEMAP, _NO_EXTENTS)
         except OSError as exc:
-            if errno_of(exc) not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EACCES):
+            if errno_of(exc) not in (
+                errno.EOPNOTSUPP,
+                errno.ENOTTY,
+                errno.ENOSYS,
+                errno.EINVAL,
+                errno.EPERM,
+                errno.EACCES,
+            ):
                 raise
             return False
         return True
@@ -506,6 +514,18 @@ def errno_of(exc: OSError) -> int | None:
         return exc.errno
     replaced = (getattr(method, "__code__", None) for method in vars(port).values())
     return exc.errno if inside and code in replaced else None
+
+
+@contextlib.contextmanager
+def typed(action: str, path: str) -> Iterator[None]:
+    """Turn the kernel's answers in the block into atomik's errors, which say what was tried and with which path; what a
+    signal handler raised goes on unchanged (I13)."""
+    try:
+        yield
+    except OSError as exc:
+        if errno_of(exc) is None:
+            raise
+        raise system_error(exc, action, path) from exc
 
 
 def install(kernel: Kernel) -> Kernel:
