@@ -155,6 +155,6 @@ def test_typed_turns_the_kernels_answers_alone(tmp_path: Path) -> None:
             raise exc
         assert caught.value is exc
     with pytest.raises(errors.MissingPathError) as turned, kernel.typed("cannot look", "/x"):
-        kernel.port.stat(str(tmp_path / "missing"))
+        Directory.open(str(tmp_path / "missing"))
     assert turned.value.filename == "/x"
     assert isinstance(turned.value.__cause__, FileNotFoundError)
