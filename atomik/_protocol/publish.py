@@ -173,7 +173,8 @@ def _by_links(step: Step) -> None:
 
 
 def _create_by_link(step: Step) -> None:
-    if link(step.slot, step.dest):
+    # To see that the name is free needs no identity; to undo it does.
+    if (step.alone or step.dest.directory.fs.links_are_one is not False) and link(step.slot, step.dest):
         step.method = LINK
         kernel.port.unlink(step.slot.name, step.slot.fd)
     else:
@@ -184,7 +185,7 @@ def _replace_by_link(step: Step) -> None:
     if step.old is None:
         step.old = step.dest.identity()  # a step alone has not looked
     twin = step.twin("old")
-    if link(step.dest, twin):
+    if step.dest.directory.fs.links_are_one is not False and link(step.dest, twin):
         if twin.identity() != step.old:
             kernel.port.unlink(twin.name, twin.fd)
             _conflict(step, "the destination was replaced meanwhile")

@@ -20,48 +20,53 @@ LIES = "the filesystem says that it exchanged two files, and did not: overwritin
 
 
 def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
-    """Exchange two scratch files, rename one onto a free name, link another, and see what came of it.
+    """Exchange two scratch files, rename one onto a free name, link another one, and compare identities.
 
-    Contents tell whether the exchange happened, for to open a file asks the server: a status may come from the kernel's own
-    cache, which takes the server's word for it.  The places are free, private, and free again afterwards.
+    The places are free, private, and free again afterwards.  A name is used for one trial only: a server that ignores flags
+    may answer from its cache that a name exists which is gone.
     """
     fs = first.directory.fs
     try:
         _make(first, b"1")
         _make(second, b"2")
+        inodes = [_inode(first), _inode(second)]
         fs.exchange = _accepts(first, second, kernel.EXCHANGE)
-        if fs.exchange and [_content(first), _content(second)] != [b"2", b"1"]:
+        # Opened and read, for the kernel's cache believes what the server said; only the server knows what it did.
+        if fs.exchange and ([_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]):
             fs.lies, fs.exchange, fs.noreplace = True, False, False
         _remove(second)
         if not fs.lies:
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
         _make(third, b"3")
         fs.links = None  # to be tried
-        fs.links = link(third, fourth) and third.identity() == fourth.identity()
+        fs.links = link(third, fourth)
+        fs.links_are_one = fs.links and third.identity() == fourth.identity()
     finally:
         for place in (first, second, third, fourth):
             _remove(place)
 
 
 def _make(place: Place, content: bytes) -> None:
-    fd = kernel.port.create(place.name, os.O_WRONLY, 0o600, place.fd)
+    port = kernel.port
+    fd = port.create(place.name, os.O_WRONLY, 0o600, place.fd)
     try:
-        kernel.port.write(fd, content)
+        port.pwrite(fd, content, 0)
     finally:
-        kernel.port.close(fd)
+        port.close(fd)
 
 
-def _content(place: Place) -> bytes:
+def _read(place: Place) -> bytes | None:
+    port = kernel.port
     try:
-        fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW, place.fd)
+        fd = port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW, place.fd)
     except FileNotFoundError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        return b""
+        return None
     try:
-        return kernel.port.pread(fd, 10, 0)
+        return port.pread(fd, 8, 0)
     finally:
-        kernel.port.close(fd)
+        port.close(fd)
 
 
 def _accepts(src: Place, dst: Place, flag: int) -> bool:
@@ -75,9 +80,14 @@ def _accepts(src: Place, dst: Place, flag: int) -> bool:
 
 
 def _remove(place: Place) -> None:
-    """A server that ignores flags may answer from its cache that a name exists which is gone: ENOENT is no error."""
+    """ENOENT is no error: see `try_names`."""
     try:
         kernel.port.unlink(place.name, place.fd)
     except FileNotFoundError as exc:
         if kernel.errno_of(exc) is None:
             raise
+
+
+def _inode(place: Place) -> int:
+    found = place.status()
+    return -1 if found is None else found.ino
