@@ -396,6 +396,7 @@ class Commit:
             except Unnameable:
                 self._begun = 0
                 assert isinstance(item, StagedFile)
+                item.unnameable = True
                 self._name(item, item.name_it)
                 unnameable = True
             except OSError as exc:
@@ -533,6 +534,13 @@ class Commit:
             self._journal.close()
         if self._failure is not None:
             self._tell_doubt(cause)
+
+    def abandon(self) -> None:
+        """Let go of all locks and leave everything as it lies, as the death of the process would: for `probe`, which tries
+        what recovery makes of it."""
+        self._unlock()
+        if self._journal is not None:
+            self._journal.close()
 
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""

@@ -128,6 +128,13 @@ class Directory:
             raise
         return folder
 
+    def reopened(self) -> Directory:
+        """The same folder by a descriptor of its own, which nobody else's path has to lead to."""
+        again = Directory.open(".", self.fd)
+        again.path = self.path
+        again._way = kernel.port.open(".", os.O_PATH | os.O_DIRECTORY, self.fd), "."
+        return again
+
     @property
     def key(self) -> tuple[int, int]:
         """(st_dev, st_ino): the folder's identity while it is open, and its place in the order of locks (I8)."""

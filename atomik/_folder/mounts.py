@@ -56,17 +56,18 @@ def mount_at_or_below(
     return None
 
 
-def mount_of(directory: Directory) -> tuple[str, str]:
-    """(mount point, type of the filesystem) of a folder's mount; the type is "" where /proc does not tell."""
+def mount_of(directory: Directory) -> tuple[str, str, str]:
+    """(mount point, type of the filesystem, its options) of a folder's mount; type and options are "" where /proc does not
+    tell."""
     point, up = directory.real_path(), ".."
     while point != "/" and same_mount(kernel.port.statx(directory.fd, up), directory):
         point, up = os.path.dirname(point), up + "/.."
-    kind = ""
+    kind = options = ""
     for line in _lines_of_the_table():
         before, _, after = line.partition(b" - ")
         if _unescaped(before.split(b" ", 5)[4]) == os.fsencode(point):
-            kind = os.fsdecode(after.split(b" ", 1)[0])  # the last one lies on top
-    return point, kind
+            kind, _, options = (os.fsdecode(word) for word in after.split(b" ", 2))  # the last one lies on top
+    return point, kind, options
 
 
 def same_mount(one: Directory | Status, other: Directory | Status) -> bool:
@@ -82,7 +83,7 @@ def why_exdev(one: Directory, other: Directory) -> str:
         return "they lie on different mounts of one filesystem"
     return (
         "they lie on one filesystem, so it is a sandbox that forbids renaming between folders (Landlock without REFER), the "
-        "lower layer of an overlay, or a project id (XFS, ext4)"
+        "lower layer of an overlay, another project id (XFS, ext4), or another encryption key"
     )
 
 

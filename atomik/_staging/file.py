@@ -47,7 +47,7 @@ def stage(
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "fd", "file_object", "mode")
+    __slots__ = ("below", "fd", "file_object", "mode", "unnameable")
 
     kind = "file"
 
@@ -60,6 +60,8 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the layer below a text file, which the user may detach and write to
         self.below: IO[bytes] | None = None
+        #: it cannot get its only name directly at the destination here
+        self.unnameable = False
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""
@@ -140,7 +142,9 @@ class StagedFile(Item):
 
     def operation(self, *, alone: bool) -> Operation:
         """As for every item; a file published alone may still be without a name, and then nobody asks for its identity."""
-        if self.slot is not None and not (alone and self.fd >= 0 and self.place.directory.fs.trusted):
+        if self.slot is not None and not (
+            alone and self.fd >= 0 and self.place.directory.fs.trusted and not self.unnameable
+        ):
             return super().operation(alone=alone)
         options, place = self.options, self.place
         # A file without a name needs no slot, unless it is undone (`Commit._identify`).

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._system import kernel
 
@@ -107,7 +106,7 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     from atomik._folder.place import Place
 
     head, name = split(os.fsdecode(path), folder=True)
-    with errors.typed("cannot observe", absolute(path)):
+    with kernel.typed("cannot observe", absolute(path)):
         directory = Directory.open(head)
         try:
             return look_at(Place(directory, name), digest=digest)
