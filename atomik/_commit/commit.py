@@ -667,8 +667,9 @@ class Commit:
 
     # --- clean up ------------------------------------------------------------------------------------------------
     def clean_up(self) -> None:
-        """Take the journal's well-known names away, unlock, and delete what lies beside the destinations; what is in the
-        private folders goes with them.  The journal's last names go last: until then recovery finds what there is to delete.
+        """Take the journal's well-known names away, unlock, and delete what lies beside the destinations.  What is in the
+        private folders goes with them (`Workspace.release`), the journal's last names at the very end: until then recovery
+        of any one folder finds what there is to delete in the others.
         """
         journal = self._journal
         if journal is not None:
@@ -682,9 +683,6 @@ class Commit:
             self._spare_listing()
             self._delete_siblings()
         if journal is not None:
-            # Theirs exists where ours belonged: the record of it stays in the private folder.
-            if not self.stranded:
-                self._without_failing(journal.unlink)
             journal.close()
 
     def _home(self) -> Directory:
