@@ -15,13 +15,9 @@ What the classes tell about the destinations:
 
 from __future__ import annotations
 
-import contextlib
 import errno as _errno
 import os
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import NoReturn
 
 __all__ = [
     "AccessDeniedError",
@@ -300,17 +296,6 @@ def system_error(
     """The atomik error for a failed system call: same errno, the paths, and the usual cure."""
     number = cause.errno or _errno.EIO
     return _BY_ERRNO.get(number, AtomikOSError)(*describe(number, action, path, path2))
-
-
-@contextlib.contextmanager
-def typed(action: str, path: str) -> Iterator[None]:
-    """Turn the system's errors in the block into atomik's, which say what was tried and with which path."""
-    try:
-        yield
-    except AtomikError:
-        raise
-    except OSError as exc:
-        raise system_error(exc, action, path) from exc
 
 
 def describe(

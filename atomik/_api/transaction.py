@@ -324,10 +324,18 @@ class Transaction:
             if self._state is _ABORTED:
                 return
             self._intake.require_open()
-            self._intake.closed = _ABORTED.value
-            interrupt = self._end(None)
-            if _events.heard(_events.INFO):
-                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
+            try:
+                self._drop(None)
+            except BaseException as exc:  # noqa: BLE001  goes on from there
+                self._fail_if_open(exc)
+                raise
+
+    def _drop(self, cause: BaseException | None) -> None:
+        """Drop everything staged; `cause` is what the block was left by."""
+        self._intake.closed = _ABORTED.value
+        interrupt = self._end(cause)
+        if _events.heard(_events.INFO):
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
         if interrupt is not None:
             raise interrupt
 
@@ -342,8 +350,7 @@ class Transaction:
                 except BaseException as exc:  # noqa: BLE001  goes on from there
                     self._fail(exc, started)
             except BaseException as exc:
-                if self._state is _OPEN:  # it arrived on the way to the handler above
-                    self._fail(exc, started)
+                self._fail_if_open(exc)
                 raise
         if _events.heard(_events.INFO):
             self._tell_success()
@@ -365,6 +372,11 @@ class Transaction:
         self._state = commit.state
         intake.closed = "committed"
         _live.pop(id(self), None)
+
+    def _fail_if_open(self, exc: BaseException) -> None:
+        """For handlers further out: `exc` arrived on the way into the one that would have brought everything to its end."""
+        if self._state is _OPEN and self._intake.pid == forked.me:
+            self._fail(exc, time.perf_counter())
 
     def _fail(self, exc: BaseException, started: float) -> NoReturn:
         """The commit was left by `exc`: bring it to its end, and raise what the caller is to see."""
@@ -396,8 +408,8 @@ class Transaction:
     def _settle(self, exc: BaseException | None) -> None:
         """What may be repeated until it was not interrupted."""
         commit = self._commit
-        if commit is not None and exc is not None:
-            commit.end(exc)
+        if commit is not None:
+            commit.end(exc or _Unfinished("it was never finished"))
         self._give_back()
         self._state = _ABORTED if commit is None or commit.state is _OPEN else commit.state
         self._intake.closed = self._state.value
@@ -472,20 +484,19 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._intake.pid != forked.me:
-            if kind is None:
-                self._intake.require_open()
-            return
-        if self._state is not _OPEN:
-            return  # committed or aborted inside the block
-        if kind is not None:
-            self.abort()
-            return
         try:
-            self._publish()
-        except errors.TransactionStateError:
-            if self._state is _OPEN:
-                self.abort()
+            if self._intake.pid != forked.me:
+                if kind is None:
+                    self._intake.require_open()
+            elif self._state is not _OPEN:
+                pass  # committed or aborted inside the block
+            elif kind is not None:
+                with self._intake.lock:
+                    self._drop(exc)
+            else:
+                self._publish()
+        except BaseException as failure:
+            self._fail_if_open(failure)
             raise
 
     def __del__(self) -> None:
@@ -498,6 +509,10 @@ class Transaction:
             self._end(None)
         # Last, for a filter may turn it into an exception, and nothing may be left for that.
         warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+
+
+class _Unfinished(Exception):  # noqa: N818
+    """The cause of a rollback, where a commit that was left half way ends with its object."""
 
 
 def _is_ours(exc: BaseException) -> bool:

@@ -55,13 +55,18 @@ class Directory:
     __slots__ = ("_found", "_fs", "_way", "append_only", "dev", "fd", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
-        self.path, self.fd = path, fd
-        self._fs: Filesystem | None = None
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
-        self._found = found = kernel.port.statx(fd)
-        self.dev, self.ino, self.mount = self.place_key = found.place_key
-        self.append_only = found.attributes & _APPEND_ONLY != 0
+        self._fs: Filesystem | None = None
+        self.dev = self.ino = -1
+        self.path, self.fd = path, fd
+        try:
+            self._found = found = kernel.port.statx(fd)
+            self.dev, self.ino, self.mount = self.place_key = found.place_key
+            self.append_only = found.attributes & _APPEND_ONLY != 0
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<Directory {self.path!r}>"
@@ -84,14 +89,14 @@ class Directory:
             if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
                 raise
             return cls.open(path, dir_fd, follow=follow)
+        folder = cls(path, fd)
         try:
             if fd >= descriptors.low:
                 descriptors.hold(fd, path)
-            folder = cls(path, fd)
             if dir_fd is None and path[:1] != "/":
                 folder._describe()
         except BaseException:
-            kernel.port.close(fd)
+            folder.close()
             raise
         return folder
 
@@ -107,12 +112,7 @@ class Directory:
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
         """Open a folder by a path relative to an open one, resolved under the restrictions of openat2(2)."""
         port = kernel.port
-        fd = port.open_beneath(path, _OPEN, start.fd, resolve)
-        try:
-            return cls(os.path.normpath(start.child(path)), fd)
-        except BaseException:
-            port.close(fd)
-            raise
+        return cls(os.path.normpath(start.child(path)), port.open_beneath(path, _OPEN, start.fd, resolve))
 
     @property
     def key(self) -> tuple[int, int]:
@@ -142,17 +142,27 @@ class Directory:
 
     def close(self) -> None:
         """Close the descriptor, which drops its lock; harmless when repeated."""
-        fd, self.fd = self.fd, -1
+        fd = self.fd
         if fd >= 0:
             if fd in forked.guarded:
                 _lock.closing(fd)
             try:
+                self.fd = -1
                 kernel.port.close(fd)
+            except BaseException as exc:
+                self.fd = -1
+                close_again(fd, self.key, exc)
+                raise
             finally:
                 if fd >= descriptors.low:
                     descriptors.let_go(fd)
                 if self._way is not None and self._way[0] >= 0:
                     kernel.port.close(self._way[0])
+
+    def __del__(self) -> None:
+        # An exception may have come on the way to `close`; a lock that outlives its folder would block it for all.
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
 
     def still_there(self) -> bool:
         """Whether the path still leads to this folder; a relative one from the working folder that it started from."""
@@ -232,6 +242,21 @@ class Directory:
                 raise
 
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
+
+
+def close_again(fd: int, key: tuple[int, int], exc: BaseException) -> None:
+    """`exc` came out of a close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still leads
+    to what has this (st_dev, st_ino), and must not stay open, for it may hold a lock."""
+    if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+        return
+    try:
+        now = kernel.port.fstat(fd)
+    except OSError as closed:
+        if kernel.errno_of(closed) is None:
+            raise
+        return
+    if (now.st_dev, now.st_ino) == key:
+        kernel.port.close(fd)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:

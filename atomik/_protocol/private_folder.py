@@ -103,7 +103,9 @@ class PrivateFolder:
             return str(slot)
         try:
             kernel.port.stat(self.descriptor_path)
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             text = (
                 "others can rename what lies in the folder, or in one above it, and without /proc there is no path that they "
                 "cannot make lead elsewhere; mount /proc, or pass tmp_dir=, a folder of your own on the same filesystem"

@@ -20,7 +20,7 @@ from attrs import define
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.lock import deadline_of, now
+from atomik._folder.lock import deadline_of, now, refuse_own
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, private_folder_name
 from atomik._protocol import journal as _journal
@@ -95,6 +95,8 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
                 return _take_over(live, content, place, wishes, deadline)
         finally:
             live.close()
+        # The owner may be this very thread, and this a signal handler: waiting would be for ever.
+        refuse_own(place.directory, shared=True)
         if now() + still >= deadline:  # its owner lives, or ended just now
             text = (
                 f"a transaction is still at work in the folder after {wishes.timeout:g} s; wait, or raise lock_timeout"

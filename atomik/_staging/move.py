@@ -32,7 +32,7 @@ def stage(
 ) -> None:  # fmt: skip
     """Stage moving what exists at `src` to `dest`."""
     origin = absolute(src)
-    with errors.typed("cannot move", origin), intake.lock:
+    with kernel.typed("cannot move", origin), intake.lock:
         intake.require_open()
         source = intake.workspace.locate(origin, folder=True, parents=False)
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup}

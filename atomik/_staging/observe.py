@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel
@@ -83,7 +82,7 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     from atomik._folder.paths import split
 
     head, name = split(os.fsdecode(path), folder=True)
-    with errors.typed("cannot observe", os.path.join(head, name)):
+    with kernel.typed("cannot observe", os.path.join(head, name)):
         directory = Directory.open(head)
         try:
             return look_at(Place(directory, name), digest=digest)
@@ -111,7 +110,7 @@ def _digest(place: Place) -> bytes | None:
     try:
         fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
+        if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
             return None
         raise
     try:

@@ -109,7 +109,7 @@ class Workspace:
         self._made_in.append(above)
         while missing:
             place = Place(above, missing.pop())
-            with errors.typed("cannot create the parent folder", str(place)):
+            with kernel.typed("cannot create the parent folder", str(place)):
                 self._make_folder(place)
                 above = Directory.open(place.name, place.fd, follow=False)
             above.path = str(place)
@@ -155,7 +155,7 @@ class Workspace:
         if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        with _making, errors.typed("cannot stage in the folder", directory.path):
+        with _making, kernel.typed("cannot stage in the folder", directory.path):
             made = self.private_folders.get(key)
             if made is None or not made.made:
                 # Known before it is there: an interrupt may come right behind the call that makes it.

@@ -11,6 +11,7 @@ it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an err
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -18,10 +19,10 @@ import stat as _stat
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atomik.errors import AtomikError
+from atomik.errors import AtomikError, system_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from .libc import Status
@@ -488,6 +489,17 @@ def errno_of(exc: OSError) -> int | None:
         return exc.errno
     replaced = (getattr(method, "__code__", None) for method in vars(port).values())
     return exc.errno if inside and code in replaced else None
+
+
+@contextlib.contextmanager
+def typed(action: str, path: str) -> Iterator[None]:
+    """Turn the kernel's errors in the block into atomik's, which say what was tried and with which path."""
+    try:
+        yield
+    except OSError as exc:
+        if errno_of(exc) is None:
+            raise
+        raise system_error(exc, action, path) from exc
 
 
 def install(kernel: Kernel) -> Kernel:
