@@ -397,12 +397,20 @@ class Transaction:
                 return
             if not self._is_prepared():
                 self._intake.require_open()
-            self._intake.closed = _ABORTED.value
-            instead = self._end(None if self._commit is None else errors.AtomikError("aborted"))
-            if _events.heard(_events.INFO):
-                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
-        if instead is not None:
-            raise instead
+            try:
+                self._drop(None)
+            except BaseException as exc:  # noqa: BLE001  goes on from there
+                self._fail_if_open(exc)
+                raise
+
+    def _drop(self, cause: BaseException | None) -> None:
+        """Drop everything staged; `cause` is what the block was left by."""
+        self._intake.closed = _ABORTED.value
+        interrupt = self._end(cause)
+        if _events.heard(_events.INFO):
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
+        if interrupt is not None:
+            raise interrupt
 
     def _is_prepared(self) -> bool:
         """Whether nothing but the mark is missing."""
@@ -435,8 +443,7 @@ class Transaction:
             except BaseException as exc:  # noqa: BLE001  goes on from there
                 self._fail(exc, started)
         except BaseException as exc:
-            if self._state is _OPEN:  # it arrived on the way to the handler above
-                self._fail(exc, started)
+            self._fail_if_open(exc)
             raise
 
     def _run(self, started: float) -> None:
@@ -475,6 +482,11 @@ class Transaction:
         self._intake.closed = "committed"
         _live.pop(id(self), None)
 
+    def _fail_if_open(self, exc: BaseException) -> None:
+        """For handlers further out: `exc` arrived on the way into the one that would have brought everything to its end."""
+        if self._state is _OPEN and self._intake.pid == forked.me:
+            self._fail(exc, time.perf_counter())
+
     def _fail(self, exc: BaseException, started: float) -> NoReturn:
         """The commit was left by `exc`: bring it to its end, and raise what the caller is to see."""
         interrupt = self._end(exc)
@@ -506,8 +518,8 @@ class Transaction:
     def _settle(self, exc: BaseException | None) -> None:
         """What may be repeated until it was not interrupted."""
         commit = self._commit
-        if commit is not None and exc is not None:
-            commit.end(exc)
+        if commit is not None:
+            commit.end(exc or _Unfinished("it was never finished"))
         self._give_back()
         self._state = _ABORTED if commit is None or commit.state is _OPEN else commit.state
         self._intake.closed = self._state.value
@@ -575,20 +587,19 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._intake.pid != forked.me:
-            if kind is None:
-                self._intake.require_open()
-            return
-        if self._state is not _OPEN:
-            return  # committed or aborted inside the block
-        if kind is not None:
-            self.abort()
-            return
         try:
-            self._publish()
-        except errors.TransactionStateError:
-            if self._state is _OPEN:
-                self.abort()
+            if self._intake.pid != forked.me:
+                if kind is None:
+                    self._intake.require_open()
+            elif self._state is not _OPEN:
+                pass  # committed or aborted inside the block
+            elif kind is not None:
+                with self._intake.lock:
+                    self._drop(exc)
+            else:
+                self._publish()
+        except BaseException as failure:
+            self._fail_if_open(failure)
             raise
 
     def __del__(self) -> None:
@@ -611,6 +622,10 @@ def _checked_coordinator(name: str) -> str:
     if len(name.encode()) > 255:
         raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
     return name
+
+
+class _Unfinished(Exception):  # noqa: N818
+    """The cause of a rollback, where a commit that was left half way ends with its object."""
 
 
 def _is_ours(exc: BaseException) -> bool:

@@ -774,7 +774,9 @@ def _grace() -> float:
     programs a processor, 5 ms were too short for 165 of 10,000 swaps under a spinning reader, 20 ms for none of 2,000."""
     try:
         crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
-    except OSError:  # no /proc
+    except OSError as exc:  # no /proc; it has no errno
+        if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+            raise
         crowd = 1.0
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 

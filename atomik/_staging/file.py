@@ -225,8 +225,9 @@ class StagedFile(Item):
 
     def close(self) -> None:
         """Close the descriptor."""
-        fd, self.fd = self.fd, -1
+        fd = self.fd
         if fd >= 0:
+            self.fd = -1  # nothing that can be interrupted comes between this and the call
             kernel.port.close(fd)
 
     def _drop(self) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from atomik import _events
 from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
+from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
 from . import checks, companions
@@ -183,9 +184,7 @@ class Intake:
         try:
             result = action(*args)
         except BaseException as exc:
-            item.owner = None
-            item.discard()
-            self.forget(item)
+            self._take_back(item)
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
                 raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
             raise
@@ -195,6 +194,15 @@ class Intake:
                 st_dev=item.place.directory.dev,
             )  # fmt: skip
         return result
+
+    def _take_back(self, item: Item) -> None:
+        """Staging failed, and that is the error to tell: what cannot be removed now, the private folder's end reports."""
+        try:
+            item.end(done=False)
+        except OSError as exc:
+            if not is_failure(exc):
+                raise  # the transaction's end finds it among the items
+        self.forget(item)
 
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""

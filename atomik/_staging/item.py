@@ -182,26 +182,28 @@ class Item:
             if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
                 raise
 
-    def _discard(self, reason: str = "") -> None:
+    def _discard(self, reason: str) -> None:
         if self.state not in (OPEN, SEALED):
             return
-        self.state = DISCARDED
         try:
             self._drop()
         finally:
+            self.state = DISCARDED
             if self.owner is not None:
                 self.owner.discarded(self, reason)
 
     def end(self, *, done: bool) -> None:
-        """The transaction is over: give back what the item still holds.  May be repeated."""
-        self.owner = None
+        """The transaction is over: give back what the item still holds.  May be repeated until ``owner`` is None."""
         try:
             if done:
                 self.state = DONE
             else:
-                self._discard()
+                if self.state is not DONE:
+                    self._drop()
+                self.state = DISCARDED
         finally:
-            self.close()  # also when an earlier discard was interrupted before it came to this
+            self.close()
+        self.owner = None
 
     def close(self) -> None:
         """Let go of descriptors."""
