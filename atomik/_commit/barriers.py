@@ -66,7 +66,7 @@ class Barriers:
         if not self.durable:
             return
         self.passed += 1
-        unsynced = [item for item in items if item.content and not item.synced]
+        unsynced = [item for item in items if item.content and (not item.synced or item.backup)]
         one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
         many = len(one_by_one) < len(unsynced) or len(one_by_one) > FEW
         if many and self.whole(items[0].stage) and self._by_syncfs(items[0].stage.fd):
@@ -80,12 +80,9 @@ class Barriers:
         self._folders(folders)
 
     def content(self, item: Item) -> None:
-        """fsync one item's content, all of it."""
-        if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged:
-            self.fsync(item.fd)
-        else:
-            self.calls += item.sync_content()
-            self._how += ("fsync",) if "fsync" not in self._how else ()
+        """fsync one item's content, all of it, and the previous version that stays."""
+        self.calls += item.sync_content()
+        self._how += ("fsync",) if "fsync" not in self._how else ()
         item.synced = True
 
     def names(self, folders: list[Directory]) -> None:

@@ -386,6 +386,7 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
+        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -397,6 +398,7 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
+                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -409,6 +411,10 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, item.find(alone=True))
+            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
+                step = self.steps[0]
+                identity_of_new(step)
+                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
@@ -661,8 +667,9 @@ class Commit:
 
     # --- clean up ------------------------------------------------------------------------------------------------
     def clean_up(self) -> None:
-        """Take the journal's well-known names away, unlock, and delete what lies beside the destinations; what is in the
-        private folders goes with them.  The journal's last names go last: until then recovery finds what there is to delete.
+        """Take the journal's well-known names away, unlock, and delete what lies beside the destinations.  What is in the
+        private folders goes with them (`Workspace.release`), the journal's last names at the very end: until then recovery
+        of any one folder finds what there is to delete in the others.
         """
         journal = self._journal
         if journal is not None:
@@ -676,9 +683,6 @@ class Commit:
             self._spare_listing()
             self._delete_siblings()
         if journal is not None:
-            # Theirs exists where ours belonged: the record of it stays in the private folder.
-            if not self.stranded:
-                self._without_failing(journal.unlink)
             journal.close()
 
     def _home(self) -> Directory:

@@ -123,6 +123,12 @@ class PrivateFolder:
         """A path to it that begins at our descriptor."""
         return f"/proc/{os.getpid()}/fd/{self.folder.fd}"
 
+    def empty(self, progress: Callable[[int], None] | None = None) -> None:
+        """Delete what it holds, but for the journal: as long as that is there, it leads recovery to all private folders."""
+        folder: Directory | None = getattr(self, "folder", None)
+        if folder is not None and folder.fd >= 0:
+            clear(folder, self.txid, progress, journal=False)
+
     def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
         """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
 

@@ -55,7 +55,7 @@ def _locked(
     held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float | None, deadline: float
 ) -> bool:
     """Open the folders into `held` and lock them; False to open them again, because one was settled or published anew."""
-    held.extend(_open(absolute(folder)) for folder in folders)
+    held.extend(map(_open, folders))
     unfinished = lock_all(held, timeout, deadline, shared=True)
     if unfinished is not None:  # under our lock nobody commits there, so its owner is dead
         wait_or_recover(unfinished, None if timeout is None else max(0.0, deadline - now()))
@@ -67,10 +67,12 @@ def _locked(
     return moved is None  # else the lock belongs on the folder that is there now
 
 
-def _open(path: str) -> Directory:
+def _open(folder: str | os.PathLike[str]) -> Directory:
+    """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
+    path = os.fsdecode(folder)
     try:
         return Directory.open(path)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        raise errors.system_error(exc, "cannot read from the folder", path) from exc
+        raise errors.system_error(exc, "cannot read from the folder", absolute(path)) from exc

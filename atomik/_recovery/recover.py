@@ -133,7 +133,7 @@ def recover_all(
 ) -> tuple[RecoveryReport, list[errors.AtomikOSError]]:
     """The same, with the failures returned rather than raised."""
     work = _Recovery(lock_timeout, discard, decide)
-    paths = [os.fsdecode(folder) for folder in folders]
+    paths = [_plain(os.fsdecode(folder)) for folder in folders]
     if recursive:
         paths = [found for path in paths for found in work.below(path)]
     settled = {path for path in paths if dry_run or work.attempt(path, work.settle)}
@@ -227,7 +227,7 @@ class _Recovery:
         def search(directory: Directory) -> bool:
             for folder, failure in _search(directory):
                 if failure is None:
-                    found.append(folder)
+                    found.append(path + folder[len(directory.path) :])  # as it was given
                 else:
                     self.found.append(leftovers.left(folder, "", failure))
             return True
@@ -236,14 +236,19 @@ class _Recovery:
         return found
 
 
+def _plain(path: str) -> str:
+    """Nobody wants to read "/data/./.atomik-journal"."""
+    return path[:-1] if path.endswith("/.") else path
+
+
 def _open(path: str) -> Directory:
-    # "." is the usual folder, and nobody wants to read "/data/./.atomik-journal"
+    """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
     try:
-        return Directory.open(absolute(path).removesuffix("/.") or "/")
+        return Directory.open(path)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        raise errors.system_error(exc, "cannot recover", path) from exc
+        raise errors.system_error(exc, "cannot recover", absolute(path)) from exc
 
 
 def _search(top: Directory) -> Iterator[tuple[str, OSError | None]]:

@@ -10,7 +10,7 @@ from atomik import errors
 from atomik._protocol.publish import NO_NAME
 from atomik._system import kernel
 
-from . import file_objects
+from . import companions, file_objects
 from .item import Found, Item, Operation
 from .options import PLAIN
 
@@ -119,6 +119,10 @@ class StagedFile(Item):
         finally:
             kernel.port.close(source)
 
+    def refuse_companions(self) -> None:
+        if companions.is_database(self.place.name):
+            companions.refuse_log(self.place, self.workspace, self.path)
+
     def _seal(self) -> None:
         file_object = self.file_object
         assert file_object is not None
@@ -197,6 +201,12 @@ class StagedFile(Item):
             raise
         self.close()
         self.fd, self.synced = fd, False
+
+    def _sync_new(self) -> int:
+        if self.fd < 0 or self.unchanged:
+            return super()._sync_new()
+        kernel.port.fsync(self.fd)
+        return 1
 
     def finish_slot(self) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""

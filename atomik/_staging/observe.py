@@ -47,7 +47,7 @@ class Observation:
         return self.identity is None
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what stands at `place` differs, None when it does not.  `moved` ignores the ctime, for renames set it."""
+        """How what stands at `place` differs, None when it does not.  `moved` ignores what renames set."""
         now = place.identity()
         if now != self.identity:
             if now is None:

@@ -12,6 +12,7 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place, set_mode
 from atomik._system import kernel
 
+from . import companions
 from .item import Item
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class StagedProgram(Item):
     def step_kind(self) -> str:
         return getattr(self, "_there", "")
 
+    def refuse_companions(self) -> None:
+        companions.refuse_log(self.place, self.workspace, self.path)
+
     def _seal(self) -> None:
         assert self._work is not None
         work = Directory.open(self._work.name, self._work.fd, follow=False)
@@ -64,6 +68,7 @@ class StagedProgram(Item):
                 )
             self._there = "folder" if kernel.is_folder(found.mode) else "file"
             self._refuse_others(work)
+            companions.refuse_open(inner, self.path)
             slot = self.workspace.slot(self.stage)
             mode = self._loosen(inner, found)
             self.slot = slot  # before it is there: an interrupt may come right behind the call

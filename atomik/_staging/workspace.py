@@ -38,6 +38,8 @@ class Workspace:
     """The shared ground of one transaction; see the module."""
 
     _txid = ""
+    #: the names that the transaction takes away
+    removed: frozenset[Place] = frozenset()
     _made: Sequence[Place] = ()
     _made_in: Sequence[Directory] = ()
 
@@ -239,6 +241,13 @@ class Workspace:
         self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool
     ) -> None:
         cleaned = None if progress is None else _counting(progress)
+        if not keep and len(self.private_folders) > 1:
+            for made in self.private_folders.values():
+                try:
+                    made.empty(cleaned)
+                except OSError as exc:  # `dissolve` tries once more, and says so
+                    if not is_failure(exc):
+                        raise
         for key, made in list(self.private_folders.items()):
             try:
                 if keep:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import atomik
-from atomik import errors
+from atomik import _hidden_names, errors
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._protocol import records
-from tests.crash.deaths import die_at
+from tests.crash.deaths import die, die_at
 from tests.support.kernels import Faulty, installed
 from tests.support.state import left_in
 
@@ -245,3 +246,25 @@ def test_what_was_not_even_journalled_cannot_be_committed(
     assert atomik.recover(home, decide=lambda txid, who: False).clean
     assert texts(*pair) == {"old"}
     assert not left_in(home)
+
+
+# --- the clean-up of a commit ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_clean_up_that_was_killed_is_finished_from_any_folder(pair: tuple[Path, Path], name: str) -> None:
+    """Wherever it died, no content stays in the other folder: at most the private folder itself, empty, or with the journal
+    that leads to the rest."""
+    seen = set()
+    for number in range(1, 1_000):
+        for each in pair:
+            for old in ("x", "y"):
+                (each / old).write_text("old")
+        if die(lambda: publish(*pair), number, "after").returned:
+            break
+        if texts(*pair) == {"new"} and not any(path.endswith(JOURNAL_NAME) for path in left_in(pair[0].parent)):
+            atomik.recover(pair[0].parent / name)
+            left = [os.path.basename(path) for path in left_in(pair[0].parent)]
+            assert all(_hidden_names.parse(path)[0] != _hidden_names.SLOT for path in left), (number, left)
+            seen.add(len(left))
+        atomik.recover(*pair)
+        assert not left_in(pair[0].parent)
+    assert 0 in seen

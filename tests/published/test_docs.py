@@ -300,8 +300,11 @@ def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 given = node.args if called in ("tell", "Recovered", "_report", "_survey_journal") else []
-            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "action":
-                given = [node.value]
+            elif isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    target, value = target.elts[0], value.elts[0]
+                given = [value] if getattr(target, "id", "") == "action" else []
             constants = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
             told |= {word for word in constants if re.fullmatch("[a-z]+", word)}
     assert explained == told

@@ -73,7 +73,7 @@ def test_nothing_else_is_public() -> None:
 MEMBERS = {
     "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
     "Output": "abort commit output receipt transaction",
-    "Observation": "absent ctime_ns digest identity mtime_ns path size",
+    "Observation": "absent ctime_ns digest identity mtime_ns path size tree",
     "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
     "ItemReceipt": "backup broken_links kind method not_preserved op order path replaced",
     "RecoveryReport": "clean items kept",
