@@ -31,7 +31,7 @@ def stage(
     backup: str | Callable[[str], str] | None,
 ) -> None:  # fmt: skip
     """Stage moving what exists at `src` to `dest`."""
-    origin = absolute(src)
+    origin = absolute(src, "src")
     with kernel.typed("cannot move", origin), intake.lock:
         intake.require_open()
         source = intake.workspace.locate(origin, folder=True, parents=False)
