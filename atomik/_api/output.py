@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, ParamSpec, TypeVar
 
 from atomik._system import forked
 
@@ -53,6 +53,9 @@ class Output(Generic[_T]):
     def receipt(self) -> Receipt | None:
         """What the commit did; None before it."""
         return self.transaction.receipt
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("cannot pickle 'Output': it belongs to this process; stage a folder, and send paths in it")
 
     def __enter__(self) -> _T:
         intake = self.transaction._intake

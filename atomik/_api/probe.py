@@ -186,7 +186,7 @@ def _try_all(scratch: _Scratch) -> Capabilities:
     fs, unknown = scratch.directory.fs, scratch.unknown
     why = scratch.ask("exchange", lambda: try_names(*(scratch.slot() for _ in range(4)))).why
     if why is not None:
-        unknown.update(noreplace=why, hard_links=why)
+        unknown["noreplace"] = why
     asked: dict[str, Any] = {name: scratch.ask(name, getattr(scratch, name)).works for name in _TO_TRY}
     if fs.links is False:
         asked["hard_links"] = False

@@ -73,6 +73,10 @@ class Transaction:
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
+        if progress is not None and not callable(progress):
+            raise TypeError(f"progress must be a function of (phase, done, total), not {progress!r}")
+        if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
+            raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
         if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
             raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
         self._barriers = Barriers(durable)
@@ -602,12 +606,17 @@ class Transaction:
             self._fail_if_open(failure)
             raise
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(
+            "cannot pickle 'Transaction': it belongs to the process that began it; stage a folder, and send paths in it"
+        )
+
     def __del__(self) -> None:
         if getattr(self, "_state", None) is not _OPEN or self._intake.pid != forked.me:
             return
         import warnings
 
-        said = f"{self!r} was never committed nor aborted"
+        said = f"{self!r} was never committed nor aborted; dropped: {self._intake.shown()}"
         if not sys.is_finalizing():
             self._end(None)
         # Last, for a filter may turn it into an exception, and nothing may be left for that.

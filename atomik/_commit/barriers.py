@@ -35,12 +35,14 @@ FEW_FOLDERS = 4
 class Barriers:
     """The barriers of one commit.  ``durable`` as given by the user; ``calls`` made so far, ``passed`` barriers."""
 
-    __slots__ = ("_how", "calls", "durable", "passed")
+    __slots__ = ("_how", "_refused", "calls", "durable", "passed")
 
     def __init__(self, durable: bool | str) -> None:
         self.durable = durable
         self.calls = self.passed = 0
         self._how: tuple[str, ...] = ()
+        #: a sandbox refuses syncfs
+        self._refused = False
 
     @property
     def how(self) -> SyncedBy:
@@ -49,7 +51,7 @@ class Barriers:
 
     def whole(self, directory: Directory) -> bool:
         """Whether syncfs may serve on this filesystem."""
-        return self.durable == "syncfs" or (self.durable is True and directory.fs.syncfs)
+        return self.durable == "syncfs" or (self.durable is True and directory.fs.syncfs and not self._refused)
 
     def sealed(self, item: StagedFile) -> None:
         """A file gives up its descriptor: sync it now unless syncfs will."""
@@ -66,8 +68,8 @@ class Barriers:
         self.passed += 1
         unsynced = [item for item in items if item.content and (not item.synced or item.backup)]
         one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
-        if self.whole(items[0].stage) and (len(one_by_one) < len(unsynced) or len(one_by_one) > FEW):
-            self.syncfs(items[0].stage.fd)
+        many = len(one_by_one) < len(unsynced) or len(one_by_one) > FEW
+        if many and self.whole(items[0].stage) and self._by_syncfs(items[0].stage.fd):
             return
         # Made folders first: a journal that outlives a power cut must not name a folder that does not.
         self._folders(made)
@@ -87,9 +89,7 @@ class Barriers:
         """B2: every folder of a swapped name, source and destination."""
         if self.durable:
             self.passed += 1
-            if len(folders) > FEW_FOLDERS and self.whole(folders[0]):
-                self.syncfs(folders[0].fd)
-            else:
+            if not (len(folders) > FEW_FOLDERS and self.whole(folders[0]) and self._by_syncfs(folders[0].fd)):
                 self._folders(folders)
 
     def mark(self, fd: int) -> None:
@@ -109,6 +109,19 @@ class Barriers:
         self.calls += 1
         self._how += ("fsync",) if "fsync" not in self._how else ()
         kernel.port.fsync(fd)
+
+    def _by_syncfs(self, fd: int) -> bool:
+        """syncfs; False where a sandbox refuses it and nobody asked for just that: then everything is synced by itself."""
+        try:
+            self.syncfs(fd)
+        except OSError as exc:
+            refused = kernel.errno_of(exc) in kernel.SANDBOXED and kernel.sandboxed("syncfs") is not None
+            if not refused or self.durable == "syncfs":
+                raise
+            self._refused = True
+            self._how = tuple(how for how in self._how if how != "syncfs")
+            return False
+        return True
 
     def syncfs(self, fd: int) -> None:
         """One syncfs."""

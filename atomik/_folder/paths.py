@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import cast
 
 from atomik import errors
 from atomik._hidden_names import PREFIX
@@ -15,14 +16,24 @@ NAME_MAX = 255
 _SURELY_SHORT = NAME_MAX // 4
 
 
-def absolute(path: str | os.PathLike[str]) -> str:
+def decoded(path: object, option: str) -> str:
+    """A path as a str; a TypeError names the option that it was given for."""
+    if type(path) is str:
+        return path
+    try:
+        return os.fsdecode(cast("str", path))
+    except TypeError:
+        raise TypeError(f"{option} must be a str or path object, not {type(path).__name__}") from None
+
+
+def absolute(path: str | os.PathLike[str], option: str = "path") -> str:
     """The path from the root, for messages and as a key; nothing folded or resolved: to fold ``..`` away would be wrong
     behind a symlink.
 
     Where the working folder has no path that can be found, a relative one stays as it is.  A relative path is *opened*
     as it was given: the absolute one may lead through a folder that is closed, or be longer than the kernel takes.
     """
-    name = path if type(path) is str else os.fsdecode(path)
+    name = decoded(path, option)
     if not name or name[0] == "/":
         return name
     try:

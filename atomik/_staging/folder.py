@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from atomik._folder.directory import Directory
+from atomik._folder.paths import decoded
 from atomik._folder.place import Place
 from atomik._system import kernel
 
@@ -45,7 +46,7 @@ class StagedFolder(Item):
         if copy:
             self._clone_present(slot, progress)
         elif base is not None:
-            self._clone_base(os.path.abspath(os.fsdecode(base)), slot, progress)
+            self._clone_base(os.path.abspath(decoded(base, "base")), slot, progress)
         return self.workspace.path_of(slot)
 
     def _clone_present(self, slot: Place, progress: Callable[[int], None] | None) -> None:

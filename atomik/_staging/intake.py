@@ -80,6 +80,11 @@ class Intake:
         if self.closed:
             _fail(f"the transaction is {self.closed}; begin a new one")
 
+    def shown(self) -> str:
+        """The first few destinations, for a message."""
+        names = [repr(item.path) for item in self.items[:3]]
+        return ", ".join(names) + " …" * (len(self.items) > len(names)) if names else "nothing"
+
     def ordered(self) -> list[Item]:
         """The items in the order in which they are to be swapped."""
         with self.lock:
@@ -117,7 +122,7 @@ class Intake:
         folder = kind.kind not in ("file", "symlink")
         place = workspace.locate(full, folder=folder, parents=bool(given and given.get("parents")))
         directory, name = place
-        stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir), full)
+        stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir, "tmp_dir"), full)
         as_given = None if full == directory.child(name) else full
         item = kind(as_given, place, stage, workspace, options, given.get("order", 0) if given else 0)
         if prepare is not None:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
+from atomik._folder.paths import decoded
 from atomik._folder.place import Place
 from atomik._receipt import ItemReceipt
 from atomik._system import kernel
@@ -352,7 +353,7 @@ class Item:
         """Decide, early, under which name the previous version is to stay."""
         backup = self.options.backup
         if backup is not None:
-            name = os.fsdecode(backup(self.path) if callable(backup) else backup)
+            name = decoded(backup(self.path) if callable(backup) else backup, "backup")
             self.backup = checks.backup_name(name, self.place, self.path)
 
     @property
@@ -373,6 +374,7 @@ class Item:
             text = "the name for the previous version is taken by another kind of object; remove it or choose another"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
         checks.refuse_mounts(place, there, self.path)
+        checks.refuse_sticky(place.directory, there, str(place))
         return there
 
     # --- content and metadata ------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from operator import index
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsIndex, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,11 +68,15 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
     preserve, permissions = given.get("preserve", "all"), given.get("permissions")
     if preserve not in ("all", "mode", "none"):
         raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")
+    if permissions is not None and not isinstance(permissions, int):
+        raise TypeError(f"permissions must be mode bits such as 0o640, not {permissions!r}")
     if permissions is not None and not 0 <= permissions <= 0o7777:
         hint = ""
         if 0 < permissions <= 7777 and set(str(permissions)) <= set("01234567"):
             hint = f"; did you mean 0o{permissions}?"
         raise ValueError(f"permissions are mode bits from 0 to 0o7777, not {permissions!r}{hint}")
+    if not isinstance(given.get("order", 0), SupportsIndex):
+        raise TypeError(f"order must be an int, not {given['order']!r}")
     if not -(2**63) <= index(given.get("order", 0)) < 2**63:  # as wide as the journal has room for
         raise ValueError(f"order is a number of 64 bits, not {given['order']!r}")
     expect, overwrite = _expected(given.get("expect"), overwrite=overwrite)

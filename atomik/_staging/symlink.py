@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from atomik._folder.paths import decoded
 from atomik._system import kernel
 
 from .item import Item
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 def stage(intake: Intake, path: StrPath, target: StrPath, overwrite: bool | None, options: ItemOptions) -> None:
     """Stage a link at `path` that says `target`."""
+    said = decoded(target, "target")
     item = intake.add(StagedSymlink, path, overwrite, None, options)
-    intake.open(item, item.open, os.fsdecode(target))
+    intake.open(item, item.open, said)
 
 
 class StagedSymlink(Item):

@@ -1,0 +1,207 @@
+"""P9: what the doctor says is what happens when a user's program runs there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik import errors
+from atomik._api import trials
+from atomik._folder import filesystem
+from atomik._system.kernel import Kernel, libc
+from tests.support import landlock
+from tests.support.kernels import Faulty, installed
+from tests.support.lab import mounts as lab
+from tests.support.lab.need import need
+from tests.support.seccomp import CALLS, needs_seccomp, refuse
+from tests.support.state import in_child
+from tests.support.trees import mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+needs_landlock = pytest.mark.skipif(landlock.version() < 2, reason="needs Landlock with REFER (Linux 5.19)")
+
+
+def answers(folder: Path) -> dict[str, str]:
+    """What the doctor says of each promise."""
+    return {promise.name: promise.holds for promise in atomik.probe(folder).promises}
+
+
+def _group(folder: Path, other: Path) -> None:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.file(folder / "one").write("new")
+        tx.file(other / "two").write("new")
+
+
+def happens(folder: Path) -> dict[str, bool]:
+    """What works for a user's program in a folder: a refusal leaves everything as it was, and anything else is a fault."""
+    found = {}
+    inner = folder / "inner"
+    inner.mkdir(exist_ok=True)
+    programs: dict[str, Callable[[], object]] = {
+        "create": lambda: atomik.file(folder / "new").commit(),
+        "overwrite": lambda: atomik.file(folder / "one", overwrite=True).commit(),
+        "create folder": lambda: atomik.folder(folder / "site").commit(),
+        "overwrite folder": lambda: atomik.folder(inner, overwrite=True).commit(),
+        "group": lambda: _group(folder, folder),
+    }
+    for name, program in programs.items():
+        (folder / "one").write_text("old")
+        (folder / "two").write_text("old")
+        try:
+            program()
+            found[name] = True
+        except errors.AtomikError:
+            found[name] = False
+            assert (folder / "one").read_text() == (folder / "two").read_text() == "old", name
+    assert not [name for name in os.listdir(folder) if name.startswith(".atomik")]
+    return found
+
+
+def agree(said: dict[str, str], did: dict[str, bool]) -> None:
+    """The doctor's word against what happened."""
+    assert "unknown" not in said.values(), said
+    folders = did["create folder"] and did["overwrite folder"]
+    assert (said["P1"] == "yes") == (did["overwrite"] and folders), (said, did)
+    assert (said["P1"] in ("yes", "files")) == did["overwrite"], (said, did)
+    assert (said["P2"] != "no") == did["create"], (said, did)
+    assert (said["P3"] == "yes") == did["group"], (said, did)
+    assert (said["P4"] in ("yes", "one folder")) == did["group"], (said, did)
+
+
+@needs_seccomp
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("call", CALLS)
+def test_seccomp(tmp_path: Path, call: str, number: int) -> None:
+    """Each call refused by a filter: the doctor answers, and is right."""
+
+    def ask() -> tuple[dict[str, str], dict[str, bool]]:
+        libc()
+        filesystem.forget()
+        refuse(number, call)
+        return answers(tmp_path), happens(tmp_path)
+
+    said, did = in_child(ask)
+    agree(said, did)
+    assert (said["P6"] == "no") == (call == "flock")
+    assert did["create"]
+
+
+@needs_landlock
+@pytest.mark.parametrize("closed", [None, "/proc"])
+@pytest.mark.parametrize("refer", [True, False])
+def test_landlock(tmp_path: Path, refer: bool, closed: str | None) -> None:
+    """A sandbox that forbids renaming from one folder to another, and one that closes /proc."""
+
+    def ask() -> tuple[dict[str, str], dict[str, bool], str]:
+        filesystem.forget()
+        landlock.enter(refer=refer, closed=closed)
+        can = atomik.probe(tmp_path)
+        reason = next(promise.reason for promise in can.promises if promise.name == "P1")
+        return answers(tmp_path), happens(tmp_path), reason
+
+    said, did, reason = in_child(ask)
+    agree(said, did)
+    assert did["create folder"] == refer
+    assert refer or "Landlock" in reason
+
+
+@mounts
+@pytest.mark.parametrize(
+    "kind", ["tmpfs", "ext4", "overlay-redirect-on", "fuse-honours", "fuse-rejects", "fuse-ignores", "vfat"]
+)
+def test_grounds(kind: str) -> None:
+    """Real filesystems."""
+    need(lab.missing(kind))
+    with lab.mounted(kind) as place:
+        agree(
+            {**answers(place.folder)} | ({"P3": "new", "P4": "no"} if kind == "fuse-ignores" else {}),
+            happens(place.folder),
+        )
+
+
+@mounts
+def test_what_a_power_cut_takes() -> None:
+    """P5: an overlay that ignores syncs, and one whose upper layer lives in memory; on a disk it holds."""
+    need(lab.missing("overlay-redirect-on"))
+    with lab.mounted("tmpfs") as memory, lab.overlay(redirect_dir=True, base=memory.folder) as place:
+        can = atomik.probe(place.folder)
+        assert (can.volatile, answers(place.folder)["P5"]) == ("the upper layer of the overlay lives in memory", "no")
+    with lab.mounted("ext4") as disk:
+        with lab.overlay(redirect_dir=True, base=disk.folder, options="volatile") as place:
+            assert answers(place.folder)["P5"] == "no"
+            assert "volatile" in str(atomik.probe(place.folder).volatile)
+        for name in ("lower", "upper", "workdir", "merged"):
+            subprocess.run(["rm", "-rf", disk.folder / name], check=True)
+        with lab.overlay(redirect_dir=True, base=disk.folder) as place:
+            assert answers(place.folder)["P5"] == "yes"
+
+
+@mounts
+def test_what_lies_below_may_be_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the upper layer has no path: then nobody can tell, and that is said."""
+    need(lab.missing("overlay-redirect-on"))
+    monkeypatch.setattr("atomik._api.probe._upper_in_memory", lambda options: False)
+    with lab.mounted("tmpfs") as memory, lab.overlay(redirect_dir=True, base=memory.folder) as place:
+        assert answers(place.folder)["P5"] == "unknown"
+
+
+@pytest.mark.parametrize("call", ["setxattr", "symlink", "clone", "fsync", "rename"])
+def test_what_cannot_be_found_out_is_unknown(folder: Path, call: str) -> None:
+    """A failure of the moment is no answer: the ability is None, the reason is told, also as JSON; nothing is raised."""
+    with installed(Faulty.every(call, errno.EIO)):
+        can = atomik.probe(folder)
+    filesystem.forget()
+    assert can.unknown
+    assert {getattr(can, name, None) for name in can.unknown} == {None}
+    assert "Input/output error" in json.dumps(can.as_dict()["unknown"])
+    assert "unknown" in str(can)
+    assert os.listdir(folder) == []
+
+
+def test_the_trials_notice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that comes out wrong is a no, with what was found."""
+
+    class Deaf(Kernel):
+        def pread(self, fd: int, count: int, at: int) -> bytes:  # type: ignore[override]
+            return b"else" if count == 100 else os.pread(fd, count, at)
+
+    with installed(Deaf()):
+        can = atomik.probe(folder)
+    assert {promise.holds for promise in can.promises if promise.name in ("P1", "P2", "P3", "P4")} <= {"no", "new"}
+    assert any("else" in promise.reason for promise in can.promises)
+
+
+def test_interrupted(folder: Path) -> None:
+    """An exception of a signal handler, of whatever class, goes on unchanged; nothing is left."""
+    for exc in (KeyboardInterrupt(), TimeoutError(errno.ETIMEDOUT, "handler")):
+        for name in trials.TRIALS:
+            with pytest.MonkeyPatch.context() as patch:
+
+                def fail(fresh: Any, exc: BaseException = exc) -> str:
+                    fresh()
+                    raise exc
+
+                patch.setitem(trials.TRIALS, name, fail)
+                with pytest.raises(type(exc)) as caught:
+                    atomik.probe(folder)
+            assert caught.value is exc
+    assert os.listdir(folder) == []
+
+
+def test_the_command_line_says_the_same(folder: Path) -> None:
+    """``atomik doctor --json`` has what `probe` returns."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
+    command = [sys.executable, "-m", "atomik", "doctor", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    (said,) = json.loads(done.stdout)["folders"]
+    assert said == json.loads(json.dumps(atomik.probe(folder).as_dict()))

@@ -1,0 +1,145 @@
+"""What started from a copy, or expects what was observed, never takes somebody else's change away in silence."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import atomik
+from atomik import errors
+from tests.support.kernels import Acting, installed
+from tests.support.state import left_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def site() -> None:
+    """A small tree."""
+    Path("site/news").mkdir(parents=True)
+    Path("site/news/page").write_text("v1")
+    Path("site/index").symlink_to("news/page")
+    time.sleep(0.02)  # a tick of the clock
+
+
+def same_size_and_times() -> None:
+    """An edit that only the content shows."""
+    page = Path("site/news/page")
+    times = page.stat()
+    page.write_text("v2")
+    os.utime(page, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def retarget() -> None:
+    """Another target of a link."""
+    Path("site/index").unlink()
+    Path("site/index").symlink_to("news/elsewhere")
+
+
+CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
+    "edited": (lambda: Path("site/news/page").write_text("theirs"), "news/page"),
+    "edited, same size and times": (same_size_and_times, "news/page"),
+    "new": (lambda: Path("site/news/other").write_text("theirs"), "news/other"),
+    "new folder": (lambda: Path("site/news/deep/er").mkdir(parents=True), "news/deep"),
+    "removed": (lambda: Path("site/news/page").unlink(), "news"),
+    "mode": (lambda: Path("site/news").chmod(0o700), "news"),
+    "link": (retarget, "index"),
+}
+
+
+@pytest.mark.parametrize("moment", ["before the commit", "at the last moment"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("how", ["copy", "expect", "expect, in a group"])
+def test_a_folder(folder: Path, how: str, change: str, moment: str) -> None:
+    """A change anywhere in the tree is a conflict that names it; theirs stays."""
+    site()
+    act, where = CHANGES[change]
+    options: dict[str, Any] = {"copy": True} if how == "copy" else {"expect": atomik.observe("site", digest=True)}
+    tx = atomik.transaction(overwrite=True)
+    new = tx.folder("site", **options)
+    (new / "ours").write_text("ours")
+    if how.endswith("group"):
+        tx.file("beside").write("ours")
+    if moment == "before the commit":
+        act()
+        with pytest.raises(errors.ConflictError) as caught:
+            tx.commit()
+    else:
+        kernel = Acting("rename", lambda call: act(), when=lambda call: kernel.acted == 0)
+        with installed(kernel), pytest.raises(errors.ConflictError) as caught:
+            tx.commit()
+        assert kernel.acted == 1
+    assert where in str(caught.value)
+    assert caught.value.filename == str(folder / "site")
+    assert not Path("site/ours").exists()
+    assert os.listdir() == ["site"]
+    assert not left_in(folder)
+
+
+def test_a_folder_that_nobody_changed(folder: Path) -> None:
+    """Reading it, and copies by others, are no changes."""
+    site()
+    seen = atomik.observe("site", digest=True)
+    os.listdir("site/news")
+    Path("site/news/page").read_text()
+    with atomik.folder("site", expect=seen) as new:
+        (new / "first").write_text("x")
+    with atomik.folder("site", overwrite=True, copy=True) as new:
+        (new / "second").write_text("x")
+    assert sorted(os.listdir("site")) == ["first", "second"]
+
+
+def test_two_publishers_of_copies(folder: Path) -> None:
+    """The one that started first and ends last is told; its work can be repeated."""
+    site()
+    with pytest.raises(errors.ConflictError), atomik.folder("site", overwrite=True, copy=True) as slow:
+        with atomik.folder("site", overwrite=True, copy=True) as quick:
+            (quick / "quick").write_text("x")
+        (slow / "slow").write_text("x")
+    assert sorted(os.listdir("site")) == ["index", "news", "quick"]
+
+
+@pytest.mark.parametrize("mode", ["a", "a+", "ab", "r+", "rb+"])
+def test_overlapping_appends(folder: Path, mode: str) -> None:
+    """A file that started from a copy, alone or in a group, conflicts when the original was changed."""
+    data: Any = b"line\n" if "b" in mode else "line\n"
+    for group in (False, True):
+        Path("log").write_text("start\n")
+        with pytest.raises(errors.ConflictError), atomik.transaction(overwrite=True) as tx:
+            slow = tx.file("log", mode)
+            with open("log", "a") as quick:
+                quick.write("quick\n")
+            slow.write(data)
+            if group:
+                tx.file("beside").write("x")
+        assert Path("log").read_text() == "start\nquick\n"
+        assert os.listdir() == ["log"]
+
+
+def test_an_append_that_created(folder: Path) -> None:
+    """Mode "a" began with nothing, and then something is there."""
+    with pytest.raises(errors.AtomikError), atomik.file("log", "a", overwrite=True) as slow:
+        Path("log").write_text("quick\n")
+        slow.write("slow\n")
+    assert Path("log").read_text() == "quick\n"
+
+
+@pytest.mark.parametrize("output", ["folder", "append", "update in place"])
+def test_the_last_writer_may_win(folder: Path, output: str) -> None:
+    """``expect="any"`` says that the change is not wanted."""
+    site()
+    Path("log").write_text("start\n")
+    if output == "folder":
+        with atomik.folder("site", overwrite=True, copy=True, expect="any") as new:
+            Path("site/theirs").touch()
+            (new / "ours").touch()
+        assert sorted(os.listdir("site")) == ["index", "news", "ours"]
+        return
+    with atomik.file("log", "a" if output == "append" else "r+", overwrite=True, expect="any") as log:
+        Path("log").write_text("theirs\n")
+        log.write("ours!\n")
+    assert Path("log").read_text() == ("start\nours!\n" if output == "append" else "ours!\n")
