@@ -8,26 +8,20 @@
 Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path` and `update` to write,
 `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
 
-Layout, for those who read the code, from the top down (arrows of import point down only):
+Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
-    cli, fsspec, testing      doors for the shell and for other ecosystems
-    _shortcuts, _output       file(), folder(), path(), update(): one-item transactions
-    _plain                    the short way of one plain file
-    _transaction, _stager     Transaction: how outputs get in and out
-    _reading, _recovery       readers, and what is done about a dead transaction
-    _group, _prepare          the commit of several steps, with a journal
-    _single, _commit          the commit of one step; what both share
-    _barriers                 which syncs make what durable
-    _staged, _names, _items   what is to happen at one destination: stage, seal, discard (_program, _refuse)
-    _swap, _undo, _step       the ladder: publish one step, undo one step; _probe tries it
-    _journal, _records        the journal on disk, and its bytes
-    _workspace, _claim        held folders, private staging folders
-    _destinations, _paths     rules between destinations; from what a user says to a folder and a name
-    _tree, _clone, _metadata  trees and attributes, by descriptor
-    _directory, _filesystem   a held folder; what is known of the filesystem
-    rename, flags             public primitives
-    _kernel                   the only module that makes system calls
-    _events, errors           what is told, and what goes wrong
+    cli | fsspec | testing    doors: the shell, other ecosystems, tests
+    _api                      what users call: Transaction, file() folder() path() update(), probe(), swap()
+    _commit                   published or all back: plan (pure), commit, barriers
+    _staging | _recovery      outputs on their way in | what a dead owner left.  Neither knows the other
+    _protocol                 what both share: step, publish, undo, journal, records, private folders, locks
+    _tree                     content by descriptor: walk, delete, sync, clone, compare, metadata
+    _folder | rename          a held folder, a name in it, locks, the way to it | public primitives
+    _system                   every system call: kernel, libc, forked
+    errors | flags | _events | _receipt | _hidden_names    words that everybody may use
+
+Every output takes one way: stage, seal, plan, prepare, publish, confirm, clean up.  Begin with `_commit.commit`, which
+draws it, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.
 """
 
 from __future__ import annotations
@@ -42,6 +36,7 @@ from .errors import AtomikError
 from .flags import Flag, Mode
 
 if TYPE_CHECKING:
+    from . import testing as testing
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
@@ -50,7 +45,7 @@ if TYPE_CHECKING:
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AtomikError",
@@ -84,7 +79,9 @@ _LATER = {
     "Capabilities": "_api.probe",
     "ItemReceipt": "_receipt",
     "Observation": "_staging.observe",
+    "Promise": "_api.promises",
     "Receipt": "_receipt",
+    "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
     "State": "_receipt",
     "Transaction": "_api.transaction",
@@ -96,15 +93,25 @@ _LATER = {
     "testing": "testing",
 }
 
+# Where a thing is defined is nobody's business: pickles, tracebacks and help() name the package.  Functions get it here or
+# when they are loaded; classes have it in their bodies, for their objects are seen before anybody asks for the class.
+for _each in (file, folder, path, transaction, update):
+    _each.__module__ = __name__
+del _each
 
-def __getattr__(name: str) -> Any:
-    module = _LATER.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    loaded = import_module(f".{module}", __name__)
-    value = loaded if name == "testing" else getattr(loaded, name)
-    globals()[name] = value
-    return value
+
+if not TYPE_CHECKING:  # to a type checker it would say that every name exists, also a mistyped one
+
+    def __getattr__(name: str) -> Any:
+        module = _LATER.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        loaded = import_module(f".{module}", __name__)
+        value = loaded if name == "testing" else getattr(loaded, name)
+        if not module[0].isalpha():
+            value.__module__ = __name__
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

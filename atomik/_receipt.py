@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Literal
 
 from attrs import define
+
+#: what an output is
+Kind = Literal["file", "folder", "path", "symlink", "removal", "move"]
+#: what happened to one destination
+Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
+#: how a destination got its new object; "" when nothing was done
+Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
+#: which sync calls made a commit durable
+SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
 class State(Enum):
@@ -19,6 +29,8 @@ class State(Enum):
     IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
     """
 
+    __module__ = "atomik"
+
     OPEN = "open"
     PREPARED = "prepared"
     SWAPPED = "swapped"
@@ -32,22 +44,25 @@ class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
     ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
-    "replace", "remove", "move" or "unchanged".  ``method``: how it was swapped ("renameat2", "linkat", "link", "rename",
-    "weaker"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was displaced.
+    "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".  ``method``: how it was swapped ("renameat2",
+    "linkat", "link", "rename", "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was
+    displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``kept``: the path where the previous version now stands, None when it was not kept.
+    ``backup``: the path at which the previous version stays, None where there is none.
     """
 
+    __module__ = "atomik"
+
     path: str
-    kind: str
-    op: str
-    method: str
+    kind: Kind
+    op: Op
+    method: Method
     order: int
     replaced: bool
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
-    kept: str | None = None
+    backup: str | None = None
 
 
 @define(frozen=True)
@@ -61,10 +76,12 @@ class Receipt:
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
     """
 
+    __module__ = "atomik"
+
     txid: str
     items: tuple[ItemReceipt, ...]
     durable: bool
-    synced_by: str
+    synced_by: SyncedBy
     barriers: int
     sync_calls: int
     duration: float

@@ -15,13 +15,12 @@ What the classes tell about the destinations:
 
 from __future__ import annotations
 
-import contextlib
 import errno as _errno
 import os
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from ._receipt import Receipt
 
 __all__ = [
     "AccessDeniedError",
@@ -54,6 +53,8 @@ class AtomikError(Exception):
     Mistakes in the arguments themselves (an unknown option, a mode that does not write) are ValueError and TypeError, as
     from `open`.
     """
+
+    __module__ = "atomik"
 
 
 class AtomikOSError(AtomikError, OSError):
@@ -140,7 +141,7 @@ class UnsupportedFilesystemError(AtomikOSError):
     Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports them as
     done and does not do them; and no other method keeps the promise.
 
-    Cure: write to another filesystem; for folders, ``fallback="weaker"`` accepts a moment of visibility. ``atomik
+    Cure: write to another filesystem; for folders, ``allow_gap=True`` accepts a moment of visibility. ``atomik
     doctor FOLDER`` shows what a filesystem can.
     """
 
@@ -236,7 +237,7 @@ class DurabilityError(AtomikOSError):
     sync once more instead: the kernel reports an error once and then says that all is well.
     """
 
-    receipt: object = None
+    receipt: Receipt | None = None
 
 
 class JournalError(AtomikOSError):
@@ -300,17 +301,6 @@ def system_error(
     """The atomik error for a failed system call: same errno, the paths, and the usual cure."""
     number = cause.errno or _errno.EIO
     return _BY_ERRNO.get(number, AtomikOSError)(*describe(number, action, path, path2))
-
-
-@contextlib.contextmanager
-def typed(action: str, path: str) -> Iterator[None]:
-    """Turn the system's errors in the block into atomik's, which say what was tried and with which path."""
-    try:
-        yield
-    except AtomikError:
-        raise
-    except OSError as exc:
-        raise system_error(exc, action, path) from exc
 
 
 def describe(

@@ -18,6 +18,8 @@ _R = TypeVar("_R")
 class Flag(str, Enum):
     """How `atomik.rename.rename` treats what stands at the target; names as in renameat2(2), Linux 3.15."""
 
+    __module__ = "atomik"
+
     #: Replace the target, as rename(2) does.
     RENAME = "REPLACE"
     #: Fail with `FileAlreadyExistsError` when the target exists (RENAME_NOREPLACE).
@@ -36,6 +38,8 @@ class Flags(IntFlag):
 
 class Mode(str, Enum):
     """The two modes of atomik 0.0.3, still understood by `atomik.file`; any mode of `open` that writes works too."""
+
+    __module__ = "atomik"
 
     TEXT = "TEXT"
     BYTES = "BYTES"

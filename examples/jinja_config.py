@@ -3,7 +3,7 @@
     python examples/jinja_config.py [FILE]
 
 `atomik.update` fails rather than overwrite a change that somebody makes while the template is rendered.  A template
-with a mistake fails before anything is touched, and ``keep=`` leaves the previous configuration beside the new one.
+with a mistake fails before anything is touched, and ``backup=`` leaves the previous configuration beside the new one.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ def render(title: str, text: str) -> str:
     return f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><p>{html.escape(text)}</p>\n"
 
 
-def build(site: Path, pages: dict[str, str], base: str | None = "copy") -> str:
-    """Draw `pages`, with the present site as the base or from nothing; returns what happened to the site."""
+def build(site: Path, pages: dict[str, str], *, copy: bool = True) -> str:
+    """Draw `pages`, from a copy of the present site or from nothing; returns what happened to the site."""
     with atomik.transaction(overwrite=True) as tx:
-        with tx.folder(site, base=base, if_changed=True) as new:
+        with tx.folder(site, copy=copy, if_changed=True) as new:
             for name, text in pages.items():
                 (new / f"{name}.html").write_text(render(name, text))
         return tx.commit().items[0].op
@@ -31,7 +31,7 @@ def build(site: Path, pages: dict[str, str], base: str | None = "copy") -> str:
 
 def main() -> None:
     site = Path(sys.argv[1] if len(sys.argv) > 1 else "public")
-    first = build(site, {"index": "Welcome", "about": "<Nobody> & friends"}, base=None)
+    first = build(site, {"index": "Welcome", "about": "<Nobody> & friends"}, copy=False)
     again = build(site, {"index": "Welcome"})
     news = build(site, {"news": "A third page"})
     assert (again, news) == ("unchanged", "replace"), (again, news)

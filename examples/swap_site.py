@@ -3,7 +3,7 @@
     python examples/swap_site.py [FOLDER]
 
 A non-empty folder is exchanged by one rename: no visitor sees the site missing, or old pages among new
-ones.  ``keep=`` leaves the previous version under another name, and `atomik.swap` brings it back in one step.
+ones.  ``backup=`` leaves the previous version under another name, and `atomik.swap` brings it back in one step.
 """
 
 from __future__ import annotations

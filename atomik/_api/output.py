@@ -25,6 +25,8 @@ class Output(Generic[_T]):
     behind it.  Without ``with``, end it by `commit` or `abort`.
     """
 
+    __module__ = "atomik"
+
     __slots__ = ("__weakref__", "output", "transaction")
 
     output: _T

@@ -1,34 +1,43 @@
-"""What a filesystem can do, found out by trying it: `probe`, and `Capabilities`, its answer.
+"""What a filesystem can do, and what atomik can promise there, found out by trying it: `probe`, and `Capabilities`.
 
-Every answer comes from a real call in a private scratch folder (a private folder of a transaction that never was), which is gone
-afterwards; only ``syncfs`` is looked up, for to try it would wait for all that other programs have written.  What was
-learned about the flags of renameat2 is remembered for the mount, as after a first transaction there.
+Every ability comes from a real call, and every promise from a small program (`trials`), in a private folder of a
+transaction that never was, which is gone afterwards.  Only ``syncfs`` is looked up: trying it would wait for everything that
+other programs have written.  What was learned about the flags of renameat2 is remembered for the mount, as after a first
+transaction there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import itertools
 import os
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
 from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.mounts import mount_of
+from atomik._folder.place import Place
+from atomik._hidden_names import slot_name
 from atomik._protocol.trial import try_names
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel
 from atomik._tree import metadata as _metadata
+from atomik._tree.delete import delete_tree
 
 from .promises import Promise, promises_of
+from .trials import run_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from atomik._folder.directory import Directory
-    from atomik._folder.place import Place
+    from collections.abc import Callable, Iterator
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
+
+#: What is lost when the machine goes down, whatever is synced.
+_IN_MEMORY = frozenset({"tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"})
 
 
 @define(frozen=True)
@@ -45,31 +54,35 @@ class Capabilities:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
     folder can be synced.
 
-    ``promises``: which of atomik's promises hold, a `Promise` each.  All but ``folder``, ``filesystem``, ``mount``,
-    ``st_dev`` and ``promises`` are bool.  ``str()`` gives all of it as a table, `as_dict` as plain values.
+    ``volatile``: why what was synced does not survive the machine ("it lives in memory"); "" if it does.
+
+    ``promises``: which of atomik's promises hold, a `Promise` each.  What could not be found out is None, and ``unknown``
+    says why.  ``str()`` gives all of it as a table, `as_dict` as plain values.
     """
+
+    __module__ = "atomik"
 
     folder: str
     filesystem: str
     mount: str
     st_dev: int
-    tmpfile: bool
-    noreplace: bool
-    exchange: bool
+    tmpfile: bool | None
+    noreplace: bool | None
+    exchange: bool | None
     lies: bool
-    hard_links: bool
-    symlinks: bool
+    hard_links: bool | None
+    symlinks: bool | None
     file_handles: bool
-    reflink: bool
+    reflink: bool | None
     syncfs: bool
-    flock: bool
-    xattrs: bool
-    acls: bool
-    dir_fsync: bool
-    promises: tuple[Promise, ...] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "promises", promises_of(self))
+    flock: bool | None
+    xattrs: bool | None
+    acls: bool | None
+    dir_fsync: bool | None
+    volatile: str | None = ""
+    #: ability → why it could not be found out
+    unknown: dict[str, str] = field(factory=dict, hash=False)
+    promises: tuple[Promise, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as strings, numbers, booleans, lists and dictionaries, fit for JSON."""
@@ -80,7 +93,10 @@ class Capabilities:
     def __str__(self) -> str:
         device = f"{os.major(self.st_dev)}:{os.minor(self.st_dev)}"
         lines = [f"{self.folder}: {self.filesystem} on {self.mount} (device {device})", ""]
-        lines += [f"  {label:<55}{_yes(getattr(self, name))}" for name, label in _LABELS.items()]
+        for name, label in _LABELS.items():
+            lines.append(f"  {label:<55}{_yes(getattr(self, name))}")
+            if getattr(self, name) is None:
+                lines.append(f"     {self.unknown.get(name, '')}")
         if self.lies:
             lines.append("  It reports an exchange as done without doing it: overwriting is refused.")
         lines.append("")
@@ -107,8 +123,8 @@ _LABELS = {
 }
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
 
 
 def probe(folder: str | os.PathLike[str]) -> Capabilities:
@@ -122,7 +138,9 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     :raises atomik.errors.MissingPathError: the folder does not exist.
     :raises atomik.errors.WrongKindError: it is no folder.
     :raises atomik.errors.AccessDeniedError: this user may not write to it.
-    :raises atomik.errors.AtomikOSError: it cannot be tried out, for a full or read-only filesystem, say.
+    :raises atomik.errors.AtomikOSError: nothing can be made in it, for a full or read-only filesystem, say.
+
+    What cannot be found out is None, or "unknown", with the reason.
 
     Guarantee: nothing that exists is touched, and nothing is left.  Everything happens in a private folder
     ``.atomik-<id>`` (mode 0700) inside; should the process die meanwhile, `recover` removes it.  Limit: what a network
@@ -131,43 +149,107 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     Source: renameat2(2), open(2) on O_TMPFILE, link(2), name_to_handle_at(2), ioctl_ficlone(2), flock(2), xattr(7),
     acl(5).
     """
-    path = os.path.abspath(os.fsdecode(folder))
+    path = os.fsdecode(folder)
     workspace = Workspace()
-    try:
+    with kernel.typed("cannot try out the filesystem", path), contextlib.ExitStack() as opened:
+        opened.callback(workspace.release, keep_parents=True)
         directory = workspace.directory(path)
-        private_folder = workspace.private_folder(directory).folder
-        try_names(*(workspace.slot(directory) for _ in range(3)))
-        return _try_all(_Scratch(workspace, directory, private_folder), path)
-    except errors.AtomikError:
-        raise
-    except OSError as exc:
-        raise errors.system_error(exc, "cannot try out the filesystem", path) from exc
+        unknown: dict[str, str] = {}
+        try:
+            private_folder = workspace.private_folder(directory).folder
+        except errors.UnsupportedFilesystemError as exc:  # a sandbox that refuses flock
+            unknown["flock"] = _in_short(exc)
+            private_folder = opened.enter_context(_folder_without_lock(workspace.sibling(directory)))
+        return _try_all(_Scratch(workspace, directory, private_folder, unknown))
+
+
+def _in_short(exc: OSError) -> str:
+    """What is the matter, without the cure."""
+    return (exc.strerror or str(exc)).partition("; ")[0]
+
+
+@contextlib.contextmanager
+def _folder_without_lock(place: Place) -> Iterator[Directory]:
+    try:
+        kernel.port.mkdir(place.name, 0o700, place.fd)
+        folder = Directory.open(place.name, place.fd, follow=False)
+        folder.path = str(place)
+        try:
+            yield folder
+        finally:
+            folder.close()
     finally:
-        workspace.release(keep_parents=True)
+        delete_tree(place)
 
 
-def _try_all(scratch: _Scratch, path: str) -> Capabilities:
-    fs = scratch.directory.fs
-    mount, kind = _mount(scratch.directory)
-    return Capabilities(
-        folder=path,
-        filesystem=kind or fs.name,
-        mount=mount,
-        st_dev=scratch.directory.dev,
-        tmpfile=scratch.can(scratch.tmpfile),
-        noreplace=bool(fs.noreplace),
-        exchange=bool(fs.exchange),
-        lies=fs.lies,
-        hard_links=scratch.can(scratch.hard_link),
-        symlinks=scratch.can(scratch.symlink),
-        file_handles=fs.handle_flags is not None,
-        reflink=scratch.can(scratch.reflink),
-        syncfs=fs.syncfs,
-        flock=scratch.can(scratch.flock),
-        xattrs=scratch.can(scratch.xattr),
-        acls=scratch.can(scratch.acl),
-        dir_fsync=scratch.can(lambda: kernel.port.fsync(scratch.private_folder.fd)),
-    )
+def _try_all(scratch: _Scratch) -> Capabilities:
+    fs, unknown = scratch.directory.fs, scratch.unknown
+    why = scratch.ask("exchange", lambda: try_names(*(scratch.slot() for _ in range(4)))).why
+    if why is not None:
+        unknown.update(noreplace=why, hard_links=why)
+    asked: dict[str, Any] = {name: scratch.ask(name, getattr(scratch, name)).works for name in _TO_TRY}
+    if fs.links is False:
+        asked["hard_links"] = False
+    mount, kind, options = _mount_of(scratch.directory)
+    volatile = _volatile(kind or fs.name, fs.name, options, scratch.extents)
+    if volatile is None:
+        unknown["volatile"] = "what lies below the overlay is not visible here"
+    found = Capabilities(
+        folder=scratch.directory.path, filesystem=kind or fs.name, mount=mount, st_dev=scratch.directory.dev,
+        noreplace=None if why else bool(fs.noreplace), exchange=None if why else bool(fs.exchange), lies=fs.lies,
+        file_handles=fs.handle_flags is not None, syncfs=fs.syncfs, volatile=volatile, unknown=unknown, **asked,
+    )  # fmt: skip
+    return evolve(found, promises=promises_of(found, run_all(scratch.folder)))
+
+
+def _mount_of(directory: Directory) -> tuple[str, str, str]:
+    """Mount point, type and options, "" for what is not to be found out."""
+    try:
+        return mount_of(directory)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return "", "", ""
+
+
+def _volatile(kind: str, magic: str, options: str, extents: Callable[[], bool]) -> str | None:
+    """Why what was synced is lost when the machine goes down; "" where it is not, None where nobody can tell."""
+    if kind in _IN_MEMORY or magic in _IN_MEMORY:
+        return "it lives in memory"
+    if kind != "overlay":
+        return ""
+    given = options.split(",")
+    if "volatile" in given or "fsync=volatile" in given:
+        return "the overlay is mounted with the option volatile, and ignores all syncs"
+    if extents():
+        return ""
+    return "the upper layer of the overlay lives in memory" if _upper_in_memory(given) else None
+
+
+def _upper_in_memory(options: list[str]) -> bool:
+    """Whether the upper layer, if it can be seen from here by its path, is on a filesystem in memory."""
+    upper = next((option[9:] for option in options if option.startswith("upperdir=")), "")
+    try:
+        folder = Directory.open(upper.encode().decode("unicode_escape")) if upper else None
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, OSError) and kernel.errno_of(exc) is None:
+            raise
+        return False
+    if folder is None:
+        return False
+    try:
+        return folder.fs.name in _IN_MEMORY
+    finally:
+        folder.close()
+
+
+_TO_TRY = ("tmpfile", "hard_links", "symlinks", "reflink", "flock", "xattrs", "acls", "dir_fsync")
+
+
+@define
+class _Answer:
+    works: bool | None
+    why: str | None = None
 
 
 @define
@@ -177,20 +259,47 @@ class _Scratch:
     workspace: Workspace
     directory: Directory
     private_folder: Directory
+    #: what could not be found out, and why
+    unknown: dict[str, str]
+    _numbers: Iterator[int] = field(factory=itertools.count)
 
-    def can(self, attempt: Callable[[], object]) -> bool:
-        """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is raised."""
+    def ask(self, name: str, attempt: Callable[[], object]) -> _Answer:
+        """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is no answer."""
         try:
             attempt()
         except OSError as exc:
-            if exc.errno not in _REFUSALS or exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            number = exc.errno if isinstance(exc, errors.AtomikError) else kernel.errno_of(exc)
+            if number is None:
                 raise
-            return False
-        return True
+            if number in _REFUSALS and number not in (errno.ENOSPC, errno.EDQUOT):
+                return _Answer(works=False)
+            why = _in_short(exc)
+            self.unknown[name] = why
+            return _Answer(None, why)
+        return _Answer(works=True)
+
+    def folder(self) -> Directory:
+        """A folder for a trial, which goes with the private folder."""
+        place = self.slot()
+        kernel.port.mkdir(place.name, 0o700, place.fd)
+        folder = Directory.open(place.name, place.fd, follow=False)
+        folder.path = str(place)
+        return folder
+
+    def extents(self) -> bool:
+        """Whether files lie in blocks of a device."""
+        found = []
+        self.ask("extents", lambda: self.opened(self.file(), lambda fd: found.append(kernel.port.has_extents(fd))))
+        self.unknown.pop("extents", None)
+        return any(found)
+
+    def dir_fsync(self) -> None:
+        """A folder's own sync."""
+        kernel.port.fsync(self.private_folder.fd)
 
     def slot(self) -> Place:
         """A free name; what is made there goes with the folder."""
-        return self.workspace.slot(self.directory)
+        return Place(self.private_folder, slot_name(self.workspace.txid, next(self._numbers)))
 
     def file(self) -> Place:
         """A small file."""
@@ -219,12 +328,12 @@ class _Scratch:
         finally:
             kernel.port.close(fd)
 
-    def hard_link(self) -> None:
+    def hard_links(self) -> None:
         """A second name."""
         old, new = self.file(), self.slot()
         kernel.port.link(old.name, old.fd, new.name, new.fd)
 
-    def symlink(self) -> None:
+    def symlinks(self) -> None:
         """A dangling link."""
         place = self.slot()
         kernel.port.symlink("nowhere", place.name, place.fd)
@@ -234,11 +343,11 @@ class _Scratch:
         source, target = self.file(), self.file()
         self.opened(source, lambda src: self.opened(target, lambda dst: kernel.port.clone(dst, src)))
 
-    def xattr(self) -> None:
+    def xattrs(self) -> None:
         """A user's attribute on a file."""
         self.opened(self.file(), lambda fd: kernel.port.setxattr(fd, "user.atomik", b"?"))
 
-    def acl(self) -> None:
+    def acls(self) -> None:
         """Whether a folder could have an ACL: that there is none must be said in the right words."""
         try:
             kernel.port.getxattr(self.private_folder.fd, _metadata.DEFAULT_ACL)
@@ -256,32 +365,3 @@ class _Scratch:
         finally:
             kernel.port.close(fd)
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-
-def _mount(directory: Directory) -> tuple[str, str]:
-    """(mount point, type) of the folder's mount; the type is "" where /proc does not tell."""
-    port = kernel.port
-    point, up = directory.real_path(), ".."
-    while point != "/" and port.statx(directory.fd, up).mount == directory.mount:
-        point, up = os.path.dirname(point), up + "/.."
-    kind = ""
-    for line in _text_of("/proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split(" ")[4] == point.replace("\\", "\\134").replace(" ", "\\040"):
-            kind = after.split(" ")[0]  # the last one lies on top
-    return point, kind
-
-
-def _text_of(path: str) -> str:
-    """A small text file of the kernel's, "" where it is not there."""
-    try:
-        fd = kernel.port.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return ""
-    try:
-        data = b""
-        while more := kernel.port.pread(fd, 1 << 16, len(data)):
-            data += more
-        return os.fsdecode(data)
-    finally:
-        kernel.port.close(fd)

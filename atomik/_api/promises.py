@@ -1,103 +1,127 @@
-"""Which of atomik's promises hold on a filesystem, by what it can do: rules, and no system call."""
+"""Which of atomik's promises hold in a folder, by what came of the trials there: rules, and no system call."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from attrs import define
 
 if TYPE_CHECKING:
-    from .probe import Capabilities
+    from collections.abc import Mapping
 
-#: What is lost when the machine goes down, whatever is synced.
-_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
+    from .probe import Capabilities
+    from .trials import Outcome
+
+    Trials = Mapping[str, Outcome]
+
+Holds = Literal["yes", "files", "new", "one folder", "no", "unknown"]
 
 
 @define(frozen=True)
 class Promise:
-    """One promise of atomik's, and whether it holds on a filesystem; in `atomik.Capabilities`.
+    """One promise of atomik's, and whether it holds in a folder; in `atomik.Capabilities`.
 
-    ``name``: "P1" … "P7".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
+    ``name``: "P1" … "P8".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
     are refused); "new" (for what is created, overwriting is refused); "one folder" (for transactions within one
-    folder); "no".  ``reason``: why not, or what it rests on; "" where there is nothing to say.
+    folder); "no" (refused beforehand, or not kept); "unknown" (it could not be tried).  ``reason``: why not, or what it
+    rests on; "" where there is nothing to say.
     """
+
+    __module__ = "atomik"
 
     name: str
     text: str
-    holds: str
+    holds: Holds
     reason: str = ""
 
 
-def _p1(can: Capabilities) -> Promise:
+def _first(trials: Trials, *names: str) -> Outcome | None:
+    """The first of the trials that did not work, those that say nothing last; None if all worked."""
+    failed = [trials[name] for name in names if not trials[name].works]
+    return min(failed, key=lambda outcome: outcome.works is None, default=None)
+
+
+def _answer(name: str, text: str, outcome: Outcome | None, otherwise: Holds = "no", reason: str = "") -> Promise:
+    """ "yes", with a reason that it rests on; or what a trial that did not work means."""
+    if outcome is None:
+        return Promise(name, text, "yes", reason)
+    return Promise(name, text, "unknown" if outcome.works is None else otherwise, outcome.why)
+
+
+def _p1(can: Capabilities, trials: Trials) -> Promise:
     text = "a destination is old or new, never missing"
-    if can.lies:
-        return Promise("P1", text, "new", "overwriting is refused, for the filesystem exchanges names only in words")
-    if not can.exchange:
-        return Promise("P1", text, "files", "overwriting a folder is refused, for names cannot be exchanged")
-    if not can.noreplace:
-        return Promise("P1", text, "files", "creating a folder is refused, for renames cannot be kept from replacing")
-    reason = (
-        "but a folder of the lower layer only if mounted with redirect_dir=on" if can.filesystem == "overlay" else ""
-    )
-    return Promise("P1", text, "yes", reason)
+    if failed := _first(trials, "overwrite"):
+        return _answer("P1", text, failed, "new" if trials["create"].works else "no")
+    overlay = "but a folder of the lower layer only if mounted with redirect_dir=on"
+    return _answer(
+        "P1", text, _first(trials, "create folder", "overwrite folder"), "files",
+        overlay if can.filesystem == "overlay" else "",
+    )  # fmt: skip
 
 
-def _p2(can: Capabilities) -> Promise:
+def _p2(can: Capabilities, trials: Trials) -> Promise:
     text = "without overwrite=True nothing is replaced"
-    if can.noreplace:
-        return Promise("P2", text, "yes")
-    if can.hard_links:
-        return Promise("P2", text, "files", "by link and unlink; creating a folder is refused")
-    return Promise("P2", text, "no", 'creating is refused; fallback="weaker" looks first, and may lose a race')
+    if failed := _first(trials, "create", "lose the race"):
+        return _answer("P2", text, failed)
+    reason = "" if can.noreplace is not False else "by link and unlink"
+    return _answer(
+        "P2", text, _first(trials, "create folder", "lose the race for a folder"), "files", reason
+    )  # fmt: skip
 
 
-def _p3(can: Capabilities) -> Promise:
+def _p3(can: Capabilities, trials: Trials) -> Promise:
     text = "a failed transaction leaves all as it was"
-    if can.exchange or can.hard_links or can.lies:
+    if can.lies:  # overwriting is refused, so nothing has to be brought back
         return Promise("P3", text, "yes")
-    return Promise(
-        "P3", text, "new", "several overwrites at once are refused, for the originals could not be brought back"
-    )
+    return _answer("P3", text, _first(trials, "roll back"), "new" if trials["create"].works else "no")
 
 
-def _p4(can: Capabilities) -> Promise:
+def _p4(can: Capabilities, trials: Trials) -> Promise:
     text = "after a crash, recover() makes all old or all new"
-    if not can.hard_links:
-        return Promise("P4", text, "one folder", "the journal needs a hard link in every further folder")
+    if can.lies:
+        return Promise("P4", text, "yes", "overwriting is refused")
+    if failed := _first(trials, "recover"):
+        return _answer("P4", text, failed)
     reason = "" if can.file_handles else "objects are told apart by inode numbers, which must not change meanwhile"
-    return Promise("P4", text, "yes", reason)
+    return _answer("P4", text, _first(trials, "recover two folders"), "one folder", reason)
 
 
-def _p5(can: Capabilities) -> Promise:
+def _p5(can: Capabilities, _: Trials) -> Promise:
     text = "what commit() returned survives a power cut"
-    if can.filesystem in _IN_MEMORY:
-        return Promise("P5", text, "no", "it lives in memory")
+    if can.volatile:
+        return Promise("P5", text, "no", can.volatile)
+    if can.dir_fsync is None or can.volatile is None:
+        return Promise("P5", text, "unknown", can.unknown.get("dir_fsync") or can.unknown.get("volatile", ""))
     if not can.dir_fsync:
         return Promise("P5", text, "no", "folders cannot be synced")
     reason = "" if can.syncfs else "as far as its server, or driver, syncs when it is told to"
     return Promise("P5", text, "yes", reason)
 
 
-def _p6(can: Capabilities) -> Promise:
+def _p6(can: Capabilities, _: Trials) -> Promise:
     text = "cooperating writers and readers do not mix"
+    if can.flock is None:
+        return Promise("P6", text, "unknown", can.unknown.get("flock", ""))
     if not can.flock:
-        return Promise("P6", text, "no", "locks on folders do not exclude each other")
-    reason = "" if can.syncfs or can.filesystem in _IN_MEMORY else "between machines only if the server shares locks"
+        return Promise("P6", text, "no", can.unknown.get("flock", "locks on folders do not exclude each other"))
+    reason = "" if can.syncfs or can.volatile else "between machines only if the server shares locks"
     return Promise("P6", text, "yes", reason)
 
 
-def _p7(can: Capabilities) -> Promise:
-    text = "an unfinished file has no name, leaves nothing"
-    if not can.tmpfile:
-        return Promise(
-            "P7", text, "no", "it has a name in a private folder, for there is no O_TMPFILE; recover() removes it"
-        )
-    return Promise("P7", text, "yes")
+def _p7(_: Capabilities, trials: Trials) -> Promise:
+    return _answer("P7", "an unfinished file has no name, leaves nothing", _first(trials, "write unseen"))
 
 
-_RULES = (_p1, _p2, _p3, _p4, _p5, _p6, _p7)
+def _p8(_: Capabilities, trials: Trials) -> Promise:
+    text = "a new version is never more open than the old"
+    if _first(trials, "overwrite"):
+        return Promise("P8", text, "yes", "overwriting is refused")
+    return _answer("P8", text, _first(trials, "stay closed"))
 
 
-def promises_of(can: Capabilities) -> tuple[Promise, ...]:
-    """P1 to P7, in order."""
-    return tuple(rule(can) for rule in _RULES)
+_RULES = (_p1, _p2, _p3, _p4, _p5, _p6, _p7, _p8)
+
+
+def promises_of(can: Capabilities, trials: Trials) -> tuple[Promise, ...]:
+    """P1 to P8, in order."""
+    return tuple(rule(can, trials) for rule in _RULES)

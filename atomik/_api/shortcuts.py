@@ -95,12 +95,13 @@ def transaction(
 
     Staging raises at once, and the transaction stays usable: `FileAlreadyExistsError`, `MissingPathError`,
     `InvalidDestinationError`, `WrongKindError`, `AccessDeniedError`, `MountPointError`, `CrossFilesystemError`,
-    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError` (``expect=``).
-    The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`, `CommitError` (a system
-    call failed), `JournalError` (what a dead transaction left may not be trusted), `TransactionStateError` (an output
-    failed and was not staged again): then every destination is as it was.  Only after `DurabilityError` (all new, not
-    surely durable) and `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from
-    `AtomikError`, and say in their docstrings what cures them.
+    `UnsupportedFilesystemError`, `DuplicateDestinationError`, `NestedDestinationError`, `ConflictError`
+    (``expect=``). The end of the block raises these again if things changed meanwhile, and `LockTimeoutError`,
+    `CommitError` (a system call failed), `JournalError` (what a dead transaction left may not be trusted),
+    `UndecidedError` (its coordinator has to decide), `TransactionStateError` (an output failed and was not staged
+    again): then every destination is as it was.  Only after `DurabilityError` (all new, not surely durable) and
+    `RollbackError` (in doubt: call `recover`) it is not.  All are in `atomik.errors`, derive from `AtomikError`, and
+    say in their docstrings what cures them.
 
     Guarantee: each destination is at every moment, for every observer, either what it was or the complete new version
     (one renameat2(2) each); after any failure that leaves the process alive all of them are what they were; after the
@@ -295,6 +296,31 @@ def path(
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
 
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+", "r+t"] = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[TextIO]: ...
+
+
+@overload
+def update(
+    path: StrPath,
+    mode: Literal["r+b", "rb+"],
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[BinaryIO]: ...
+
+
+@overload
 def update(
     path: StrPath,
     mode: str = "r+",
@@ -303,7 +329,18 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[IO[Any]]:
+) -> Output[IO[Any]]: ...
+
+
+def update(
+    path: StrPath,
+    mode: str = "r+",
+    *,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = None,
+    **options: Unpack[OutputOptions],
+) -> Output[Any]:
     """Read, modify and write a file; it fails rather than lose somebody else's change made meanwhile.
 
     >>> with atomik.update("config.json") as f:

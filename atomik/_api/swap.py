@@ -20,6 +20,7 @@ from atomik._system import kernel
 from atomik.flags import formerly
 
 if TYPE_CHECKING:
+    from atomik._folder.directory import Directory
     from atomik.rename import StrOrBytesPath
 
 _AT_FDCWD = -100
@@ -91,13 +92,25 @@ def _refuse_liars(first: StrOrBytesPath, second: StrOrBytesPath, dir_fd: int | N
     head = _from(dir_fd, name, os.path.dirname(name.rstrip("/")))
     workspace = Workspace()
     try:
-        parent = workspace.directory(head)
-        if not parent.fs.trusted:
-            workspace.try_names(parent)
+        try:
+            parent = workspace.directory(head)
+        except (errors.AtomikError, ValueError):
+            return  # no such folder, or no name: the exchange itself says so, with both paths
+        _try_names(workspace, parent)
         lies = parent.fs.lies
-    except (errors.AtomikError, ValueError):
-        return  # no such folder, none to write to, no name: the exchange itself says so, with both paths
     finally:
         workspace.release(keep_parents=True)
     if lies:
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, LIES, os.fsdecode(first), name)
+
+
+def _try_names(workspace: Workspace, parent: Directory) -> None:
+    with kernel.typed("cannot try out the filesystem", parent.path):
+        if parent.fs.trusted:
+            return
+        try:
+            workspace.try_names(parent)
+        except OSError as exc:  # where nothing may be made nothing can be exchanged, and the exchange itself says so
+            ours = isinstance(exc, errors.AtomikError)
+            if (exc.errno if ours else kernel.errno_of(exc)) not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise

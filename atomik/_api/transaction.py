@@ -42,6 +42,10 @@ if TYPE_CHECKING:
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
 
+#: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
+#: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
+_PATIENCE = 1000
+
 
 class Transaction:
     """Several outputs, published all or nothing.  Made by `atomik.transaction`, whose help says how to use it.
@@ -49,6 +53,8 @@ class Transaction:
     As a context manager it commits when its block ends well, and aborts when it is left by any exception.  Threads may
     stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
+
+    __module__ = "atomik"
 
     _commit: Commit | None = None
     _receipt: Receipt | None = None
@@ -385,16 +391,17 @@ class Transaction:
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """Bring everything to its end, whatever arrives meanwhile; what the caller is to see in place of `exc`, or None."""
         instead: BaseException | None = None
-        while True:
+        for _ in range(_PATIENCE):
             try:
                 self._settle(exc)
-                return instead
+                break
             except errors.RollbackError as doubt:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
                 if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
                     instead = instead or again
+        return instead
 
     def _settle(self, exc: BaseException | None) -> None:
         """What may be repeated until it was not interrupted."""

@@ -13,7 +13,7 @@ A failed sync is never repeated: the kernel reports an error once and then says 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from atomik._folder.directory import Directory
+    from atomik._receipt import SyncedBy
     from atomik._staging.item import Item
 
 #: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other
@@ -42,9 +43,9 @@ class Barriers:
         self._how: tuple[str, ...] = ()
 
     @property
-    def how(self) -> str:
+    def how(self) -> SyncedBy:
         """The ways used: "fsync", "syncfs", "fsync+syncfs", or "" when nothing was to be durable."""
-        return "+".join(sorted(set(self._how)))
+        return cast("SyncedBy", "+".join(sorted(set(self._how))))
 
     def whole(self, directory: Directory) -> bool:
         """Whether syncfs may serve on this filesystem."""
@@ -63,7 +64,7 @@ class Barriers:
         if not self.durable:
             return
         self.passed += 1
-        unsynced = [item for item in items if item.content and not item.synced]
+        unsynced = [item for item in items if item.content and (not item.synced or item.backup)]
         one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
         if self.whole(items[0].stage) and (len(one_by_one) < len(unsynced) or len(one_by_one) > FEW):
             self.syncfs(items[0].stage.fd)
@@ -77,12 +78,9 @@ class Barriers:
         self._folders(folders)
 
     def content(self, item: Item) -> None:
-        """fsync one item's content, all of it."""
-        if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged:
-            self.fsync(item.fd)
-        else:
-            self.calls += item.sync_content()
-            self._how += ("fsync",) if "fsync" not in self._how else ()
+        """fsync one item's content, all of it, and the previous version that stays."""
+        self.calls += item.sync_content()
+        self._how += ("fsync",) if "fsync" not in self._how else ()
         item.synced = True
 
     def names(self, folders: list[Directory]) -> None:

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
-from atomik._folder.place import Place, rename
-from atomik._hidden_names import JOURNAL_NAME, KEPT
+from atomik._folder.place import Place, chmod, rename, set_mode
+from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records
 from atomik._protocol.locks import close_all, lock_all, unlock_all
@@ -67,6 +67,9 @@ LONG = 4096
 
 #: Seconds between the swap of a folder and the deletion of the old one, for programs that list the old one just then.
 GRACE = 0.005
+
+#: the kinds of outputs that may be folders, or displace one
+_OF_FOLDERS = ("folder", "path", "removal")
 
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
@@ -157,7 +160,10 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None:
+        if (
+            item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None
+            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
+        ):  # fmt: skip
             self._prepare_group()
             return
         parent = item.place.directory
@@ -265,12 +271,13 @@ class Commit:
         items = {item.slot: item for item in self.items if item.slot is not None} if chains else {}
         for slot, steps in chains.items():
             parents = {step.dest.directory.key: step.dest.directory for step in steps}
-            if len(parents) != 1 or not any(_is_bound(step) for step in steps):
+            if len(parents) != 1 or not any(_is_bound(step.dest, step.slot) for step in steps):
                 continue
+            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would tell whose that slot is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
-                first.mode = _close_to_others(slot)
+                first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
                 self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
@@ -379,6 +386,7 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
+        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -388,7 +396,9 @@ class Commit:
             except Unnameable:
                 self._begun = 0
                 assert isinstance(item, StagedFile)
+                item.unnameable = True
                 self._name(item, item.name_it)
+                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -401,6 +411,10 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, item.find(alone=True))
+            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
+                step = self.steps[0]
+                identity_of_new(step)
+                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
@@ -441,7 +455,7 @@ class Commit:
                 text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
                 errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
             else:
-                kernel.port.chmod(f"/proc/self/fd/{fd}", mode)
+                chmod(fd, mode, str(place))
         finally:
             kernel.port.close(fd)
 
@@ -520,6 +534,13 @@ class Commit:
             self._journal.close()
         if self._failure is not None:
             self._tell_doubt(cause)
+
+    def abandon(self) -> None:
+        """Let go of all locks and leave everything as it lies, as the death of the process would: for `probe`, which tries
+        what recovery makes of it."""
+        self._unlock()
+        if self._journal is not None:
+            self._journal.close()
 
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
@@ -613,8 +634,8 @@ class Commit:
         """Undoing failed: the journal stays; a step alone has none, so its original gets a name that says "keep me"."""
         self.state = _IN_DOUBT
         step = self.steps[0]
-        if step.alone and step.op != "create":
-            kept = Place(step.slot.directory, step.slot.name + KEPT)
+        if step.alone and step.op != "create" and _may_hold_original(step):
+            kept = Place(step.slot.directory, kept_name(step.slot.name))
             try:
                 rename(step.slot, kept, 0)
             except OSError as exc:
@@ -715,6 +736,16 @@ def _delete_known(step: Step) -> None:
         delete_tree(step.slot, known=found)
 
 
+def _may_hold_original(step: Step) -> bool:
+    """Whether the slot holds what was displaced, as far as can be told; not so when only the sync of the undo failed."""
+    try:
+        return step.slot.identity() not in (None, step.new)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return True
+
+
 def _is_strange(step: Step, held: bytes, recorded: frozenset[bytes]) -> bool:
     """Whether the slot holds an original, or what came to be between the look and the swap."""
     return held == step.old or held not in recorded
@@ -735,21 +766,12 @@ def _below(path: str, root: str) -> tuple[str, ...]:
     return () if rest == "." else tuple(rest.split("/"))
 
 
-def _is_bound(step: Step) -> bool:
-    """Whether it renames a folder that this user may not write to."""
-    return any(
-        place.status() is not None and not kernel.port.may_write(place.name, place.fd)
-        for place in (step.dest, step.slot)
-    )
-
-
-def _close_to_others(place: Place) -> int:
-    """Take a staged folder's permissions from others, and let its owner rename it; the mode that it had."""
-    port = kernel.port
-    fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
-    try:
-        mode = stat.S_IMODE(port.fstat(fd).st_mode)
-        port.chmod(f"/proc/self/fd/{fd}", stat.S_IRWXU)
-        return mode
-    finally:
-        port.close(fd)
+def _is_bound(*places: Place | None) -> bool:
+    """Whether there is a folder at one of them that this user may not write to, so that it cannot leave its parent."""
+    for place in places:
+        there = None if place is None else place.status()
+        if place is None or there is None or not kernel.is_folder(there.mode):
+            continue
+        if not kernel.port.may_write(place.name, place.fd):
+            return True
+    return False

@@ -62,7 +62,7 @@ def plan(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -
         assert new is not None
         if there is not None:
             _refuse_put(operation, there, new)
-        return [_step(operation, operation.place, operation.slot, new, there)]
+        return [_step(operation, operation.place, operation.slot, new, there, fd=operation.fd)]
     model = _Model(found)
     for number, operation in enumerate(operations):
         model.apply(number, operation)
@@ -77,6 +77,8 @@ class _Model:
         self.now: dict[Place, Found | None] = dict(found)
         #: which operation changed a name last
         self.last: dict[Place, int] = {}
+        #: which operation staged an object
+        self.staged: dict[int, Operation] = {}
         #: every operation has a name of its own, and nothing that exists goes to another name
         self.simple = True
 
@@ -87,6 +89,7 @@ class _Model:
         there = self.now[place]
         if op == "put":
             assert operation.new is not None
+            self.staged[id(operation.new)] = operation
             self._make_room(number, operation, there, operation.new)
             self._set(place, operation.new, number)
         elif op == "remove":
@@ -136,7 +139,7 @@ class _Model:
             steps = []
             for operation in operations:
                 old, new = self.before[operation.place], operation.new
-                steps.append(_step(operation, operation.place, operation.slot, new, old))
+                steps.append(_step(operation, operation.place, operation.slot, new, old, fd=operation.fd))
             return steps
         chains = list(self._chains(operations))
         chains.sort(key=lambda chain: max(step.order for step in chain))
@@ -162,14 +165,16 @@ class _Model:
         self, operations: Sequence[Operation], place: Place, ends: Mapping[int, Place], done: set[Place]
     ) -> list[Step]:
         """Through one slot: it gives what it holds to a name, takes what was there, and gives that to its new name."""
-        first = operations[self.last[place]]
-        slot, steps = first.slot, []
+        # A staged object is in the slot of the operation that staged it, whichever brought it here since.
+        first = self.staged.get(id(self.now[place])) or operations[self.last[place]]
+        slot, fd, steps = first.slot, first.fd, []
         at: Place | None = place
         while at is not None:
             done.add(at)
             operation = operations[self.last.get(at, self.last[place])]
             old = self.before[at]
-            steps.append(_step(operation, at, slot, self.now[at], old))
+            steps.append(_step(operation, at, slot, self.now[at], old, fd=fd))
+            fd = -1
             at = None if old is None else ends.get(id(old))
         return steps
 
@@ -201,7 +206,7 @@ def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
 
 
 def _step(
-    operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = ""
+    operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = "", fd: int = -1
 ) -> Step:
     """One step; a folder takes part if either object is one."""
     kind = new.kind if new is not None else old.kind if old is not None else ""
@@ -212,7 +217,7 @@ def _step(
     return Step(
         op, kind, place, slot, None if new is None else new.identity, None if old is None else old.identity,
         operation.order, allow_gap=operation.allow_gap, overwriting=operation.overwrite,
-        fd=operation.fd if new is operation.new else -1,
+        fd=fd,
     )  # fmt: skip
 
 

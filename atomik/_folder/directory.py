@@ -26,8 +26,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from atomik._hidden_names import JOURNAL_NAME as JOURNAL_NAME  # noqa: PLC0414  for modules that are being rewritten
-from atomik._hidden_names import PREFIX as PREFIX  # noqa: PLC0414  for modules that are being rewritten
 from atomik._system import descriptors, forked, kernel
 
 from . import filesystem as _filesystem
@@ -136,6 +134,13 @@ class Directory:
             folder.close()
             raise
         return folder
+
+    def reopened(self) -> Directory:
+        """The same folder by a descriptor of its own, which nobody else's path has to lead to."""
+        again = Directory.open(".", self.fd)
+        again.path = self.path
+        again._way = kernel.port.open(".", os.O_PATH | os.O_DIRECTORY, self.fd), "."
+        return again
 
     @property
     def key(self) -> tuple[int, int]:

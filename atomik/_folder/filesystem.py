@@ -62,8 +62,9 @@ class Filesystem:
     tmpfile: bool | None = None
     noreplace: bool | None = None
     exchange: bool | None = None
-    #: two names of one file have one identity
+    #: files can have a second name, and then both names have one identity (not so on sshfs)
     links: bool | None = None
+    links_are_one: bool | None = None
     #: reports an exchange as done without doing it
     lies: bool = False
 

@@ -83,12 +83,18 @@ def try_lock(self: Lockable, *, shared: bool = False) -> bool:
         number = kernel.errno_of(exc)
         if number is not None:
             forked.guarded[fd] = None
-        if number in kernel.SANDBOXED and (why := kernel.sandboxed("flock")):
-            errors.fail(errors.AtomikOSError, errno.ENOSYS, f"cannot lock the folder: {why}", self.path)
+        refuse_sandbox(number, self.path)
         if number != errno.EWOULDBLOCK:
             raise
         return False
     return True
+
+
+def refuse_sandbox(number: int | None, path: str) -> None:
+    """The error for locks that a sandbox refuses; `number` is the errno of flock(2)."""
+    if number in kernel.SANDBOXED and (why := kernel.sandboxed("flock")):
+        text = f"cannot lock the folder: {why}; allow flock there"
+        errors.fail(errors.UnsupportedFilesystemError, errno.ENOSYS, text, path)
 
 
 def unlock(self: Lockable) -> None:

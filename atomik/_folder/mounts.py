@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from atomik._system import kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from atomik._system.libc import Status
 
     from .directory import Directory
@@ -23,16 +25,18 @@ _TO_ESCAPE = re.compile(rb"[ \t\n\\]")
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
-def has_foreign_mount(place: Place) -> str | None:
+def has_foreign_mount(place: Place, otherwise: Callable[[], str | None] | None = None) -> str | None:
     """The path of a mount that lies on or below `place`, in this process's mount namespace; None when there is none.
 
-    Where /proc is missing, or closed by a sandbox, nothing is known and the answer is None: whoever deletes compares the
-    mounts of what he opens (`same_mount`).
+    Where /proc is missing, or closed by a sandbox, the table of mounts cannot tell, and the answer is that of `otherwise`;
+    None without it, for code that compares the mounts of what it opens (`same_mount`).
     """
-    return mount_at_or_below(place.directory, place.name)
+    return mount_at_or_below(place.directory, place.name, otherwise)
 
 
-def mount_at_or_below(directory: Directory, name: str = "") -> str | None:
+def mount_at_or_below(
+    directory: Directory, name: str = "", otherwise: Callable[[], str | None] | None = None
+) -> str | None:
     """The same for a name in a folder, or for what lies below the folder itself when there is no name."""
     try:
         here = os.fsencode(directory.real_path())
@@ -40,7 +44,7 @@ def mount_at_or_below(directory: Directory, name: str = "") -> str | None:
     except OSError as exc:
         if kernel.errno_of(exc) not in kernel.NO_PROC:
             raise
-        return None
+        return None if otherwise is None else otherwise()
     top = (here.rstrip(b"/") + b"/" + os.fsencode(name)).rstrip(b"/") if name else here.rstrip(b"/")
     shown = b" " + _TO_ESCAPE.sub(lambda char: b"\\%03o" % ord(char[0]), top)
     if shown + b"/" not in table and (not name or shown + b" " not in table):
@@ -52,17 +56,18 @@ def mount_at_or_below(directory: Directory, name: str = "") -> str | None:
     return None
 
 
-def mount_of(directory: Directory) -> tuple[str, str]:
-    """(mount point, type of the filesystem) of a folder's mount; the type is "" where /proc does not tell."""
+def mount_of(directory: Directory) -> tuple[str, str, str]:
+    """(mount point, type of the filesystem, its options) of a folder's mount; type and options are "" where /proc does not
+    tell."""
     point, up = directory.real_path(), ".."
     while point != "/" and same_mount(kernel.port.statx(directory.fd, up), directory):
         point, up = os.path.dirname(point), up + "/.."
-    kind = ""
+    kind = options = ""
     for line in _lines_of_the_table():
         before, _, after = line.partition(b" - ")
         if _unescaped(before.split(b" ", 5)[4]) == os.fsencode(point):
-            kind = os.fsdecode(after.split(b" ", 1)[0])  # the last one lies on top
-    return point, kind
+            kind, _, options = (os.fsdecode(word) for word in after.split(b" ", 2))  # the last one lies on top
+    return point, kind, options
 
 
 def same_mount(one: Directory | Status, other: Directory | Status) -> bool:
@@ -78,7 +83,7 @@ def why_exdev(one: Directory, other: Directory) -> str:
         return "they lie on different mounts of one filesystem"
     return (
         "they lie on one filesystem, so it is a sandbox that forbids renaming between folders (Landlock without REFER), the "
-        "lower layer of an overlay, or a project id (XFS, ext4)"
+        "lower layer of an overlay, another project id (XFS, ext4), or another encryption key"
     )
 
 

@@ -41,7 +41,7 @@ def followed(path: str) -> str:
 
     A link of another user is not followed where `_resolve` would not follow it either.
     """
-    with errors.typed("cannot follow the link", path):
+    with kernel.typed("cannot follow the link", path):
         target, owners = follow(path)
         if owners:
             above = open_path_fd(os.path.dirname(target.rstrip("/")) or "/")

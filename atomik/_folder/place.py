@@ -92,7 +92,7 @@ def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
             fs.noreplace = False
         else:
             return
-    if not folder and link(src, dst):
+    if not folder and fs.links_are_one is not False and link(src, dst):
         kernel.port.unlink(src.name, src.fd)
         return
     if dst.directory.exists(dst.name):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
+from atomik._folder.lock import refuse_sandbox
 from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
 from atomik._hidden_names import journal_name, private_folder_name, slot_name
@@ -81,7 +82,11 @@ class PrivateFolder:
         folder.path = parent.child(name)
         _refuse_foreign(folder, self.txid)
         forked.guard(folder.fd)
-        port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+        try:
+            port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+        except OSError as exc:
+            refuse_sandbox(kernel.errno_of(exc), parent.path)
+            raise
         found = parent.stat(name)
         return found is not None and (found.st_dev, found.st_ino) == folder.key
 
@@ -103,7 +108,9 @@ class PrivateFolder:
             return str(slot)
         try:
             kernel.port.stat(self.descriptor_path)
-        except FileNotFoundError:
+        except OSError as exc:
+            if kernel.errno_of(exc) not in kernel.NO_PROC:
+                raise
             text = (
                 "others can rename what lies in the folder, or in one above it, and without /proc there is no path that they "
                 "cannot make lead elsewhere; mount /proc, or pass tmp_dir=, a folder of your own on the same filesystem"

@@ -21,6 +21,7 @@ import os
 
 from atomik import errors
 from atomik._folder.directory import identify
+from atomik._folder.mounts import why_exdev
 from atomik._folder.place import NO_FLAG, link, remove_empty, rename
 from atomik._system import kernel
 
@@ -91,9 +92,9 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
 
 def _cannot_rename(step: Step, cause: OSError) -> None:
     text = (
-        "the filesystem will not rename it, although both names lie on one mount (a folder in the lower layer of "
-        "an overlay, another project quota or encryption key, a Landlock sandbox without the right to move between "
-        "folders); mount the overlay with redirect_dir=on, write the files in the folder one by one, or leave tmp_dir out"
+        f"the kernel will not rename it from one folder to another: {why_exdev(step.slot.directory, step.dest.directory)}; "
+        "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, or "
+        "leave tmp_dir out"
     )
     raise errors.UnsupportedFilesystemError(
         *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
@@ -172,7 +173,8 @@ def _by_links(step: Step) -> None:
 
 
 def _create_by_link(step: Step) -> None:
-    if link(step.slot, step.dest):
+    # To see that the name is free needs no identity; to undo it does.
+    if (step.alone or step.dest.directory.fs.links_are_one is not False) and link(step.slot, step.dest):
         step.method = LINK
         kernel.port.unlink(step.slot.name, step.slot.fd)
     else:
@@ -183,7 +185,7 @@ def _replace_by_link(step: Step) -> None:
     if step.old is None:
         step.old = step.dest.identity()  # a step alone has not looked
     twin = step.twin("old")
-    if link(step.dest, twin):
+    if step.dest.directory.fs.links_are_one is not False and link(step.dest, twin):
         if twin.identity() != step.old:
             kernel.port.unlink(twin.name, twin.fd)
             _conflict(step, "the destination was replaced meanwhile")

@@ -16,19 +16,22 @@ target out of the same slot; keeping the previous version is *replace*, then *cr
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from atomik._folder.place import Place
+from atomik._hidden_names import twin_name
 from atomik._system import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RENAMEAT2 = "renameat2"
-LINKAT = "linkat"
-LINK = "link"
-RENAME = "rename"
-GAP = "gap"
+    from atomik._receipt import Method
+
+RENAMEAT2: Final = "renameat2"
+LINKAT: Final = "linkat"
+LINK: Final = "link"
+RENAME: Final = "rename"
+GAP: Final = "gap"
 
 
 class Undone(Enum):
@@ -62,7 +65,7 @@ class Step:
         self.allow_gap, self.overwriting, self.fd = allow_gap, overwriting, fd
         self.method, self.alone, self.mode = "", False, None
 
-    method: str
+    method: Method
     alone: bool
     mode: int | None
 
@@ -76,7 +79,7 @@ class Step:
 
     def twin(self, suffix: str) -> Place:
         """A second private name beside the slot, for the methods and undos that need one."""
-        return Place(self.slot.directory, f"{self.slot.name}-{suffix}")
+        return Place(self.slot.directory, twin_name(self.slot.name, suffix))
 
     def slots(self) -> tuple[Place, ...]:
         """Every private name at which this step may have left something."""

@@ -19,30 +19,54 @@ if TYPE_CHECKING:
 LIES = "the filesystem says that it exchanged two files, and did not: overwriting would lose data; write elsewhere"
 
 
-def try_names(first: Place, second: Place, third: Place) -> None:
-    """Exchange two scratch files, rename one onto a free name, link one, and compare identities.
+def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
+    """Exchange two scratch files, rename one onto a free name, link another one, and compare identities.
 
-    The three places are free, private, and free again afterwards.
+    The places are free, private, and free again afterwards.  A name is used for one trial only: a server that ignores flags
+    may answer from its cache that a name exists which is gone.
     """
-    port, fs = kernel.port, first.directory.fs
+    fs = first.directory.fs
     try:
-        for place in (first, second):
-            port.close(port.create(place.name, os.O_WRONLY, 0o600, place.fd))
+        _make(first, b"1")
+        _make(second, b"2")
         inodes = [_inode(first), _inode(second)]
         fs.exchange = _accepts(first, second, kernel.EXCHANGE)
-        if fs.exchange and [_inode(second), _inode(first)] != inodes:
+        # Opened and read, for the kernel's cache believes what the server said; only the server knows what it did.
+        if fs.exchange and ([_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]):
             fs.lies, fs.exchange, fs.noreplace = True, False, False
         _remove(second)
         if not fs.lies:
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
-        _remove(first)
-        _remove(second)
-        port.close(port.create(first.name, os.O_WRONLY, 0o600, first.fd))
+        _make(third, b"3")
         fs.links = None  # to be tried
-        fs.links = link(first, third) and first.identity() == third.identity()
+        fs.links = link(third, fourth)
+        fs.links_are_one = fs.links and third.identity() == fourth.identity()
     finally:
-        for place in (first, second, third):
+        for place in (first, second, third, fourth):
             _remove(place)
+
+
+def _make(place: Place, content: bytes) -> None:
+    port = kernel.port
+    fd = port.create(place.name, os.O_WRONLY, 0o600, place.fd)
+    try:
+        port.pwrite(fd, content, 0)
+    finally:
+        port.close(fd)
+
+
+def _read(place: Place) -> bytes | None:
+    port = kernel.port
+    try:
+        fd = port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW, place.fd)
+    except FileNotFoundError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
+    try:
+        return port.pread(fd, 8, 0)
+    finally:
+        port.close(fd)
 
 
 def _accepts(src: Place, dst: Place, flag: int) -> bool:
@@ -56,7 +80,7 @@ def _accepts(src: Place, dst: Place, flag: int) -> bool:
 
 
 def _remove(place: Place) -> None:
-    """A server that ignores flags may answer from its cache that a name exists which is gone: ENOENT is no error."""
+    """ENOENT is no error: see `try_names`."""
     try:
         kernel.port.unlink(place.name, place.fd)
     except FileNotFoundError as exc:

@@ -34,6 +34,8 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
         rename_back(step.twin("old"), step.dest, folder=step.folder)  # the method with a gap, between its renames
         return Undone.UNDONE
     if now != step.new:
+        if step.op == "exchange" and now in recorded:
+            return Undone.UNTOUCHED  # in a cycle the destination has what another step brings or brought
         if step.allow_gap and step.folder and step.op == "create" and remove_empty(step.dest):
             return Undone.UNDONE  # the empty folder of the method with a gap
         return Undone.FOREIGN

@@ -42,9 +42,10 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float | None = 60.0)
     held: list[Directory] = []
     deadline = deadline_of(lock_timeout)
     try:
-        while not _locked(held, folders, lock_timeout, deadline):
-            close_all(held)
-            held.clear()
+        with kernel.typed("cannot lock for reading", os.fsdecode(folders[0]) if folders else ""):
+            while not _locked(held, folders, lock_timeout, deadline):
+                close_all(held)
+                held.clear()
         yield
     finally:
         close_all(held)

@@ -37,6 +37,8 @@ class RecoveryReport:
     """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work; ``str()`` gives a line for
     each."""
 
+    __module__ = "atomik"
+
     items: tuple[Recovered, ...]
 
     @property

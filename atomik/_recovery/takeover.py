@@ -57,6 +57,8 @@ class Recovered:
     ``txid``: the transaction's id, "" where it is not known.  ``detail``: more, often empty.
     """
 
+    __module__ = "atomik"
+
     path: str
     action: str
     txid: str

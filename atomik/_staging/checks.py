@@ -45,12 +45,30 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
     if kernel.is_folder(found.mode):
         from atomik._folder.mounts import has_foreign_mount
 
-        inside = has_foreign_mount(place)
-    else:
+        inside = has_foreign_mount(place, lambda: _find_mount(place))
+    else:  # where nothing tells the mounts, the kernel refuses (EBUSY)
         inside = str(place) if found.mount != place.directory.mount else None
     if inside is not None:
         text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
         errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else path)
+
+
+def _find_mount(place: Place) -> str | None:
+    """A mount on or below a folder, found by going there: for sandboxes in which the table of mounts cannot be read."""
+    from atomik._folder.directory import Directory
+    from atomik._tree.walk import first_mount
+
+    try:
+        folder = Directory.open(place.name, place.fd, follow=False)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None  # gone, or closed to this user, who then can displace it only where it is empty
+    folder.path = str(place)
+    try:
+        return first_mount(folder, place.directory)
+    finally:
+        folder.close()
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:

@@ -10,7 +10,7 @@ from atomik import errors
 from atomik._protocol.publish import NO_NAME
 from atomik._system import kernel
 
-from . import file_objects
+from . import companions, file_objects
 from .item import Found, Item, Operation
 from .options import PLAIN
 
@@ -47,7 +47,7 @@ def stage(
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "fd", "file_object", "mode")
+    __slots__ = ("below", "fd", "file_object", "mode", "unnameable")
 
     kind = "file"
 
@@ -60,6 +60,8 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the layer below a text file, which the user may detach and write to
         self.below: IO[bytes] | None = None
+        #: it cannot get its only name directly at the destination here
+        self.unnameable = False
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""
@@ -80,9 +82,11 @@ class StagedFile(Item):
             try:
                 fd = kernel.port.open_tmpfile(stage.fd, os.O_RDWR, 0o666)
             except OSError as exc:
-                if kernel.errno_of(exc) not in _NO_TMPFILE:
+                number = kernel.errno_of(exc)
+                if number not in _NO_TMPFILE:
                     raise
-                fs.tmpfile = False
+                if number != errno.EPERM:  # which an immutable folder says too, and that is no word about the others
+                    fs.tmpfile = False
             else:
                 fs.tmpfile = True
                 return fd
@@ -115,6 +119,10 @@ class StagedFile(Item):
         finally:
             kernel.port.close(source)
 
+    def refuse_companions(self) -> None:
+        if companions.is_database(self.place.name):
+            companions.refuse_log(self.place, self.workspace, self.path)
+
     def _seal(self) -> None:
         file_object = self.file_object
         assert file_object is not None
@@ -134,7 +142,9 @@ class StagedFile(Item):
 
     def operation(self, *, alone: bool) -> Operation:
         """As for every item; a file published alone may still be without a name, and then nobody asks for its identity."""
-        if self.slot is not None and not (alone and self.fd >= 0 and self.place.directory.fs.trusted):
+        if self.slot is not None and not (
+            alone and self.fd >= 0 and self.place.directory.fs.trusted and not self.unnameable
+        ):
             return super().operation(alone=alone)
         options, place = self.options, self.place
         # A file without a name needs no slot, unless it is undone (`Commit._identify`).
@@ -179,10 +189,10 @@ class StagedFile(Item):
         from atomik._tree import metadata
         from atomik._tree.content import copy_content
 
-        self.stage.fs.tmpfile = False
         kept = metadata.Metadata.held(self.fd, kernel.port.fstat(self.fd))
         self.slot = slot
         fd = kernel.port.create(slot.name, os.O_RDWR, 0o600, slot.fd)
+        self.stage.fs.tmpfile = False  # only now: a folder that was removed says nothing about the others
         try:
             copy_content(self.fd, fd)
             self.not_preserved += metadata.apply(fd, kept, "all", same_content=True)
@@ -191,6 +201,12 @@ class StagedFile(Item):
             raise
         self.close()
         self.fd, self.synced = fd, False
+
+    def _sync_new(self) -> int:
+        if self.fd < 0 or self.unchanged:
+            return super()._sync_new()
+        kernel.port.fsync(self.fd)
+        return 1
 
     def finish_slot(self) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""

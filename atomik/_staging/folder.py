@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel
@@ -62,7 +61,7 @@ class StagedFolder(Item):
         self._clone(source, slot, progress)
 
     def _clone_base(self, base: str, slot: Place, progress: Callable[[int], None] | None) -> None:
-        with errors.typed("cannot copy the folder given as base=", base):
+        with kernel.typed("cannot copy the folder given as base=", base):
             source = Directory.open(base)
         self._clone(source, slot, progress)
 
@@ -82,7 +81,7 @@ class StagedFolder(Item):
     def _seal(self) -> None:
         assert self.slot is not None
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        with errors.typed("the staged folder is gone or unreadable", str(self.slot)):
+        with kernel.typed("the staged folder is gone or unreadable", str(self.slot)):
             fd = kernel.port.open(self.slot.name, flags, self.slot.fd)
         try:
             lost = self.not_preserved

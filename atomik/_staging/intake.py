@@ -18,7 +18,7 @@ from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
 from atomik._system import forked, kernel
 
-from . import checks
+from . import checks, companions
 from .file import StagedFile
 from .item import Item
 from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
@@ -120,6 +120,8 @@ class Intake:
         if prepare is not None:
             prepare(item)
         found = item.look()
+        if kind is not StagedFile or companions.is_database(name):
+            item.refuse_companions()
         there = found if found is not None and kernel.is_folder(found.mode) else None
         workspace.destinations.register(place, as_given, there)
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
@@ -135,6 +137,7 @@ class Intake:
 
     def _check(self, item: Item, found: Status | None) -> None:
         """What would fail at the commit."""
+        item.load()
         place, stage, path = item.place, item.stage, item.path
         if found is not None:
             checks.refuse_mounts(place, found, path)
@@ -159,6 +162,7 @@ class Intake:
         with self.lock:
             if item in self.items:
                 self.items.remove(item)
+                self.workspace.removed -= {item.place}
                 for place in (*item.places(), item.backup_place):
                     if place is not None:
                         self.workspace.destinations.unregister(place)
@@ -209,7 +213,7 @@ class Intake:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self.heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
-        if isinstance(item, StagedFile):
+        if item.early and isinstance(item, StagedFile):
             self._retain(item)
 
     def _retain(self, item: StagedFile) -> None:

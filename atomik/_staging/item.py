@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from _thread import RLock
 
     from atomik._protocol.step import Step
+    from atomik._receipt import Kind, Op
     from atomik._system.libc import Status
 
     from .observe import Observation
@@ -109,7 +110,7 @@ class Item:
         "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
-    kind = ""
+    kind: Kind
     #: whether staging it writes content that must be synced
     content = True
 
@@ -166,8 +167,7 @@ class Item:
                     raise errors.system_error(exc, "cannot finish the output", self.path) from exc
                 raise
             self.state = SEALED
-        if early:
-            owner.sealed(self)
+        owner.sealed(self)
 
     def discard(self, reason: str = "") -> None:
         """Drop what was staged; idempotent.  The transaction cannot commit without it any more.
@@ -241,12 +241,21 @@ class Item:
         self.found = kind_of(found.mode)
         return found
 
+    def load(self) -> None:
+        """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
+        from atomik._folder import mounts  # noqa: F401
+        from atomik._tree import compare, metadata, sync  # noqa: F401
+
+    def refuse_companions(self) -> None:
+        """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
+
     # --- the commit ----------------------------------------------------------------------------------------------
     def find(self, *, alone: bool) -> dict[Place, Found | None]:
         """What exists at each name that it changes, after every check; `alone` needs no identities.
 
         Raises, with nothing touched, when the destination is not as the item requires.
         """
+        self.refuse_companions()
         found = self._find_destination(alone=alone)
         if found is None or self.backup is None:
             return {self.place: found}
@@ -347,6 +356,12 @@ class Item:
 
         It lies in the slot; where nothing changed, at the destination: whoever wrote that may not have synced it.
         """
+        calls = 0 if self.synced else self._sync_new()
+        if self.backup is not None:  # the previous version stays, whoever wrote it (P5)
+            calls += sync_place(self.place)
+        return calls
+
+    def _sync_new(self) -> int:
         slot = self.place if self.unchanged else self.slot
         assert slot is not None
         return sync_place(slot)
@@ -357,7 +372,7 @@ class Item:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
         backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = "move" if self.kind == "move" else step.op
+        op = cast("Op", "move" if self.kind == "move" else step.op)
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
             self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup

@@ -13,7 +13,7 @@ from atomik import errors
 from atomik._folder.paths import absolute
 from atomik._system import kernel
 
-from . import checks
+from . import checks, companions
 from .item import Found, Item, Operation, kind_of, sync_place
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def stage(
 ) -> None:  # fmt: skip
     """Stage moving what exists at `src` to `dest`."""
     origin = absolute(src)
-    with errors.typed("cannot move", origin), intake.lock:
+    with kernel.typed("cannot move", origin), intake.lock:
         intake.require_open()
         source = intake.workspace.locate(origin, folder=True, parents=False)
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup}
@@ -92,6 +92,9 @@ class Move(Item):
     def step_kind(self) -> str:
         return self._there
 
+    def refuse_companions(self) -> None:
+        companions.refuse_log(self.place, self.workspace, self.path)
+
     def places(self) -> tuple[Place, ...]:
         return self.source, self.place
 
@@ -110,9 +113,8 @@ class Move(Item):
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
 
-    def sync_content(self) -> int:
-        """fsync what is moved, all of it, where it lies now."""
-        return sync_place(self.source)
+    def _sync_new(self) -> int:
+        return sync_place(self.source)  # where it lies now
 
     def stands_already(self) -> bool:
         return False

@@ -1,4 +1,7 @@
-"""What a destination was when somebody looked: the ticket for compare-and-swap."""
+"""What a destination was when somebody looked: the ticket for compare-and-swap.
+
+Of a folder it covers the whole tree (`_tree.fingerprint`).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,13 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
 
-from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_CHUNK = 1 << 20
+    from atomik._folder.place import Place
 
 
 @define(frozen=True)
@@ -26,9 +25,11 @@ class Observation:
     Made by `observe`.  ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None
     when there was nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they
     show changes made in place, as far as the clock of the filesystem tells them apart (about 4 ms before Linux 6.13).
-    ``digest``: BLAKE2b of the content, when asked for: it shows every change.  Of a folder,
-    only changes of its own entries show.
+    ``tree``: of a folder, a hash of the same for everything in it; None of anything else.  ``digest``: BLAKE2b of a
+    file's content, or of a folder's with all files and link targets in it, when asked for: it shows every change.
     """
+
+    __module__ = "atomik"
 
     path: str
     identity: bytes | None
@@ -36,6 +37,9 @@ class Observation:
     mtime_ns: int = 0
     ctime_ns: int = 0
     digest: bytes | None = None
+    tree: bytes | None = None
+    #: of a folder: a value for each folder in it, by which the first difference is found
+    _folders: tuple[tuple[str, bytes], ...] = field(default=(), eq=False, repr=False)
 
     @property
     def absent(self) -> bool:
@@ -43,7 +47,7 @@ class Observation:
         return self.identity is None
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what stands at `place` differs, None when it does not.  `moved` ignores the ctime, for renames set it."""
+        """How what stands at `place` differs, None when it does not.  `moved` ignores what renames set."""
         now = place.identity()
         if now != self.identity:
             if now is None:
@@ -54,12 +58,30 @@ class Observation:
         found = place.stat()
         if found is None:
             return "it was removed"
+        if self.tree is not None:
+            return self._mismatch_in_tree(place)
         times = (found.st_mtime_ns, self.ctime_ns if moved else found.st_ctime_ns)
         if (found.st_size, *times) != (self.size, self.mtime_ns, self.ctime_ns):
             return "it was changed in place"
-        if self.digest is not None and _digest(place) != self.digest:
+        if self.digest is not None and _content(place, digest=True)[0] != self.digest:
             return "its content was changed"
         return None
+
+    def _mismatch_in_tree(self, place: Place) -> str | None:
+        """Whatever changes in the folder itself is in the value of its tree, but for what a rename changes."""
+        from atomik._tree.fingerprint import fingerprint, first_difference
+
+        folder = _folder(place)
+        if folder is None:
+            return "it was replaced"
+        digest = self.digest is not None
+        try:
+            if fingerprint(folder, digest=digest) == self.tree:
+                return None
+            what = first_difference(folder, dict(self._folders), digest=digest)
+        finally:
+            folder.close()
+        return f"{what!r} in it was changed" if what else "it was changed in place"
 
 
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
@@ -70,20 +92,21 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     ...     json.dump(config, f)
 
     :param path: a str or path object; that nothing is there is an observation too.
-    :param bool digest: also read a regular file's content, so that even a change that keeps inode, size and times is
-        seen.
+    :param bool digest: also read the content of a file, or of all files in a folder, so that even a change that keeps
+        inode, size and times is seen.
     :returns: an `Observation`.
     :raises atomik.errors.InvalidDestinationError: no usable name, as for `file`.
     :raises atomik.errors.MissingPathError: the folder that should hold it does not exist.
-    :raises atomik.errors.AccessDeniedError: it, or its folder, may not be read.
+    :raises atomik.errors.AccessDeniedError: it, its folder, or something in it may not be read.
 
     Limit: without ``digest`` two changes within one tick of the filesystem's clock look alike (see `Observation`).
     Source: statx(2), name_to_handle_at(2).
     """
-    from atomik._folder.paths import split
+    from atomik._folder.paths import absolute, split
+    from atomik._folder.place import Place
 
     head, name = split(os.fsdecode(path), folder=True)
-    with errors.typed("cannot observe", os.path.join(head, name)):
+    with kernel.typed("cannot observe", absolute(path)):
         directory = Directory.open(head)
         try:
             return look_at(Place(directory, name), digest=digest)
@@ -97,36 +120,51 @@ def look_at(place: Place, *, digest: bool) -> Observation:
     if found is None:
         return Observation(str(place), None)
     # Times were taken before the content: a change in between makes the observation stale, never wrong.
-    content = _digest(place) if digest else None
-    return Observation(str(place), place.identity(), found.st_size, found.st_mtime_ns, found.st_ctime_ns, content)
+    identity = place.identity()
+    folders: dict[str, bytes] = {}
+    content, tree = _content(place, digest=digest, folders=folders)
+    return Observation(
+        str(place), identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, content, tree, tuple(folders.items())
+    )
 
 
-def _digest(place: Place) -> bytes | None:
-    """BLAKE2b-256 of a regular file, None of anything else."""
-    from hashlib import blake2b
+def _content(
+    place: Place, *, digest: bool, folders: dict[str, bytes] | None = None
+) -> tuple[bytes | None, bytes | None]:
+    """(digest, value of the tree) of what exists at a place: of a file, of a folder; None of anything else."""
+    from atomik._tree import fingerprint
 
     found = place.stat()
-    if found is None or not kernel.is_file(found.st_mode):
-        return None  # not even opened: with a device or a FIFO that may have effects of its own
+    if found is not None and kernel.is_folder(found.st_mode):
+        folder = _folder(place)
+        if folder is None:
+            return None, None
+        try:
+            tree = fingerprint.fingerprint(folder, digest=digest, folders=folders)
+        finally:
+            folder.close()
+        return tree if digest else None, tree
+    if not digest or found is None or not kernel.is_file(found.st_mode):
+        return None, None  # not even opened: with a device or a FIFO that may have effects of its own
     try:
         fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
-            return None
+        if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
+            return None, None
         raise
     try:
-        if not kernel.is_file(kernel.port.fstat(fd).st_mode):
-            return None
-        state = blake2b(digest_size=32)
-        for chunk in _chunks(fd):
-            state.update(chunk)
-        return state.digest()
+        return fingerprint.content_digest(fd) or None, None
     finally:
         kernel.port.close(fd)
 
 
-def _chunks(fd: int) -> Iterator[bytes]:
-    at = 0
-    while chunk := kernel.port.pread(fd, _CHUNK, at):
-        yield chunk
-        at += len(chunk)
+def _folder(place: Place) -> Directory | None:
+    """The folder at a place, open; None when there is none any more."""
+    try:
+        folder = Directory.open(place.name, place.fd, follow=False)
+    except OSError as exc:
+        if kernel.errno_of(exc) in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT):
+            return None
+        raise
+    folder.path = str(place)
+    return folder

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
+from atomik._folder.place import Place, set_mode
 from atomik._system import kernel
 
+from . import companions
 from .item import Item
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class StagedProgram(Item):
     def step_kind(self) -> str:
         return getattr(self, "_there", "")
 
+    def refuse_companions(self) -> None:
+        companions.refuse_log(self.place, self.workspace, self.path)
+
     def _seal(self) -> None:
         assert self._work is not None
         work = Directory.open(self._work.name, self._work.fd, follow=False)
@@ -64,6 +68,7 @@ class StagedProgram(Item):
                 )
             self._there = "folder" if kernel.is_folder(found.mode) else "file"
             self._refuse_others(work)
+            companions.refuse_open(inner, self.path)
             slot = self.workspace.slot(self.stage)
             mode = self._loosen(inner, found)
             self.slot = slot  # before it is there: an interrupt may come right behind the call
@@ -96,13 +101,7 @@ class StagedProgram(Item):
         change).  The mode to give back, where it had to be changed."""
         if self._there != "folder" or kernel.port.may_write(inner.name, inner.fd):
             return None
-        mode = stat.S_IMODE(found.mode)
-        fd = kernel.port.open(inner.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, inner.fd)
-        try:
-            kernel.port.chmod(f"/proc/self/fd/{fd}", mode | stat.S_IRWXU)
-        finally:
-            kernel.port.close(fd)
-        return mode
+        return set_mode(inner, stat.S_IMODE(found.mode) | stat.S_IRWXU)
 
     def _finish_at(self, slot: Place, mode: int | None) -> None:
         try:

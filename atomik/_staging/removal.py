@@ -40,6 +40,7 @@ class Removal(Item):
     def open(self) -> None:
         """Reserve the slot."""
         self.slot = self.workspace.slot(self.stage)
+        self.workspace.removed |= {self.place}
         self.seal()
 
     def step_kind(self) -> str:

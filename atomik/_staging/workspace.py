@@ -38,6 +38,8 @@ class Workspace:
     """The shared ground of one transaction; see the module."""
 
     _txid = ""
+    #: the names that the transaction takes away
+    removed: frozenset[Place] = frozenset()
     _made: Sequence[Place] = ()
     _made_in: Sequence[Directory] = ()
 
@@ -89,6 +91,12 @@ class Workspace:
         self._by_path[path] = self._by_key[key] = folder
         return folder
 
+    def hold(self, folder: Directory) -> None:
+        """Use a folder that is open already for its path; it is opened once more, and `folder` stays the caller's."""
+        if folder.path not in self._by_path:
+            again = self._by_path[folder.path] = folder.reopened()
+            self._by_key[again.place_key] = again
+
     def _open_missing(self, path: str, cause: OSError, *, parents: bool, wanted: str | None) -> Directory:
         self.destinations.refuse_inside(path, wanted or path)
         if not parents:
@@ -107,7 +115,7 @@ class Workspace:
         self._made_in = [*self._made_in, above]
         while missing:
             place = Place(above, missing.pop())
-            with errors.typed("cannot create the parent folder", str(place)):
+            with kernel.typed("cannot create the parent folder", str(place)):
                 self._make_folder(place)
                 above = Directory.open(place.name, place.fd, follow=False)
             above.path = str(place)
@@ -153,7 +161,7 @@ class Workspace:
         if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        with _making, errors.typed("cannot stage in the folder", directory.path):
+        with _making, kernel.typed("cannot stage in the folder", directory.path):
             made = self.private_folders.get(key)
             if made is None or not made.made:
                 # Known before it is there: an interrupt may come right behind the call that makes it.
@@ -177,7 +185,7 @@ class Workspace:
         if directory.fs.exchange is None:
             from atomik._protocol.trial import try_names
 
-            try_names(*(self.slot(directory) for _ in range(3)))
+            try_names(*(self.slot(directory) for _ in range(4)))
 
     def path_of(self, slot: Place) -> str:
         """The path by which a slot can be handed to code that is not ours; see `PrivateFolder.path_of`."""

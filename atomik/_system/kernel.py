@@ -11,17 +11,19 @@ it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an err
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import stat as _stat
+import struct
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atomik.errors import AtomikError
+from atomik.errors import AtomikError, system_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from .libc import Status
@@ -48,6 +50,10 @@ MUTATING = frozenset(
     fchmod fchown lchown chmod fchmodat2 setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
+
+#: ioctl(2): all extents of a file, of which none is to be told (struct fiemap: start, length, flags, mapped, count, reserved)
+_FS_IOC_FIEMAP = 0xC020660B
+_NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 
 _c: ModuleType | None = None
 
@@ -225,6 +231,24 @@ class Kernel:
     def clone(self, dst_fd: int, src_fd: int) -> None:
         """FICLONE, ioctl_ficlonerange(2): share all extents (btrfs, xfs with reflink, bcachefs …)."""
         fcntl.ioctl(dst_fd, libc().FICLONE, src_fd)
+
+    def has_extents(self, fd: int) -> bool:
+        """FS_IOC_FIEMAP: whether a file has a map to blocks of a device; overlayfs asks the filesystem below it, and one that
+        lives in memory has none."""
+        try:
+            fcntl.ioctl(fd, _FS_IOC_FIEMAP, _NO_EXTENTS)
+        except OSError as exc:
+            if errno_of(exc) not in (
+                errno.EOPNOTSUPP,
+                errno.ENOTTY,
+                errno.ENOSYS,
+                errno.EINVAL,
+                errno.EPERM,
+                errno.EACCES,
+            ):
+                raise
+            return False
+        return True
 
     def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
         """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""
@@ -490,6 +514,18 @@ def errno_of(exc: OSError) -> int | None:
         return exc.errno
     replaced = (getattr(method, "__code__", None) for method in vars(port).values())
     return exc.errno if inside and code in replaced else None
+
+
+@contextlib.contextmanager
+def typed(action: str, path: str) -> Iterator[None]:
+    """Turn the kernel's answers in the block into atomik's errors, which say what was tried and with which path; what a
+    signal handler raised goes on unchanged (I13)."""
+    try:
+        yield
+    except OSError as exc:
+        if errno_of(exc) is None:
+            raise
+        raise system_error(exc, action, path) from exc
 
 
 def install(kernel: Kernel) -> Kernel:

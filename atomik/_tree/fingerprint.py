@@ -12,9 +12,9 @@ It covers every name below `directory` and what lstat(2) tells of it: type, mode
 of its last change (mtime and ctime), as far as the clock of the filesystem tells two changes apart (about 4 ms before
 Linux 6.13).  With ``digest`` it also covers the content of the files and the targets of the links.
 
-Of the folder itself it covers all but the ctime, which a rename changes: so the value is the same after the tree was moved
-away.  Access times are left out, and so are atomik's own names (``.atomik-…``).  What is on a mount in the tree is left out:
-only the name of the mount point counts.
+Of the folder itself it covers all but its times, which a rename changes (on xfs and overlay the mtime too, because ".."
+changes): so the value is the same after the tree was moved away.  Access times are left out, and so are atomik's own names
+(``.atomik-…``).  What is on a mount in the tree is left out: only the name of the mount point counts.
 
 On FUSE an inode number is the server's, which may forget and renumber at any time; it is left out there.
 """
@@ -101,12 +101,9 @@ def _walk(directory: Directory, *, digest: bool) -> Iterator[tuple[str, bytes, s
 
 def _enter(down: TreeWalk, name: str) -> None:
     try:
-        down.enter(name)
+        down.enter_if_there(name)
     except errors.MountPointError as exc:  # what is on it does not belong to the tree
         if exc is not down.error:
-            raise
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        if kernel.errno_of(exc) is None:
             raise
 
 
@@ -140,8 +137,8 @@ class _Folder:
             if found.st_ctime_ns > latest:
                 newest, latest = name, found.st_ctime_ns
         self.level.folders = folders[::-1]
-        ctime = itself.st_ctime_ns if self.level.above else 0
-        own = _new_hash(_ENTRIES, b"%d %d %d %d %d" % (*_owner(itself), itself.st_mtime_ns, ctime))
+        times = (itself.st_mtime_ns, itself.st_ctime_ns) if self.level.above else (0, 0)
+        own = _new_hash(_ENTRIES, b"%d %d %d %d %d" % (*_owner(itself), *times))
         return own.digest() + entries.digest() + len(names).to_bytes(4, "big"), newest
 
     def _add(self, state: blake2b, name: str, found: os.stat_result) -> None:

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from atomik._folder.place import chmod
 from atomik._system import kernel
 
 from .walk import Level, TreeWalk
@@ -182,11 +183,7 @@ def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
             if level.folders is None:
                 level.folders = batch.add_files(level)
             if level.folders:
-                try:
-                    down.enter(level.folders.pop())
-                except (FileNotFoundError, NotADirectoryError) as exc:
-                    if kernel.errno_of(exc) is None:
-                        raise
+                down.enter_if_there(level.folders.pop())
             else:
                 batch.sync_folder(level)
                 if not down.depth:
@@ -249,14 +246,24 @@ class _Batch:
             return self._open(name, level)
         path_fd = port.open(name, os.O_PATH | os.O_NOFOLLOW, level.fd)
         try:
-            path, mode = f"/proc/self/fd/{path_fd}", stat.S_IMODE(port.fstat(path_fd).st_mode)
-            port.chmod(path, mode | stat.S_IRUSR)
+            path, mode = self.down.path(name, level), stat.S_IMODE(port.fstat(path_fd).st_mode)
+            chmod(path_fd, mode | stat.S_IRUSR, path)
             try:
-                return port.open(path, os.O_RDONLY | os.O_NONBLOCK)
+                return self._reopen(path_fd, name, level)
             finally:
-                port.chmod(path, mode)
+                chmod(path_fd, mode, path)
         finally:
             port.close(path_fd)
+
+    @staticmethod
+    def _reopen(path_fd: int, name: str, level: Level) -> int:
+        """A readable descriptor of what an O_PATH descriptor holds; without /proc by its name."""
+        try:
+            return kernel.port.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in kernel.NO_PROC:
+                raise
+        return kernel.port.open(name, os.O_RDONLY | _FILE, level.fd)
 
     def flush(self) -> None:
         """Sync all files at hand."""

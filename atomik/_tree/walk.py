@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
+from atomik._folder.mounts import same_mount
+from atomik._folder.place import chmod
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -163,6 +165,14 @@ class TreeWalk:
             raise
         self.levels.append(Level(name, self.level, fd, mode=mode))
 
+    def enter_if_there(self, name: str) -> None:
+        """Go down into `name`, unless it is no folder any more."""
+        try:
+            self.enter(name)
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+
     def leave(self) -> str:
         """Go back up; the name of the folder that was left."""
         self.hold_above()
@@ -223,24 +233,12 @@ class TreeWalk:
     def _on_our_mount(self, fd: int, name: str) -> int:
         """For kernels that cannot check it while opening."""
         try:
-            if not self._same_mount(fd):
+            if not same_mount(kernel.port.statx(fd), self.top):
                 self.mount(name)
         except BaseException:
             kernel.port.close(fd)
             raise
         return fd
-
-    def _same_mount(self, fd: int) -> bool:
-        """Whether an open folder lies on the mount of the top.
-
-        Before Linux 5.8, and behind some filters, statx(2) tells no mount id: then the same device *and* the id in
-        /proc/self/fdinfo, for a bind mount has the device of what surrounds it.  Nothing known is no.
-        """
-        found = kernel.port.statx(fd)
-        if found.mount and self.top.mount:
-            return found.mount == self.top.mount
-        mount = _mount_id(fd)
-        return found.dev == self.top.dev and mount is not None and mount == _mount_id(self.top.fd)
 
     def _refused(self, exc: OSError, name: str) -> NoReturn:
         number = kernel.errno_of(exc)
@@ -267,7 +265,7 @@ class TreeWalk:
             path_fd = self._path_fd(name)
             try:
                 mode = stat.S_IMODE(port.fstat(path_fd).st_mode)
-                port.chmod(f"/proc/self/fd/{path_fd}", mode | _OWNER)
+                chmod(path_fd, mode | _OWNER, self.path(name))
                 return port.open(".", _FOLDER, path_fd), mode
             finally:
                 port.close(path_fd)
@@ -327,20 +325,29 @@ def _pieces(names: list[str], longest: int) -> Iterator[str]:
         yield piece
 
 
-def _mount_id(fd: int) -> bytes | None:
-    """The id of the mount that an open object lies on, as /proc tells it; None where it does not."""
-    port = kernel.port
-    try:
-        info = port.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY)
+def first_mount(folder: Directory, above: Directory) -> str | None:
+    """The path of the first mount on or below a folder; None when there is none.
+
+    Raises `AccessDeniedError` for a folder that may not be read.
+    """
+    if not same_mount(folder, above):
+        return folder.path
+    with TreeWalk(folder, "look for mounts") as down:
         try:
-            lines = port.pread(info, 4096, 0).splitlines()
-        finally:
-            port.close(info)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        return None
-    return next((line for line in lines if line.startswith(b"mnt_id:")), None)
+            while True:
+                level = down.level
+                if level.folders is None:
+                    level.folders = [entry.name for entry in down.entries() if entry.is_dir(follow_symlinks=False)]
+                if level.folders:
+                    down.enter_if_there(level.folders.pop())
+                elif down.depth:
+                    down.leave()
+                else:
+                    return None
+        except errors.MountPointError as exc:
+            if exc is not down.error:
+                raise
+            return str(exc.filename)
 
 
 def mount_error(action: str, path: str) -> errors.MountPointError:

@@ -271,9 +271,10 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
 
 def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
     from atomik._folder.directory import Directory
+    from atomik._system import kernel
 
     head = os.path.dirname(path.rstrip("/")) or "."
-    with errors.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
+    with kernel.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
         folder = Directory.open(head)
     held.callback(folder.close)
     return folder

@@ -69,7 +69,7 @@ class Changes:
             elif self._ground[:2] != (folder.dev, folder.mount):
                 text = "one transaction needs one filesystem, and these two lie on different ones"
                 errors.fail(errors.CrossFilesystemError, errno.EXDEV, text, path, self._ground[2])
-            with errors.typed("cannot stage there", path):
+            with kernel.typed("cannot stage there", path):
                 return workspace.path_of(workspace.slot(folder))
 
     def check_parent(self, path: str) -> None:

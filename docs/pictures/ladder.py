@@ -1,4 +1,4 @@
-"""The ladder as a decision tree: which rung publishes, and when there is none."""
+"""The ladder as a decision tree: which method publishes, and when there is none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROWS = (
     ("does it know the flag\nof renameat2?", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new"),
     ("no folder, and\nhard links exist?", "link", "hard link, then unlink\nor rename over", "new"),
     ("a single file that\noverwrites another?", "rename", "a plain rename: one step,\nbut no way back", "old"),
-    ('fallback="weaker"\nasked for?', "weaker", "a moment with nothing there,\nor an empty folder", "old"),
+    ('allow_gap=True\nasked for?', "gap", "a moment with nothing there,\nor an empty folder", "old"),
 )
 
 
@@ -42,7 +42,7 @@ def draw() -> list[Picture]:
         "A new file without a name (O_TMPFILE) that is the only output: linkat. Else, if a probe shows that the "
         "filesystem ignores the flags, overwriting is refused. If it knows the flag: renameat2. If not, and it is no "
         "folder, and there are hard links: link. Without hard links, a single file that overwrites another: a plain "
-        "rename. Else the weaker rung, if the caller asked for it by name, or a refusal.",
+        "rename. Else the method with a gap, if the caller asked for it by name, or a refusal.",
     )  # fmt: skip
     for at, (question, title, words, tone) in enumerate(_ROWS):
         y = 14 + at * 84

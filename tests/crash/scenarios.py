@@ -213,7 +213,7 @@ def one_link(world: World, durable: bool | str) -> None:
 
 
 def one_moved(world: World, durable: bool | str) -> None:
-    with atomik.transaction(durable=durable, journal=False) as tx:
+    with atomik.transaction(durable=durable) as tx:
         tx.move(world.a / "source", world.b / "target")
 
 

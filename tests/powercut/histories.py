@@ -62,25 +62,25 @@ class Operation(Protocol):
 
 @define(frozen=True)
 class Write:
-    """A file: by a file object, or with ``named`` by a path.  ``tmp``: stage it there.  ``keep``: keep the old one."""
+    """A file: by a file object, or with ``named`` by a path.  ``tmp``: stage it there.  ``backup``: the old one's name."""
 
     path: str
     data: bytes
     named: bool = False
     tmp: str | None = None
-    keep: str | None = None
+    backup: str | None = None
     parents: bool = False
 
     def apply(self, tree: Tree) -> Tree:
         tree = with_parents(tree, self.path) if self.parents else dict(tree)
-        if self.keep is not None and self.path in tree:
-            tree[os.path.join(os.path.dirname(self.path), self.keep)] = tree[self.path]
+        if self.backup is not None and self.path in tree:
+            tree[os.path.join(os.path.dirname(self.path), self.backup)] = tree[self.path]
         tree[self.path] = self.data
         return tree
 
     def options(self, root: Path) -> dict[str, Any]:
         tmp = None if self.tmp is None else root / self.tmp
-        return {"tmp_dir": tmp, "backup": self.keep, "parents": self.parents}
+        return {"tmp_dir": tmp, "backup": self.backup, "parents": self.parents}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         if self.named:
@@ -157,17 +157,17 @@ class Move:
 
     source: str
     path: str
-    keep: str | None = None
+    backup: str | None = None
 
     def apply(self, tree: Tree) -> Tree:
         kept: Tree = {}
-        if self.keep is not None and self.path in tree:
-            kept = moved(tree, self.path, os.path.join(os.path.dirname(self.path), self.keep))
+        if self.backup is not None and self.path in tree:
+            kept = moved(tree, self.path, os.path.join(os.path.dirname(self.path), self.backup))
         rest = without(without(tree, self.path), self.source)
         return {**rest, **kept, **moved(tree, self.source, self.path)}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
-        tx.move(root / self.source, root / self.path, backup=self.keep)
+        tx.move(root / self.source, root / self.path, backup=self.backup)
 
 
 @define(frozen=True)

@@ -4,8 +4,8 @@ Real filesystems carry more along with a sync than they must: a journal commits 
 makes everything before it durable.  A barrier that no filesystem at hand shows to be missing is still needed on another,
 or on the next version of this one.  So this kernel watches the calls and holds them against the invariants:
 
-* I1  before the first swap: all that is staged, every name of it, the private folders' own names, and the journal under all its
-  names are durable; a transaction without journal: the content that it publishes;
+* I1  before the first swap: all that is staged, every name of it, the private folders' own names, and the journal under all
+  its names are durable; a transaction without journal: the content that it publishes;
 * I2  before an outcome is written into the journal: every folder of a swapped name is durable;
 * I3  before anything of a transaction is deleted that has swapped: its outcome is durable (without journal: its swap);
 * P5  when the commit returns: swaps, made folders and outcome are durable.
@@ -159,11 +159,10 @@ class StrictDisk(Watching):
             return
         self.checked += 1
         if transaction.journal is None:
-            source = call.paths[0]
+            exchange = call.name == "rename" and call.args[4] == 2
+            source = call.paths[1 if exchange else 0]  # the slot is named behind the destination, for watchers
             if f".atomik-{txid}" in source:
                 self._require_tree(source)
-            elif call.name == "rename" and call.args[4] == 2:
-                self._require_tree(call.paths[1])
             return
         transaction.prepared = True
         if transaction.journal in self._changed:

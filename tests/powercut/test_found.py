@@ -11,7 +11,7 @@ from tests.powercut.tape import killed
 
 
 def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
-    """btrfs, ``keep=``, a recovery cut by a second power cut: the original had its kept name, the slot and the slot's
+    """btrfs, ``backup=``, a recovery cut by a second power cut: the original had its kept name, the slot and the slot's
     twin.  The rename of one to the other did nothing, for they were one inode, and the kept name stayed."""
     old = {"a": None, "a/f": b"old"}
     plant(tmp_path, old)

@@ -14,7 +14,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.support.kernels import Acting, installed
+from tests.support.kernels import Acting, Answer, installed
 from tests.support.lab import mounts, namespace
 from tests.support.lab.need import need
 from tests.support.state import tree
@@ -557,7 +557,9 @@ def test_destination_replaced_at_the_last_moment(folder: Path) -> None:
     with atomik.transaction(overwrite=True) as tx:
         tx.file("a").write("new")
         tx.file("b").write("new")
-        kernel = Acting("rename", replace, when=lambda call: call.paths[-1].endswith("/b") and kernel.acted == 0)
+        kernel = Acting(
+            "rename", replace, when=lambda call: "/b" in [path[-2:] for path in call.paths] and kernel.acted == 0
+        )
         with installed(kernel), pytest.raises(errors.ConflictError, match="repeat") as caught:
             tx.commit()
     assert caught.value.filename == str(folder / "b")
@@ -570,10 +572,10 @@ def test_theirs_on_top_of_ours_stays(folder: Path) -> None:
         Path(name).write_text("old")
 
     def replace(call: Any) -> None:
-        if call.paths[-1].endswith("/b"):
+        if any(path.endswith("/b") for path in call.paths):
             Path("theirs").write_text("theirs")
             os.rename("theirs", "a")
-            raise OSError(errno.EIO, "injected")
+            raise Answer(errno.EIO)
 
     with atomik.transaction(overwrite=True) as tx:
         tx.file("a").write("new")

@@ -46,10 +46,10 @@ def _warm(tmp_path: Path) -> None:
 
 
 def test_a_durable_new_file_costs_two_syncs_and_one_link(tmp_path: Path) -> None:
-    """A new file is one O_TMPFILE, one linkat, and a sync each for content and name."""
+    """A new file is one O_TMPFILE, one linkat, a sync each for content and name, and an open and close for watchers (P10)."""
     counted = calls(lambda: write(tmp_path / "new"))
     assert (syncs(counted), counted["open_tmpfile"], counted["link_fd"], counted["rename"]) == (2, 1, 1, 0)
-    assert sum(counted.values()) <= 12, counted
+    assert sum(counted.values()) <= 14, counted
 
 
 def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) ->
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_nobody_asks_for_times(tmp_path: Path, overwrite: bool) -> None:
-    """Which would make the next change of each file dearer (see `_libc`): one file is looked at by statx(2) alone."""
+    """Which would make the next change of each file dearer (see `libc`): one file is looked at by statx(2) alone."""
     counted = calls(lambda: write(tmp_path / ("warm" if overwrite else "new"), overwrite=overwrite))
     assert not counted.keys() & {"stat", "lstat", "fstat"}
     output = atomik.file(tmp_path / "other", "wb")

@@ -266,7 +266,7 @@ def test_only_recorded_identities_are_touched(shared: Path) -> None:
         shutil.rmtree(shared / SLOT)
 
 
-# --- in the place of the private folder -----------------------------------------------------------------------------------------
+# --- in the place of the private folder -----------------------------------------------------------------------------------
 def _claim_is_a_link(place: Path) -> None:
     (place.parent / "victim").mkdir()
     (place.parent / "victim" / SLOT).write_text("secret")

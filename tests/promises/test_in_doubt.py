@@ -48,7 +48,7 @@ def test_the_original_survives_recovery(folder: Path, kind: str) -> None:
         (dest / "inner").write_text("old")
     output: Any = (atomik.file if kind == "file" else atomik.folder)(dest, overwrite=True)
     output.__enter__()
-    before = _kernel.install(Stuck(renames=1))
+    before = _kernel.install(Stuck(renames=2))
     try:
         with pytest.raises(atomik.errors.RollbackError) as caught:
             output.__exit__(None, None, None)
@@ -62,6 +62,20 @@ def test_the_original_survives_recovery(folder: Path, kind: str) -> None:
     assert (kept if kind == "file" else kept / "inner").read_text() == "old"
     again = atomik.recover(folder, discard=True)
     assert "discarded" in [item.action for item in again.items]
+    assert [entry.name for entry in folder.iterdir()] == ["dest"]
+
+
+def test_a_failure_of_the_moment_does_not_leave_it_in_doubt(folder: Path) -> None:
+    """An undo that fails once is tried again; the interrupt goes on, and everything is as it was."""
+    dest = folder / "dest"
+    dest.write_text("old")
+    before = _kernel.install(Stuck(renames=1))
+    try:
+        with pytest.raises(KeyboardInterrupt), atomik.file(dest, overwrite=True) as f:
+            f.write("new")
+    finally:
+        _kernel.install(before)
+    assert dest.read_text() == "old"
     assert [entry.name for entry in folder.iterdir()] == ["dest"]
 
 

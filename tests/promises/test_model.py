@@ -79,8 +79,8 @@ def touched(op: Operation) -> set[str]:
     names = {op.path}
     if isinstance(op, Move):
         names.add(op.source)
-    if isinstance(op, Write) and op.keep is not None:
-        names.add(f"{os.path.dirname(op.path)}/{op.keep}")
+    if isinstance(op, Write) and op.backup is not None:
+        names.add(f"{os.path.dirname(op.path)}/{op.backup}")
     return names
 
 
@@ -169,7 +169,7 @@ class Machine(RuleBasedStateMachine):
             one.ops.append(op)
 
     @rule(which=st.integers(0, 1), path=paths, content=data)
-    def stage_with_keep(self, which: int, path: str, content: bytes) -> None:
+    def stage_with_backup(self, which: int, path: str, content: bytes) -> None:
         """A file whose previous version is kept under a fresh name."""
         self.kept += 1
         self.stage(which, True, Write(path, content, backup=f"kept {self.kept}"))

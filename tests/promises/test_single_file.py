@@ -1,7 +1,8 @@
-"""The short way of one plain file: the same results, errors and receipts as the long way, and a hand-over at any surprise."""
+"""One plain file, the most frequent output: the same results, errors and receipts as in a transaction, at any surprise."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -10,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from atomik._api.plain import PlainFile
 from attrs import evolve
 
 import atomik
 from atomik import State, errors
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system.kernel import MUTATING
-from tests.support.kernels import ALL, Acting, Faulty, Recording, installed
+from tests.support.kernels import ALL, Acting, Answer, Faulty, Recording, installed
 from tests.support.state import descriptors, in_child, left_in
-
-#: Options that mean nothing, and that only the long way understands.
-LONG: dict[str, Any] = {"lock_timeout": 60.0}
 
 both = pytest.mark.parametrize("durable", [True, False], ids=["durable", "not"])
 overwriting = pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "new"])
@@ -42,21 +39,24 @@ def write(text: str = "new", **options: Any) -> atomik.Receipt:
     return output.receipt
 
 
-def is_short(output: object) -> bool:
-    return isinstance(output, PlainFile) and output._transaction is None
-
-
 @both
 @overwriting
-def test_receipts_are_those_of_the_long_way(folder: Path, durable: bool, overwrite: bool) -> None:
-    """But for the id and the times."""
+def test_alone_or_in_a_transaction_is_the_same(folder: Path, durable: bool, overwrite: bool) -> None:
+    """`file` is a transaction with one output: the receipt tells the same, but for the id and the times."""
+
+    def in_a_transaction() -> atomik.Receipt:
+        with atomik.transaction(overwrite=overwrite, durable=durable) as tx:
+            tx.file("x").write("new")
+        assert tx.receipt is not None
+        return tx.receipt
+
     receipts = []
-    for long in ({}, LONG):
+    for way in (lambda: write(overwrite=overwrite, durable=durable), in_a_transaction):
         Path("x").unlink(missing_ok=True)
         if overwrite:
             Path("x").write_text("old")
             os.link("x", "y")
-        receipt = write(overwrite=overwrite, durable=durable, **long)
+        receipt = way()
         assert (len(receipt.txid), receipt.duration > receipt.visible > 0) == (16, True)
         receipts.append(evolve(receipt, txid="", duration=0, visible=0))
         Path("y").unlink(missing_ok=True)
@@ -64,37 +64,25 @@ def test_receipts_are_those_of_the_long_way(folder: Path, durable: bool, overwri
 
 
 @overwriting
-def test_calls_are_those_of_the_long_way(folder: Path, overwrite: bool) -> None:
-    """What changes something on disk is the same, in the same order."""
+def test_listening_changes_no_call(folder: Path, overwrite: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Whether somebody hears the log decides nothing: the calls are the same, in the same order."""
     seen = []
-    for long in ({}, LONG):
-        Path("x").unlink(missing_ok=True)
-        if overwrite:
-            Path("x").write_text("old")
-        with installed(Recording()) as kernel:
-            write(overwrite=overwrite, **long)
-        seen.append([name for name in kernel.names() if name in MUTATING])  # type: ignore[attr-defined]
+    with installed(Recording()) as kernel:
+        write()  # the first use of a filesystem finds out about it
+        for level in (logging.ERROR, logging.DEBUG):
+            Path("x").unlink(missing_ok=True)
+            if overwrite:
+                Path("x").write_text("old")
+            kernel.calls.clear()
+            with caplog.at_level(level, "atomik"):
+                write(overwrite=overwrite)
+            seen.append(kernel.names())
     assert seen[0] == seen[1]
+    assert "transaction.committed" in caplog.text
 
 
-def test_what_is_plain(folder: Path) -> None:
-    """A file with nothing special about it, by whatever path; anything else goes the long way."""
-    Path("old").write_text("old")
-    os.symlink("old", "link")
-    with atomik.file("old", overwrite=True, mode="r+"):
-        pass
-    plain = [atomik.file("new"), atomik.file(folder / "n2", "xb"), atomik.file("old", overwrite=True, durable=False)]
-    others = [
-        atomik.file("n3", tmp_dir="."), atomik.file("n4", permissions=0o600), atomik.file("old", "a", overwrite=True),
-        atomik.file("link", overwrite=True), atomik.file("n5", durable="fsync"),
-    ]  # fmt: skip
-    assert [is_short(output) for output in plain + others] == [True] * 3 + [False] * 5
-    for output in plain + others:
-        output.abort()
-
-
-def test_asking_for_the_transaction_takes_the_long_way(folder: Path) -> None:
-    """It has the file as its one item, and goes on from there; after the end it tells what was done."""
+def test_the_transaction_behind_it(folder: Path) -> None:
+    """It has the file as its one item, and can be ended in its place; after the end it tells what was done."""
     output = atomik.file("x")
     output.output.write("1")
     assert output.transaction.state is State.OPEN
@@ -199,7 +187,7 @@ def test_a_link_or_nothing_came_since(folder: Path, durable: bool) -> None:
 
 
 def _fails(call: object) -> None:
-    raise OSError(errno.EIO, os.strerror(errno.EIO))
+    raise Answer(errno.EIO)
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -207,7 +195,7 @@ def _fails(call: object) -> None:
 @pytest.mark.parametrize("name", ["exists", "statx", "look_at"])
 @overwriting
 def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, lasting: bool) -> None:
-    """What cannot be looked at is looked at again the long way: it succeeds then, or says what is wrong."""
+    """Then it says what is wrong, and everything is as it was."""
     if overwrite:
         Path("x").write_text("old")
     with installed(Acting(name, _fails, when=lambda call: call.number >= number if lasting else call.number == number)):
@@ -219,7 +207,10 @@ def test_a_look_fails(folder: Path, overwrite: bool, name: str, number: int, las
     if failed is None:
         assert Path("x").read_text() == "new"
     else:
-        assert (lasting, failed.errno) == (True, errno.EIO)
+        assert failed.errno == errno.EIO
+        if isinstance(failed, errors.RollbackError):  # whether it was undone for good cannot be told
+            assert lasting
+            atomik.recover(".")
         assert Path("x").read_text() == "old" if overwrite else not os.path.lexists("x")
     assert os.listdir() in ([], ["x"])
 
@@ -269,6 +260,28 @@ def test_a_lost_race(folder: Path, durable: bool) -> None:
         assert Path("x").read_text() == ("new" if overwrite else "theirs")
         assert os.listdir() == ["x"]
         os.unlink("x")
+
+
+@pytest.mark.parametrize("call", ["open_tmpfile", "link_fd"])
+def test_what_one_folder_refuses_says_nothing_about_the_others(folder: Path, call: str) -> None:
+    """An immutable folder and a removed one do not take unnamed files (P7) from all others of the filesystem."""
+
+    def refuse(_: object) -> None:
+        if call == "link_fd":
+            os.rmdir("gone")
+        raise Answer(errno.EPERM if call == "open_tmpfile" else errno.ENOENT)
+
+    Path("gone").mkdir()
+    refusing = Acting(call, refuse, when=lambda _: refusing.acted == 0)
+    with installed(Recording()) as kernel, installed(refusing):  # both to the end, for what is known of it is forgotten then
+        with contextlib.suppress(errors.AtomikError), atomik.file("gone/x"):
+            pass
+        assert refusing.acted == 1
+        kernel.calls.clear()
+        with atomik.file("y"):
+            pass
+        assert "create" not in kernel.names()
+        assert "open_tmpfile" in kernel.names()
 
 
 def test_a_moved_folder_and_a_journal(folder: Path) -> None:
@@ -389,10 +402,3 @@ def test_two_threads_commit_once(folder: Path) -> None:
         for thread in threads:
             thread.join()
         assert sorted(isinstance(result, atomik.Receipt) for result in results) == [False, True]
-
-
-def test_repr_says_where_it_is(folder: Path) -> None:
-    output = atomik.file("x")
-    assert repr(output) == f"<atomik.Output '{folder / 'x'}' open>"
-    output.commit()
-    assert repr(output).endswith("committed>")

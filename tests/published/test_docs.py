@@ -255,7 +255,7 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
 
 def test_every_example_in_a_help_text_is_among_them() -> None:
     """None escapes."""
-    for module in (ROOT / "atomik").glob("*.py"):
+    for module in (ROOT / "atomik").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>> " in (ast.get_docstring(node) or ""):
                 assert node.name in {name.split(".")[-1] for name in EXAMPLES}, node.name
@@ -264,7 +264,7 @@ def test_every_example_in_a_help_text_is_among_them() -> None:
 def emitted() -> dict[str, set[str]]:
     """Event name → fields, as the source has them."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "atomik").glob("*.py")):
+    for path in sorted((ROOT / "atomik").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not (isinstance(node, ast.Call) and len(node.args) >= 2):
                 continue
@@ -294,14 +294,17 @@ def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
     page = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `(\w+)` \| (?:event|report)", page, re.MULTILINE))
     told = {result.value for result in Undone}
-    for module in ("_dead", "_settle", "_recovery"):
-        for node in ast.walk(ast.parse((ROOT / "atomik" / f"{module}.py").read_text(encoding="utf-8"))):
+    for module in sorted((ROOT / "atomik" / "_recovery").glob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             given: list[ast.expr] = []
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 given = node.args if called in ("tell", "Recovered", "_report", "_survey_journal") else []
-            elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "action":
-                given = [node.value]
+            elif isinstance(node, ast.Assign):
+                target, value = node.targets[0], node.value
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                    target, value = target.elts[0], value.elts[0]
+                given = [value] if getattr(target, "id", "") == "action" else []
             constants = {each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)}
             told |= {word for word in constants if re.fullmatch("[a-z]+", word)}
     assert explained == told
@@ -324,11 +327,20 @@ def test_every_error_says_its_cause_and_its_cure(name: str) -> None:
 
 
 def test_every_module_is_on_the_map() -> None:
-    """The architecture page names every module of the package."""
+    """The architecture page names every room, in its row every module of it, and no module that does not exist."""
     page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    rows = {
+        match[1]: set(re.findall(r"`(\w+)`", match[2]))
+        for match in re.finditer(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE)
+    }
+    rooms = {path.parent.name: path.parent for path in (ROOT / "atomik").glob("*/__init__.py")}
+    for name, room in rooms.items():
+        assert rows[name] >= {path.stem for path in room.glob("*.py")} - {"__init__"}, name
     for path in (ROOT / "atomik").glob("*.py"):
         if path.stem not in ("__init__", "__main__"):
             assert f"`{path.stem}`" in page, path.name
+    for named in re.findall(r"`(_?[a-z]\w*(?:/\w+)+)`", page):
+        assert (ROOT / "atomik" / f"{named}.py").exists(), named
 
 
 @pytest.mark.slow

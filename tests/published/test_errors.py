@@ -105,20 +105,6 @@ def test_no_errno_becomes_EIO() -> None:
     assert errors.system_error(OSError("odd"), "cannot", None).errno == errno.EIO
 
 
-def test_typed_leaves_our_own_alone() -> None:
-    """Only the system's errors are turned; ours and everybody else's pass."""
-    mine = errors.ConflictError(errno.EBUSY, "x")
-    with pytest.raises(errors.ConflictError) as caught, errors.typed("cannot", "/x"):
-        raise mine
-    assert caught.value is mine
-    with pytest.raises(ZeroDivisionError), errors.typed("cannot", "/x"):
-        raise ZeroDivisionError
-    with pytest.raises(errors.AccessDeniedError) as turned, errors.typed("cannot look", "/x"):
-        raise PermissionError(errno.EACCES, "no")
-    assert turned.value.filename == "/x"
-    assert isinstance(turned.value.__cause__, PermissionError)
-
-
 def test_old_name() -> None:
     """The name of 0.0.3 is the same class."""
     assert errors.InvalidCrossDeviceError is errors.CrossFilesystemError

@@ -15,7 +15,7 @@ import atomik
 HEAVY = [
     "structlog", "ssl", "asyncio", "subprocess", "shutil", "ctypes", "hashlib", "tempfile", "socket", "inspect",
     "pathlib", "json", "multiprocessing", "concurrent.futures", "email", "importlib.metadata", "fsspec",
-    "atomik._api.transaction", "atomik._commit.group", "atomik._recovery.recover", "atomik._system.libc",
+    "atomik._api.transaction", "atomik._commit.commit", "atomik._recovery.recover", "atomik._system.libc",
     "atomik._tree.delete",
 ]  # fmt: skip
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import pickle
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +27,20 @@ ERRORS = {
     "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
     "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
     "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
-    "NestedDestinationError", "RollbackError", "TransactionStateError", "UndecidedError",
-    "UnsupportedFilesystemError", "WrongKindError",
+    "NestedDestinationError", "RollbackError", "TransactionStateError", "UndecidedError", "UnsupportedFilesystemError",
+    "WrongKindError",
 }  # fmt: skip
 
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
 SIGNATURES = {
     "file": "path=None mode=w overwrite=False tmp_dir=None * encoding=utf-8 errors=None newline=None buffering=-1 **options",
-    "folder": "path overwrite=False tmp_dir=None * base=None **options",
+    "folder": "path overwrite=False tmp_dir=None * base=None copy=False **options",
     "path": "path overwrite=False tmp_dir=None **options",
     "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
-    "transaction": "* overwrite=False durable=True journal=True lock_timeout=60.0 progress=None",
+    "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None",
     "Transaction.file": "self path mode=w overwrite=None tmp_dir=None * encoding=utf-8 errors=None newline=None "
     "buffering=-1 **options",
-    "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None **options",
+    "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None copy=False **options",
     "Transaction.path": "self path overwrite=None tmp_dir=None **options",
     "Transaction.symlink": "self path target overwrite=None * order=0 parents=False",
     "Transaction.remove": "self path * missing_ok=False order=0",
@@ -68,10 +72,10 @@ def test_nothing_else_is_public() -> None:
 #: What each class offers; the rest of its names begin with an underscore.
 MEMBERS = {
     "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
-    "Output": "abort commit receipt transaction",
-    "Observation": "absent ctime_ns digest identity mtime_ns path size",
+    "Output": "abort commit output receipt transaction",
+    "Observation": "absent ctime_ns digest identity mtime_ns path size tree",
     "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
-    "ItemReceipt": "broken_links kept kind not_preserved op order path replaced method",
+    "ItemReceipt": "backup broken_links kind method not_preserved op order path replaced",
     "RecoveryReport": "clean items kept",
     "testing.CrashPoint": "call number returned when",
 }
@@ -121,9 +125,8 @@ OPTIONS = (
 
 def test_options() -> None:
     """The keyword options of the shortcuts, and of the items of a transaction."""
-    from atomik._api.stager import ItemOptions
-
     from atomik._api.shortcuts import OutputOptions
+    from atomik._staging.options import ItemOptions
 
     assert sorted(OutputOptions.__annotations__) == OPTIONS.split()
     own = {"durable", "lock_timeout", "progress"}
@@ -165,7 +168,7 @@ def test_help_of_a_transaction_is_enough() -> None:
 
 
 def modules() -> list[str]:
-    return [name for _, name, _ in pkgutil.iter_modules(atomik.__path__, "atomik.")]
+    return [name for _, name, _ in pkgutil.walk_packages(atomik.__path__, "atomik.") if name != "atomik.__main__"]
 
 
 @pytest.mark.parametrize("name", modules())
@@ -187,6 +190,38 @@ def test_everything_public_is_documented(name: str) -> None:
         for attribute, member in vars(value).items():
             if not attribute.startswith("_") and callable(member) and not isinstance(member, type):
                 assert inspect.getdoc(getattr(value, attribute)), attribute
+
+
+@pytest.mark.parametrize("name", sorted(EXPORTS - {"errors", "flags", "rename"} | {"Recovered", "Promise"}))
+def test_where_a_thing_is_defined_does_not_show(name: str) -> None:
+    """Pickles, tracebacks and help() name the package alone, so that no later move breaks them."""
+    value = getattr(atomik, name)
+    assert value.__module__ == "atomik"
+    assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_what_users_get_survives_pickling(folder: Path) -> None:
+    """Also in a process that never named its class; and what a new process reads is equal."""
+    Path("x").write_text("old")
+    output = atomik.file("x", overwrite=True, backup="x.bak")
+    with output:
+        pass
+    got = [
+        output.receipt,
+        atomik.State.OPEN,
+        atomik.observe("x"),
+        atomik.probe("."),
+        atomik.recover("."),
+        atomik.Mode.TEXT,
+    ]
+    blob = pickle.dumps(got)
+    assert set(re.findall(rb"atomik[\w.]*", blob)) <= {b"atomik"}, "a pickle names a module"
+    assert pickle.loads(blob) == got
+    code = "import pickle, sys; sys.stdout.write(repr(pickle.load(sys.stdin.buffer)))"
+    env = {**os.environ, "PYTHONPATH": str(Path(str(atomik.__file__)).parents[1])}
+    assert subprocess.run(
+        [sys.executable, "-c", code], input=blob, env=env, stdout=subprocess.PIPE, check=True
+    ).stdout.decode() == repr(got)
 
 
 def test_typed() -> None:

@@ -212,6 +212,17 @@ def _exception(fault: int | BaseException, call: Call) -> BaseException:
     return OSError(fault, os.strerror(fault), call.args[_NAMED[call.name][0][0]] if named else None)
 
 
+class Answer(Exception):
+    """Raised by an action of `Acting`: the kernel answers the call with this errno.
+
+    An OSError that the action raised itself would be a signal handler's, which atomik passes on unchanged (I13).
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Acting(Watching):
     """Calls ``action(call)`` before (or ``after``) each call of the names in `among` for which ``when`` holds."""
 
@@ -234,7 +245,10 @@ class Acting(Watching):
             result = go()
         if chosen:
             self.acted += 1
-            self.action(call)
+            try:
+                self.action(call)
+            except Answer as answer:
+                raise _exception(answer.number, call) from None
             if not self.after:
                 result = go()
         return result

@@ -103,7 +103,8 @@ def test_path_with_an_open_database(folder: Path) -> None:
         db.commit()
     db.close()
     assert caught.value.filename is not None
-    assert caught.value.filename.endswith("x.db-wal")
+    assert caught.value.filename == str(folder / "x.db")
+    assert "x.db-wal" in str(caught.value)
     assert os.listdir() == []
 
 
@@ -115,12 +116,19 @@ def test_path_to_a_folder(folder: Path) -> None:
     assert os.listdir("out") == ["x"]
 
 
-def test_path_leaves_only_what_was_named(folder: Path) -> None:
-    """What a program writes beside the path is none of the output."""
+def test_path_drops_nothing_in_silence(folder: Path) -> None:
+    """What a program leaves beside the path may be data: refused, with the names found and the cure."""
+    wanted = pytest.raises(errors.ConflictError, match=r"'cache', 'x\.tmp'.*tx\.folder")
+    with wanted as caught, atomik.path("x.log") as name:
+        name.write_text("log")
+        name.with_name("x.tmp").write_text("a part")
+        name.with_name("cache").mkdir()
+    assert caught.value.filename == str(folder / "x.log")
+    assert os.listdir() == []
     with atomik.path("x.log") as name:
         name.write_text("log")
         name.with_name("x.tmp").write_text("rubbish")
-        name.with_name("cache").mkdir()
+        name.with_name("x.tmp").unlink()
     assert os.listdir() == ["x.log"]
 
 
@@ -343,14 +351,14 @@ def test_tmp_dir(folder: Path) -> None:
 
 
 def test_keep(folder: Path) -> None:
-    """keep= gives the previous version a name, in the same transaction; a function may choose it."""
+    """backup= gives the previous version a name, in the same transaction; a function may choose it."""
     for content in ("1", "2", "3"):
         output = atomik.file("x", overwrite=True, backup="x.bak")
         with output as f:
             f.write(content)
     assert (Path("x").read_text(), Path("x.bak").read_text()) == ("3", "2")
     assert output.receipt is not None
-    assert output.receipt.items[0].kept == str(folder / "x.bak")
+    assert output.receipt.items[0].backup == str(folder / "x.bak")
     with atomik.folder("d", backup=lambda path: f"{path}.old"):
         pass
     assert sorted(os.listdir()) == ["d", "x", "x.bak"]

@@ -18,7 +18,7 @@ import pytest
 
 import atomik
 from atomik import State, errors
-from tests.support.kernels import Acting, Faulty, Poor, Recording, installed
+from tests.support.kernels import Acting, Answer, Faulty, Poor, Recording, installed
 from tests.support.state import in_child, left_in, tree
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def test_order_can_be_given(folder: Path) -> None:
 
     def fail(call: Any) -> None:
         if call.paths[1].endswith("/z"):
-            raise OSError(5, "injected")
+            raise Answer(5)
 
     with installed(Acting("rename", fail)), installed(Recording({"rename"})) as kernel:
         tx = atomik.transaction()
@@ -470,23 +470,6 @@ def test_progress_is_told(folder: Path) -> None:
         tx.file("c")
     assert sorted(os.listdir()) == ["a", "b"]
     assert Path("a").read_text() == ""
-
-
-def test_not_journalled(folder: Path) -> None:
-    """journal=False: rollback works all the same, and no journal is ever there."""
-    with installed(Recording({"link", "link_fd"})) as kernel, atomik.transaction(journal=False) as tx:
-        tx.file("a")
-        tx.file("b")
-    assert not any("journal" in os.path.basename(path) for call in kernel.calls for path in call.paths)
-
-    def fail(call: Any) -> None:
-        if call.paths[1].endswith("/d"):
-            raise OSError(5, "injected")
-
-    with pytest.raises(errors.CommitError), installed(Acting("rename", fail)), atomik.transaction(journal=False) as tx:
-        tx.file("c")
-        tx.file("d")
-    assert sorted(os.listdir()) == ["a", "b"]
 
 
 def test_no_warning_on_a_normal_run(folder: Path) -> None:

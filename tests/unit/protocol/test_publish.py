@@ -15,11 +15,11 @@ from atomik import errors
 from atomik._folder import filesystem as _filesystem
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
-from atomik._protocol import publish as _swap
+from atomik._protocol import publish as _publish
 from atomik._protocol import undo as _undo
 from atomik._protocol.step import Step, Undone
 from atomik._system import kernel as _kernel
-from tests.support.kernels import Acting, Faulty, Poor, every_call, installed
+from tests.support.kernels import Acting, Answer, Faulty, Poor, every_call, installed
 from tests.support.state import left_in, tree
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def fails_on_folders(call: Any) -> int | None:
 
 @pytest.mark.usefixtures("unknown")
 def test_groups_without_flags_and_links(folder: Path) -> None:
-    """A group needs a way back, so it is refused with everything as it was, unless the weaker one will do."""
+    """A group needs a way back, so it is refused with everything as it was, unless a gap is allowed."""
     Path("a").write_text("old")
     with installed(Poor(*NOTHING)):
         with pytest.raises(errors.UnsupportedFilesystemError), atomik.transaction(overwrite=True) as tx:
@@ -215,7 +215,7 @@ def test_folders_are_refused_when_staged(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("unknown")
-def test_weaker_folders_on_request(folder: Path) -> None:
+def test_folders_with_a_gap_on_request(folder: Path) -> None:
     """allow_gap=True creates and replaces folders with a moment of visibility, and says so."""
     with installed(Poor(*NO_FLAGS)):
         for content in ("1", "2"):
@@ -227,8 +227,8 @@ def test_weaker_folders_on_request(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("unknown")
-def test_weaker_folders_are_undone(folder: Path) -> None:
-    """Whatever call fails on the weaker method, all is old or all is new."""
+def test_folders_with_a_gap_are_undone(folder: Path) -> None:
+    """Whatever call fails on the method with a gap, all is old or all is new."""
     place = folder / "x"
     for point in every_call(errno.EIO):
         os.chdir(folder)
@@ -277,7 +277,7 @@ def test_a_trusted_filesystem_is_not_given_up(folder: Path) -> None:
 
     def refuse(call: Any) -> None:
         if call.args[4] == _kernel.EXCHANGE and once and once.pop():
-            raise OSError(errno.EINVAL, "injected")
+            raise Answer(errno.EINVAL)
 
     with installed(Acting("rename", refuse)):
         with pytest.raises(errors.AtomikOSError), atomik.folder("d", overwrite=True) as d:
@@ -326,13 +326,13 @@ def test_undo_is_idempotent(here: Directory, op: str, kind: str) -> None:
     step = a_step(here, op, kind)
     before = tree(".")
     assert _undo.undo(step) is Undone.UNTOUCHED
-    _swap.swap(step)
+    _publish.publish(step)
     assert step.method == "renameat2"
     assert tree(".") != before
     assert _undo.undo(step) is Undone.UNDONE
     assert tree(".") == before
     assert _undo.undo(step) is Undone.UNTOUCHED
-    _swap.swap(step)
+    _publish.publish(step)
     assert _undo.undo(step) is Undone.UNDONE
     assert tree(".") == before
 
@@ -342,7 +342,7 @@ def test_undo_is_idempotent(here: Directory, op: str, kind: str) -> None:
 def test_undo_leaves_strangers_alone(here: Directory, op: str, kind: str) -> None:
     """I4: what is neither the old nor the new object stays, and the original stays in the slot."""
     step = a_step(here, op, kind)
-    _swap.swap(step)
+    _publish.publish(step)
     if op != "remove":
         os.rename("dest", "ours")
     make("theirs", kind)
@@ -357,7 +357,7 @@ def test_undo_leaves_strangers_alone(here: Directory, op: str, kind: str) -> Non
 def test_undo_meets_a_stranger_at_the_last_moment(here: Directory, op: str, kind: str) -> None:
     """A stranger who comes between the look and the rename gets theirs back."""
     step = a_step(here, op, kind)
-    _swap.swap(step)
+    _publish.publish(step)
     make("theirs", kind)
 
     def come(_: object) -> None:
@@ -374,12 +374,12 @@ def test_undo_meets_a_stranger_at_the_last_moment(here: Directory, op: str, kind
 
 
 @pytest.mark.parametrize("op", ["create", "replace", "remove"])
-def test_lower_rungs_are_undone_too(here: Directory, op: str) -> None:
+def test_lower_methods_are_undone_too(here: Directory, op: str) -> None:
     """What was published by links is undone by links."""
     step = a_step(here, op, "file")
     before = tree(".")
     with installed(Poor(*NO_FLAGS)):
-        _swap.swap(step)
+        _publish.publish(step)
         assert step.method == "link"
         assert _undo.undo(step) is Undone.UNDONE
     assert tree(".").get("dest") == before.get("dest")  # the twins lie in the private folder, and go with it
@@ -397,7 +397,7 @@ def test_swap_checks_what_it_did(here: Directory, kind: str) -> None:
 
     kernel = Acting("rename", replace, when=lambda call: kernel.acted == 0)
     with installed(kernel), pytest.raises(errors.ConflictError, match="replaced by somebody else"):
-        _swap.swap(step)
+        _publish.publish(step)
     assert (os.listdir("dest") == ["theirs"]) if kind == "folder" else (Path("dest").read_text() == "theirs")
 
 
@@ -406,10 +406,10 @@ def test_lost_race_by_kind_of_step(here: Directory, folder: Path) -> None:
     step = a_step(here, "create", "file")
     Path("dest").write_text("theirs")
     with pytest.raises(errors.FileAlreadyExistsError, match="overwrite=True"):
-        _swap.swap(step)
+        _publish.publish(step)
     step.overwriting = True
     with pytest.raises(errors.ConflictError, match="meanwhile"):
-        _swap.swap(step)
+        _publish.publish(step)
     assert Path("dest").read_text() == "theirs"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.support.kernels import Acting, Recording, installed
+from tests.support.kernels import Acting, Answer, Recording, installed
 from tests.support.lab import mounts, namespace
 from tests.support.lab.need import need
 from tests.support.state import tree
@@ -32,7 +32,7 @@ def test_move(folder: Path) -> None:
 
 
 def test_move_over_something(folder: Path) -> None:
-    """Only with overwrite, and only over the same kind; keep= holds on to what was there."""
+    """Only with overwrite, and only over the same kind; backup= holds on to what was there."""
     Path("a").write_text("a")
     Path("b").write_text("b")
     Path("d").mkdir()
@@ -54,7 +54,7 @@ def test_move_is_undone(folder: Path) -> None:
 
     def fail(call: Any) -> None:
         if call.paths[1].endswith("/new"):
-            raise OSError(5, "injected")
+            raise Answer(5)
 
     with installed(Acting("rename", fail)), pytest.raises(errors.CommitError), atomik.transaction() as tx:
         tx.move("a", "b", overwrite=True)

@@ -10,7 +10,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.support.kernels import Acting, installed
+from tests.support.kernels import Acting, Answer, installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +60,7 @@ def test_removal_is_undone(folder: Path) -> None:
 
     def fail(call: Any) -> None:
         if call.paths[1].endswith("/new"):
-            raise OSError(5, "injected")
+            raise Answer(5)
 
     with installed(Acting("rename", fail)), pytest.raises(errors.CommitError), atomik.transaction() as tx:
         tx.remove("d")

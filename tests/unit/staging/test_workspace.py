@@ -22,7 +22,7 @@ from atomik._protocol.private_folder import PrivateFolder
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel as _kernel
 from tests.support.kernels import Acting, Faulty, Recording, installed
-from tests.support.state import descriptors, left_in, tree
+from tests.support.state import descriptors, tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,59 +78,68 @@ def test_one_folder_is_held_once(folder: Path, workspace: Workspace) -> None:
     assert len(descriptors()) == len(before) + 1
 
 
-def test_claim(here: Directory, folder: Path) -> None:
+def private(here: Directory) -> PrivateFolder:
+    made = PrivateFolder(here, "0" * 16)
+    made.make()
+    return made
+
+
+NAME = f".atomik-{'0' * 16}"
+
+
+def test_private_folder(here: Directory, folder: Path) -> None:
     """Mode 0700 whatever the umask, locked for as long as it lives, and gone afterwards."""
     before = os.umask(0)
     try:
-        private_folder = PrivateFolder(here, "0" * 16)
+        private_folder = private(here)
     finally:
         os.umask(before)
-    path = folder / f".atomik-{'0' * 16}"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-    fd = os.open(path, os.O_RDONLY)
+    assert stat.S_IMODE((folder / NAME).stat().st_mode) == 0o700
+    fd = os.open(folder / NAME, os.O_RDONLY)
     with pytest.raises(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    private_folder.release()
+    private_folder.dissolve()
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(fd)
     assert os.listdir() == []
 
 
-def test_claim_taken_away_while_it_is_made(here: Directory) -> None:
+def test_private_folder_taken_away_while_it_is_made(here: Directory) -> None:
     """A recovery that removes it between mkdir and flock is no error: it is made again."""
-    name = f".atomik-{'0' * 16}"
     for call in ("open", "flock"):
         once = [True]
-        kernel = Acting(call, lambda _: os.rmdir(name), when=lambda _, once=once: bool(once) and once.pop())  # type: ignore[misc]
+        kernel = Acting(call, lambda _: os.rmdir(NAME), when=lambda _, once=once: bool(once) and once.pop())  # type: ignore[misc]
         with installed(kernel):
-            private_folder = PrivateFolder(here, "0" * 16)
+            private_folder = private(here)
         assert kernel.acted == 1
-        private_folder.release()
+        private_folder.dissolve()
     assert os.listdir() == []
 
 
-def test_claim_taken_away_for_ever(here: Directory) -> None:
-    name = f".atomik-{'0' * 16}"
+def test_private_folder_taken_away_for_ever(here: Directory) -> None:
+    """It gives up with a conflict, and leaves nothing."""
     with (
-        installed(Acting("open", lambda _: os.rmdir(name))),
+        installed(Acting("flock", lambda _: os.rmdir(NAME))),
         pytest.raises(errors.ConflictError, match="keeps removing"),
     ):
-        PrivateFolder(here, "0" * 16)
+        private(here)
     assert os.listdir() == []
 
 
 def test_a_stranger_took_our_name(here: Directory) -> None:
     """Nobody guesses 64 random bits; if the name is taken all the same, it is left alone."""
-    os.mkdir(f".atomik-{'0' * 16}")
-    Path(f".atomik-{'0' * 16}/theirs").touch()
+    os.mkdir(NAME)
+    Path(NAME, "theirs").touch()
+    made = PrivateFolder(here, "0" * 16)
     with pytest.raises(FileExistsError):
-        PrivateFolder(here, "0" * 16)
-    assert left_in(Path())
-    Path(f".atomik-{'0' * 16}/theirs").unlink()
-    os.rmdir(f".atomik-{'0' * 16}")
+        made.make()
+    made.dissolve()
+    assert os.listdir(NAME) == ["theirs"]
+    Path(NAME, "theirs").unlink()
+    os.rmdir(NAME)
 
 
-def test_what_strangers_put_into_a_claim_stays(folder: Path) -> None:
+def test_what_strangers_put_into_a_private_folder_stays(folder: Path) -> None:
     """I6: only our own names are deleted; the commit does not fail for it, and says what is left."""
     tx = atomik.transaction()
     staged = tx.folder("d")

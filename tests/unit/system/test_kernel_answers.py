@@ -146,3 +146,15 @@ def test_what_atomik_says_is_no_answer(here: Directory) -> None:
         patch.setattr(kernel.port, "fsync", lambda fd: (_ for _ in ()).throw(OSError("no number")), raising=False)
         assert answer(here.sync) is None
     assert kernel.errno_of(OSError(errno.EIO, "never raised")) is None
+
+
+def test_typed_turns_the_kernels_answers_alone(tmp_path: Path) -> None:
+    """Our own errors, everybody else's, and those of a signal handler go on unchanged, of whatever class."""
+    for exc in (errors.ConflictError(errno.EBUSY, "x"), ZeroDivisionError(), TimeoutError(errno.ETIMEDOUT, "handler")):
+        with pytest.raises(type(exc)) as caught, kernel.typed("cannot", "/x"):
+            raise exc
+        assert caught.value is exc
+    with pytest.raises(errors.MissingPathError) as turned, kernel.typed("cannot look", "/x"):
+        Directory.open(str(tmp_path / "missing"))
+    assert turned.value.filename == "/x"
+    assert isinstance(turned.value.__cause__, FileNotFoundError)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from atomik import errors
+from atomik._folder import filesystem
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place, chmod, link, rename_back
 from atomik._system import kernel
@@ -38,6 +39,7 @@ def behind(number: int, *calls: str, do: Callable[[], None]) -> None:
     def sandboxed() -> None:
         kernel.libc()
         refuse(number, *calls)
+        filesystem.forget()  # what the parent found out before holds no longer
         do()
 
     in_child(sandboxed)

@@ -315,7 +315,7 @@ class TestIfChanged:
 
 
 class TestKeep:
-    """``keep=``: the previous version under another name, in the same transaction."""
+    """``backup=``: the previous version under another name, in the same transaction."""
 
     def test_name(self, folder: Path) -> None:
         """The very object that was displaced stands under the new name, and the receipt says where."""
@@ -324,7 +324,7 @@ class TestKeep:
         receipt = write("a", "two", backup="a.bak")
         assert (Path("a").read_text(), Path("a.bak").read_text()) == ("two", "one")
         assert os.stat("a.bak").st_ino == inode
-        assert receipt.items[0].kept == str(folder / "a.bak")
+        assert receipt.items[0].backup == str(folder / "a.bak")
 
     def test_callable(self, folder: Path) -> None:
         """A function gets the destination's path and says the name, or a whole path in the same folder."""
@@ -339,7 +339,7 @@ class TestKeep:
         """A new file has no previous version: an old backup stays as it is."""
         Path("a.bak").write_text("from long ago")
         receipt = write("a", "one", backup="a.bak")
-        assert receipt.items[0].kept is None
+        assert receipt.items[0].backup is None
         assert Path("a.bak").read_text() == "from long ago"
 
     def test_replaces_the_older_backup(self, folder: Path) -> None:
@@ -373,7 +373,7 @@ class TestKeep:
         assert sorted(os.listdir()) == ["dest", "dest.bak"]
         assert (Path("dest").read_text(), Path("dest.bak").read_text()) == ("src", "dest")
         assert tx.receipt is not None
-        assert tx.receipt.items[0].kept == str(folder / "dest.bak")
+        assert tx.receipt.items[0].backup == str(folder / "dest.bak")
 
     @pytest.mark.parametrize("keep", ["", ".", "..", "sub/a.bak", "../a.bak", "/etc/a.bak", "a\0b", "n" * 256, "b/"])
     def test_bad_names(self, folder: Path, keep: str) -> None:
@@ -387,7 +387,7 @@ class TestKeep:
     def test_empty_name_is_said_to_be_empty(self, folder: Path) -> None:
         """And not to end with a slash."""
         write("a", "one")
-        with pytest.raises(atomik.errors.InvalidDestinationError, match="keep= is empty"):
+        with pytest.raises(atomik.errors.InvalidDestinationError, match="backup= is empty"):
             atomik.file("a", overwrite=True, backup="")
 
     def test_bytes(self, folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._tree.fingerprint import fingerprint, first_difference
-from tests.trees import (
+from tests.support.trees import (
     Before,
     Without,
     descriptors,
@@ -26,7 +26,7 @@ from tests.trees import (
     mounts,
     tree_with_mount,
 )
-from tests.users import NOBODY, as_user, root
+from tests.support.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from atomik._tree import compare, delete, sync
 from atomik._tree.clone import clone, copy_entry
 from atomik._tree.fingerprint import fingerprint
 from atomik._tree.metadata import Metadata, apply
-from tests.trees import descriptors, kernel, make_small
+from tests.support.trees import descriptors, kernel, make_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable

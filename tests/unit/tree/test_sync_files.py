@@ -13,7 +13,7 @@ import pytest
 
 from atomik._system import kernel as _kernel
 from atomik._tree import sync
-from tests.trees import Without, kernel
+from tests.support.trees import Without, kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
