@@ -128,10 +128,14 @@ def interrupt(folder: Path, numbers: set[int], committed: bool, *, after: bool) 
 
 @pytest.mark.filterwarnings("ignore:unclosed scandir iterator", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("committed", [False, True], ids=["undo", "finish"])
-def test_by_a_timer(folder: Path, committed: bool) -> None:
+def test_by_a_timer(folder: Path, committed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real signals, at moments that nobody chose.  A descriptor that open(2) returned this very moment may stay open; it has
-    no lock, or the recovery behind it would not get one."""
+    no lock, or the recovery behind it would not get one.  What arrives as Python enters a ``__del__`` is told by Python alone
+    (sys.unraisablehook), which is rare.
+    """
     rng, came = random.Random(7), 0
+    swallowed: list[BaseException | None] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: swallowed.append(told.exc_value))
     kinds = cycle(KINDS)
     raised: list[BaseException] = []
 
@@ -146,8 +150,7 @@ def test_by_a_timer(folder: Path, committed: bool) -> None:
             build(folder, committed)
             raised.clear()
             caught = raised_by(lambda: timed(folder, rng.uniform(0.00005, 0.004)))
-            assert (caught is None) == (not raised), (caught, raised)
-            assert caught is None or caught is raised[0], (caught, raised)
+            assert [caught] == raised or not (raised or caught) or raised == swallowed[-1:], (caught, raised)
             came += len(raised)
             check(folder, committed, f"{raised!r}")
             for fd in descriptors().keys() - before.keys():
@@ -156,6 +159,7 @@ def test_by_a_timer(folder: Path, committed: bool) -> None:
     finally:
         signal.signal(signal.SIGALRM, before_handler)
     assert came > 5
+    assert len(swallowed) <= 1 + came // 20
 
 
 def timed(folder: Path, seconds: float) -> None:
