@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
-    from ._receipt import ItemReceipt, Receipt, State
+    from ._receipt import ItemReceipt, PlannedChange, Receipt, State
     from ._recovery.reading import reading
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
@@ -55,6 +55,7 @@ __all__ = [
     "Mode",
     "Observation",
     "Output",
+    "PlannedChange",
     "Receipt",
     "RecoveryReport",
     "State",
@@ -80,6 +81,7 @@ _LATER = {
     "ItemReceipt": "_receipt",
     "Observation": "_staging.observe",
     "Promise": "_api.promises",
+    "PlannedChange": "_receipt",
     "Receipt": "_receipt",
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",

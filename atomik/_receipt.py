@@ -8,7 +8,7 @@ from typing import Literal
 from attrs import define
 
 #: what an output is
-Kind = Literal["file", "folder", "path", "symlink", "removal", "move"]
+Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "exchange", "expectation"]
 #: what happened to one destination
 Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
 #: how a destination got its new object; "" when nothing was done
@@ -63,6 +63,27 @@ class ItemReceipt:
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
     backup: str | None = None
+
+
+@define(frozen=True)
+class PlannedChange:
+    """What a commit would do to one name; in what `Transaction.plan` returns.
+
+    ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (what comes there exists elsewhere now),
+    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.  ``method``: how
+    it would be swapped.  ``str()`` gives a line.
+    """
+
+    __module__ = "atomik"
+
+    path: str
+    op: Op
+    kind: str
+    order: int
+    method: Method
+
+    def __str__(self) -> str:
+        return f"{self.op:<9} {self.kind:<7} {self.path}"
 
 
 @define(frozen=True)

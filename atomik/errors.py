@@ -181,8 +181,15 @@ class ConflictError(AtomikOSError):
     Cause: somebody changed, replaced, created or removed it meanwhile, or moved the folder; or a database that was
     written through `atomik.path` is still open.
 
+    ``path``, ``expected`` (what ``expect=`` was given) and ``found`` (an `atomik.Observation`) say what differs, where an
+    expectation was not met; they are None otherwise.
+
     Cure: read again and repeat the whole transaction; theirs was left alone.
     """
+
+    path: str | None = None
+    expected: object = None
+    found: object = None
 
 
 class LockTimeoutError(AtomikOSError, TimeoutError):

@@ -66,4 +66,8 @@ class Output(Generic[_T]):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.transaction.__exit__(kind, exc, trace)
+        try:
+            self.transaction.__exit__(kind, exc, trace)
+        except BaseException as failure:
+            self.transaction._fail_if_open(failure)  # it may have arrived right before the handlers there
+            raise

@@ -45,6 +45,7 @@ def transaction(
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | None = None,
+    coordinator: str = "",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
 
@@ -63,7 +64,10 @@ def transaction(
         name = tx.path(path)               a pathlib.Path for a program that writes by name
         tx.symlink(path, target)           a symbolic link that says target
         tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
-        tx.move(src, dest)                 what stands at src goes to dest
+        tx.move(src, dest)                 what exists at src goes to dest
+        tx.exchange(first, second)         two names change what exists at them
+        tx.expect(path, expected)          commit only if path is still as it was seen
+        tx.plan(), tx.drop(path)           what would be done; take an operation back
         tx.commit(), tx.abort()            the end, by hand
         tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
@@ -89,6 +93,8 @@ def transaction(
         ``None`` waits for ever.
     :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
         "swapping" and "cleaning"; a total of 0 is unknown.
+    :param str coordinator: who decides about the transaction once it is prepared (`Transaction.prepare`), such as the name of
+        a database; after a crash nothing touches it until ``recover(folder, decide=…)`` asks.  At most 255 bytes.
     :returns: a `Transaction`.
 
     :raises ValueError: ``durable`` or ``lock_timeout`` make no sense.
@@ -114,7 +120,9 @@ def transaction(
     """
     from .transaction import Transaction
 
-    return Transaction(overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress)
+    return Transaction(
+        overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator
+    )
 
 
 @overload

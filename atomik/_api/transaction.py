@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import operator
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, 
 from atomik import _events, errors
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._receipt import Receipt, State
+from atomik._receipt import PlannedChange, Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from atomik._staging.file_objects import StagedPath
     from atomik._staging.item import Item
-    from atomik._staging.options import BytesMode, ItemOptions, Progress, StrPath, TextMode
+    from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
@@ -59,6 +60,7 @@ class Transaction:
     _commit: Commit | None = None
     _receipt: Receipt | None = None
     _duration = 0.0
+    _coordinator = ""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Transaction:
         durable: bool | Literal["fsync", "syncfs"] = True,
         lock_timeout: float | None = 60.0,
         progress: Progress | None = None,
+        coordinator: str = "",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
@@ -79,6 +82,8 @@ class Transaction:
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
+        if coordinator:
+            self._coordinator = _checked_coordinator(coordinator)
         self._state = _OPEN  # last: from here on there is something to give back
         _live[id(self)] = weakref.ref(self)
         if self._intake.heard:
@@ -110,7 +115,7 @@ class Transaction:
             steps = {step.dest: step for step in reversed(commit.steps)}
             barriers = self._barriers
             self._receipt = Receipt(
-                self.txid, tuple(item.receipt(steps.get(item.place)) for item in commit.items), bool(barriers.durable),
+                self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
             )  # fmt: skip
         return self._receipt
@@ -275,6 +280,7 @@ class Transaction:
     def move(
         self, src: StrPath, dest: StrPath, overwrite: bool | None = None, *, order: int = 0,
         backup: str | Callable[[str], str] | None = None,
+        expect: Expectation = None,
     ) -> None:  # fmt: skip
         """Stage moving what stands at `src` to `dest`, on the same filesystem; undone like everything else.
 
@@ -293,7 +299,55 @@ class Transaction:
         """
         from atomik._staging import move
 
-        move.stage(self._intake, src, dest, overwrite, order=order, backup=backup)
+        move.stage(self._intake, src, dest, overwrite, order=order, backup=backup, expect=expect)
+
+    def exchange(self, first: StrPath, second: StrPath, *, order: int = 0, expect: Expectation = None) -> None:
+        """Stage the exchange of what exists at two names, in one step: files, folders, links, in any pairing.
+
+        :param first, second: str or path objects; both must exist, or be put there earlier in this transaction.
+        :param int order: when it is published, among the items; lower first.
+        :param expect: what must exist at `first`, as for `atomik.file`.
+
+        :raises atomik.errors.MissingPathError: one of them does not exist.
+
+        Otherwise raises like `Transaction.file`.  Source: renameat2(2), RENAME_EXCHANGE.
+        """
+        from atomik._staging import exchange
+
+        exchange.stage(self._intake, first, second, order=order, expect=expect)
+
+    def expect(self, path: StrPath, expected: Expectation) -> None:
+        """Commit only if `path`, which was only read, is still as `expected`; nothing changes there.
+
+        :param expected: what `atomik.observe` returned, "absent", or ``"sha256:<hex>"`` of a regular file.
+        :raises atomik.errors.ConflictError: it is not; at once, or at the commit, under the locks and before the first swap.
+
+        Limit: what changes after that check, in the microseconds of the swaps, is not seen.
+        """
+        from atomik._staging import expectation
+
+        expectation.stage(self._intake, path, expected)
+
+    def drop(self, path: StrPath) -> None:
+        """Take the last operation at `path` back; what it staged is deleted.
+
+        :raises atomik.errors.MissingPathError: no operation of this transaction changes it.
+        :raises atomik.errors.DuplicateDestinationError: a later operation builds on it; drop that first.
+        """
+        self._intake.drop(path)
+
+    def plan(self) -> tuple[PlannedChange, ...]:
+        """What the commit would do now: an `atomik.PlannedChange` for each name, in the order of the steps.
+
+        Nothing is locked and nothing is changed, so others may change the answer.
+
+        Raises like `commit` when a destination is not as it must be.
+        """
+        from atomik._commit.preview import preview
+
+        with self._intake.lock:
+            self._intake.require_open()
+            return preview(self._intake.items)
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
@@ -322,62 +376,120 @@ class Transaction:
         assert receipt is not None
         return receipt
 
+    def prepare(self) -> None:
+        """Do everything up to the commit mark: locked, journalled, published and durable, and still undoable.
+
+        Then `commit` writes the mark, or `abort` undoes everything; so somebody else, a database say, can decide between the
+        two.  Until then the folders stay locked.  If the process dies in between, the next transaction there (or `recover`)
+        undoes it; with ``transaction(coordinator=…)`` nothing touches it until ``recover(folder, decide=…)`` asks whoever
+        decides.
+
+        Raises like `commit`; then everything is as it was, and the transaction is over.
+        """
+        with self._intake.lock:
+            self._refuse_unless_whole()
+            self._guarded(self._prepare, time.perf_counter())
+
     def abort(self) -> None:
-        """Drop everything staged; every destination is as it was.  Harmless when it was aborted before.
+        """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
+        before.
 
         :raises atomik.errors.TransactionStateError: it was committed already, or this is a forked child.
         """
         with self._intake.lock:
             if self._state is _ABORTED:
                 return
-            self._intake.require_open()
-            self._intake.closed = _ABORTED.value
-            interrupt = self._end(None)
-            if _events.heard(_events.INFO):
-                _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
+            if not self._is_prepared():
+                self._intake.require_open()
+            try:
+                self._drop(None)
+            except BaseException as exc:  # noqa: BLE001  goes on from there
+                self._fail_if_open(exc)
+                raise
+
+    def _drop(self, cause: BaseException | None) -> None:
+        """Drop everything staged; `cause` is what the block was left by."""
+        self._intake.closed = _ABORTED.value
+        interrupt = self._end(cause)
+        if _events.heard(_events.INFO):
+            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
         if interrupt is not None:
             raise interrupt
+
+    def _is_prepared(self) -> bool:
+        """Whether nothing but the mark is missing."""
+        return self._commit is not None and self._commit.undecided and self._state is _OPEN
 
     def _publish(self) -> None:
         """Publish everything, or bring everything back."""
         with self._intake.lock:
-            intake = self._intake
-            if intake.closed or intake.failed or intake.pid != forked.me:
-                self._refuse()
             started = time.perf_counter()
-            try:
-                try:
-                    self._run(started)
-                except BaseException as exc:  # noqa: BLE001  goes on from there
-                    self._fail(exc, started)
-            except BaseException as exc:
-                if self._state is _OPEN:  # it arrived on the way to the handler above
-                    self._fail(exc, started)
-                raise
+            if self._is_prepared() and self._intake.pid == forked.me:
+                self._guarded(self._finish, started)
+            else:
+                self._refuse_unless_whole()
+                self._guarded(self._run, started)
         if _events.heard(_events.INFO):
             self._tell_success()
 
+    def _refuse_unless_whole(self) -> None:
+        intake = self._intake
+        if intake.closed or intake.failed or intake.pid != forked.me:
+            intake.require_open()
+            path, reason = next(iter(intake.failed.items()))
+            raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
+
+    def _guarded(self, action: Callable[[float], None], started: float) -> None:
+        """Do it; whatever arrives meanwhile, everything comes to its end first."""
+        try:
+            try:
+                action(started)
+            except BaseException as exc:  # noqa: BLE001  goes on from there
+                self._fail(exc, started)
+        except BaseException as exc:
+            self._fail_if_open(exc)
+            raise
+
     def _run(self, started: float) -> None:
+        self._begin()
+        self._finish(started)
+
+    def _prepare(self, started: float) -> None:
+        self._begin(undecided=True)
+        self._intake.closed = "prepared"
+
+    def _begin(self, *, undecided: bool = False) -> None:
         intake = self._intake
         intake.closed = "being committed"
-        items = intake.ordered()
+        items = intake.items
         for item in items:
             if item.state is not SEALED:
                 item.seal(early=False)
         commit = self._commit = Commit(
             intake.workspace, items, self._barriers, self._lock_timeout, intake.progress, heard=intake.heard
         )
+        if undecided or self._coordinator:
+            commit.undecided, commit.coordinator = True, self._coordinator
         if items:
             commit.prepare()
-            commit.confirm()
-            commit.clean_up()
         else:
             commit.state = _COMMITTED
+
+    def _finish(self, started: float) -> None:
+        commit = self._commit
+        assert commit is not None
+        commit.confirm()
+        commit.clean_up()
         self._give_back()
         self._duration = time.perf_counter() - started
         self._state = commit.state
-        intake.closed = "committed"
+        self._intake.closed = "committed"
         _live.pop(id(self), None)
+
+    def _fail_if_open(self, exc: BaseException) -> None:
+        """For handlers further out: `exc` arrived on the way into the one that would have brought everything to its end."""
+        if self._state is _OPEN and self._intake.pid == forked.me:
+            self._fail(exc, time.perf_counter())
 
     def _fail(self, exc: BaseException, started: float) -> NoReturn:
         """The commit was left by `exc`: bring it to its end, and raise what the caller is to see."""
@@ -410,8 +522,8 @@ class Transaction:
     def _settle(self, exc: BaseException | None) -> None:
         """What may be repeated until it was not interrupted."""
         commit = self._commit
-        if commit is not None and exc is not None:
-            commit.end(exc)
+        if commit is not None:
+            commit.end(exc or _Unfinished("it was never finished"))
         self._give_back()
         self._state = _ABORTED if commit is None or commit.state is _OPEN else commit.state
         self._intake.closed = self._state.value
@@ -439,12 +551,6 @@ class Transaction:
                 commit.failed_cleanup(path, failure)
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
-
-    def _refuse(self) -> NoReturn:
-        """Say why nothing can be committed."""
-        self._intake.require_open()
-        path, reason = next(iter(self._intake.failed.items()))
-        raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
 
     # --- telling -------------------------------------------------------------------------------------------------
     def _tell_success(self) -> None:
@@ -485,20 +591,19 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._intake.pid != forked.me:
-            if kind is None:
-                self._intake.require_open()
-            return
-        if self._state is not _OPEN:
-            return  # committed or aborted inside the block
-        if kind is not None:
-            self.abort()
-            return
         try:
-            self._publish()
-        except errors.TransactionStateError:
-            if self._state is _OPEN:
-                self.abort()
+            if self._intake.pid != forked.me:
+                if kind is None:
+                    self._intake.require_open()
+            elif self._state is not _OPEN:
+                pass  # committed or aborted inside the block
+            elif kind is not None:
+                with self._intake.lock:
+                    self._drop(exc)
+            else:
+                self._publish()
+        except BaseException as failure:
+            self._fail_if_open(failure)
             raise
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -516,6 +621,20 @@ class Transaction:
             self._end(None)
         # Last, for a filter may turn it into an exception, and nothing may be left for that.
         warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+
+
+#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+_order = operator.attrgetter("order")
+
+
+def _checked_coordinator(name: str) -> str:
+    if len(name.encode()) > 255:
+        raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
+    return name
+
+
+class _Unfinished(Exception):  # noqa: N818
+    """The cause of a rollback, where a commit that was left half way ends with its object."""
 
 
 def _is_ours(exc: BaseException) -> bool:

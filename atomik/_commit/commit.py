@@ -74,6 +74,9 @@ _OF_FOLDERS = ("folder", "path", "removal")
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
 
+#: operations that change two names, and so are no single step that is atomic by itself, or need both identities
+_OF_TWO_NAMES = frozenset({"move", "exchange"})
+
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
@@ -104,6 +107,9 @@ class Commit:
     #: why undoing failed, the first time
     _failure: OSError | None = None
     _recorded: frozenset[bytes] = frozenset()
+    #: it may stay prepared, and who decides about it then
+    undecided = False
+    coordinator = ""
 
     def __init__(
         self, workspace: Workspace, items: list[Item], barriers: Barriers, lock_timeout: float | None,
@@ -140,7 +146,7 @@ class Commit:
     # --- forward -------------------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
-        if len(self.items) == 1:
+        if len(self.items) == 1 and not self.undecided:
             self._prepare_alone(self.items[0])
         else:
             self._prepare_group()
@@ -161,7 +167,7 @@ class Commit:
         """One item: what it needs shows when it is planned."""
         options = item.options
         if (
-            item.backup or options.allow_gap or item.kind == "move" or item.expectation is not None
+            item.backup or options.allow_gap or item.kind in _OF_TWO_NAMES or item.expectation is not None
             or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
         ):  # fmt: skip
             self._prepare_group()
@@ -175,7 +181,7 @@ class Commit:
         if options.if_changed and item.stands_already():
             self._confirm_unchanged(parent)
             return
-        found = item.find(alone=True)
+        found = self._find(alone=True)
         if self.barriers.durable:
             self._syncing(0)
             self.barriers.staged(self.items, [], self.workspace.made_parents, None)
@@ -220,7 +226,7 @@ class Commit:
     def _plan_alone(self, item: Item, found: dict[Place, Found | None]) -> None:
         """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
         there = found[item.place]
-        if there is not None and isinstance(item, StagedFile) and item.slot is None:
+        if isinstance(item, StagedFile) and item.slot is None and (there is not None or item.unnameable):
             self._name(item, item.name_beside)
         alone = not self._locked
         try:
@@ -231,7 +237,15 @@ class Commit:
         if there is not None and there.kind == "folder" and not self._locked:
             self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=True)
             self._lock({item.place})
-            self._plan_alone(item, item.find(alone=True))
+            self._plan_alone(item, self._find(alone=True))
+
+    def _find(self, *, alone: bool) -> dict[Place, Found | None]:
+        """What exists at every name that changes."""
+        found: dict[Place, Found | None] = {}
+        for item in self.items:
+            if not item.unchanged:
+                item.find(found, alone=alone)
+        return found
 
     def _name(self, item: StagedFile, action: Callable[[], None]) -> None:
         """Give an unnamed file a slot; if that took a copy, the copy must be made durable."""
@@ -244,18 +258,19 @@ class Commit:
         """Plan; the names at which there are folders now."""
         if len(self.items) > MANY:
             self.workspace.list_names(self._parents, min(len(self.items), LONG))
-        items = [item for item in self.items if not (item.options.if_changed and item.stands_already())]
-        found: dict[Place, Found | None] = {}
-        for item in items:
-            found.update(item.find(alone=False))
+        for item in self.items:
+            if item.options.if_changed:
+                item.stands_already()
+        found = self._find(alone=False)
+        items = [item for item in self.items if not item.unchanged]
         self.steps = self._planned(items, found)
-        expected = any(item.expectation is not None for item in items)
-        self._needs = _plan.needs(self.steps, checked_later=expected, folders_displaced=True)
+        later = self.undecided or any(item.expectation is not None for item in items)
+        self._needs = _plan.needs(self.steps, checked_later=later, folders_displaced=True)
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
         try:
-            return _plan.plan([item.operation(alone=False) for item in items], found)
+            return _plan.plan([item.operation(alone=False) for item in items if item.changes], found)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
 
@@ -362,7 +377,7 @@ class Commit:
             )
             for s in self.steps
         )  # fmt: skip
-        return records.encode(self.txid, journal, entries, steps, len(self.steps))
+        return records.encode(self.txid, journal, entries, steps, len(self.steps), self.coordinator)
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
@@ -386,7 +401,6 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
-        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -398,7 +412,6 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
-                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -410,11 +423,7 @@ class Commit:
                 if self._heard:
                     self._swapped(step, 0)
                 return
-            self._plan_alone(item, item.find(alone=True))
-            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
-                step = self.steps[0]
-                identity_of_new(step)
-                step.fd = -1
+            self._plan_alone(item, self._find(alone=True))
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
@@ -461,14 +470,17 @@ class Commit:
 
     def _check_displaced(self, item: Item) -> None:
         """Compare-and-swap, after the swap: what we displaced must still be what the caller had seen."""
-        expected = None if item.expectation is None else item.expected_in()
-        if expected is None:
+        expect = item.expectation
+        if expect is None or isinstance(expect, str) or expect.absent or item.unchanged:
             return
-        observation, slot = expected
-        why = observation._mismatch(slot, moved=True)
+        step = next((step for step in self.steps if step.dest == item.place), None)
+        if step is None or step.old is None:
+            return
+        # Where it lies now: in the slot, or under the name that it was moved to.
+        place = next((other.dest for other in self.steps if other.new == step.old), step.slot)
+        why = expect._mismatch(place, moved=True)
         if why is not None:
-            text = f"not what was expected: {why} at the last moment; observe it again and repeat"
-            errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
+            item.conflict(f"not what was expected: {why} at the last moment")
 
     def _swapped(self, step: Step, order: int) -> None:
         self.event(
@@ -756,7 +768,9 @@ def _grace() -> float:
     programs a processor, 5 ms were too short for 165 of 10,000 swaps under a spinning reader, 20 ms for none of 2,000."""
     try:
         crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
-    except OSError:  # no /proc
+    except OSError as exc:  # no /proc; it has no errno
+        if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+            raise
         crowd = 1.0
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 

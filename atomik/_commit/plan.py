@@ -15,6 +15,7 @@ What a commit needs besides follows from the steps as data (`Needs`).
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from atomik._protocol.step import Step
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from atomik._folder.place import Place
+
+
+_order = operator.attrgetter("order")
 
 
 class Refusal(Exception):  # noqa: N818  the plan's answer; the commit makes an error of it
@@ -140,7 +144,7 @@ class _Model:
             for operation in operations:
                 old, new = self.before[operation.place], operation.new
                 steps.append(_step(operation, operation.place, operation.slot, new, old, fd=operation.fd))
-            return steps
+            return sorted(steps, key=_order) if any(step.order for step in steps) else steps
         chains = list(self._chains(operations))
         chains.sort(key=lambda chain: max(step.order for step in chain))
         return [step for chain in chains for step in chain]

@@ -258,6 +258,21 @@ class Directory:
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
 
 
+def close_again(fd: int, key: tuple[int, int], exc: BaseException) -> None:
+    """`exc` came out of a close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still leads
+    to what has this (st_dev, st_ino), and must not stay open, for it may hold a lock."""
+    if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+        return
+    try:
+        now = kernel.port.fstat(fd)
+    except OSError as closed:
+        if kernel.errno_of(closed) is None:
+            raise
+        return
+    if (now.st_dev, now.st_ino) == key:
+        kernel.port.close(fd)
+
+
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
     port, flags = kernel.port, fs.handle_flags

@@ -1,4 +1,5 @@
-"""The rules between the destinations of one transaction: none twice, none inside another, all on one filesystem.
+"""The rules between the destinations of one transaction: none inside another, all on one filesystem; and what the operations
+so far leave at each name, for each sees what the earlier ones will have done.
 
 Folders are told by identity and mount, never by their paths, so two spellings of one folder, or a parent reached through
 a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
 _Key = tuple[int, int, int]
 
 
+#: no operation of the transaction has changed the name so far
+UNTOUCHED = "untouched"
+
+
 class Destinations:
     """What was taken so far; see the module."""
 
     #: the first one, kept aside until there is a second: most transactions have one
-    _first: tuple[Place, str | None, Status | None] | None = None
-    #: the names taken in each folder, each with its path as given where it is not the folder's and the name
-    _taken: dict[_Key, tuple[Directory, dict[str, str | None]]] = {}  # noqa: RUF012  replaced by `_unfold`
+    _first: tuple[Place, str | None, Status | None, str | None] | None = None
+    #: the names taken in each folder, each with what the operations leave there, in their order
+    _taken: dict[_Key, tuple[Directory, dict[str, list[str | None]]]] = {}  # noqa: RUF012  replaced by `_unfold`
     #: the folders in which something of ours lies or will lie, each with the path that brought it in
     _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
 
@@ -41,44 +46,55 @@ class Destinations:
         if first is not None:
             self._register(*first)
 
-    def register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
-        """Take a destination in, or refuse it: duplicate, nested, or on a second filesystem.
+    def leaves(self, place: Place) -> str | None:
+        """What the operations so far leave at a name: a kind ("" for one that nobody knows yet), None for nothing, or
+        `UNTOUCHED`."""
+        if self._taken is Destinations._taken:
+            if self._first is None or self._first[0] != place:
+                return UNTOUCHED
+            return self._first[3]
+        _, names = self._taken.get(place.directory.place_key) or (None, {})
+        return names[place.name][-1] if place.name in names else UNTOUCHED
 
-        `given` is its path as the user gave it, where that is another than the place's; `folder_there` the stat of a
-        folder that the item would displace.
+    def register(self, place: Place, given: str | None, folder_there: Status | None, leaves: str | None) -> None:
+        """Take an operation in, or refuse it: nested, or on a second filesystem.
+
+        `given` is its path as the user gave it, where that is another than the place's; `folder_there` the status of a
+        folder that it would displace; `leaves` what it leaves there.
         """
         if self._first is None and self._taken is Destinations._taken:
-            self._first = place, given, folder_there
+            self._first = place, given, folder_there, leaves
             return
         self._unfold()
-        self._register(place, given, folder_there)
+        self._register(place, given, folder_there, leaves)
 
-    def _register(self, place: Place, given: str | None, folder_there: Status | None) -> None:
+    def _register(self, place: Place, given: str | None, folder_there: Status | None, leaves: str | None) -> None:
         path = given or str(place)
         directory = place.directory
         taken = self._taken.get(directory.place_key)
         if taken is None:
             self._same_filesystem(directory, path)
-        elif place.name in taken[1]:
-            text = "the same destination is staged twice in one transaction; a name changes once, "
-            text += "so stage what is to stand there in the end"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, path, taken[1][place.name] or str(place))
         self._not_nested(directory, path, folder_there)
         if taken is None:
             taken = self._taken[directory.place_key] = directory, {}
-        taken[1][place.name] = given
+        taken[1].setdefault(place.name, []).append(leaves)
         if folder_there is not None:
             self._displaced[folder_there.dev, folder_there.ino] = path
 
     def unregister(self, place: Place) -> None:
-        """Let a destination go, so that it may be staged again."""
+        """Take the last operation at a name back."""
         self._unfold()
         key = place.directory.place_key
         _, names = self._taken.get(key) or (None, {})
-        path = names.pop(place.name, None) or str(place)
+        operations = names.get(place.name)
+        if operations:
+            operations.pop()
+        if operations:
+            return
+        names.pop(place.name, None)
         if not names:
             self._taken.pop(key, None)
-        self._displaced = {k: p for k, p in self._displaced.items() if p != path}
+        self._displaced = {k: p for k, p in self._displaced.items() if p != str(place)}
 
     def use(self, directory: Directory, path: str) -> None:
         """Something of ours will lie in this folder, which must not be displaced."""
@@ -90,8 +106,8 @@ class Destinations:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
         self._unfold()
         for directory, names in self._taken.values():
-            for name, given in names.items():
-                staged = given or directory.child(name)
+            for name in names:
+                staged = directory.child(name)
                 if (parent + "/").startswith(staged.rstrip("/") + "/"):
                     _nested(path, staged)
 
@@ -100,13 +116,13 @@ class Destinations:
             return
         first, names = next(iter(self._taken.values()))
         if (first.dev, first.mount) != (directory.dev, directory.mount):
-            name, given = next(iter(names.items()))
+            name = next(iter(names))
             where = "different filesystems" if first.dev != directory.dev else "different mounts of one filesystem"
             text = (
                 f"destinations lie on {where} (st_dev {directory.dev} and {first.dev}); "
                 "one transaction needs one filesystem: use a transaction for each"
             )
-            error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, path, given or first.child(name)))
+            error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, path, first.child(name)))
             error.devices = (directory.dev, first.dev)
             raise error
 

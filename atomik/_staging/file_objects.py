@@ -13,7 +13,7 @@ import io
 import os
 import pathlib
 import sys
-from functools import cache
+from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from atomik import errors
@@ -49,13 +49,13 @@ class _Raw(io.RawIOBase):
         self._fd, self.name, self.mode = fd, name, mode
 
     def fileno(self) -> int:
-        return self._fd if self._fd >= 0 else self._refuse()
+        return self._fd if self._fd >= 0 else _refuse()
 
     def readable(self) -> bool:
         return self.fileno() >= 0 and self.mode != "wb"
 
     def writable(self) -> bool:
-        return self._fd >= 0 or self._refuse()
+        return self._fd >= 0 or _refuse()
 
     seekable = writable
 
@@ -68,6 +68,8 @@ class _Raw(io.RawIOBase):
         try:
             return kernel.port.write(self._fd, data)
         except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             self.fileno()  # closed?
             raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
 
@@ -75,23 +77,27 @@ class _Raw(io.RawIOBase):
         return os.lseek(self.fileno(), offset, whence)
 
     def tell(self) -> int:
-        return os.lseek(self._fd if self._fd >= 0 else self._refuse(), 0, os.SEEK_CUR)
+        return os.lseek(self._fd if self._fd >= 0 else _refuse(), 0, os.SEEK_CUR)
 
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
         try:
             kernel.port.truncate(self.fileno(), size)
         except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             raise errors.system_error(exc, "cannot resize the staged content", self.name) from exc
         return size
 
     def close(self) -> None:
         self._fd = -1
+        vars(self).pop("tell", None)  # see `open_file_object`
         _close(self)
         self.closed = True
 
-    def _refuse(self) -> NoReturn:
-        raise ValueError("I/O operation on closed file")
+
+def _refuse() -> NoReturn:
+    raise ValueError("I/O operation on closed file")
 
 
 class _Sealing:
@@ -181,6 +187,9 @@ def open_file_object(
     base, readable, binary = mode
     reads = readable or base == "r"
     raw = (_Raw if buffering or not binary else StagedRaw)(fd, name, "rb+" if reads else "wb")
+    if buffering or not binary:
+        # In C: the layers above drop every exception when they ask, also that of a signal handler.
+        raw.tell = partial(os.lseek, fd, 0, os.SEEK_CUR)  # type: ignore[method-assign]
     size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     if not binary:
         buffer = (io.BufferedRandom if reads else io.BufferedWriter)(raw, size)

@@ -9,6 +9,7 @@ Threads may stage at the same time: the lock guards the lists and the sealing of
 
 from __future__ import annotations
 
+import errno
 import operator
 from _thread import RLock
 from typing import TYPE_CHECKING, NoReturn, Protocol
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from atomik import _events
 from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
+from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
 from . import checks, companions
+from .destinations import UNTOUCHED
 from .file import StagedFile
 from .item import Item
 from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
@@ -124,11 +127,16 @@ class Intake:
         item = kind(as_given, place, stage, workspace, options, given.get("order", 0) if given else 0)
         if prepare is not None:
             prepare(item)
-        found = item.look()
+        leaves = workspace.destinations.leaves(place)
+        found = None
+        if leaves == UNTOUCHED:
+            found = item.look()
+        else:
+            item.follow(leaves)
         if kind is not StagedFile or companions.is_database(name):
             item.refuse_companions()
         there = found if found is not None and kernel.is_folder(found.mode) else None
-        workspace.destinations.register(place, as_given, there)
+        workspace.destinations.register(place, as_given, there, item.leaves())
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
             try:
                 self._check(item, found)
@@ -160,7 +168,7 @@ class Intake:
         if item.backup_place is not None:
             there = item.check_backup() if found is not None else None
             folder = there if there is not None and kernel.is_folder(there.mode) else None
-            self.workspace.destinations.register(item.backup_place, None, folder)
+            self.workspace.destinations.register(item.backup_place, None, folder, item.step_kind())
 
     def forget(self, item: Item) -> None:
         """An item is out of the transaction."""
@@ -181,9 +189,7 @@ class Intake:
         try:
             result = action(*args)
         except BaseException as exc:
-            item.owner = None
-            item.discard()
-            self.forget(item)
+            self._take_back(item)
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
                 raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
             raise
@@ -194,11 +200,49 @@ class Intake:
             )  # fmt: skip
         return result
 
+    def _take_back(self, item: Item) -> None:
+        """Staging failed, and that is the error to tell: what cannot be removed now, the private folder's end reports."""
+        try:
+            item.end(done=False)
+        except OSError as exc:
+            if not is_failure(exc):
+                raise  # the transaction's end finds it among the items
+        self.forget(item)
+
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""
         from .file_objects import StagedPath
 
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
+
+    def will_exist(self, path: StrPath) -> bool:
+        """Whether something would exist at `path` if the commit came now."""
+        full = absolute(path)
+        try:
+            place = self.workspace.locate(full, folder=True, parents=False)
+        except _errors.MissingPathError:
+            return False
+        leaves = self.workspace.destinations.leaves(place)
+        return place.status() is not None if leaves == UNTOUCHED else leaves is not None
+
+    def drop(self, path: StrPath) -> None:
+        """Take the last operation at `path` back."""
+        full = absolute(path)
+        with self.lock:
+            self.require_open()
+            place = self.workspace.locate(full, folder=True, parents=False)
+            item = next((item for item in reversed(self.items) if place in item.places()), None)
+            if item is None:
+                text = "no operation of this transaction changes it, so there is nothing to drop"
+                _errors.fail(_errors.MissingPathError, errno.ENOENT, text, full)
+            later = self.items[self.items.index(item) + 1 :]
+            built = next((each for each in later if set(each.places()) & set(item.places())), None)
+            if built is not None:
+                text = "a later operation of this transaction builds on it; drop that first"
+                _errors.fail(_errors.DuplicateDestinationError, errno.EEXIST, text, full, built.path)
+            self.forget(item)
+            item.end(done=False)
+            self.failed.pop(item.path, None)
 
     def counting(self, phase: str) -> Callable[[int], None] | None:
         """What turns "so many more" into "so many so far", for the user's progress function."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from atomik._receipt import Kind, Op
     from atomik._system.libc import Status
 
-    from .observe import Observation
     from .options import Options
     from .workspace import Workspace
 
@@ -114,6 +113,8 @@ class Item:
     kind: Kind
     #: whether staging it writes content that must be synced
     content = True
+    #: whether it changes a name, and does not only say what must exist there
+    changes = True
 
     def __init__(
         self, given: str | None, place: Place, stage: Directory, workspace: Workspace, options: Options, order: int = 0
@@ -182,26 +183,28 @@ class Item:
             if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
                 raise
 
-    def _discard(self, reason: str = "") -> None:
+    def _discard(self, reason: str) -> None:
         if self.state not in (OPEN, SEALED):
             return
-        self.state = DISCARDED
         try:
             self._drop()
         finally:
+            self.state = DISCARDED
             if self.owner is not None:
                 self.owner.discarded(self, reason)
 
     def end(self, *, done: bool) -> None:
-        """The transaction is over: give back what the item still holds.  May be repeated."""
-        self.owner = None
+        """The transaction is over: give back what the item still holds.  May be repeated until ``owner`` is None."""
         try:
             if done:
                 self.state = DONE
             else:
-                self._discard()
+                if self.state is not DONE:
+                    self._drop()
+                self.state = DISCARDED
         finally:
-            self.close()  # also when an earlier discard was interrupted before it came to this
+            self.close()
+        self.owner = None
 
     def close(self) -> None:
         """Let go of descriptors."""
@@ -229,8 +232,7 @@ class Item:
                 checks.refuse_existing(self.path)
             return None
         if expect is not None and not isinstance(expect, str) and (why := expect._mismatch(place)) is not None:
-            text = f"not what was expected: {why}; observe it again and repeat"
-            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
+            self.conflict(f"not what was expected: {why}")
         found = place.status()
         if found is None:
             self.found = ""
@@ -242,6 +244,35 @@ class Item:
         self.found = kind_of(found.mode)
         return found
 
+    def conflict(self, text: str) -> NoReturn:
+        """Raise the error for something that is not what the caller expects, with both as data."""
+        from .observe import look_at
+
+        error = errors.ConflictError(*errors.os_args(errno.EBUSY, f"{text}; observe it again and repeat", self.path))
+        error.path, error.expected, error.found = self.path, self.expectation, look_at(self.place, digest=False)
+        raise error
+
+    def leaves(self) -> str | None:
+        """What it leaves at its destination: the kind of an object, or None for nothing."""
+        return self.step_kind()
+
+    def follow(self, leaves: str | None) -> None:
+        """In the place of `look`: an earlier operation of the same transaction leaves that at the destination."""
+        if self.expectation not in (None, "absent"):
+            text = "an earlier operation of this transaction changes it, so it cannot be what was observed"
+            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
+        if leaves is None:
+            return
+        if not self.options.overwrite or self.expectation == "absent":
+            text = "this transaction puts something there already; pass overwrite=True to replace that"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+        kind = self.step_kind()
+        if kind and leaves and (kind == "folder") != (leaves == "folder"):
+            text = (
+                f"cannot put a {kind} where this transaction puts a {leaves}; remove that first in the same transaction"
+            )
+            errors.fail(errors.WrongKindError, errno.EISDIR if leaves == "folder" else errno.ENOTDIR, text, self.path)
+
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
         from atomik._folder import mounts  # noqa: F401
@@ -251,20 +282,21 @@ class Item:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
 
     # --- the commit ----------------------------------------------------------------------------------------------
-    def find(self, *, alone: bool) -> dict[Place, Found | None]:
-        """What exists at each name that it changes, after every check; `alone` needs no identities.
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        """Add to `found` what exists at each name that it changes, after every check; `alone` needs no identities.
 
-        Raises, with nothing touched, when the destination is not as the item requires.
+        Names that are in `found` were changed by an earlier operation: the plan knows what that leaves.  Raises, with nothing
+        touched, when the destination is not as the item requires.
         """
         self.refuse_companions()
-        found = self._find_destination(alone=alone)
-        if found is None or self.backup is None:
-            return {self.place: found}
+        if self.place in found:
+            self._finish_late(None)
+        else:
+            found[self.place] = self._find_destination(alone=alone)
         place = self.backup_place
-        assert place is not None
-        there = self.check_backup()
-        taken = None if there is None else Found(kind_of(there.mode), place.identity())
-        return {self.place: found, place: taken}
+        if place is not None and place not in found:
+            there = self.check_backup()
+            found[place] = None if there is None else Found(kind_of(there.mode), place.identity())
 
     def _find_destination(self, *, alone: bool) -> Found | None:
         options, place = self.options, self.place
@@ -299,13 +331,6 @@ class Item:
             "put", self.place, slot, Found(self.step_kind(), identity), -1, None, self.backup_place,
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
-
-    def expected_in(self) -> tuple[Observation, Place] | None:
-        """After the swaps: what the caller expected to displace, and where that lies now."""
-        expect = self.expectation
-        if self.unchanged or self.slot is None or expect is None or isinstance(expect, str) or expect.absent:
-            return None
-        return expect, self.backup_place or self.slot
 
     def stands_already(self) -> bool:
         """With ``if_changed``: whether the destination holds the same already, so that there is nothing to swap.

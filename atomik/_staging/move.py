@@ -10,10 +10,12 @@ import errno
 from typing import TYPE_CHECKING
 
 from atomik import errors
+from atomik._folder.mounts import same_mount
 from atomik._folder.paths import absolute
 from atomik._system import kernel
 
 from . import checks, companions
+from .destinations import UNTOUCHED
 from .item import Found, Item, Operation, kind_of, sync_place
 
 if TYPE_CHECKING:
@@ -23,25 +25,21 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
-    from .options import ItemOptions, StrPath
+    from .options import Expectation, ItemOptions, StrPath
 
 
 def stage(
     intake: Intake, src: StrPath, dest: StrPath, overwrite: bool | None, *, order: int,
-    backup: str | Callable[[str], str] | None,
+    backup: str | Callable[[str], str] | None, expect: Expectation,
 ) -> None:  # fmt: skip
     """Stage moving what exists at `src` to `dest`."""
-    origin = absolute(src, "src")
-    with kernel.typed("cannot move", origin), intake.lock:
+    with kernel.typed("cannot move", absolute(src, "src")), intake.lock:
         intake.require_open()
-        source = intake.workspace.locate(origin, folder=True, parents=False)
-        options: ItemOptions = {"order": order, "preserve": "none", "backup": backup}
+        source = intake.workspace.locate(absolute(src), folder=True, parents=False)
+        options: ItemOptions = {"order": order, "preserve": "none", "backup": backup, "expect": expect}
         item = intake.add(Move, dest, overwrite, None, options, lambda item: item.take(source))
         try:
-            there = source.status()
-            intake.workspace.destinations.register(
-                source, None, there if there is not None and kernel.is_folder(there.mode) else None
-            )
+            intake.workspace.destinations.register(source, None, item.displaced_source, None)
         except BaseException:
             intake.forget(item)
             raise
@@ -52,19 +50,27 @@ def stage(
 class Move(Item):
     """What exists at ``source`` goes to the destination."""
 
-    __slots__ = ("_there", "registered", "source")
+    __slots__ = ("_there", "displaced_source", "registered", "source")
 
     kind = "move"
     #: whoever wrote what is moved may not have synced it (P5)
     content = True
 
     def take(self, source: Place) -> None:
-        """Say what is to be moved; looked at now, and again under the locks."""
+        """Say what is to be moved: what exists there, or what the operations so far leave there."""
         self.source = source
         #: whether the source is among the destinations
         self.registered = False
-        self._there = ""
-        self._look_at_source()
+        #: the status of a folder that moves away
+        self.displaced_source: Status | None = None
+        leaves = self.workspace.destinations.leaves(source)
+        self._there = leaves or ""
+        if leaves == UNTOUCHED:
+            found = self._look_at_source()
+            self.displaced_source = found if self._there == "folder" else None
+        elif leaves is None:
+            text = "there is nothing to move: an earlier operation of this transaction takes it away"
+            errors.fail(errors.MissingPathError, errno.ENOENT, text, str(source), self.path)
         if self._there != "folder" and self.path.endswith("/"):
             text = "only a folder's name may end with a slash; drop it"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
@@ -83,7 +89,7 @@ class Move(Item):
         if self._there == "folder" and (found.dev, found.ino) in self.place.directory.ancestors():
             text = "cannot move a folder into itself; choose a destination outside it"
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, str(source), self.path)
-        if found.mount != source.directory.mount:
+        if not same_mount(found, source.directory):
             text = "a mount point cannot be moved; unmount it, or move what lies in it"
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(source), self.path)
         checks.refuse_sticky(source.directory, found, str(source))
@@ -96,14 +102,16 @@ class Move(Item):
         companions.refuse_log(self.place, self.workspace, self.path)
 
     def places(self) -> tuple[Place, ...]:
-        return self.source, self.place
+        return (self.source, self.place) if self.registered else (self.place,)
 
     def folders_there(self) -> tuple[Place, ...]:
-        return (*super().folders_there(), *((self.source,) if self._there == "folder" else ()))
+        return (*super().folders_there(), *((self.source,) if self.displaced_source is not None else ()))
 
-    def find(self, *, alone: bool) -> dict[Place, Found | None]:
-        self._look_at_source()
-        return {self.source: Found(self._there, self.source.identity()), **super().find(alone=alone)}
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        if self.source not in found:
+            self._look_at_source()
+            found[self.source] = Found(self._there, self.source.identity())
+        super().find(found, alone=alone)
 
     def operation(self, *, alone: bool) -> Operation:
         assert self.slot is not None

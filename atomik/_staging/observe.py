@@ -84,6 +84,53 @@ class Observation:
         return f"{what!r} in it was changed" if what else "it was changed in place"
 
 
+class Digest:
+    """The SHA-256 of a regular file's content, as an expectation: ``expect="sha256:…"``."""
+
+    __slots__ = ("hexadecimal",)
+
+    absent = False
+
+    def __init__(self, hexadecimal: str) -> None:
+        self.hexadecimal = hexadecimal
+
+    def __repr__(self) -> str:
+        return f"sha256:{self.hexadecimal}"
+
+    def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
+        """How what exists at `place` differs, None when it does not; a rename (`moved`) changes nothing of it."""
+        now = sha256_of(place)
+        if now is None:
+            return "it is no regular file" if place.status() is not None else "it was removed"
+        return None if now == self.hexadecimal else f"its content is sha256:{now}, not {self!r}"
+
+
+def parse_digest(text: str) -> Digest:
+    """What ``"sha256:…"`` stands for."""
+    name, _, digits = text.partition(":")
+    if name != "sha256" or len(digits) != 64 or set(digits.lower()) - set("0123456789abcdef"):
+        raise ValueError(f"expect takes 'absent', 'any' or 'sha256:' with 64 hexadecimal digits, not {text!r}")
+    return Digest(digits.lower())
+
+
+def sha256_of(place: Place) -> str | None:
+    """The SHA-256 of a regular file in hexadecimal, None of anything else."""
+    from hashlib import sha256
+
+    found = place.status()
+    if found is None or not kernel.is_file(found.mode):
+        return None
+    fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+    try:
+        state, at = sha256(), 0
+        while piece := kernel.port.pread(fd, 1 << 20, at):
+            state.update(piece)
+            at += len(piece)
+        return state.hexdigest()
+    finally:
+        kernel.port.close(fd)
+
+
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
     """Look at `path` (links are not followed) and remember what stands there, for ``expect=``.
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from operator import index
-from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsIndex, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .observe import Observation
+    from .observe import Digest, Observation
 
     Progress = Callable[[str, int, int], None]
 
 StrPath = str | os.PathLike[str]
 
 What = Literal["all", "mode", "none"]
+
+#: what may be given to ``expect=``: an `Observation`, "absent", "any", or "sha256:" and 64 hexadecimal digits
+Expectation: TypeAlias = "Observation | str | None"
 
 TextMode = Literal["w", "w+", "x", "x+", "a", "a+", "r+", "wt", "w+t", "xt", "x+t", "at", "a+t", "r+t"]
 BytesMode = Literal["wb", "wb+", "w+b", "xb", "xb+", "x+b", "ab", "ab+", "a+b", "rb+", "r+b"]
@@ -29,7 +32,7 @@ class ItemOptions(TypedDict, total=False):
     parents: bool
     preserve: What
     permissions: int | None
-    expect: Observation | Literal["absent", "any"] | None
+    expect: Observation | str | None
     backup: str | Callable[[str], str] | None
     if_changed: bool
     allow_gap: bool
@@ -41,7 +44,7 @@ class Options(NamedTuple):
     overwrite: bool = False
     preserve: What = "all"
     permissions: int | None = None
-    expect: Observation | Literal["absent", "any"] | None = None
+    expect: Observation | Digest | str | None = None
     backup: str | Callable[[str], str] | None = None
     if_changed: bool = False
     allow_gap: bool = False
@@ -76,19 +79,24 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
         raise TypeError(f"order must be an int, not {given['order']!r}")
     if not -(2**63) <= index(given.get("order", 0)) < 2**63:  # as wide as the journal has room for
         raise ValueError(f"order is a number of 64 bits, not {given['order']!r}")
-    expect = given.get("expect")
+    expect, overwrite = _expected(given.get("expect"), overwrite=overwrite)
     return Options(
-        _may_replace(expect, overwrite=overwrite), preserve, permissions, expect, given.get("backup"),
+        overwrite, preserve, permissions, expect, given.get("backup"),
         bool(given.get("if_changed")), bool(given.get("allow_gap")),
     )  # fmt: skip
 
 
-def _may_replace(expect: object, *, overwrite: bool) -> bool:
-    """Whether something may be replaced: an observation of something allows it."""
-    if expect in (None, "absent", "any"):
-        return overwrite
-    from .observe import Observation
+def _expected(expect: object, *, overwrite: bool) -> tuple[Observation | Digest | str | None, bool]:
+    """What is expected, and whether something may be replaced: an observation of something, or a digest, allows it."""
+    if expect is None or expect in ("absent", "any"):
+        return expect, overwrite
+    from .observe import Observation, parse_digest
 
+    if isinstance(expect, str):
+        return parse_digest(expect), True
     if not isinstance(expect, Observation):
-        raise TypeError(f"expect takes what atomik.observe() returned, 'absent' or 'any', not {expect!r}")
-    return not expect.absent
+        text = (
+            "expect takes what atomik.observe() returned, 'absent', 'any' or 'sha256:' with 64 hexadecimal digits, not"
+        )
+        raise TypeError(f"{text} {expect!r}")
+    return expect, not expect.absent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int) -> None:
     """Stage the removal of what exists at `path`."""
     intake.require_open()
-    if missing_ok and not os.path.lexists(path):
+    if missing_ok and not intake.will_exist(path):
         return
     options: ItemOptions = {"order": order, "preserve": "none"}
     item = intake.add(Removal, path, True, None, options)  # noqa: FBT003
@@ -54,11 +53,21 @@ class Removal(Item):
         self.found = kind_of(found.mode)
         return found
 
-    def find(self, *, alone: bool) -> dict[Place, Found | None]:
+    def leaves(self) -> None:
+        return None
+
+    def follow(self, leaves: str | None) -> None:
+        if leaves is None:
+            text = "an earlier operation of this transaction takes it away already"
+            errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
+
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        if self.place in found:
+            return
         there = self.look()
         assert there is not None
         checks.refuse_mounts(self.place, there, self.path)
-        return {self.place: Found(self.found, self.place.identity())}
+        found[self.place] = Found(self.found, self.place.identity())
 
     def operation(self, *, alone: bool) -> Operation:
         assert self.slot is not None

@@ -46,7 +46,7 @@ REFUSED["nothing"] = (
     # Nothing keeps a rename from replacing, so nothing is created …
     | {"file-new", "file-race", "file-permissions", "file-names", "path-new", "symlink-new", "transaction-one-folder"}
     # … and the previous version cannot be had back.
-    | {"file-keep", "file-update"}
+    | {"file-keep", "file-update", "file-append"}
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import atomik
 from tests.support.inotify import watching
+from tests.support.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,6 +124,23 @@ def test_a_folder(folder: Path, job: str) -> None:
         events = watch.events()
     assert events["site"][-1] == "MOVED_TO", events
     assert (job == "backup") == (events.get("site.bak", [""])[-1] == "MOVED_TO")
+
+
+@root
+def test_a_read_only_file_of_an_ordinary_user(open_folder: Path) -> None:
+    """Nobody can open it for writing once it is there, so it has to arrive."""
+    for permissions in (0o444, 0o400, 0o644):
+
+        def publish(permissions: int = permissions) -> None:
+            os.chdir(open_folder)
+            _write(permissions=permissions, overwrite=permissions == 0o400)
+
+        with watching(open_folder) as watch:
+            assert as_user(NOBODY, publish) == "None"
+            events = watch.events()
+        assert events["conf"][-1] in THERE, (permissions, events)
+        assert (open_folder / "conf").stat().st_mode & 0o777 == permissions
+        (open_folder / "conf").unlink()
 
 
 def test_a_link_and_a_removal(folder: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import builtins
 import copy
 import errno
+import os
 import inspect
 import pickle
 
 import pytest
 
 from atomik import errors
+from atomik._system import kernel
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
 SYSTEM = [kind for kind in CLASSES if issubclass(kind, errors.AtomikOSError)]
@@ -103,6 +105,22 @@ def test_errno_decides_the_class(number: int, kind: type[errors.AtomikOSError]) 
 def test_no_errno_becomes_EIO() -> None:
     """An OSError without errno (some library made it) is still an error with one."""
     assert errors.system_error(OSError("odd"), "cannot", None).errno == errno.EIO
+
+
+def test_typed_leaves_our_own_alone() -> None:
+    """Only the system's errors are turned; ours and everybody else's pass."""
+    mine = errors.ConflictError(errno.EBUSY, "x")
+    with pytest.raises(errors.ConflictError) as caught, kernel.typed("cannot", "/x"):
+        raise mine
+    assert caught.value is mine
+    with pytest.raises(ZeroDivisionError), kernel.typed("cannot", "/x"):
+        raise ZeroDivisionError
+    with pytest.raises(PermissionError), kernel.typed("cannot look", "/x"):  # a signal handler's
+        raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(errors.MissingPathError) as turned, kernel.typed("cannot look", "/x"):
+        kernel.port.open("/none such", os.O_RDONLY)
+    assert turned.value.filename == "/x"
+    assert isinstance(turned.value.__cause__, FileNotFoundError)
 
 
 def test_old_name() -> None:

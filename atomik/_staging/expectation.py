@@ -1,0 +1,42 @@
+"""`Transaction.expect`: what must exist at a name that was only read; nothing changes there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .item import Item
+
+if TYPE_CHECKING:
+    from atomik._folder.place import Place
+
+    from .intake import Intake
+    from .item import Found
+    from .options import Expectation, StrPath
+
+
+def stage(intake: Intake, path: StrPath, expected: Expectation) -> None:
+    """Stage the expectation that `path` is as `expected`."""
+    item = intake.add(Expected, path, True, None, {"expect": expected, "preserve": "none"})  # noqa: FBT003
+    intake.open(item, item.seal)
+
+
+class Expected(Item):
+    """A name that must be as the caller saw it, checked when staged and under the locks, before the first swap."""
+
+    __slots__ = ()
+
+    kind = "expectation"
+    content = False
+    changes = False
+
+    def step_kind(self) -> str:
+        return ""
+
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        self.look()
+
+    def _seal(self) -> None:
+        pass
+
+    def _drop(self) -> None:
+        pass  # nothing was staged
