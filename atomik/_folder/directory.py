@@ -121,7 +121,14 @@ class Directory:
         folder = cls.__new__(cls)
         folder.fd, folder._way = -1, None
         try:
-            folder.fd = fd = kernel.port.open_beneath(path, _OPEN, start.fd, resolve)
+            try:
+                folder.fd = fd = kernel.port.open_beneath(path, _OPEN, start.fd, resolve)
+            except OSError as exc:
+                if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
+                    raise
+                return cls.reach(start, path, resolve)
+            if fd >= descriptors.low:
+                descriptors.hold(fd, path)
             folder.__init__(os.path.normpath(start.child(path)), fd)  # type: ignore[misc]
         except BaseException:
             folder.close()

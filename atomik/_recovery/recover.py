@@ -227,7 +227,7 @@ class _Recovery:
         def search(directory: Directory) -> bool:
             for folder, failure in _search(directory):
                 if failure is None:
-                    found.append(path + folder[len(directory.path) :])  # as it was given
+                    found.append((path + folder[len(directory.path) :]).removeprefix("./"))  # as it was given
                 else:
                     self.found.append(leftovers.left(folder, "", failure))
             return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import operator
+import os
 from _thread import RLock
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -101,26 +102,28 @@ class Intake:
             options = checked(given, overwrite=bool(replaces))
         else:
             options = OVERWRITING if replaces else PLAIN
-        full = path if type(path) is str and path[:1] == "/" else absolute(path)
+        where = full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
-            full = followed(full)
+            where = full = followed(full)
+        elif where is not path:  # a relative path is opened as it was given, for the way from the root may be closed
+            where = os.fsdecode(path)
         try:
             with self.lock:
                 if self.closed or self.pid != forked.me:
                     self.require_open()
-                return self._decide(kind, full, tmp_dir, options, given, prepare)
+                return self._decide(kind, where, full, tmp_dir, options, given, prepare)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
             raise _errors.system_error(exc, "cannot stage there", full) from exc
 
     def _decide(
-        self, kind: type[_Item], full: str, tmp_dir: StrPath | None, options: Options, given: ItemOptions,
+        self, kind: type[_Item], where: str, full: str, tmp_dir: StrPath | None, options: Options, given: ItemOptions,
         prepare: Callable[[_Item], None] | None,
     ) -> _Item:  # fmt: skip
         workspace = self.workspace
         folder = kind.kind not in ("file", "symlink")
-        place = workspace.locate(full, folder=folder, parents=bool(given and given.get("parents")))
+        place = workspace.locate(where, folder=folder, parents=bool(given and given.get("parents")))
         directory, name = place
         stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir, "tmp_dir"), full)
         as_given = None if full == directory.child(name) else full

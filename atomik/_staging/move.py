@@ -7,6 +7,7 @@ brings the object back to where it was.
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -35,7 +36,7 @@ def stage(
     """Stage moving what exists at `src` to `dest`."""
     with kernel.typed("cannot move", absolute(src, "src")), intake.lock:
         intake.require_open()
-        source = intake.workspace.locate(absolute(src), folder=True, parents=False)
+        source = intake.workspace.locate(os.fsdecode(src), folder=True, parents=False)
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup, "expect": expect}
         item = intake.add(Move, dest, overwrite, None, options, lambda item: item.take(source))
         try:

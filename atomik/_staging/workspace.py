@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.paths import split
+from atomik._folder.paths import absolute, split
 from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
 from atomik._protocol.private_folder import PrivateFolder, is_failure
@@ -69,20 +69,22 @@ class Workspace:
             directory = self.directory(head, parents=parents, wanted=path)
         return Place(directory, name)
 
-    def directory(self, path: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
-        """The folder at `path`, opened once per transaction however it is spelled."""
+    def directory(self, where: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
+        """The folder at `where`, opened once per transaction however it is spelled; a relative path is known by its absolute
+        one, for the working folder may change, and opened as it is."""
+        path = where if where[:1] == "/" else absolute(where)
         found = self._by_path.get(path)
         if found is not None:
             return found
         try:
-            folder = Directory.open(path)
+            folder = Directory.open(where)
         except OSError as exc:
             number = kernel.errno_of(exc)
             if number is None:
                 raise
             if number != errno.ENOENT:
                 raise errors.system_error(exc, "cannot open the folder", path) from exc
-            folder = self._open_missing(path, exc, parents=parents, wanted=wanted)
+            folder = self._open_missing(path, exc, parents=parents, wanted=wanted and absolute(wanted))
         key = folder.place_key
         held = self._by_key.get(key)
         if held is not None:

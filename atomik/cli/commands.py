@@ -283,32 +283,22 @@ def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
 def _recover(known: argparse.Namespace, report: Report) -> int:
     from attrs import asdict
 
-    from atomik._recovery.recover import RecoveryReport, recover
+    from atomik._recovery.recover import recover_all
 
     from .signals import stoppable
 
-    items: list[Any] = []
-    code = DONE
-    options: dict[str, Any] = {name: getattr(known, name) for name in ("discard", "dry_run", "lock_timeout")}
-    if known.recursive:
-        options["recursive"] = True
+    # All folders in one call: what one of them needs may lie in another.
+    options = {name: getattr(known, name) for name in ("recursive", "discard", "dry_run", "lock_timeout")}
     with report.progress() as progress, stoppable("some of it may be done; recover again"):
         progress.start()
-        for at, folder in enumerate(known.folders):
-            progress("folders", at, len(known.folders))
-            try:
-                found = recover(folder, **options)
-            except (errors.AtomikError, OSError, ValueError) as exc:  # the others are looked after all the same
-                progress.clear()
-                report.failed(exc)
-                code = ATTENTION if isinstance(exc, errors.RollbackError) else max(code, FAILED)
-            else:
-                items += found.items
-    whole = RecoveryReport(tuple(items))
-    clean = whole.clean and not report.errors
-    value = {"clean": clean, "items": [asdict(item) for item in items], "errors": report.errors}
-    report.result(value, str(whole) if items or not report.errors else "")
-    return code or (DONE if clean else ATTENTION)
+        found, failures = recover_all(known.folders, progress=progress, **options)
+    for failure in failures:
+        report.failed(failure)
+    value = {"clean": found.clean and not failures, "items": [asdict(item) for item in found.items]}
+    report.result({**value, "errors": report.errors}, str(found) if found.items or not failures else "")
+    if any(isinstance(failure, errors.RollbackError | errors.UndecidedError) for failure in failures):
+        return ATTENTION
+    return FAILED if failures else DONE if found.clean else ATTENTION
 
 
 def _doctor(known: argparse.Namespace, report: Report) -> int:

@@ -82,7 +82,7 @@ def test_one_folder_at_a_time(folder: Path, order: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
-@pytest.mark.parametrize("step", [25, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_recovery_is_killed_too(folder: Path, order: str, step: int) -> None:
     """At every call (in a plain run: at some), with the stranger between the two recoveries."""
     kills = 0

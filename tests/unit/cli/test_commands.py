@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
-from atomik import _hidden_names
+from atomik._hidden_names import new_txid
 from atomik.cli import commands as cli
 from atomik.cli.run import environment, fill_in
+from tests.crash.deaths import die_at
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ class TestSwap:
 
 def abandon(folder: Path) -> str:
     """Leave what a transaction leaves that was killed while it staged; its id."""
-    txid = _hidden_names.new_txid()
+    txid = new_txid()
     (folder / f".atomik-{txid}").mkdir(mode=0o700)
     (folder / f".atomik-{txid}/.atomik-{txid}-0").write_text("half")
     return txid
@@ -371,11 +372,54 @@ class TestRecover:
         abandon(folder)
         done = call("recover", "missing", ".")
         assert done.returncode == 1
-        said = (
-            b"atomik: missing: cannot recover: No such file or directory; create what is missing, or correct the path\n"
-        )
-        assert done.stderr == said
+        said = "cannot recover: No such file or directory; create what is missing, or correct the path"
+        assert done.stderr.decode() == f"atomik: {folder}/missing: {said}\n"
         assert os.listdir() == []
+
+    def test_folders_of_one_transaction(self, folder: Path) -> None:
+        """Each thing that was done is told once, whichever folder it was found from."""
+        for name in ("a", "b"):
+            Path(name).mkdir()
+            Path(name, "x").write_text("old")
+
+        def publish() -> None:
+            with atomik.transaction(overwrite=True) as tx:
+                for name in ("a", "b"):
+                    tx.file(f"{name}/x").write("new")
+
+        die_at(publish, "rename", 2)
+        done = call("recover", "--json", "a", "b")
+        assert [(item["path"], item["action"]) for item in json.loads(done.stdout)["items"]] == [
+            (f"{folder}/b/x", "undone"), (f"{folder}/a/x", "undone"),
+        ]  # fmt: skip
+        assert done.returncode == 0
+
+    def test_recursive(self, folder: Path) -> None:
+        """Folders below are searched."""
+        Path("x/y").mkdir(parents=True)
+        abandon(folder / "x" / "y")
+        assert call("recover", ".").stdout == b"nothing to recover\n"
+        assert call("recover", "--recursive", ".").stdout.startswith(f"removed: {folder}/x/y/.atomik".encode())
+        assert not left_in(folder)
+
+    def test_failures_of_different_weight(self, folder: Path) -> None:
+        """What could not be brought back makes exit code 3, whatever failed besides."""
+        Path("x").write_text("old")
+
+        def publish() -> None:
+            with atomik.transaction(overwrite=True) as tx:
+                tx.file("x").write("new")
+                tx.file("y").write("new")
+
+        die_at(publish, "rename", 1)
+        private = next(path for path in Path().glob(".atomik-*") if path.is_dir())
+        private.rename("moved")
+        done = call("recover", "missing", ".")
+        assert done.returncode == 3
+        assert done.stderr.count(b"atomik: ") == 2
+        Path("moved").rename(private)
+        assert call("recover", ".").returncode == 0
+        assert Path("x").read_text() == "old"
 
     @pytest.mark.leftovers("a stranger's name with our prefix stays")
     def test_attention(self, folder: Path) -> None:

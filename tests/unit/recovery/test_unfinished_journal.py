@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -114,3 +115,23 @@ def test_an_empty_path_is_no_folder(recursive: bool) -> None:
     """Least of all the uppermost one."""
     with pytest.raises(errors.MissingPathError):
         atomik.recover("", recursive=recursive)
+
+
+def test_more_folders_than_descriptors(folder: Path) -> None:
+    """The soft limit is raised while they are needed, as for the commit."""
+    folders = [folder / str(number) for number in range(120)]
+    for each in folders:
+        each.mkdir()
+        (each / "one").write_text("old")
+        (each / "two").write_text("old")
+
+    def work() -> tuple[int, int]:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+        report = atomik.recover(folders[0])
+        return len(report.items), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    die_at(lambda: publish(*folders), "rename", 200)
+    assert in_child(work) == (240, 128)
+    assert {(each / name).read_text() for each in folders for name in ("one", "two")} == {"old"}
+    assert not left_in(folder)
