@@ -226,7 +226,7 @@ class Commit:
     def _plan_alone(self, item: Item, found: dict[Place, Found | None]) -> None:
         """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
         there = found[item.place]
-        if there is not None and isinstance(item, StagedFile) and item.slot is None:
+        if isinstance(item, StagedFile) and item.slot is None and (there is not None or item.unnameable):
             self._name(item, item.name_beside)
         alone = not self._locked
         try:
@@ -405,7 +405,6 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
-        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -417,7 +416,6 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
-                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -430,10 +428,6 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
-            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
-                step = self.steps[0]
-                identity_of_new(step)
-                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
