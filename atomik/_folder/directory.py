@@ -176,11 +176,28 @@ class Directory:
             # One line: an interrupt comes before both, and nothing is lost, or behind both.
             if fd >= 0:
                 self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+        except BaseException as exc:
+            self._close_again(fd, exc)
+            raise
         finally:
             if fd >= descriptors.low:
                 descriptors.let_go(fd)
             if self._way is not None:
                 self._close_way(*self._way)
+
+    def _close_again(self, fd: int, exc: BaseException) -> None:
+        """`exc` came out of close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still
+        leads here, and must not stay open, for it may hold a lock."""
+        if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+            return
+        try:
+            now = kernel.port.fstat(fd)
+        except OSError as closed:
+            if kernel.errno_of(closed) is None:
+                raise
+            return
+        if (now.st_dev, now.st_ino) == self.key:
+            kernel.port.close(fd)
 
     def _close_way(self, start: int, _: str) -> None:
         if start >= 0:
@@ -268,21 +285,6 @@ class Directory:
                 raise
 
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
-
-
-def close_again(fd: int, key: tuple[int, int], exc: BaseException) -> None:
-    """`exc` came out of a close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still leads
-    to what has this (st_dev, st_ino), and must not stay open, for it may hold a lock."""
-    if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
-        return
-    try:
-        now = kernel.port.fstat(fd)
-    except OSError as closed:
-        if kernel.errno_of(closed) is None:
-            raise
-        return
-    if (now.st_dev, now.st_ino) == key:
-        kernel.port.close(fd)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
