@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
-    from ._receipt import ItemReceipt, PlannedChange, Receipt, State
+    from ._receipt import ItemReceipt, PlannedChange, Receipt
     from ._recovery.reading import reading
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
+    from .flags import State
 
 __version__ = "0.2.0"
 
@@ -85,7 +86,7 @@ _LATER = {
     "Receipt": "_receipt",
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
-    "State": "_receipt",
+    "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
     "probe": "_api.probe",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Literal
 
 from attrs import define
@@ -15,28 +14,6 @@ Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
 Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
 #: which sync calls made a commit durable
 SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
-
-
-class State(Enum):
-    """Where a transaction is::
-
-        OPEN ──prepare──▶ PREPARED ──swap──▶ SWAPPED ──mark──▶ COMMITTED
-          │                  │                  │
-          └──── abort ───────┴─── roll back ────┴──▶ ABORTED
-
-    OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
-    SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
-    IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
-    """
-
-    __module__ = "atomik"
-
-    OPEN = "open"
-    PREPARED = "prepared"
-    SWAPPED = "swapped"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-    IN_DOUBT = "in doubt"
 
 
 @define(frozen=True)

@@ -16,9 +16,9 @@ from .output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._staging.file_objects import StagedPath
     from atomik._staging.observe import Observation
     from atomik._staging.options import BytesMode, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
     from .transaction import Transaction
 
@@ -118,8 +118,11 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
+    from atomik._commit.machinery import load
+
     from .transaction import Transaction
 
+    load()
     return Transaction(
         overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator
     )
@@ -240,6 +243,8 @@ def file(
     if path is None:
         path = _former_path(options)
     tx = _begin(overwrite, options)
+    if options or str(mode)[:1] in ("a", "r"):  # what starts from a copy may conflict
+        _load_machinery()
     text = buffering, encoding, errors, newline
     return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
@@ -278,6 +283,7 @@ def folder(
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
     `transaction`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
 
@@ -300,6 +306,7 @@ def path(
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
@@ -398,6 +405,13 @@ def _load() -> type[Transaction]:
 
     _Transaction = Transaction
     return Transaction
+
+
+def _load_machinery() -> None:
+    """The output may need more than one plain file does."""
+    from atomik._commit.machinery import load
+
+    load()
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:

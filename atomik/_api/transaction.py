@@ -24,21 +24,22 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, 
 from atomik import _events, errors
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._receipt import PlannedChange, Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
 from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
+from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
@@ -112,6 +113,8 @@ class Transaction:
         """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
+            from atomik._receipt import Receipt
+
             steps = {step.dest: step for step in reversed(commit.steps)}
             barriers = self._barriers
             self._receipt = Receipt(

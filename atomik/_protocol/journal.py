@@ -17,8 +17,6 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define, field
-
 from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename_back
@@ -52,21 +50,36 @@ class HotJournal(Exception):  # noqa: N818  a signal to start again, not an erro
         self.directory = directory
 
 
-@define(eq=False)
 class LiveJournal:
-    """The journal of a transaction of this process, or one taken over by recovery."""
+    """The journal of a transaction of this process, or one taken over by recovery.
 
-    fd: int
-    txid: str
-    end: int
-    identity: bytes | None = None
-    names: list[Place] = field(factory=list)
+    ``fd`` is -1 while it is closed; ``end`` is where the next record belongs; ``identity`` is that of the file.
+    """
+
+    fd = -1
+
+    def __init__(self, fd: int, txid: str, end: int, identity: bytes | None = None) -> None:
+        self.txid, self.end, self.identity = txid, end, identity
+        self.names: list[Place] = []
+        self.fd = fd
 
     def append(self, kind: int) -> None:
         """Write an outcome record.  Not durable before the next barrier."""
         data = _records.encode_outcome(kind, self.txid)
         _write_all(self.fd, data, self.end)
         self.end += len(data)
+
+    def append_mark(self) -> None:
+        """Write the commit mark."""
+        self.append(_records.COMMITTED)
+
+    def append_undone(self) -> None:
+        """Write that everything was brought back."""
+        self.append(_records.UNDONE)
+
+    def is_marked(self) -> bool:
+        """Whether the file holds the mark, whatever arrived while it was written."""
+        return self.read_back() == _records.COMMITTED
 
     def read_back(self) -> int | None:
         """The outcome that the file holds, for an `append` that was interrupted: was the record written?"""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .options import Progress, StrPath
+    from .staged_path import StagedPath
 
     _Item = TypeVar("_Item", bound=Item)
     _Ts = TypeVarTuple("_Ts")
@@ -214,7 +214,7 @@ class Intake:
 
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""
-        from .file_objects import StagedPath
+        from .staged_path import StagedPath
 
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
 

@@ -26,7 +26,6 @@ from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
 from atomik._folder.place import Place
-from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 
 from . import checks
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from _thread import RLock
 
     from atomik._protocol.step import Step
-    from atomik._receipt import Kind, Op
+    from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
 
     from .options import Options
@@ -275,8 +274,7 @@ class Item:
 
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
-        from atomik._folder import mounts  # noqa: F401
-        from atomik._tree import compare, metadata, sync  # noqa: F401
+        from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
@@ -395,6 +393,8 @@ class Item:
 
     def receipt(self, step: Step | None) -> ItemReceipt:
         """What happened to it, by the step that the commit took at its destination."""
+        from atomik._receipt import ItemReceipt
+
         if step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
