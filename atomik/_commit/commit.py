@@ -16,9 +16,9 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
-end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
-nothing when there is nothing left to do.
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
+brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
+interrupted and called again, and does nothing when there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -401,7 +401,6 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
-        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -413,7 +412,6 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
-                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -426,8 +424,9 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
-            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
-                step = self.steps[0]
+            step = self.steps[0]
+            if step.slot is not step.dest:
+                # It has a private name by now, and is published out of that; linkat(2) would leave it both names.
                 identity_of_new(step)
                 step.fd = -1
         text = "others keep creating and removing the destination; try again"
