@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from attrs import define, field
 
 from atomik import errors
-from atomik._folder.directory import Directory, close_again, identify
+from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name, new_txid
 from atomik._system import forked, kernel
@@ -99,18 +99,16 @@ class LiveJournal:
     def close(self) -> None:
         """Close the descriptor, and so let go of its lock."""
         fd = self.fd
-        if fd >= 0:
-            found = kernel.port.fstat(fd)
-            forked.release(fd)
-            try:
-                self.fd = -1
-                kernel.port.close(fd)
-            except BaseException as exc:
-                self.fd = -1
-                close_again(fd, (found.st_dev, found.st_ino), exc)
-                # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
-                if not isinstance(exc, OSError) or kernel.errno_of(exc) is None:
-                    raise
+        if fd < 0:
+            return
+        forked.release(fd)
+        try:
+            # One line: an interrupt comes before both, and nothing is lost, or behind both.
+            self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+        except OSError as exc:
+            # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
+            if kernel.errno_of(exc) is None:
+                raise
 
     def __del__(self) -> None:
         if self.fd >= 0:  # an interrupt came right before `close`: the lock would stop this process itself

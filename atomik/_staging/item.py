@@ -265,7 +265,7 @@ class Item:
             return
         if not self.options.overwrite or self.expectation == "absent":
             text = "this transaction puts something there already; pass overwrite=True to replace that"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path, str(self.place))
         kind = self.step_kind()
         if kind and leaves and (kind == "folder") != (leaves == "folder"):
             text = (
