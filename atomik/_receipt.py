@@ -20,10 +20,10 @@ SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
-    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
-    "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".  ``method``: how it was swapped ("renameat2",
-    "linkat", "link", "rename", "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was
-    displaced.
+    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".
+    ``op``: "create", "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".
+    ``method``: how it was swapped ("renameat2", "linkat", "link", "rename", "gap"; "" when nothing was).
+    ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
     ``backup``: the path at which the previous version stays, None where there is none.
@@ -47,8 +47,8 @@ class PlannedChange:
     """What a commit would do to one name; in what `Transaction.plan` returns.
 
     ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (what comes there exists elsewhere now),
-    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.  ``method``: how
-    it would be swapped.  ``str()`` gives a line.
+    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.
+    ``method``: how it would be swapped.  ``str()`` gives a line.
     """
 
     __module__ = "atomik"

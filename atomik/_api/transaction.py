@@ -117,8 +117,10 @@ class Transaction:
 
             steps = {step.dest: step for step in reversed(commit.steps)}
             barriers = self._barriers
+            items = (item for item in sorted(commit.items, key=_order) if item.changes)
+            outputs = tuple(item.receipt(steps.get(item.place)) for item in items)
             self._receipt = Receipt(
-                self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
+                self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
             )  # fmt: skip
         return self._receipt
@@ -391,7 +393,7 @@ class Transaction:
         """
         with self._intake.lock:
             self._refuse_unless_whole()
-            self._guarded(self._prepare, time.perf_counter())
+            self._guarded(lambda _: self._prepare(), time.perf_counter())
 
     def abort(self) -> None:
         """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
@@ -457,7 +459,7 @@ class Transaction:
         self._begin()
         self._finish(started)
 
-    def _prepare(self, started: float) -> None:
+    def _prepare(self) -> None:
         self._begin(undecided=True)
         self._intake.closed = "prepared"
 

@@ -16,9 +16,9 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
-end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
-nothing when there is nothing left to do.
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
+brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
+interrupted and called again, and does nothing when there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -433,6 +433,11 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
+            step = self.steps[0]
+            if step.slot is not step.dest:
+                # It has a private name by now, and is published out of that; linkat(2) would leave it both names.
+                identity_of_new(step)
+                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 

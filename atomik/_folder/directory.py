@@ -291,18 +291,28 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
     port, flags = kernel.port, fs.handle_flags
     try:
-        if flags is None:
-            found = port.lstat(name, fd) if name else port.fstat(fd)
-            return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
-        try:
-            return b"h" + port.handle(name, fd, flags)
-        except FileNotFoundError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
+        if flags is not None:
+            try:
+                return b"h" + port.handle(name, fd, flags)
+            except OSError as exc:
+                _handles_are_refused(fs, exc)
             if name:
                 port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
-        return b"h" + port.handle(name, fd, flags)
+            if fs.handle_flags is not None:
+                return b"h" + port.handle(name, fd, flags)
+        found = port.lstat(name, fd) if name else port.fstat(fd)
+        return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
     except FileNotFoundError as exc:
         if not name or kernel.errno_of(exc) is None:
             raise
         return None
+
+
+def _handles_are_refused(fs: Filesystem, exc: OSError) -> None:
+    """Return from a no that says that there is nothing, or that a filter refuses handles since the filesystem was asked;
+    identities are inode numbers from then on.  Raise any other."""
+    number = kernel.errno_of(exc)
+    if number in kernel.SANDBOXED and kernel.sandboxed("name_to_handle_at") is not None:
+        fs.handle_flags = None
+    elif number != errno.ENOENT:
+        raise exc

@@ -30,7 +30,7 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar, TypeVarTuple, Unpack
+    from typing import TypeVar, TypeVarTuple
 
     from atomik._system.libc import Status
 
@@ -186,7 +186,7 @@ class Intake:
                 self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
-    def open(self, item: Item, action: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    def open(self, item: Item, action: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Let the item make what the user gets; a failure takes it out again."""
         item.owner = self
         try:

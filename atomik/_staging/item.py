@@ -105,8 +105,8 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
-        "stamp", "state", "synced", "unchanged", "workspace",
+        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place",
+        "slot", "stage", "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
     kind: Kind
@@ -409,9 +409,9 @@ class Item:
         """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
         it will displace."""
         options = self.options
-        if there is not None and options.overwrite and options.preserve != "none":
-            if self.early or not self._take_over_mode(fd, there):
-                self._take_over_all(fd)
+        old = there if options.overwrite and options.preserve != "none" else None
+        if old is not None and (self.early or not self._take_over_mode(fd, old)):
+            self._take_over_all(fd)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
 
