@@ -258,6 +258,12 @@ class Storm:
                 sys.settrace(None)
                 sys.setprofile(None)
 
+    over = False
+
+    def stop(self) -> None:
+        """Throw no more."""
+        self.over = True
+
     # Trace functions are made anew by every access to the method; the frames keep them.
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
@@ -341,15 +347,16 @@ class Timers(Storm):
     @contextlib.contextmanager
     def blowing(self) -> Iterator[None]:
         """Let the timer go off in this block."""
-        before = signal.signal(signal.SIGALRM, self._ring)
-        try:
-            self._armed = True
-            signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-6, self._longest))
-            yield
-        finally:
-            self._armed = False
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, self._ring)
+        self._armed = True
+        signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-6, self._longest))
+        yield
+        self.stop()
+
+    def stop(self) -> None:
+        self._armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.over = True
 
     def _ring(self, number: int, frame: FrameType | None) -> None:
         if not self._armed or frame is None:
@@ -444,6 +451,11 @@ class Field:
                 scene.act(tell)
         except BaseException as exc:
             trial.caught = exc
+        while not storm.over:
+            try:
+                storm.stop()
+            except BaseException as exc:  # it came too late to be about the scene
+                storm.struck = [blow for blow in storm.struck if blow.exception is not exc]
         trial.blows = storm.struck
         try:
             _Check(trial, folder, before, known).check()
