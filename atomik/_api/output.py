@@ -37,8 +37,8 @@ class Output(Generic[_T]):
         self.transaction = transaction
         try:
             self.output = stage(*args, **kwargs)
-        except BaseException:
-            transaction.abort()
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
 
     def commit(self) -> Receipt:
@@ -68,6 +68,6 @@ class Output(Generic[_T]):
     ) -> None:
         try:
             self.transaction.__exit__(kind, exc, trace)
-        except BaseException as failure:
-            self.transaction._fail_if_open(failure)  # it may have arrived right before the handlers there
-            raise
+        except BaseException as failure:  # it may have arrived right before the handlers there
+            if self.transaction._goes_on(failure, exc):
+                raise

@@ -522,7 +522,7 @@ class Transaction:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
-                if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
+                if exc is None or _goes_before(again, exc):
                     instead = instead or again
         return instead
 
@@ -611,8 +611,15 @@ class Transaction:
             else:
                 self._publish()
         except BaseException as failure:
-            self._fail_if_open(failure)
-            raise
+            if self._goes_on(failure, exc):
+                raise
+
+    def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
+        """`failure` arrived while a block was being left by `exc`: end everything; whether it is what the caller is to see."""
+        if exc is None or _goes_before(failure, exc):
+            exc = failure
+        self._fail_if_open(exc)
+        return exc is failure
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
@@ -639,6 +646,11 @@ def _checked_coordinator(name: str) -> str:
     if len(name.encode()) > 255:
         raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
     return name
+
+
+def _goes_before(again: BaseException, exc: BaseException) -> bool:
+    """Whether the caller is to see what came `again` rather than `exc`, which came first."""
+    return _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception))
 
 
 class _Unfinished(Exception):  # noqa: N818
