@@ -22,6 +22,7 @@ import weakref
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
+from atomik._commit import plan as _plan
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
 from atomik._staging import file as _file
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from atomik._staging.staged_path import StagedPath
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
-_OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
+_OPEN, _, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
 #: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
 #: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
@@ -115,10 +116,12 @@ class Transaction:
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
             from atomik._receipt import Receipt
 
-            steps = {step.dest: step for step in reversed(commit.steps)}
-            barriers = self._barriers
-            items = (item for item in sorted(commit.items, key=_order) if item.changes)
-            outputs = tuple(item.receipt(steps.get(item.place)) for item in items)
+            changes, barriers = _plan.changes(commit.steps), self._barriers
+            outputs = tuple(
+                item.receipt(*changes.get(item.place, (None, None)), kept=item.backup_place in changes)
+                for item in sorted(commit.items, key=_order)
+                if item.changes
+            )
             self._receipt = Receipt(
                 self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
@@ -478,7 +481,7 @@ class Transaction:
         if items:
             commit.prepare()
         else:
-            commit.state = _COMMITTED
+            commit.state = _SWAPPED if commit.undecided else _COMMITTED
 
     def _finish(self, started: float) -> None:
         commit = self._commit
@@ -590,7 +593,8 @@ class Transaction:
 
     # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._intake.require_open()
+        if not self._is_prepared() or self._intake.pid != forked.me:
+            self._intake.require_open()
         return self
 
     def __exit__(

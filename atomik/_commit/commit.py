@@ -148,7 +148,7 @@ class Commit:
         else:
             self._prepare_group()
         if not self.steps:
-            self.state = _COMMITTED
+            self.state = _SWAPPED if self.undecided else _COMMITTED
             return
         self.state = _PREPARED
         if self.steps[0].alone:

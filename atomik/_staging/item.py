@@ -391,18 +391,18 @@ class Item:
         assert slot is not None
         return sync_place(slot)
 
-    def receipt(self, step: Step | None) -> ItemReceipt:
-        """What happened to it, by the step that the commit took at its destination."""
+    def receipt(self, op: str | None, step: Step | None, *, kept: bool) -> ItemReceipt:
+        """What happened to its destination: `op`, by the `step` that the commit took there; `kept`: and to its backup's name,
+        too."""
         from atomik._receipt import ItemReceipt
 
-        if step is None:
+        if op is None or step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
-        backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = cast("Op", "move" if self.kind == "move" else step.op)
+        backup = str(self.backup_place) if kept else None
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
+            self.path, self.kind, cast("Op", op), step.method, self.order, replaced, self.not_preserved, links, backup
         )
 
     def finish(self, fd: int, there: Status | None) -> None:
