@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from attrs import define
+from attrs import asdict, define
 
 #: what an output is
-Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "exchange", "expectation"]
+Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
 #: what happened to one destination
 Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
 #: how a destination got its new object; "" when nothing was done
@@ -20,7 +20,7 @@ SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
-    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".
+    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move", "copy", "exchange".
     ``op``: "create", "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".
     ``method``: how it was swapped ("renameat2", "linkat", "link", "rename", "gap"; "" when nothing was).
     ``order``: the order given.  ``replaced``: whether something was displaced.
@@ -41,6 +41,10 @@ class ItemReceipt:
     broken_links: int = 0
     backup: str | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as strings, numbers, booleans, lists and dictionaries, fit for JSON."""
+        return {**asdict(self), "not_preserved": list(self.not_preserved)}
+
 
 @define(frozen=True)
 class PlannedChange:
@@ -58,6 +62,10 @@ class PlannedChange:
     kind: str
     order: int
     method: Method
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as strings and numbers, fit for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.op:<9} {self.kind:<7} {self.path}"
@@ -85,3 +93,8 @@ class Receipt:
     duration: float
     visible: float
     leftovers: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as strings, numbers, booleans, lists and dictionaries, fit for JSON."""
+        plain = asdict(self, recurse=False)
+        return {**plain, "items": [item.as_dict() for item in self.items], "leftovers": list(self.leftovers)}

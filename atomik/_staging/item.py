@@ -32,6 +32,7 @@ from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
+    from collections.abc import Callable
 
     from atomik._protocol.step import Step
     from atomik._receipt import ItemReceipt, Kind, Op
@@ -90,6 +91,9 @@ class Owner(Protocol):
 
     def discarded(self, item: Item, reason: str) -> None:
         """It was dropped."""
+
+    def counting(self, phase: str) -> Callable[[int], None] | None:
+        """What reports the progress of a phase, one object at a time."""
 
 
 def kind_of(mode: int) -> str:
@@ -207,6 +211,11 @@ class Item:
 
     def close(self) -> None:
         """Let go of descriptors."""
+
+    def content_path(self) -> str:
+        """Where its content is now, by path, for reading it before the commit."""
+        assert self.slot is not None
+        return self.workspace.path_of(self.slot)
 
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:

@@ -52,6 +52,12 @@ class StagedProgram(Item):
     def step_kind(self) -> str:
         return getattr(self, "_there", "")
 
+    def content_path(self) -> str:
+        if self.slot is not None:
+            return super().content_path()
+        assert self._work is not None
+        return os.path.join(self.workspace.path_of(self._work), self.place.name)
+
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
 
