@@ -6,7 +6,8 @@
     with atomik.file("result.json") as f: ...        # the simple one-off
 
 Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
-`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
+`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and
+`rename` as primitives.
 
 Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 

@@ -690,7 +690,7 @@ class Transaction:
                 raise
 
     def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
-        """`failure` arrived while a block was being left by `exc`: end everything; whether it is what the caller is to see."""
+        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
         if exc is None or _goes_before(failure, exc):
             exc = failure
         self._fail_if_open(exc)

@@ -369,7 +369,7 @@ class Commit:
 
         parents, private = self._parents, list(self.workspace.private_folders.values())
         parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
-        shared = len(os.path.commonprefix(list(parts.values())))  # of lists, it compares components
+        shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
         number: dict[Directory, int] = {}
         entries: list[records.Folder] = []
         for parent in parents:

@@ -3,8 +3,8 @@
 The dictionary knows for each name which object is there: one that existed before (by its inode), or the one that the n-th
 operation staged (by its content).  It plays the operations one after the other, and knows nothing of slots, steps or chains.
 Each sequence is then done for real, over and over: committed, aborted, failed at a call, killed at a call and recovered,
-prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object that
-the dictionary says, and nothing of atomik's may be left.
+prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object
+that the dictionary says, and nothing of atomik's may be left.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class Sequence:
         plan = {}
         for name in NAMES:
             if rng.random() < 0.65:
-                plan[name] = rng.choice(KINDS + ("file",)), rng.choice((0o640, 0o700, 0o750))
+                plan[name] = rng.choice((*KINDS, "file")), rng.choice((0o640, 0o700, 0o750))
         names = rng.sample(NAMES, rng.choice((2, 3, 3, 4, 5)))
         ops = []
         for number in range(rng.choice((1, 2, 2, 3, 3, 4, 5, 7))):
@@ -296,7 +296,7 @@ class Checker:
                 try:
                     op.stage(tx, self.world.root)
                 except errors.AtomikError as refusal:
-                    assert then is None, f"{op} was refused: {refusal}"
+                    assert then is None, f"{op} was refused: {refusal}"  # noqa: PT017
                 else:
                     assert then is not None, f"{op} was taken"
                     now = then
