@@ -71,3 +71,13 @@ class Output(Generic[_T]):
         except BaseException as failure:
             self.transaction._fail_if_open(failure)  # it may have arrived right before the handlers there
             raise
+
+    async def __aenter__(self) -> _T:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self.transaction, self.__exit__).run(kind, exc, trace)

@@ -606,6 +606,16 @@ class Transaction:
             self._fail_if_open(failure)
             raise
 
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self, self.__exit__).run(kind, exc, trace)
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
             "cannot pickle 'Transaction': it belongs to the process that began it; stage a folder, and send paths in it"
