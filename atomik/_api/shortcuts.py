@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from atomik.flags import formerly
 
@@ -16,7 +16,7 @@ from .output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._staging.file_objects import StagedBinary, StagedPath, StagedText
     from atomik._staging.observe import Observation
     from atomik._staging.options import BytesMode, StrPath, TextMode
 
@@ -137,7 +137,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -152,7 +152,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -213,7 +213,8 @@ def file(
     :param bool allow_gap: accept, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
-        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.  ``f.name`` is the destination,
+        absolute; ``f.receipt`` says after the block what was done (None: nothing, all is as it was).
 
     :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
@@ -313,7 +314,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -325,7 +326,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload

@@ -117,6 +117,7 @@ class Transaction:
             self._receipt = Receipt(
                 self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
+                commit.state,
             )  # fmt: skip
         return self._receipt
 
@@ -515,7 +516,7 @@ class Transaction:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
-                if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
+                if exc is None or _goes_before(again, exc):
                     instead = instead or again
         return instead
 
@@ -563,6 +564,8 @@ class Transaction:
         for each in self.receipt.items if self.receipt is not None else ():
             if each.broken_links:
                 commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+            if each.replaced_link:
+                commit.event(_events.INFO, "item.link_replaced", path=each.path)
 
     def _tell_failure(self, exc: BaseException) -> None:
         """The last event of a commit that failed, unless it was told where more is known."""
@@ -603,8 +606,15 @@ class Transaction:
             else:
                 self._publish()
         except BaseException as failure:
-            self._fail_if_open(failure)
-            raise
+            if self._goes_on(failure, exc):
+                raise
+
+    def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
+        """`failure` arrived while a block was being left by `exc`: end everything; whether it is what the caller is to see."""
+        if exc is None or _goes_before(failure, exc):
+            exc = failure
+        self._fail_if_open(exc)
+        return exc is failure
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -641,6 +651,11 @@ def _checked_coordinator(name: str) -> str:
     if len(name.encode()) > 255:
         raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
     return name
+
+
+def _goes_before(again: BaseException, exc: BaseException) -> bool:
+    """Whether the caller is to see what came `again` rather than `exc`, which came first."""
+    return _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception))
 
 
 class _Unfinished(Exception):  # noqa: N818

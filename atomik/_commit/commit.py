@@ -226,7 +226,7 @@ class Commit:
     def _plan_alone(self, item: Item, found: dict[Place, Found | None]) -> None:
         """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
         there = found[item.place]
-        if there is not None and isinstance(item, StagedFile) and item.slot is None:
+        if isinstance(item, StagedFile) and item.slot is None and (there is not None or item.unnameable):
             self._name(item, item.name_beside)
         alone = not self._locked
         try:
@@ -362,14 +362,18 @@ class Commit:
 
     def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
-        folders = self._folders()
-        paths = [folder.real_path() for folder in folders]
-        root = os.path.commonpath(paths)
-        number = {folder: at for at, folder in enumerate(folders)}
-        entries = [
-            records.Folder(_below(path, root), folder.identity("") or b"", at < len(self._parents))
-            for at, (path, folder) in enumerate(zip(paths, folders, strict=True))
-        ]
+        parents, private = self._parents, list(self.workspace.private_folders.values())
+        parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
+        shared = len(os.path.commonprefix(list(parts.values())))  # of lists, it compares components
+        number: dict[Directory, int] = {}
+        entries: list[records.Folder] = []
+        for parent in parents:
+            number[parent] = len(entries)
+            entries.append(records.Folder(tuple(parts[parent][shared:]), parent.identity("") or b"", parent=True))
+        for made in private:
+            number[made.folder] = len(entries)
+            below = (*parts[made.parent][shared:], made.name)
+            entries.append(records.Folder(below, made.folder.identity("") or b"", parent=False))
         steps = (
             (
                 s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
@@ -401,7 +405,6 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
-        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -413,7 +416,6 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
-                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -426,10 +428,6 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
-            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
-                step = self.steps[0]
-                identity_of_new(step)
-                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
@@ -781,9 +779,8 @@ def _grace() -> float:
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 
 
-def _below(path: str, root: str) -> tuple[str, ...]:
-    rest = os.path.relpath(path, root)
-    return () if rest == "." else tuple(rest.split("/"))
+def _parts(path: str) -> list[str]:
+    return path.strip("/").split("/") if path != "/" else []
 
 
 def _is_bound(*places: Place | None) -> bool:

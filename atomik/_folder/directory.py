@@ -50,10 +50,11 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_pid", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_pid", "_token", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd, self._pid = path, fd, forked.me
+        self._token: bytes | None = None
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
@@ -248,7 +249,11 @@ class Directory:
 
     def identity(self, name: str) -> bytes | None:
         """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
-        return identify(self.fs, self.fd, name)
+        if name:
+            return identify(self.fs, self.fd, name)
+        if self._token is None:
+            self._token = identify(self.fs, self.fd)  # it is the same for as long as the folder is open
+        return self._token
 
     def sync(self) -> None:
         """fsync the folder: its names become durable.

@@ -60,8 +60,9 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the layer below a text file, which the user may detach and write to
         self.below: IO[bytes] | None = None
-        #: it cannot get its only name directly at the destination here
-        self.unnameable = False
+        #: it cannot get its only name directly at the destination: that was tried, or those who watch would hear of it only as
+        #: created, for nobody may open it for writing (P10)
+        self.unnameable = options.permissions is not None and not options.permissions & 0o200
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""

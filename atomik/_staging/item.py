@@ -95,7 +95,9 @@ class Owner(Protocol):
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
-    return "folder" if kernel.is_folder(mode) else "file" if kernel.is_file(mode) else "other"
+    if kernel.is_file(mode):
+        return "file"
+    return "folder" if kernel.is_folder(mode) else "symlink" if kernel.is_link(mode) else "other"
 
 
 class Item:
@@ -402,7 +404,8 @@ class Item:
         op = cast("Op", "move" if self.kind == "move" else step.op)
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
+            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup,
+            step.op == "replace" and self.found == "symlink",
         )
 
     def finish(self, fd: int, there: Status | None) -> None:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import os
-from _thread import RLock
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -28,10 +27,6 @@ from .destinations import Destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-#: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.  A
-#: signal handler may use atomik in the middle, so it can be taken again by the same thread.
-_making = RLock()
 
 
 class Workspace:
@@ -57,7 +52,7 @@ class Workspace:
     def txid(self) -> str:
         """The transaction's id, in its log events and in the names of its temporary files."""
         if not self._txid:
-            self._txid = new_txid()
+            vars(self).setdefault("_txid", new_txid())  # one of two threads is the first
         return self._txid
 
     # --- paths ---------------------------------------------------------------------------------------------------
@@ -163,12 +158,10 @@ class Workspace:
         if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        with _making, kernel.typed("cannot stage in the folder", directory.path):
-            made = self.private_folders.get(key)
-            if made is None or not made.made:
-                # Known before it is there: an interrupt may come right behind the call that makes it.
-                made = self.private_folders[key] = PrivateFolder(directory, self.txid)
-                made.make()
+        # Known before it is there, for an interrupt may come right behind the call that makes it; one for all threads.
+        made = self.private_folders.setdefault(key, PrivateFolder(directory, self.txid))
+        with kernel.typed("cannot stage in the folder", directory.path):
+            made.make()
         return made
 
     def slot(self, directory: Directory) -> Place:

@@ -220,10 +220,11 @@ class TreeWalk:
             try:
                 return port.open_beneath(name, _FOLDER, above, _BENEATH)
             except OSError as exc:
-                # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
-                if kernel.errno_of(exc) not in (errno.ENOSYS, errno.EPERM):
+                # ENOSYS before Linux 5.6; EPERM, or EACCES, of a container's filter that does not know the call.
+                number = kernel.errno_of(exc)
+                if number not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                     self._refused(exc, name)
-                self._openat2 = False
+                self._openat2 = number == errno.EACCES  # perhaps the folder is closed: the other call tells
         try:
             fd = port.open(name, _FOLDER, above)
         except OSError as exc:

@@ -445,7 +445,10 @@ class _Check:
     def _drop_open(self) -> None:
         """Where only the object's end cleans up, let it end."""
         trial = self.trial
-        if trial.tx is None or trial.tx.state is not atomik.State.OPEN:
+        if trial.tx is None and left_in(self.folder):
+            trial.open, state = True, None
+            self._let_go()
+        elif trial.tx is None or trial.tx.state is not atomik.State.OPEN:
             state = None if trial.tx is None else trial.tx.state
         else:
             trial.open, state = True, None
