@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from attrs import asdict, define
 
+from .flags import State
+
 #: what an output is
 Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
 #: what happened to one destination
@@ -27,7 +29,9 @@ class ItemReceipt:
     ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``backup``: the path at which the previous version stays, None where there is none.
+    ``backup``: the path at which the previous version stays, None where there is none.  ``replaced_link``: whether a symbolic
+    link was displaced, whose target is as it was (``follow_symlinks=True`` would write to that).
+    ``str()`` is one line, `as_dict` plain values.
     """
 
     __module__ = "atomik"
@@ -41,10 +45,23 @@ class ItemReceipt:
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
     backup: str | None = None
+    replaced_link: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as strings, numbers, booleans, lists and dictionaries, fit for JSON."""
+        """As plain values, for JSON."""
         return {**asdict(self), "not_preserved": list(self.not_preserved)}
+
+    def __str__(self) -> str:
+        notes = []
+        if self.replaced_link:
+            notes.append("replaced a symbolic link")
+        if self.backup is not None:
+            notes.append(f"previous version: {self.backup}")
+        if self.not_preserved:
+            notes.append(f"not preserved: {', '.join(self.not_preserved)}")
+        if self.broken_links:
+            notes.append(f"other hard links that keep the old content: {self.broken_links}")
+        return f"{self.op:<9} {self.kind:<7} {self.path}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 @define(frozen=True)
@@ -81,6 +98,8 @@ class Receipt:
     without any.  ``barriers`` and ``sync_calls``: how many points of durability there were, and how many calls made them.
     ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
+    ``state``: `State.COMMITTED`; or `State.IN_DOUBT`, when the call that returns it could not, and raised.
+    ``str()`` is for people, a line for each item; `as_dict` plain values.
     """
 
     __module__ = "atomik"
@@ -94,8 +113,16 @@ class Receipt:
     duration: float
     visible: float
     leftovers: tuple[str, ...] = ()
+    state: State = State.COMMITTED
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as strings, numbers, booleans, lists and dictionaries, fit for JSON."""
-        plain = asdict(self, recurse=False)
-        return {**plain, "items": [item.as_dict() for item in self.items], "leftovers": list(self.leftovers)}
+        """As plain values, for JSON."""
+        plain = {**asdict(self, recurse=False), "state": self.state.value, "leftovers": list(self.leftovers)}
+        return {**plain, "items": [item.as_dict() for item in self.items]}
+
+    def __str__(self) -> str:
+        durable = f"durable by {self.synced_by or 'nothing to sync'}" if self.durable else "not synced"
+        lines = [f"{self.state.value}: {len(self.items)} in {self.duration * 1e3:.1f} ms, {durable}, tx {self.txid}"]
+        lines += [f"  {item}" for item in self.items]
+        lines += [f"  could not clean up: {leftover}" for leftover in self.leftovers]
+        return "\n".join(lines)

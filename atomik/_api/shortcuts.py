@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from atomik.flags import formerly
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from atomik._receipt import Receipt
+    from atomik._staging.file_objects import StagedBinary, StagedText
     from atomik._staging.observe import Observation
     from atomik._staging.options import BytesMode, StrPath, TextMode
     from atomik._staging.staged_path import StagedPath
@@ -144,7 +145,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -159,7 +160,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -221,7 +222,8 @@ def file(
     :param bool allow_gap: accept, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
-        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.  ``f.name`` is the destination,
+        absolute; ``f.receipt`` says after the block what was done (None: nothing, all is as it was).
 
     :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
@@ -325,7 +327,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -337,7 +339,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload

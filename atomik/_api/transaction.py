@@ -125,6 +125,7 @@ class Transaction:
             self._receipt = Receipt(
                 self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
+                commit.state,
             )  # fmt: skip
         return self._receipt
 
@@ -645,6 +646,8 @@ class Transaction:
         for each in self.receipt.items if self.receipt is not None else ():
             if each.broken_links:
                 commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+            if each.replaced_link:
+                commit.event(_events.INFO, "item.link_replaced", path=each.path)
 
     def _tell_failure(self, exc: BaseException) -> None:
         """The last event of a commit that failed, unless it was told where more is known."""
@@ -695,6 +698,16 @@ class Transaction:
             exc = failure
         self._fail_if_open(exc)
         return exc is failure
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self, self.__exit__).run(kind, exc, trace)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 from functools import cache, partial
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, NoReturn, Protocol
 
 from atomik import errors
 from atomik._system import kernel
@@ -21,12 +21,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from atomik._receipt import Receipt
+
 
 class Sealable(Protocol):
     """The item behind a file object."""
 
     def seal(self) -> None: ...
     def discard(self, reason: str = ...) -> None: ...
+
+
+class Ended(Protocol):
+    """A transaction that was left."""
+
+    @property
+    def receipt(self) -> Receipt | None: ...
+
+
+if TYPE_CHECKING:
+
+    class StagedBinary(BinaryIO):
+        """What a binary file object is for type checkers."""
+
+        @property
+        def receipt(self) -> Receipt | None: ...
 
 
 _close = io.RawIOBase.close
@@ -101,9 +119,17 @@ class _Sealing:
     """Mixed into the io classes: ``close`` seals, leaving the block with an exception discards."""
 
     _item: Sealable | None = None
+    #: the transaction of the `Output` that it belongs to, once the block was left
+    _ended: Ended | None = None
 
     #: what closing is without an item
     let_go: ClassVar[Callable[..., None]]
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the commit of its `Output` did: None before, after a failure that left everything as it was, and for a file of a
+        larger transaction, which has a receipt of its own."""
+        return None if self._ended is None else self._ended.receipt
 
     def close(self) -> None:
         item, self._item = self._item, None

@@ -98,7 +98,9 @@ class Owner(Protocol):
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
-    return "folder" if kernel.is_folder(mode) else "file" if kernel.is_file(mode) else "other"
+    if kernel.is_file(mode):
+        return "file"
+    return "folder" if kernel.is_folder(mode) else "symlink" if kernel.is_link(mode) else "other"
 
 
 class Item:
@@ -411,7 +413,8 @@ class Item:
         backup = str(self.backup_place) if kept else None
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, cast("Op", op), step.method, self.order, replaced, self.not_preserved, links, backup
+            self.path, self.kind, cast("Op", op), step.method, self.order, replaced, self.not_preserved, links, backup,
+            step.op == "replace" and self.found == "symlink",
         )
 
     def finish(self, fd: int, there: Status | None) -> None:

@@ -9,11 +9,13 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .file_objects import Sealable
+from .file_objects import Ended, Sealable
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    from atomik._receipt import Receipt
 
 if TYPE_CHECKING:
     _Path = pathlib.Path
@@ -30,6 +32,12 @@ class StagedPath(_Path):
 
     _item: Sealable
     _elsewhere: str
+    _ended: Ended | None = None
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the commit did; None before it, and when everything was rolled back."""
+        return None if self._ended is None else self._ended.receipt
 
     if sys.version_info >= (3, 12):
 
