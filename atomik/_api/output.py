@@ -38,7 +38,7 @@ class Output(Generic[_T]):
         try:
             self.output = stage(*args, **kwargs)
         except BaseException as exc:
-            self.__exit__(type(exc), exc, exc.__traceback__)
+            self._leave(type(exc), exc, exc.__traceback__)
             raise
 
     def commit(self) -> Receipt:
@@ -68,6 +68,11 @@ class Output(Generic[_T]):
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.output._ended = self.transaction  # type: ignore[attr-defined]  # for its receipt
+        self._leave(kind, exc, trace)
+
+    def _leave(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.transaction.__exit__(kind, exc, trace)
         except BaseException as failure:  # it may have arrived right before the handlers there
