@@ -74,9 +74,6 @@ _OF_FOLDERS = ("folder", "path", "removal")
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
 
-#: operations that change two names, and so are no single step that is atomic by itself, or need both identities
-_OF_TWO_NAMES = frozenset({"move", "exchange"})
-
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
@@ -146,7 +143,7 @@ class Commit:
     # --- forward -------------------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
-        if len(self.items) == 1 and not self.undecided:
+        if not self.undecided and _plan.may_go_alone(self.items):
             self._prepare_alone(self.items[0])
         else:
             self._prepare_group()
@@ -166,10 +163,7 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if (
-            item.backup or options.allow_gap or item.kind in _OF_TWO_NAMES or item.expectation is not None
-            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
-        ):  # fmt: skip
+        if item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot):
             self._prepare_group()
             return
         parent = item.place.directory

@@ -56,6 +56,9 @@ class Removal(Item):
     def leaves(self) -> None:
         return None
 
+    def origin(self) -> None:
+        return None
+
     def follow(self, leaves: str | None) -> None:
         if leaves is None:
             text = "an earlier operation of this transaction takes it away already"
