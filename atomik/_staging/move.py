@@ -62,7 +62,7 @@ class Move(Item):
         self.source = source
         if source == self.place:
             text = "source and destination are the same name, so there is nothing to move"
-            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, self.path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
         #: whether the source is among the destinations
         self.registered = False
         #: the status of a folder that moves away
