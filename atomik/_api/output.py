@@ -19,7 +19,7 @@ _P = ParamSpec("_P")
 
 
 class Output(Generic[_T]):
-    """A one-item transaction: enter it for the file object or path, leave it to publish.
+    """A one-item transaction: enter it for the file object or path, leave it to publish; also by ``async with``.
 
     Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
     behind it.  Without ``with``, end it by `commit` or `abort`.
@@ -51,7 +51,8 @@ class Output(Generic[_T]):
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit did; None before it."""
+        """What the commit did; None before it, and when everything is as it was.  ``f.receipt`` of ``with … as f`` is the
+        same."""
         return self.transaction.receipt
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -66,8 +67,19 @@ class Output(Generic[_T]):
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.output._ended = self.transaction  # type: ignore[attr-defined]  # for its receipt
         try:
             self.transaction.__exit__(kind, exc, trace)
         except BaseException as failure:  # it may have arrived right before the handlers there
             if self.transaction._goes_on(failure, exc):
                 raise
+
+    async def __aenter__(self) -> _T:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self.transaction, self.__exit__).run(kind, exc, trace)

@@ -154,6 +154,9 @@ class StagedFile(Item):
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
 
+    def content_path(self) -> str:
+        return f"/proc/self/fd/{self.fd}" if self.fd >= 0 else super().content_path()
+
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
         if self.slot is not None:
@@ -209,12 +212,13 @@ class StagedFile(Item):
         kernel.port.fsync(self.fd)
         return 1
 
-    def finish_slot(self, source: Place) -> None:
+    def finish_slot(self, source: Place | None = None) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""
         if self.fd < 0:
             super().finish_slot(source)
         else:
             self.synced = False
+            source = source or self.place
             self.finish(self.fd, source.status(), source)
 
     def _equals_present(self) -> bool:

@@ -30,12 +30,12 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar, TypeVarTuple, Unpack
+    from typing import TypeVar, TypeVarTuple
 
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .options import Progress, StrPath
+    from .staged_path import StagedPath
 
     _Item = TypeVar("_Item", bound=Item)
     _Ts = TypeVarTuple("_Ts")
@@ -140,9 +140,7 @@ class Intake:
         if kind is not StagedFile or companions.is_database(name):
             item.refuse_companions()
         there = found if found is not None and kernel.is_folder(found.mode) else None
-        workspace.destinations.register(
-            place, Entry(item, item.leaves(), item.origin(), key_of(there), as_given or "")
-        )
+        workspace.destinations.register(place, Entry(item, item.leaves(), item.origin(), key_of(there), as_given or ""))
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
             try:
                 self._check(item, found, before)
@@ -203,7 +201,7 @@ class Intake:
                 self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
-    def open(self, item: Item, action: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    def open(self, item: Item, action: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Let the item make what the user gets; a failure takes it out again."""
         item.owner = self
         try:
@@ -231,7 +229,7 @@ class Intake:
 
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""
-        from .file_objects import StagedPath
+        from .staged_path import StagedPath
 
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
 

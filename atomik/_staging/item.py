@@ -26,16 +26,16 @@ from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
 from atomik._folder.place import Place
-from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 
 from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
+    from collections.abc import Callable
 
     from atomik._protocol.step import Step
-    from atomik._receipt import Kind, Op
+    from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
 
     from .options import Options
@@ -92,10 +92,15 @@ class Owner(Protocol):
     def discarded(self, item: Item, reason: str) -> None:
         """It was dropped."""
 
+    def counting(self, phase: str) -> Callable[[int], None] | None:
+        """What reports the progress of a phase, one object at a time."""
+
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
-    return "folder" if kernel.is_folder(mode) else "file" if kernel.is_file(mode) else "other"
+    if kernel.is_file(mode):
+        return "file"
+    return "folder" if kernel.is_folder(mode) else "symlink" if kernel.is_link(mode) else "other"
 
 
 class Item:
@@ -106,8 +111,8 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "displaces", "early", "expectation", "follows", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
-        "stamp", "state", "synced", "unchanged", "workspace",
+        "backup", "displaces", "early", "expectation", "follows", "found", "given", "links", "not_preserved", "options",
+        "order", "owner", "place", "slot", "stage", "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
     kind: Kind
@@ -213,6 +218,11 @@ class Item:
     def close(self) -> None:
         """Let go of descriptors."""
 
+    def content_path(self) -> str:
+        """Where its content is now, by path, for reading it before the commit."""
+        assert self.slot is not None
+        return self.workspace.path_of(self.slot)
+
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it; "" where it is not known yet."""
@@ -278,7 +288,7 @@ class Item:
             return
         if not self.options.overwrite or self.expectation == "absent":
             text = "this transaction puts something there already; pass overwrite=True to replace that"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path, str(self.place))
         kind = self.step_kind()
         if kind and leaves and (kind == "folder") != (leaves == "folder"):
             text = (
@@ -288,8 +298,7 @@ class Item:
 
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
-        from atomik._folder import mounts  # noqa: F401
-        from atomik._tree import compare, metadata, sync  # noqa: F401
+        from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
@@ -413,13 +422,24 @@ class Item:
     def receipt(self, op: str | None, step: Step | None, *, kept: bool) -> ItemReceipt:
         """What happened to its destination: `op`, by the `step` that the commit took there; `kept`: and to its backup's name,
         too."""
+        from atomik._receipt import ItemReceipt
+
         if op is None or step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
         backup = str(self.backup_place) if kept else None
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, cast("Op", op), step.method, self.order, replaced, self.not_preserved, links, backup
+            self.path,
+            self.kind,
+            cast("Op", op),
+            step.method,
+            self.order,
+            replaced,
+            self.not_preserved,
+            links,
+            backup,
+            step.op == "replace" and self.found == "symlink",
         )
 
     def present(self) -> Status | None:
@@ -430,10 +450,10 @@ class Item:
         """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
         it will displace, which is at `source` (by default the destination)."""
         options = self.options
-        if there is not None and options.overwrite and options.preserve != "none":
-            source = source or self.place
-            if self.early or not self._take_over_mode(fd, there, source):
-                self._take_over_all(fd, source)
+        source = source or self.place
+        old = there if options.overwrite and options.preserve != "none" else None
+        if old is not None and (self.early or not self._take_over_mode(fd, old, source)):
+            self._take_over_all(fd, source)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
 
@@ -471,7 +491,7 @@ class Item:
         if now is not None and (now.st_ino, now.st_ctime_ns) != stamp:
             self.finish_slot(self.place)
 
-    def finish_slot(self, source: Place) -> None:
+    def finish_slot(self, source: Place | None = None) -> None:
         """`finish` what was staged, opened anew, by what is at `source`."""
         assert self.slot is not None
         self.synced = False
@@ -482,6 +502,7 @@ class Item:
                 return
             raise
         try:
+            source = source or self.place
             self.finish(fd, source.status(), source)
         finally:
             kernel.port.close(fd)

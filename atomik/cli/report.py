@@ -60,11 +60,9 @@ class Report:
 
     def receipt(self, receipt: Receipt) -> None:
         """What a commit did."""
-        from attrs import asdict
-
         for leftover in receipt.leftovers:
             self.tell(f"could not clean up: {leftover}")
-        self.result(asdict(receipt))
+        self.result(receipt.as_dict())
 
     def failure(self, kind: str, message: str) -> None:
         """That the command failed: the message, and an object that says the same."""
