@@ -390,7 +390,11 @@ class Commit:
             self._begun = at + 1
             if step.mode is not None:
                 self._set_mode(step.slot, step.mode, step.new)
-            publish(step)
+            try:
+                publish(step)
+            except errors.ConflictError as conflict:
+                self._explain(conflict, step)
+                raise
             if heard:
                 self._swapped(step, at)
             if progress is not None:
@@ -481,14 +485,31 @@ class Commit:
         expect = item.expectation
         if expect is None or isinstance(expect, str) or expect.absent or item.unchanged:
             return
-        step = next((step for step in self.steps if step.dest == item.place), None)
-        if step is None or step.old is None:
-            return
-        # Where it lies now: in the slot, or under the name that it was moved to.
-        place = next((other.dest for other in self.steps if other.new == step.old), step.slot)
-        why = expect._mismatch(place, moved=True)
+        place = self._displaced_to(item.place)
+        why = None if place is None else expect._mismatch(place, moved=True)
         if why is not None:
-            item.conflict(f"not what was expected: {why} at the last moment")
+            item.conflict(f"not what was expected: {why} at the last moment", place)
+
+    def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
+        """Somebody else's object came to a name at the last moment: if an expectation was about it, say what differs."""
+        names = (step.dest, step.slot)
+        item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
+        if item is not None and conflict.path is None:
+            item.explain(conflict, item.place)
+
+    def _displaced_to(self, place: Place) -> Place | None:
+        """Where what was at a name before the first step is now: in a slot, or under another name.  None: it was not
+        displaced."""
+        was: bytes | None = None
+        at = None
+        for step in self.steps:
+            if was is None and step.dest == place:
+                was = step.old
+            elif was is None and step.op == "exchange" and step.slot == place:
+                was = step.new
+            if was is not None and was in (step.old, step.new):
+                at = step.slot if was == step.old else step.dest
+        return at
 
     def _swapped(self, step: Step, order: int) -> None:
         self.event(

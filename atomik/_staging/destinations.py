@@ -107,7 +107,7 @@ class Destinations:
         """Take what an item leaves at a name back, if it was registered."""
         self._unfold()
         key = place.directory.place_key
-        directory, names = self._taken.get(key) or (place.directory, {})
+        _, names = self._taken.get(key) or (None, {})
         entries = names.get(place.name, [])
         mine = [entry for entry in entries if entry.item is item]
         if not mine:
@@ -115,11 +115,9 @@ class Destinations:
         names[place.name] = entries = [entry for entry in entries if entry.item is not item]
         if not entries:
             del names[place.name]
-        if not names:
+        if not names and key not in self._staging:
             del self._taken[key]
             del self._used[key]
-            if key in self._staging:
-                self._used[key] = self._staging[key]
         for entry in mine:
             if entry.displaces is not None:
                 self._displaced.pop(entry.displaces, None)
@@ -130,6 +128,15 @@ class Destinations:
         self._not_in_displaced(directory, path)
         self._staging.setdefault(directory.place_key, (directory, path))
         self._used.setdefault(directory.place_key, (directory, path))
+
+    def watch(self, directory: Directory, path: str) -> None:
+        """Something in this folder must be as it was seen: it is locked like the others, and must not be displaced."""
+        self._unfold()
+        key = directory.place_key
+        if key not in self._taken:
+            self._same_filesystem(directory, path)
+        self.use(directory, path)
+        self._taken.setdefault(key, (directory, {}))
 
     def refuse_inside(self, parent: str, path: str) -> None:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
@@ -145,7 +152,7 @@ class Destinations:
             return
         first, names = next(iter(self._taken.values()))
         if (first.dev, first.mount) != (directory.dev, directory.mount):
-            name = next(iter(names))
+            name = next(iter(names), "")
             where = "different filesystems" if first.dev != directory.dev else "different mounts of one filesystem"
             text = (
                 f"destinations lie on {where} (st_dev {directory.dev} and {first.dev}); "

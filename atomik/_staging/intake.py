@@ -139,6 +139,10 @@ class Intake:
             item.follows, item.displaces = True, before.origin
         if kind is not StagedFile or companions.is_database(name):
             item.refuse_companions()
+        if not item.changes:
+            workspace.destinations.watch(directory, item.path)
+            self.items.append(item)
+            return item
         there = found if found is not None and kernel.is_folder(found.mode) else None
         workspace.destinations.register(place, Entry(item, item.leaves(), item.origin(), key_of(there), as_given or ""))
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:

@@ -263,13 +263,20 @@ class Item:
         self.found = kind_of(found.mode)
         return found
 
-    def conflict(self, text: str) -> NoReturn:
-        """Raise the error for something that is not what the caller expects, with both as data."""
-        from .observe import look_at
-
+    def conflict(self, text: str, place: Place | None = None) -> NoReturn:
+        """Raise the error for something that is not what the caller expects, with both as data; it is at `place`, by default
+        the destination."""
         error = errors.ConflictError(*errors.os_args(errno.EBUSY, f"{text}; observe it again and repeat", self.path))
-        error.path, error.expected, error.found = self.path, self.expectation, look_at(self.place, digest=False)
+        self.explain(error, place or self.place)
         raise error
+
+    def explain(self, error: errors.ConflictError, place: Place) -> None:
+        """Give the error what differs as data."""
+        from .observe import Digest, look_at
+
+        expected = self.expectation
+        error.path, error.expected = self.path, str(expected) if isinstance(expected, Digest) else expected
+        error.found = look_at(place, digest=False)
 
     def leaves(self) -> str | None:
         """What it leaves at its destination: the kind of an object, or None for nothing."""
@@ -282,8 +289,7 @@ class Item:
     def follow(self, leaves: str | None) -> None:
         """In the place of `look`: an earlier operation of the same transaction leaves that at the destination."""
         if self.expectation not in (None, "absent"):
-            text = "an earlier operation of this transaction changes it, so it cannot be what was observed"
-            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
+            self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
         if leaves is None:
             return
         if not self.options.overwrite or self.expectation == "absent":
