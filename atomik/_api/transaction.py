@@ -430,7 +430,7 @@ class Transaction:
 
         with self._intake.lock:
             self._intake.require_open()
-            return preview(self._intake.items)
+            return preview(self._intake.items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:

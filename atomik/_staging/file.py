@@ -135,7 +135,7 @@ class StagedFile(Item):
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
         if self.early and self.options is not PLAIN:
-            self.finish(self.fd, self.place.status())
+            self.finish(self.fd, self.present())
 
     def _finish_late(self, there: Status | None) -> None:
         if not self.early and self.options is not PLAIN and self.fd >= 0:
@@ -212,13 +212,14 @@ class StagedFile(Item):
         kernel.port.fsync(self.fd)
         return 1
 
-    def finish_slot(self) -> None:
+    def finish_slot(self, source: Place | None = None) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""
         if self.fd < 0:
-            super().finish_slot()
+            super().finish_slot(source)
         else:
             self.synced = False
-            self.finish(self.fd, self.place.status())
+            source = source or self.place
+            self.finish(self.fd, source.status(), source)
 
     def _equals_present(self) -> bool:
         if self.fd < 0:

@@ -70,7 +70,7 @@ class Operation:
         if self.op == "remove":
             _take(now, self.path)
         elif self.op == "move":
-            if self.path == self.other:
+            if self.path == self.other or self.keeps == self.other:
                 raise Refused
             node = _take(now, self.other)
             self._put(now, node)
@@ -102,7 +102,7 @@ class Operation:
     @property
     def keeps(self) -> str:
         """The name under which what was there stays."""
-        return f"{self.path[0]}/{self.backup}"
+        return f"{self.path[0]}/{self.backup}" if self.backup else ""
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         """Ask for it."""
@@ -258,6 +258,22 @@ class Checker:
             self.kill(rng)
             self._begin()
             self.kill_prepared(rng)
+
+    def every_death(self, sequence: Sequence) -> None:
+        """Killed at each call of the sequence in turn."""
+        self.sequence, rng = sequence, random.Random(0)
+        for number in range(1, 1000):
+            self._begin()
+
+            def job() -> None:
+                with self._transaction() as tx:
+                    self._stage(tx)
+
+            point = die(job, number, "before")
+            self._settle(rng)
+            self._is((self.after,) if point.returned else (self.before, self.after), f"killed {point}")
+            if point.returned:
+                return
 
     def _begin(self) -> None:
         self.before = self.world.build(self.sequence.plan)
