@@ -406,7 +406,7 @@ class Item:
         return ItemReceipt(
             self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup,
             step.op == "replace" and self.found == "symlink",
-        )
+        )  # fmt: skip
 
     def finish(self, fd: int, there: Status | None) -> None:
         """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
