@@ -5,8 +5,8 @@
         plots = tx.folder("plots")
     with atomik.file("result.json") as f: ...        # the simple one-off
 
-Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path` and `update` to write,
-`observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
+Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
+`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
 
 Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, flags, rename
 from ._api.output import Output
-from ._api.shortcuts import file, folder, path, transaction, update
+from ._api.shortcuts import edit, file, folder, path, transaction, update, write_bytes, write_text
 from .errors import AtomikError
 from .flags import Flag, Mode
 
@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
-    from ._receipt import ItemReceipt, PlannedChange, Receipt, State
+    from ._receipt import ItemReceipt, PlannedChange, Receipt
     from ._recovery.reading import reading
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
+    from .flags import State
 
 __version__ = "0.2.0"
 
@@ -60,6 +61,7 @@ __all__ = [
     "RecoveryReport",
     "State",
     "Transaction",
+    "edit",
     "errors",
     "file",
     "flags",
@@ -73,6 +75,8 @@ __all__ = [
     "swap",
     "transaction",
     "update",
+    "write_bytes",
+    "write_text",
 ]
 
 #: Loaded when first asked for: most programs need none of these by name, and importing them costs more than the rest.
@@ -85,7 +89,7 @@ _LATER = {
     "Receipt": "_receipt",
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
-    "State": "_receipt",
+    "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
     "probe": "_api.probe",
@@ -97,7 +101,7 @@ _LATER = {
 
 # Where a thing is defined is nobody's business: pickles, tracebacks and help() name the package.  Functions get it here or
 # when they are loaded; classes have it in their bodies, for their objects are seen before anybody asks for the class.
-for _each in (file, folder, path, transaction, update):
+for _each in (edit, file, folder, path, transaction, update, write_bytes, write_text):
     _each.__module__ = __name__
 del _each
 

@@ -22,26 +22,28 @@ import weakref
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
+from atomik._commit import plan as _plan
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._receipt import PlannedChange, Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
 from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
+from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
-_OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
+_OPEN, _, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
 #: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
 #: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
@@ -112,10 +114,16 @@ class Transaction:
         """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
-            steps = {step.dest: step for step in reversed(commit.steps)}
-            barriers = self._barriers
+            from atomik._receipt import Receipt
+
+            changes, barriers = _plan.changes(commit.steps), self._barriers
+            outputs = tuple(
+                item.receipt(*changes.get(item.place, (None, None)), kept=item.backup_place in changes)
+                for item in sorted(commit.items, key=_order)
+                if item.changes
+            )
             self._receipt = Receipt(
-                self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
+                self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
                 commit.state,
             )  # fmt: skip
@@ -245,8 +253,9 @@ class Transaction:
         return _path.stage(self._intake, path, overwrite, tmp_dir, options)
 
     def symlink(
-        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False
-    ) -> None:
+        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False,
+        expect: Expectation = None,
+    ) -> None:  # fmt: skip
         """Stage a symbolic link at `path` that says `target`; the target need not exist.
 
         With `overwrite`, anything but a folder may be replaced.
@@ -256,14 +265,16 @@ class Transaction:
         :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param bool parents: make missing folders above `path`.
+        :param expect: what must exist at `path`, as for `atomik.file`.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import symlink
 
-        symlink.stage(self._intake, path, target, overwrite, {"order": order, "parents": parents})
+        options: ItemOptions = {"order": order, "parents": parents, "expect": expect}
+        symlink.stage(self._intake, path, target, overwrite, options)
 
-    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
+    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0, expect: Expectation = None) -> None:
         """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
 
         It is renamed away by the commit and deleted after it, so until then it can come back.
@@ -271,12 +282,13 @@ class Transaction:
         :param path: what is to go, a str or path.
         :param bool missing_ok: nothing there is fine; else `MissingPathError`.
         :param int order: when it is swapped, among the items; lower first.
+        :param expect: what must exist at `path`, as for `atomik.file`.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import removal
 
-        removal.stage(self._intake, path, missing_ok=missing_ok, order=order)
+        removal.stage(self._intake, path, missing_ok=missing_ok, order=order, expect=expect)
 
     def move(
         self, src: StrPath, dest: StrPath, overwrite: bool | None = None, *, order: int = 0,
@@ -301,6 +313,76 @@ class Transaction:
         from atomik._staging import move
 
         move.stage(self._intake, src, dest, overwrite, order=order, backup=backup, expect=expect)
+
+    def copy(self, src: StrPath, dest: StrPath, overwrite: bool | None = None, **options: Unpack[ItemOptions]) -> None:
+        """Stage a copy of what exists at `src`, or of what this transaction has put there, at `dest`.
+
+        The copy is made at once.  It keeps mode, owner, times and attributes of the source, and shares its content where the
+        filesystem can; links are copied, never followed.
+
+        :param src: a str or path: a file, a link (itself, not its target) or a whole folder, on any filesystem.
+        :param dest: the name of the copy, a str or path.
+        :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
+
+        The other options are those of `atomik.file` that speak of the destination.  What could not be kept is named in the
+        receipt.
+
+        :raises atomik.errors.MissingPathError: `src` is missing.
+        :raises atomik.errors.NestedDestinationError: a folder would be copied into itself.
+        :raises atomik.errors.TransactionStateError: `src` is an output of this transaction that is still being written.
+
+        Otherwise raises like `Transaction.file`.  Source: ioctl_ficlone(2), copy_file_range(2).
+        """
+        from atomik._staging import copy
+
+        copy.stage(self._intake, src, dest, overwrite, options)
+
+    def write_text(  # noqa: PLR0913  pathlib's and file's
+        self, path: StrPath, data: str, overwrite: bool | None = None, *, encoding: str | None = "utf-8",
+        errors: str | None = None, newline: str | None = None, **options: Unpack[ItemOptions],
+    ) -> None:  # fmt: skip
+        """Stage a file with the text `data`; the other parameters, and what it raises, are those of `Transaction.file`."""
+        with self.file(path, "w", overwrite, encoding=encoding, errors=errors, newline=newline, **options) as f:
+            f.write(data)
+
+    def write_bytes(
+        self, path: StrPath, data: bytes, overwrite: bool | None = None, **options: Unpack[ItemOptions]
+    ) -> None:
+        """Stage a file with the bytes `data`; the other parameters, and what it raises, are those of `Transaction.file`."""
+        with self.file(path, "wb", overwrite, **options) as f:
+            f.write(data)
+
+    def exists(self, path: StrPath) -> bool:
+        """Whether something would be at `path` if the commit came now: what is staged counts, what is to go does not.
+
+        A link at the end of the path is not followed: it counts itself.
+
+        :raises atomik.errors.AccessDeniedError: this user may not look there.
+        """
+        from atomik._staging import view
+
+        return view.exists(self._intake, path)
+
+    def open(  # noqa: PLR0913  as open()
+        self, path: StrPath, mode: str = "r", buffering: int = -1, *, encoding: str | None = "utf-8",
+        errors: str | None = None, newline: str | None = None,
+    ) -> IO[Any]:  # fmt: skip
+        """Open for reading what would be at `path` if the commit came now: what is staged, or what exists there.
+
+        Of a staged file that is still open, what has been flushed so far.  Links are followed, staged ones too, and paths may
+        lead into staged folders.
+
+        :param str mode: "r" or "rb"; ``encoding``, ``errors``, ``newline`` and ``buffering`` are as for `open`, but text is
+            UTF-8 unless said otherwise.
+        :returns: a file object, which stays readable after the commit; close it.
+        :raises ValueError: a mode that writes.
+        :raises atomik.errors.MissingPathError: nothing would be there.
+        :raises atomik.errors.WrongKindError: a folder is there.
+        """
+        from atomik._staging import view
+
+        text = {"encoding": encoding, "errors": errors, "newline": newline}
+        return view.open_path(self._intake, path, mode, buffering, text)
 
     def exchange(self, first: StrPath, second: StrPath, *, order: int = 0, expect: Expectation = None) -> None:
         """Stage the exchange of what exists at two names, in one step: files, folders, links, in any pairing.
@@ -389,7 +471,7 @@ class Transaction:
         """
         with self._intake.lock:
             self._refuse_unless_whole()
-            self._guarded(self._prepare, time.perf_counter())
+            self._guarded(lambda _: self._prepare(), time.perf_counter())
 
     def abort(self) -> None:
         """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
@@ -455,7 +537,7 @@ class Transaction:
         self._begin()
         self._finish(started)
 
-    def _prepare(self, started: float) -> None:
+    def _prepare(self) -> None:
         self._begin(undecided=True)
         self._intake.closed = "prepared"
 
@@ -474,7 +556,7 @@ class Transaction:
         if items:
             commit.prepare()
         else:
-            commit.state = _COMMITTED
+            commit.state = _SWAPPED if commit.undecided else _COMMITTED
 
     def _finish(self, started: float) -> None:
         commit = self._commit
@@ -588,7 +670,8 @@ class Transaction:
 
     # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._intake.require_open()
+        if not self._is_prepared() or self._intake.pid != forked.me:
+            self._intake.require_open()
         return self
 
     def __exit__(

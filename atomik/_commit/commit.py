@@ -16,9 +16,9 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
-end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
-nothing when there is nothing left to do.
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
+brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
+interrupted and called again, and does nothing when there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -35,23 +35,20 @@ from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, chmod, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
-from atomik._protocol import journal as _journal
-from atomik._protocol import records
 from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, identity_of_new, publish
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
-from atomik._receipt import State
-from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
-from atomik._tree.delete import delete_file, delete_tree
+from atomik.flags import State
 
 from . import plan as _plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from atomik._protocol.journal import LiveJournal
     from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
 
@@ -101,7 +98,7 @@ class Commit:
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
     _locked = _marking = told = False
-    _journal: _journal.LiveJournal | None = None
+    _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
     _moved: Sequence[tuple[Place, Place]] = ()
     #: why undoing failed, the first time
@@ -151,7 +148,7 @@ class Commit:
         else:
             self._prepare_group()
         if not self.steps:
-            self.state = _COMMITTED
+            self.state = _SWAPPED if self.undecided else _COMMITTED
             return
         self.state = _PREPARED
         if self.steps[0].alone:
@@ -175,6 +172,8 @@ class Commit:
         parent = item.place.directory
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
+            from .machinery import wait_or_recover
+
             wait_or_recover(parent, self.lock_timeout)
         if not parent.still_there():
             self._refuse_moved(parent)
@@ -311,6 +310,8 @@ class Commit:
             if hot is None:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
+            from .machinery import wait_or_recover
+
             self._unlock()
             wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
@@ -352,16 +353,20 @@ class Commit:
         return folders
 
     def _write_journal(self) -> None:
-        self._journal = _journal.LiveJournal(-1, self.txid, 0)
+        from .machinery import journal
+
+        self._journal = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         try:
-            _journal.create(self._journal, self._intent, private, list(self._parents))
-        except _journal.HotJournal as hot:
+            journal.create(self._journal, self._intent, private, list(self._parents))
+        except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
 
     def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
+        from .machinery import records
+
         parents, private = self._parents, list(self.workspace.private_folders.values())
         parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
         shared = len(os.path.commonprefix(list(parts.values())))  # of lists, it compares components
@@ -428,6 +433,11 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
+            step = self.steps[0]
+            if step.slot is not step.dest:
+                # It has a private name by now, and is published out of that; linkat(2) would leave it both names.
+                identity_of_new(step)
+                step.fd = -1
         text = "others keep creating and removing the destination; try again"
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
@@ -514,7 +524,7 @@ class Commit:
         if self._journal is not None and self.state is _SWAPPED:
             self._syncing(2)
             self._marking = True
-            self._journal.append(records.COMMITTED)
+            self._journal.append_mark()
             self._sync_mark()
         self.state = _COMMITTED
 
@@ -561,7 +571,7 @@ class Commit:
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
         assert self._journal is not None
-        if self._journal.read_back() == records.COMMITTED:
+        if self._journal.is_marked():
             self._sync_mark()
             self.state = _COMMITTED
         else:
@@ -642,7 +652,7 @@ class Commit:
                 finally:
                     fresh.close()
         if self._journal is not None and self._journal.names:
-            self._journal.append(records.UNDONE)
+            self._journal.append_undone()
             if begun:
                 self.barriers.mark(self._journal.fd)
 
@@ -743,12 +753,27 @@ class Commit:
         else:
             places = () if step.op == "create" or step.method == RENAME else (step.slot,)
         for place in places:
-            self._without_failing(functools.partial(delete_file, place), str(place))
+            self._without_failing(functools.partial(_delete_file, place), str(place))
+
+
+def _delete_file(place: Place) -> None:
+    """Remove what exists at a place, but no folder: where others may write, that can only be somebody else's."""
+    try:
+        kernel.port.unlink(place.name, place.fd)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
+            raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
 
 def _delete_known(step: Step) -> None:
     found = step.slot.identity()
     if found is not None and found in (step.new, step.old):  # I6
+        from atomik._tree.delete import delete_tree
+
         delete_tree(step.slot, known=found)
 
 

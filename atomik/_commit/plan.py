@@ -202,6 +202,25 @@ class _Model:
         return steps
 
 
+class Change(NamedTuple):
+    """What becomes of one name: ``op`` as the user knows it, by ``step``."""
+
+    op: str
+    step: Step
+
+
+def changes(steps: Sequence[Step]) -> dict[Place, Change]:
+    """What the steps do to each name, in their order; an exchange changes two.  The plan and the receipt both say this."""
+    olds = {step.old for step in steps if step.old is not None}
+    found: dict[Place, Change] = {}
+    for step in steps:
+        moved = step.op in ("create", "replace") and step.new in olds
+        found.setdefault(step.dest, Change("move" if moved else step.op, step))
+        if step.op == "exchange":
+            found.setdefault(step.slot, Change("exchange", step))
+    return found
+
+
 def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
     if not operation.overwrite:
         raise Refusal(operation, operation.place, "exists")

@@ -107,9 +107,9 @@ class PrivateFolder:
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 
-        Where others can rename the private folder, or a folder above it, they can lay something else in its place, and whatever
-        is written by that path would go there.  The path then begins at our descriptor of the private folder, which no rename
-        leads elsewhere; other processes of this user can use it too, while this one lives.
+        Where others can rename the private folder, or a folder above it, they can put something else in its place, and
+        whatever is written by that path would go there.  The path then begins at our descriptor of the private folder, which
+        no rename leads elsewhere; other processes of this user can use it too, while this one lives.
         """
         if self._private is None:
             self._private = is_private(self.parent.path, self.parent.key)

@@ -93,8 +93,8 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
 def _cannot_rename(step: Step, cause: OSError) -> None:
     text = (
         f"the kernel will not rename it from one folder to another: {why_exdev(step.slot.directory, step.dest.directory)}; "
-        "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, or "
-        "leave tmp_dir out"
+        "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, "
+        "or leave tmp_dir out"
     )
     raise errors.UnsupportedFilesystemError(
         *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))

@@ -178,6 +178,9 @@ class StagedFile(Item):
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
 
+    def content_path(self) -> str:
+        return f"/proc/self/fd/{self.fd}" if self.fd >= 0 else super().content_path()
+
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
         if self.slot is not None:

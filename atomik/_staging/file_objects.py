@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
-import sys
 from functools import cache, partial
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, NoReturn, Protocol
 
@@ -22,7 +20,6 @@ from atomik._system import kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self
 
     from atomik._receipt import Receipt
 
@@ -242,66 +239,3 @@ def open_file_object(
         file_object.seek(0, io.SEEK_END)
     file_object._item = item
     return file_object  # type: ignore[no-any-return]
-
-
-if TYPE_CHECKING:
-    _Path = pathlib.Path
-else:
-    _Path = type(pathlib.Path())
-
-
-class StagedPath(_Path):
-    """The path of a staged folder or file: a real `pathlib.Path` that can be used with ``with``.
-
-    Leaving the block well seals the item, leaving it with an exception discards it; without a block it is sealed at
-    the commit.  Paths derived from it are plain paths, and it pickles as one (for worker processes).
-    """
-
-    _item: Sealable
-    _elsewhere: str
-    _transaction: Publishing | None = None
-
-    @property
-    def receipt(self) -> Receipt | None:
-        """As `_Sealing.receipt`."""
-        return None if self._transaction is None else self._transaction.receipt
-
-    if sys.version_info >= (3, 12):
-
-        def with_segments(self, *segments: Any) -> pathlib.Path:
-            return pathlib.Path(*segments)
-
-    else:
-        # Before with_segments, derived paths are built by these two (3.11 only gets security fixes, so they stay).
-        @classmethod
-        def _from_parsed_parts(cls, *args: Any) -> Any:
-            return _Path._from_parsed_parts(*args)  # type: ignore[attr-defined]
-
-        @classmethod
-        def _from_parts(cls, args: Any) -> Any:
-            return _Path._from_parts(args)  # type: ignore[attr-defined]
-
-        def __new__(cls, *args: Any) -> Self:
-            return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
-
-    @classmethod
-    def of(cls, path: str, item: Sealable, elsewhere: str) -> StagedPath:
-        """The path `path` for `item`; `elsewhere` is the one for processes that it is sent to."""
-        self = cls(path)
-        self._item = item
-        self._elsewhere = elsewhere
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._item.seal()
-        else:
-            self._item.discard(f"its block was left by {kind.__name__}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pathlib.Path, (self._elsewhere,)

@@ -15,9 +15,9 @@ from .item import Item
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .file_objects import StagedPath
     from .intake import Intake
     from .options import ItemOptions, StrPath
+    from .staged_path import StagedPath
 
 
 def stage(

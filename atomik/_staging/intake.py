@@ -30,12 +30,12 @@ from .workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar, TypeVarTuple, Unpack
+    from typing import TypeVar, TypeVarTuple
 
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .options import Progress, StrPath
+    from .staged_path import StagedPath
 
     _Item = TypeVar("_Item", bound=Item)
     _Ts = TypeVarTuple("_Ts")
@@ -186,7 +186,7 @@ class Intake:
                 self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
-    def open(self, item: Item, action: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    def open(self, item: Item, action: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Let the item make what the user gets; a failure takes it out again."""
         item.owner = self
         try:
@@ -214,7 +214,7 @@ class Intake:
 
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""
-        from .file_objects import StagedPath
+        from .staged_path import StagedPath
 
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
 

@@ -26,16 +26,16 @@ from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
 from atomik._folder.place import Place
-from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 
 from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
+    from collections.abc import Callable
 
     from atomik._protocol.step import Step
-    from atomik._receipt import Kind, Op
+    from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
 
     from .options import Options
@@ -92,6 +92,9 @@ class Owner(Protocol):
     def discarded(self, item: Item, reason: str) -> None:
         """It was dropped."""
 
+    def counting(self, phase: str) -> Callable[[int], None] | None:
+        """What reports the progress of a phase, one object at a time."""
+
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
@@ -108,8 +111,8 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
-        "stamp", "state", "synced", "unchanged", "workspace",
+        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place",
+        "slot", "stage", "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
     kind: Kind
@@ -211,6 +214,11 @@ class Item:
     def close(self) -> None:
         """Let go of descriptors."""
 
+    def content_path(self) -> str:
+        """Where its content is now, by path, for reading it before the commit."""
+        assert self.slot is not None
+        return self.workspace.path_of(self.slot)
+
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it; "" where it is not known yet."""
@@ -267,7 +275,7 @@ class Item:
             return
         if not self.options.overwrite or self.expectation == "absent":
             text = "this transaction puts something there already; pass overwrite=True to replace that"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path, str(self.place))
         kind = self.step_kind()
         if kind and leaves and (kind == "folder") != (leaves == "folder"):
             text = (
@@ -277,8 +285,7 @@ class Item:
 
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
-        from atomik._folder import mounts  # noqa: F401
-        from atomik._tree import compare, metadata, sync  # noqa: F401
+        from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
@@ -395,16 +402,18 @@ class Item:
         assert slot is not None
         return sync_place(slot)
 
-    def receipt(self, step: Step | None) -> ItemReceipt:
-        """What happened to it, by the step that the commit took at its destination."""
-        if step is None:
+    def receipt(self, op: str | None, step: Step | None, *, kept: bool) -> ItemReceipt:
+        """What happened to its destination: `op`, by the `step` that the commit took there; `kept`: and to its backup's name,
+        too."""
+        from atomik._receipt import ItemReceipt
+
+        if op is None or step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
-        backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = cast("Op", "move" if self.kind == "move" else step.op)
+        backup = str(self.backup_place) if kept else None
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup,
+            self.path, self.kind, cast("Op", op), step.method, self.order, replaced, self.not_preserved, links, backup,
             step.op == "replace" and self.found == "symlink",
         )  # fmt: skip
 
@@ -412,9 +421,9 @@ class Item:
         """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
         it will displace."""
         options = self.options
-        if there is not None and options.overwrite and options.preserve != "none":
-            if self.early or not self._take_over_mode(fd, there):
-                self._take_over_all(fd)
+        old = there if options.overwrite and options.preserve != "none" else None
+        if old is not None and (self.early or not self._take_over_mode(fd, old)):
+            self._take_over_all(fd)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
 

@@ -60,6 +60,9 @@ class Move(Item):
     def take(self, source: Place) -> None:
         """Say what is to be moved: what exists there, or what the operations so far leave there."""
         self.source = source
+        if source == self.place:
+            text = "source and destination are the same name, so there is nothing to move"
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, self.path)
         #: whether the source is among the destinations
         self.registered = False
         #: the status of a folder that moves away
