@@ -76,6 +76,8 @@ class Output(Generic[_T]):
                 raise
 
     async def __aenter__(self) -> _T:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
         return self.__enter__()
 
     async def __aexit__(
