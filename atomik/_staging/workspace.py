@@ -105,7 +105,7 @@ class Workspace:
 
     def _make_parents(self, path: str) -> None:
         missing: list[str] = []
-        while path and not os.path.lexists(path):
+        while path and not _exists(path):
             path, name = os.path.split(path)
             missing.append(name)
         above = Directory.open(path)
@@ -269,6 +269,17 @@ class Workspace:
                     note_failure(failures, exc)
             self._made = self._made[:-1]
         self._made = ()
+
+
+def _exists(path: str) -> bool:
+    """os.path.lexists, which would make a no of a signal handler's OSError."""
+    try:
+        kernel.port.lstat(path, None)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+    return True
 
 
 def note_failure(failures: list[OSError], exc: OSError) -> None:
