@@ -38,7 +38,7 @@ class Output(Generic[_T]):
         try:
             self.output = stage(*args, **kwargs)
         except BaseException as exc:
-            self._leave(type(exc), exc, exc.__traceback__)
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
 
     def commit(self) -> Receipt:
@@ -62,15 +62,11 @@ class Output(Generic[_T]):
         intake = self.transaction._intake
         if intake.closed or intake.pid != forked.me:
             intake.require_open()
-        return self.output
+        output = self.output
+        output._transaction = self.transaction  # type: ignore[attr-defined]  # for its receipt
+        return output
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.output._ended = self.transaction  # type: ignore[attr-defined]  # for its receipt
-        self._leave(kind, exc, trace)
-
-    def _leave(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
@@ -80,6 +76,8 @@ class Output(Generic[_T]):
                 raise
 
     async def __aenter__(self) -> _T:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
         return self.__enter__()
 
     async def __aexit__(

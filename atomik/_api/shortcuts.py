@@ -30,7 +30,7 @@ class OutputOptions(TypedDict, total=False):
 
     durable: bool | Literal["fsync", "syncfs"]
     lock_timeout: float | None
-    progress: Callable[[str, int, int], None] | None
+    progress: Callable[[str, int, int], None] | Literal[True] | None
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
@@ -46,7 +46,7 @@ def transaction(
     overwrite: bool = False,
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | Literal[True] | None = None,
     coordinator: str = "",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
@@ -96,8 +96,9 @@ def transaction(
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
     :param lock_timeout: a float, seconds to wait for another transaction or reader in the same folders; 0 does not wait,
         ``None`` waits for ever.
-    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
-        "swapping" and "cleaning"; a total of 0 is unknown.
+    :param progress: ``True``: a bar on the terminal, by rich or tqdm (``pip install 'atomik[progress]'``); or a function,
+        called with (phase, done, total) during long work, by the thread that works; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown, and each phase ends with done == total.
     :param str coordinator: who decides about the transaction once it is prepared (`Transaction.prepare`), such as the name of
         a database; after a crash nothing touches it until ``recover(folder, decide=…)`` asks.  At most 255 bytes.
     :returns: a `Transaction`.

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from atomik._progress import Bar
     from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
@@ -63,6 +64,7 @@ class Transaction:
     _receipt: Receipt | None = None
     _duration = 0.0
     _coordinator = ""
+    _bar: Bar | None = None
 
     def __init__(
         self,
@@ -70,13 +72,16 @@ class Transaction:
         overwrite: bool = False,
         durable: bool | Literal["fsync", "syncfs"] = True,
         lock_timeout: float | None = 60.0,
-        progress: Progress | None = None,
+        progress: Progress | Literal[True] | None = None,
         coordinator: str = "",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function of (phase, done, total), not {progress!r}")
+        if progress is not None:
+            from atomik._progress import Bar, progress_of
+
+            progress = progress_of(progress)
+            self._bar = progress if type(progress) is Bar else None
         if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
             raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
         if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
@@ -628,6 +633,8 @@ class Transaction:
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
+        if self._bar is not None:
+            self._bar.close()
         for failure in failures:
             path = str(failure.filename or "")
             if commit is not None:
@@ -700,6 +707,8 @@ class Transaction:
         return exc is failure
 
     async def __aenter__(self) -> Self:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
         return self.__enter__()
 
     async def __aexit__(

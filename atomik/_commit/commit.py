@@ -23,6 +23,7 @@ interrupted and called again, and does nothing when there is nothing left to do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import operator
@@ -542,6 +543,9 @@ class Commit:
             self._journal.append_mark()
             self._sync_mark()
         self.state = _COMMITTED
+        if self.progress is not None and self.barriers.passed:
+            with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
+                self.progress("syncing", self.barriers.passed, self.barriers.passed)
 
     def _sync_mark(self) -> None:
         assert self._journal is not None

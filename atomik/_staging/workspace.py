@@ -235,7 +235,11 @@ class Workspace:
     def _give_up_private_folders(
         self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool
     ) -> None:
-        cleaned = None if progress is None else _counting(progress)
+        cleaned = None
+        if progress is not None:
+            from atomik._progress import Counting
+
+            cleaned = Counting(_without_failing(progress), "cleaning")
         if not keep and len(self.private_folders) > 1:
             for made in self.private_folders.values():
                 try:
@@ -252,6 +256,8 @@ class Workspace:
             except OSError as exc:
                 note_failure(failures, exc)
             del self.private_folders[key]
+        if cleaned is not None:
+            cleaned.finish()
 
     def _remove_made(self, failures: list[OSError], *, keep: bool) -> None:
         while self._made and not keep:
@@ -283,14 +289,11 @@ def note_failure(failures: list[OSError], exc: OSError) -> None:
     failures.append(exc)
 
 
-def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None]:
-    """From "so many more" to "so many so far"."""
-    total = 0
+def _without_failing(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The commit is over; a failing callback must not fail it."""
 
-    def more(count: int) -> None:
-        nonlocal total
-        total += count
-        with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
-            progress("cleaning", total, 0)
+    def tell(phase: str, done: int, total: int) -> None:
+        with contextlib.suppress(Exception):
+            progress(phase, done, total)
 
-    return more
+    return tell

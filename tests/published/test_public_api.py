@@ -74,8 +74,8 @@ MEMBERS = {
     "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
     "Output": "abort commit output receipt transaction",
     "Observation": "absent ctime_ns digest identity mtime_ns path size tree",
-    "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
-    "ItemReceipt": "backup broken_links kind method not_preserved op order path replaced",
+    "Receipt": "as_dict barriers durable duration items leftovers state sync_calls synced_by txid visible",
+    "ItemReceipt": "as_dict backup broken_links kind method not_preserved op order path replaced replaced_link",
     "RecoveryReport": "clean items kept",
     "testing.CrashPoint": "call number returned when",
 }
