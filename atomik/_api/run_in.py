@@ -50,6 +50,8 @@ class RunResult(NamedTuple):
     failed, so that nothing was.
     """
 
+    __module__ = "atomik"
+
     process: subprocess.CompletedProcess[Any]
     receipt: Receipt | None
 
@@ -141,7 +143,7 @@ class PrivateCopy:
             options: Any = {"allow_gap": True} if allow_gap else {}
             tx.folder(path, copy=True, preserve="none", expect="any" if overwrite_changes else None, **options)
             self._item = tx.items[-1]
-            self._path = path
+            self.path = path
             self._dress()
             self._entrance = Entrance(self._view(cwd))
         except BaseException:
@@ -175,7 +177,7 @@ class PrivateCopy:
         source = Metadata.of(self._item.place)
         fd = kernel.port.open(self.slot.name, _FOLDER, self.slot.fd)
         try:
-            self._item.not_preserved += apply(fd, source, "all", same_content=True, path=self._path)
+            self._item.not_preserved += apply(fd, source, "all", same_content=True, path=self.path)
         finally:
             kernel.port.close(fd)
 
@@ -183,7 +185,7 @@ class PrivateCopy:
         place, slot = self._item.place, self.slot
         shown, hidden = slot.stat(), place.stat()
         if shown is None or hidden is None:
-            errors.fail(errors.ConflictError, errno.ENOENT, "the folder was removed while it was copied", self._path)
+            errors.fail(errors.ConflictError, errno.ENOENT, "the folder was removed while it was copied", self.path)
         private = os.path.basename(slot.directory.path)
         return View(
             place.fd,
@@ -217,7 +219,7 @@ class PrivateCopy:
         """If the child could not enter, raise the error that says why."""
         answer = self._entrance.answer()
         if answer is not None and answer.failed:
-            raise _error(answer, self._path, self._entrance.view.cwd) from cause
+            raise _error(answer, self.path, self._entrance.view.cwd) from cause
 
     # --- processes that it left ----------------------------------------------------------------------------------------
     def settle(
@@ -234,7 +236,7 @@ class PrivateCopy:
         elif background == "wait":
             self._wait(parent, check)
         if alive := self.alive(parent):
-            _still_running(alive, self._path)
+            _still_running(alive, self.path)
         self._entrance.close()
 
     def alive(self, parent: int | None = None) -> list[Process]:
@@ -277,9 +279,9 @@ class PrivateCopy:
             clone.close()
 
     def _opened(self, place: Place) -> Directory:
-        with kernel.typed("cannot compare the folders", self._path):
+        with kernel.typed("cannot compare the folders", self.path):
             folder = Directory.open(place.name, place.fd, follow=False)
-        folder.path = self._path
+        folder.path = self.path
         return folder
 
     def keep(self) -> None:
@@ -335,21 +337,13 @@ def real_folder(folder: StrPath) -> str:
 
 def refuse_where_impossible(path: str) -> None:
     """Try in a child of our own: see the folder in its own place.  Raises `NamespaceError` where that fails."""
-    head, name = split(path, folder=True)
-    with kernel.typed("cannot run a program in the folder", path):
-        parent = Directory.open(head)
+    with kernel.typed("cannot run a program in the folder", absolute(path)):
+        folder = Directory.open(path)
     try:
-        with kernel.typed("cannot run a program in the folder", absolute(path)):
-            fd = kernel.port.open(name, _FOLDER, parent.fd)
-            try:
-                found = kernel.port.fstat(fd)
-            finally:
-                kernel.port.close(fd)
-        key = found.st_dev, found.st_ino
-        with Entrance(View(parent.fd, name, name, key, key, "/")) as entrance:
+        with Entrance(View(folder.fd, ".", ".", folder.key, folder.key, "/")) as entrance:
             answer = entrance.try_it()
     finally:
-        parent.close()
+        folder.close()
     if answer is None or answer.failed:
         raise _error(answer, absolute(path), "/")
 
