@@ -32,6 +32,7 @@ _SAID_HERE = {
     "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",
+    "pass background='wait' or 'kill'": "pass --background wait or kill",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -57,6 +58,13 @@ class Report:
             self._put(json.dumps(value), sys.stderr if self._error_stream else sys.stdout)
         elif text:
             self._put(text, sys.stdout)
+
+    def listing(self, value: dict[str, Any], text: str) -> None:
+        """What would be done: on standard error too, because standard output is the program's."""
+        if self._machine:
+            self.result(value)
+        else:
+            self._put(text, sys.stderr)
 
     def receipt(self, receipt: Receipt) -> None:
         """What a commit did."""
