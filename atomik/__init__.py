@@ -6,7 +6,8 @@
     with atomik.file("result.json") as f: ...        # the simple one-off
 
 Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
-`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
+`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and
+`rename` as primitives.
 
 Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
     from ._api.probe import Capabilities, probe
     from ._api.swap import swap
     from ._api.transaction import Transaction
-    from ._receipt import ItemReceipt, PlannedChange, Receipt, State
+    from ._receipt import ItemReceipt, PlannedChange, Receipt
     from ._recovery.reading import reading
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
+    from .flags import State
 
 __version__ = "0.2.0"
 
@@ -88,7 +90,7 @@ _LATER = {
     "Receipt": "_receipt",
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
-    "State": "_receipt",
+    "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
     "probe": "_api.probe",

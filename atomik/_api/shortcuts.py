@@ -7,7 +7,7 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from atomik.flags import formerly
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from atomik._receipt import Receipt
-    from atomik._staging.file_objects import StagedPath
+    from atomik._staging.file_objects import StagedBinary, StagedText
     from atomik._staging.observe import Observation
     from atomik._staging.options import BytesMode, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
     from .transaction import Transaction
 
@@ -29,7 +30,7 @@ class OutputOptions(TypedDict, total=False):
 
     durable: bool | Literal["fsync", "syncfs"]
     lock_timeout: float | None
-    progress: Callable[[str, int, int], None] | None
+    progress: Callable[[str, int, int], None] | Literal[True] | None
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
@@ -45,7 +46,7 @@ def transaction(
     overwrite: bool = False,
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | Literal[True] | None = None,
     coordinator: str = "",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
@@ -95,8 +96,9 @@ def transaction(
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
     :param lock_timeout: a float, seconds to wait for another transaction or reader in the same folders; 0 does not wait,
         ``None`` waits for ever.
-    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
-        "swapping" and "cleaning"; a total of 0 is unknown.
+    :param progress: ``True``: a bar on the terminal, by rich or tqdm (``pip install 'atomik[progress]'``); or a function,
+        called with (phase, done, total) during long work, by the thread that works; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown, and each phase ends with done == total.
     :param str coordinator: who decides about the transaction once it is prepared (`Transaction.prepare`), such as the name of
         a database; after a crash nothing touches it until ``recover(folder, decide=…)`` asks.  At most 255 bytes.
     :returns: a `Transaction`.
@@ -122,8 +124,11 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
+    from atomik._commit.machinery import load
+
     from .transaction import Transaction
 
+    load()
     return Transaction(
         overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator
     )
@@ -141,7 +146,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -156,7 +161,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -218,7 +223,8 @@ def file(
     :param bool allow_gap: accept, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
-        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.  ``f.name`` is the destination,
+        absolute; ``f.receipt`` says after the block what was done (None: nothing, all is as it was).
 
     :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
@@ -245,6 +251,8 @@ def file(
     if path is None:
         path = _former_path(options)
     tx = _begin(overwrite, options)
+    if options or str(mode)[:1] in ("a", "r"):  # what starts from a copy may conflict
+        _load_machinery()
     text = buffering, encoding, errors, newline
     return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
@@ -283,6 +291,7 @@ def folder(
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
     `transaction`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
 
@@ -305,6 +314,7 @@ def path(
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
@@ -318,7 +328,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -330,7 +340,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -533,6 +543,13 @@ def _load() -> type[Transaction]:
 
     _Transaction = Transaction
     return Transaction
+
+
+def _load_machinery() -> None:
+    """The output may need more than one plain file does."""
+    from atomik._commit.machinery import load
+
+    load()
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:

@@ -22,26 +22,29 @@ import weakref
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
+from atomik._commit import plan as _plan
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._receipt import PlannedChange, Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
 from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
+from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._progress import Bar
+    from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
-_OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
+_OPEN, _, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
 #: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
 #: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
@@ -61,6 +64,7 @@ class Transaction:
     _receipt: Receipt | None = None
     _duration = 0.0
     _coordinator = ""
+    _bar: Bar | None = None
 
     def __init__(
         self,
@@ -68,13 +72,16 @@ class Transaction:
         overwrite: bool = False,
         durable: bool | Literal["fsync", "syncfs"] = True,
         lock_timeout: float | None = 60.0,
-        progress: Progress | None = None,
+        progress: Progress | Literal[True] | None = None,
         coordinator: str = "",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function of (phase, done, total), not {progress!r}")
+        if progress is not None:
+            from atomik._progress import Bar, progress_of
+
+            progress = progress_of(progress)
+            self._bar = progress if type(progress) is Bar else None
         if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
             raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
         if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
@@ -112,11 +119,18 @@ class Transaction:
         """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
-            steps = {step.dest: step for step in reversed(commit.steps)}
-            barriers = self._barriers
+            from atomik._receipt import Receipt
+
+            changes, barriers = _plan.changes(commit.steps), self._barriers
+            outputs = tuple(
+                item.receipt(*changes.get(item.place, (None, None)), kept=item.backup_place in changes)
+                for item in sorted(commit.items, key=_order)
+                if item.changes
+            )
             self._receipt = Receipt(
-                self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
+                self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
+                commit.state,
             )  # fmt: skip
         return self._receipt
 
@@ -422,7 +436,7 @@ class Transaction:
 
         with self._intake.lock:
             self._intake.require_open()
-            return preview(self._intake.items)
+            return preview(self._intake.items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
@@ -463,7 +477,7 @@ class Transaction:
         """
         with self._intake.lock:
             self._refuse_unless_whole()
-            self._guarded(self._prepare, time.perf_counter())
+            self._guarded(lambda _: self._prepare(), time.perf_counter())
 
     def abort(self) -> None:
         """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
@@ -529,7 +543,7 @@ class Transaction:
         self._begin()
         self._finish(started)
 
-    def _prepare(self, started: float) -> None:
+    def _prepare(self) -> None:
         self._begin(undecided=True)
         self._intake.closed = "prepared"
 
@@ -548,7 +562,7 @@ class Transaction:
         if items:
             commit.prepare()
         else:
-            commit.state = _COMMITTED
+            commit.state = _SWAPPED if commit.undecided else _COMMITTED
 
     def _finish(self, started: float) -> None:
         commit = self._commit
@@ -590,7 +604,7 @@ class Transaction:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
-                if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
+                if exc is None or _goes_before(again, exc):
                     instead = instead or again
         return instead
 
@@ -620,6 +634,8 @@ class Transaction:
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
+        if self._bar is not None:
+            self._bar.close()
         for failure in failures:
             path = str(failure.filename or "")
             if commit is not None:
@@ -638,6 +654,8 @@ class Transaction:
         for each in self.receipt.items if self.receipt is not None else ():
             if each.broken_links:
                 commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+            if each.replaced_link:
+                commit.event(_events.INFO, "item.link_replaced", path=each.path)
 
     def _tell_failure(self, exc: BaseException) -> None:
         """The last event of a commit that failed, unless it was told where more is known."""
@@ -660,7 +678,8 @@ class Transaction:
 
     # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._intake.require_open()
+        if not self._is_prepared() or self._intake.pid != forked.me:
+            self._intake.require_open()
         return self
 
     def __exit__(
@@ -678,8 +697,27 @@ class Transaction:
             else:
                 self._publish()
         except BaseException as failure:
-            self._fail_if_open(failure)
-            raise
+            if self._goes_on(failure, exc):
+                raise
+
+    def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
+        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
+        if exc is None or _goes_before(failure, exc):
+            exc = failure
+        self._fail_if_open(exc)
+        return exc is failure
+
+    async def __aenter__(self) -> Self:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self, self.__exit__).run(kind, exc, trace)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
@@ -706,6 +744,11 @@ def _checked_coordinator(name: str) -> str:
     if len(name.encode()) > 255:
         raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
     return name
+
+
+def _goes_before(again: BaseException, exc: BaseException) -> bool:
+    """Whether the caller is to see what came `again` rather than `exc`, which came first."""
+    return _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception))
 
 
 class _Unfinished(Exception):  # noqa: N818

@@ -18,9 +18,9 @@ from .item import Item
 if TYPE_CHECKING:
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .intake import Intake
     from .options import ItemOptions, StrPath
+    from .staged_path import StagedPath
 
 
 def stage(
@@ -119,7 +119,7 @@ class StagedProgram(Item):
         try:
             if mode is not None:
                 kernel.port.fchmod(fd, mode)
-            self.finish(fd, self.place.status())
+            self.finish(fd, self.present())
         finally:
             kernel.port.close(fd)
 

@@ -90,7 +90,8 @@ def sandboxed(call: str) -> str | None:
     """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
     about one file: the words for an error; None when the call arrives.
 
-    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock, utimensat, O_TMPFILE.
+    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock,
+    name_to_handle_at, utimensat, O_TMPFILE.
     """
     c = libc()
     try:
@@ -114,6 +115,7 @@ _HARMLESS: dict[str, Callable[[Any], int]] = {
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
+    "name_to_handle_at": lambda c: -1 if c.handle(_NO_FD, b"x", 0) is None else 0,
 }
 
 
