@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from . import errors, flags, rename
 from ._api.output import Output
 from ._api.shortcuts import edit, file, folder, path, transaction, update, write_bytes, write_text
+from ._system import kernel as _kernel
 from .errors import AtomikError
 from .flags import Flag, Mode
 
@@ -118,6 +119,7 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists, 
         module = _LATER.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _kernel.refuse_fake()
         loaded = import_module(f".{module}", __name__)
         value = loaded if name == "testing" else getattr(loaded, name)
         if not module[0].isalpha():

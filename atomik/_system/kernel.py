@@ -20,7 +20,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atomik.errors import AtomikError, system_error
+from atomik.errors import AtomikError, UnsupportedFilesystemError, os_args, system_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -594,3 +594,17 @@ def is_device(mode: int) -> bool:
 def is_link(mode: int) -> bool:
     """Whether a ``st_mode`` is that of a symbolic link."""
     return _stat.S_ISLNK(mode)
+
+
+_MODULE = type(errno)
+
+
+def refuse_fake(path: str | None = None) -> None:
+    """pyfakefs puts objects of its own in the place of the module `os`, everywhere.  Half of our calls would go to its files
+    in memory and half to the real disk, and what is imported meanwhile would keep the fake for ever."""
+    if type(os) is not _MODULE:
+        text = (
+            "a test has replaced the module os by a fake (pyfakefs), but atomik calls the kernel and cannot write to "
+            "files in memory; use pytest's tmp_path in tests that call atomik, or pause the fake meanwhile (fs.pause())"
+        )
+        raise UnsupportedFilesystemError(*os_args(errno.ENOSYS, text, path))
