@@ -309,6 +309,7 @@ class Transaction:
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+        :param expect: what must exist at `dest`, as for `atomik.file`.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
         :raises atomik.errors.NestedDestinationError: a folder would go into itself.
@@ -487,7 +488,7 @@ class Transaction:
         with self._intake.lock:
             if self._state is _ABORTED:
                 return
-            if not self._is_prepared():
+            if not self._is_prepared() or self._intake.pid != forked.me:
                 self._intake.require_open()
             try:
                 self._drop(None)
