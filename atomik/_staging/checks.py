@@ -29,7 +29,7 @@ def refuse_other_kind(mode: int, kind: str, path: str) -> None:
     """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
     what is to come, as `Step` knows it, or empty where nobody knows yet."""
     if kernel.is_device(mode):
-        text = f"cannot put a {kind or 'path'} there: what exists is a device; remove it first in the same transaction"
+        text = "cannot replace it: what exists is a device; remove it first in the same transaction"
         errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
     if kind and not same_kind(mode, kind):
         there = "a folder" if kernel.is_folder(mode) else "no folder"
