@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
+from atomik._system import kernel
 from atomik.flags import formerly
 
 from .output import Output
@@ -124,6 +125,7 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
+    kernel.refuse_fake()
     from atomik._commit.machinery import load
 
     from .transaction import Transaction
@@ -392,6 +394,7 @@ def update(
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
+    _load_machinery()  # what it starts from may be changed meanwhile
     tx = _begin(True, options)  # noqa: FBT003
     return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
 
@@ -539,6 +542,7 @@ _Transaction: type[Transaction] | None = None
 
 def _load() -> type[Transaction]:
     global _Transaction  # noqa: PLW0603  loaded once, when first needed
+    kernel.refuse_fake()
     from .transaction import Transaction
 
     _Transaction = Transaction
@@ -547,6 +551,7 @@ def _load() -> type[Transaction]:
 
 def _load_machinery() -> None:
     """The output may need more than one plain file does."""
+    kernel.refuse_fake()
     from atomik._commit.machinery import load
 
     load()

@@ -488,7 +488,7 @@ class Transaction:
         with self._intake.lock:
             if self._state is _ABORTED:
                 return
-            if not self._is_prepared():
+            if not self._is_prepared() or self._intake.pid != forked.me:
                 self._intake.require_open()
             try:
                 self._drop(None)

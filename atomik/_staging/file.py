@@ -108,9 +108,9 @@ class StagedFile(Item):
         self.slot = slot = self.workspace.slot(stage)
         return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
 
-    def finish(self, fd: int, there: Status | None) -> None:
+    def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
         """As for every item; but a mode that the user gave the open file goes before that of what is replaced."""
-        super().finish(fd, there)
+        super().finish(fd, there, source)
         if self.chosen_mode is not None and self.options.permissions is None:
             kernel.port.fchmod(fd, self.chosen_mode)
 

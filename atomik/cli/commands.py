@@ -115,7 +115,8 @@ A program upstream that fails in a pipe cannot be seen from here: what it wrote 
 Use "atomik run" when its exit code matters.
 """
 
-_RUN_USAGE = "atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]..."
+_RUN_USAGE = """atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]...
+       atomik run --in FOLDER [options] -- PROGRAM [ARGUMENT]..."""
 
 _RUN = """
 The program finds the paths to write to where its arguments say {DEST}, and in the environment as
@@ -127,6 +128,11 @@ ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transa
 A shell script gets them as arguments:
 
     atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
+
+With --in, the program works on a private copy of a folder, which it sees at the folder's own path.  If it exits with 0, the
+copy takes the folder's place in one step:
+
+    atomik run --in /srv/site -- make install
 """
 
 
@@ -158,8 +164,19 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    add.add_argument("--dry-run", action="store_true", help="run the program, and only tell what would be published")
+    text = "run the program, and only tell what would be published, or with --in what it changed"
+    add.add_argument("--dry-run", action="store_true", help=text)
     _add_output_options(add)
+    inside = add.add_argument_group("with --in FOLDER")
+    inside.add_argument(
+        "--in", dest="inside", metavar="FOLDER", help="run the program on a private copy of this folder"
+    )
+    text = "publish even if somebody else changed the folder meanwhile; their changes are lost"
+    inside.add_argument("--overwrite-changes", action="store_true", help=text)
+    text = "what to do about processes that the program leaves running; refuse (to publish) is the default"
+    inside.add_argument("--background", choices=("refuse", "wait", "kill"), help=text)
+    text = "if the program fails, keep the copy as this new folder, on the same filesystem"
+    inside.add_argument("--keep-on-failure", metavar="DIR", help=text)
 
 
 def _add_apply(add: argparse.ArgumentParser) -> None:
@@ -236,11 +253,28 @@ def _parse(given: list[str]) -> argparse.Namespace:
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
     known = parser().parse_args(given)
-    if run and not (program and known.outputs):
-        missing = "say what it writes, with --file, --folder or --stdout" if program else "put the program behind --"
+    if run:
+        _check_inside(known)
+    if run and not (program and (known.outputs or known.inside is not None)):
+        missing = (
+            "say what it writes, with --file, --folder, --stdout or --in" if program else "put the program behind --"
+        )
         raise UsageError("", f"atomik run: {missing}; see atomik run --help")
     known.program = program
     return known
+
+
+def _check_inside(known: argparse.Namespace) -> None:
+    """Some options of ``run`` are for --in alone, others have no meaning with it."""
+    only = {
+        "--overwrite-changes": known.overwrite_changes, "--background": known.background is not None,
+        "--keep-on-failure": known.keep_on_failure is not None,
+    }  # fmt: skip
+    never = {"an output": known.outputs, "--overwrite": known.overwrite, "--parents": known.parents}
+    wrong = [name for name, given in (never if known.inside is not None else only).items() if given]
+    if wrong:
+        text = f"{wrong[0]} cannot go with --in" if known.inside is not None else f"{wrong[0]} needs --in FOLDER"
+        raise UsageError("", f"atomik run: {text}; see atomik run --help")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -265,14 +299,17 @@ def _apply(known: argparse.Namespace, report: Report) -> int:
 
 def _run(known: argparse.Namespace, report: Report) -> int:
     from .run import NotStartedError, run
+    from .run_in import Listing, run_in
 
     try:
-        code, receipt = run(known, report.progress())
+        code, done = (run if known.inside is None else run_in)(known, report.progress())
     except NotStartedError as exc:
         report.failure("NotStartedError", str(exc))
         return exc.code
-    if receipt is not None:
-        report.done(receipt)
+    if isinstance(done, Listing):
+        report.listing(done.as_dict(), str(done))
+    elif done is not None:
+        report.done(done)
     else:  # the program has said why; a machine is told whose exit code this is
         text = f"the program ended with {code}; nothing was published"
         report.result({"error": "ProgramFailed", "message": text, "code": code})
@@ -352,13 +389,29 @@ def _doctor(known: argparse.Namespace, report: Report) -> int:
         for at, folder in enumerate(known.folders):
             progress("folders", at, len(known.folders))
             try:
-                found.append(probe(folder))
+                capabilities = probe(folder)
+                found.append((capabilities, _why_no_run_in(folder)))
             except (errors.AtomikError, OSError, ValueError) as exc:
                 progress.clear()
                 report.failed(exc)
-    value = {"folders": [capabilities.as_dict() for capabilities in found], "errors": report.errors}
-    report.result(value, "\n\n".join(str(capabilities) for capabilities in found))
+    folders = [can.as_dict() | {"run_in": {"works": not why, "reason": why}} for can, why in found]
+    told = "\n\n".join(f"{can}\n\n{_RUN_IN:<57}{f'no{_BELOW}{why}' if why else 'yes'}" for can, why in found)
+    report.result({"folders": folders, "errors": report.errors}, told)
     return FAILED if report.errors else DONE
+
+
+_RUN_IN, _BELOW = "  programs on a private copy (atomik run --in)", "\n     "
+
+
+def _why_no_run_in(folder: str) -> str:
+    """Why no program can run on a private copy of it; "" if one can."""
+    from atomik._api.run_in import refuse_where_impossible
+
+    try:
+        refuse_where_impossible(folder)
+    except errors.NamespaceError as exc:
+        return (exc.strerror or str(exc)).partition(": ")[2]
+    return ""
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {

@@ -33,6 +33,7 @@ _SAID_HERE = {
     "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",
+    "pass background='wait' or 'kill'": "pass --background wait or kill",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -58,6 +59,13 @@ class Report:
             self._put(json.dumps(value), sys.stderr if self._error_stream else sys.stdout)
         elif text:
             self._put(text, sys.stdout)
+
+    def listing(self, value: dict[str, Any], text: str) -> None:
+        """What would be done: on standard error too, because standard output is the program's."""
+        if self._machine:
+            self.result(value)
+        else:
+            self._put(text, sys.stderr)
 
     def done(self, what: Receipt | Sequence[PlannedChange], value: dict[str, Any] | None = None) -> None:
         """What a commit did, or would do; `value` says it for a machine, where it is more than the receipt."""

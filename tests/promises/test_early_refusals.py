@@ -89,12 +89,6 @@ def other_kind(tx: atomik.Transaction) -> None:
     tx.folder("n", overwrite=True)
 
 
-def dropped_below(tx: atomik.Transaction) -> None:
-    tx.file("n").write("1")
-    tx.move("n", "m")
-    tx.drop("n/")
-
-
 def dropped_nothing(tx: atomik.Transaction) -> None:
     tx.drop("f")
 
@@ -110,10 +104,10 @@ REFUSED: dict[Callable[[atomik.Transaction], None], tuple[type[errors.AtomikOSEr
     moved_folder_later: (errors.NestedDestinationError, "of its own before"),
     removed_folder: (errors.NestedDestinationError, "staged directory"),
     below_a_folder_that_comes: (errors.NestedDestinationError, "staged directory"),
-    exchange_with_child: (errors.NestedDestinationError, ""),
-    exchange_child_with_it: (errors.NestedDestinationError, ""),
+    exchange_with_child: (errors.NestedDestinationError, "is inside the other"),
+    exchange_child_with_it: (errors.NestedDestinationError, "is inside the other"),
     into_itself: (errors.NestedDestinationError, "outside it"),
-    exchanged_folder: (errors.NestedDestinationError, ""),
+    exchanged_folder: (errors.NestedDestinationError, "is inside the other"),
     exchange_same: (errors.InvalidDestinationError, "needs two"),
     exchange_missing: (errors.MissingPathError, "both names must exist"),
     exchange_removed: (errors.MissingPathError, "both names must exist"),

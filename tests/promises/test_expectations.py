@@ -168,9 +168,7 @@ def test_what_another_changed_is_kept(
         seen = what(path)
         assert seen != {"in": "seen"} or change is not replaced
         assert seen in ("another's", "another's longer", {"in": "another's"}, {"in": "another's longer"}, None), seen
-    if caught is not None and when != "at the last moment":
-        tell(caught, path, expect)
-    elif caught is not None and way not in (removed, moved_away):
+    if (caught is not None and when != "at the last moment") or (caught is not None and way not in (removed, moved_away)):
         tell(caught, path, expect)
     assert caught is not None or change is clear
     assert not left_in(folder)

@@ -19,15 +19,15 @@ import atomik
 
 EXPORTS = {
     "AtomikError", "Capabilities", "Flag", "ItemReceipt", "Mode", "Observation", "Output", "PlannedChange", "Receipt",
-    "RecoveryReport", "State", "Transaction", "edit", "errors", "file", "flags", "folder", "observe", "path", "probe",
-    "reading", "recover", "rename", "swap", "transaction", "update", "write_bytes", "write_text",
+    "RecoveryReport", "RunResult", "State", "Transaction", "edit", "errors", "file", "flags", "folder", "observe", "path",
+    "probe", "reading", "recover", "rename", "run_in", "swap", "transaction", "update", "write_bytes", "write_text",
 }  # fmt: skip
 
 ERRORS = {
     "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
     "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
     "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
-    "NestedDestinationError", "RollbackError", "TransactionStateError", "UndecidedError", "UnsupportedFilesystemError",
+    "NamespaceError", "NestedDestinationError", "RollbackError", "StillRunningError", "TransactionStateError", "UndecidedError", "UnsupportedFilesystemError",
     "WrongKindError",
 }  # fmt: skip
 
@@ -61,6 +61,8 @@ SIGNATURES = {
     "Transaction.commit": "self",
     "Transaction.abort": "self",
     "observe": "path * digest=False",
+    "run_in": "folder args * overwrite_changes=False background=refuse keep_on_failure=None durable=True lock_timeout=60.0 "
+    "progress=None **subprocess_options",
     "swap": "first second * first_dir_fd=None second_dir_fd=None",
     "rename.rename": "src dst flag=Flag.RENAME_NOREPLACE * src_dir_fd=None dst_dir_fd=None replace=None whiteout=False",
     "rename.renameat2": "src_dir_fd src dst_dir_fd dst flags=0",
@@ -179,7 +181,7 @@ def test_help_of_a_transaction_is_enough() -> None:
         assert f"tx.{method}(" in text
     for option in {*OPTIONS.split(), "order", "overwrite", "tmp_dir"}:
         assert re.search(rf"\b{option}[=:`]", text), option
-    for error in ERRORS - {"AtomikOSError", "InvalidCrossDeviceError"}:
+    for error in ERRORS - {"AtomikOSError", "InvalidCrossDeviceError", "NamespaceError", "StillRunningError"}:
         assert f"`{error}`" in text, error
 
 
