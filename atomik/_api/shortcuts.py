@@ -77,7 +77,8 @@ def transaction(
         tx.commit(), tx.abort()            the end, by hand
         tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
-    Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
+    Paths are str or path objects.  Whatever changes a name takes ``order=0`` (an int: lower is published first, equal ones
+    as staged) and ``expect=None``.
     `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
 
         overwrite=None          may what exists be replaced?  None: as the transaction says
