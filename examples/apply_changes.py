@@ -34,7 +34,9 @@ def apply(root: Path, changes: list[dict[str, Any]]) -> tuple[int, dict[str, Any
     """Give a change set to ``atomik apply``; returns the exit code and the answer."""
     command = [sys.executable, "-m", "atomik", "apply", "--json", "--root", root, "-"]
     document = json.dumps({"changes": changes})
-    done = subprocess.run(command, input=document, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, input=document, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+    )
     return done.returncode, json.loads(done.stdout)
 
 
@@ -57,7 +59,10 @@ def main() -> None:
         content = Path(item["path"]).read_bytes()
         assert item["sha256"] == hashlib.sha256(content).hexdigest()
         print(item["op"], item["path"])
-    assert subprocess.run([sys.executable, root / "main.py"], stdout=subprocess.PIPE, text=True).stdout == "2\n"
+    assert (
+        subprocess.run([sys.executable, root / "main.py"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        == "2\n"
+    )
     print("both files were renamed in, and the other edit is there")
 
 

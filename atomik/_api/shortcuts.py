@@ -477,7 +477,7 @@ def edit(
 ) -> Receipt:
     """Change a file by a function of its content, without losing somebody else's change made meanwhile.
 
-    >>> atomik.edit("config.ini", lambda text: text.replace("workers = 4", "workers = 8"))
+    >>> atomik.edit("config.json", lambda text: text.replace('"workers": 4', '"workers": 8'))
 
     Reads the file, calls the function, and writes what it returns.  If the file was changed in the meantime, all of that is
     repeated with the new content, so the function should do nothing else.
