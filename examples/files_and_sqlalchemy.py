@@ -50,11 +50,11 @@ def joined(session: orm.Session) -> atomik.Transaction:
             files.prepare()
             session.execute(sa.insert(Published).values(txid=files.txid))
 
-    def after_commit(session: orm.Session) -> None:
+    def after_commit(_: orm.Session) -> None:
         if files.state is atomik.State.SWAPPED:
             files.commit()
 
-    def after_rollback(session: orm.Session) -> None:
+    def after_rollback(_: orm.Session) -> None:
         # A commit may fail behind the moment that decides: the database knows.
         if files.state is atomik.State.SWAPPED and is_committed(engine, files.txid):
             files.commit()
@@ -69,7 +69,7 @@ def joined(session: orm.Session) -> atomik.Transaction:
 
 def recover(folder: Path, engine: sa.Engine) -> atomik.RecoveryReport:
     """After a crash: the database decides."""
-    return atomik.recover(folder, decide=lambda txid, coordinator: is_committed(engine, txid))
+    return atomik.recover(folder, decide=lambda txid, _: is_committed(engine, txid))
 
 
 def write(folder: Path, engine: sa.Engine, name: str, text: str) -> None:

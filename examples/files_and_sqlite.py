@@ -69,7 +69,7 @@ def add(folder: Path, name: str, picture: bytes) -> None:
 def recover(folder: Path) -> atomik.RecoveryReport:
     """After a crash, and before anybody else uses the folder: the database decides."""
     with closing(connect(folder)) as database:
-        return atomik.recover(folder / "pictures", decide=lambda txid, coordinator: is_committed(database, txid))
+        return atomik.recover(folder / "pictures", decide=lambda txid, _: is_committed(database, txid))
 
 
 def main() -> None:

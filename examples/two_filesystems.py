@@ -23,7 +23,7 @@ def note(first: Path, txid: str) -> Path:
 
 
 @contextmanager
-def on_both(first: Path, second: Path) -> Iterator[tuple[atomik.Transaction, atomik.Transaction]]:
+def on_both(first: Path) -> Iterator[tuple[atomik.Transaction, atomik.Transaction]]:
     """Two transactions of which either both are committed or none."""
     follows = atomik.transaction(overwrite=True, coordinator=str(first))
     decides = atomik.transaction(overwrite=True)
@@ -45,7 +45,7 @@ def on_both(first: Path, second: Path) -> Iterator[tuple[atomik.Transaction, ato
 def recover(first: Path, second: Path) -> None:
     """After a crash: the first filesystem comes first, and then decides about the second."""
     atomik.recover(first)
-    atomik.recover(second, decide=lambda txid, coordinator: note(first, txid).exists())
+    atomik.recover(second, decide=lambda txid, _: note(first, txid).exists())
     for old in first.glob("committed-*"):
         old.unlink()
 
@@ -55,11 +55,11 @@ def main() -> None:
     for folder in (first, second):
         folder.mkdir(exist_ok=True)
     recover(first, second)
-    with on_both(first, second) as (index, archive):
+    with on_both(first) as (index, archive):
         archive.file(second / "2026.txt").write("a long story\n")
         index.file(first / "2026.txt").write(f"see {second / '2026.txt'}\n")
     try:
-        with on_both(first, second) as (index, archive):
+        with on_both(first) as (index, archive):
             archive.file(second / "2026.txt").write("another story\n")
             index.file(first / "2026.txt").write(f"{1 / 0}")
     except ZeroDivisionError:

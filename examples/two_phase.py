@@ -28,29 +28,29 @@ class Files:
         self.files = atomik.transaction(overwrite=True)
         manager.get().join(self)
 
-    def sortKey(self) -> str:
+    def sortKey(self) -> str:  # noqa: N802  the protocol's name
         """Late among the participants: a vote of ours costs the most."""
         return f"~atomik:{self.files.txid}"
 
-    def abort(self, current: Any) -> None:
+    def abort(self, _: Any) -> None:
         """Left before the commit."""
         self.files.abort()
 
-    def tpc_begin(self, current: Any) -> None:
+    def tpc_begin(self, _: Any) -> None:
         """The commit begins."""
 
-    def commit(self, current: Any) -> None:
+    def commit(self, _: Any) -> None:
         """Everything is staged."""
 
-    def tpc_vote(self, current: Any) -> None:
+    def tpc_vote(self, _: Any) -> None:
         """Published, durable, and still undoable; raises if that cannot be."""
         self.files.prepare()
 
-    def tpc_finish(self, current: Any) -> None:
+    def tpc_finish(self, _: Any) -> None:
         """All have voted yes."""
         self.files.commit()
 
-    def tpc_abort(self, current: Any) -> None:
+    def tpc_abort(self, _: Any) -> None:
         """Somebody has voted no."""
         self.files.abort()
 
@@ -58,10 +58,10 @@ class Files:
 class Refusing(Files):
     """A participant that says no."""
 
-    def sortKey(self) -> str:
+    def sortKey(self) -> str:  # noqa: N802  the protocol's name
         return "~~last"
 
-    def tpc_vote(self, current: Any) -> None:
+    def tpc_vote(self, _: Any) -> None:
         raise RuntimeError("the other participant says no")
 
 

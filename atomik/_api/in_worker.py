@@ -26,7 +26,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from atomik import errors
+from atomik import _progress, errors  # noqa: F401  loaded before the commit needs it (I14)
 from atomik._folder import lock
 
 if TYPE_CHECKING:

@@ -62,12 +62,13 @@ class Output(Generic[_T]):
         intake = self.transaction._intake
         if intake.closed or intake.pid != forked.me:
             intake.require_open()
-        return self.output
+        output = self.output
+        output._transaction = self.transaction  # type: ignore[attr-defined]  # for its receipt
+        return output
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.output._ended = self.transaction  # type: ignore[attr-defined]  # for its receipt
         try:
             self.transaction.__exit__(kind, exc, trace)
         except BaseException as failure:  # it may have arrived right before the handlers there
@@ -75,6 +76,8 @@ class Output(Generic[_T]):
                 raise
 
     async def __aenter__(self) -> _T:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
         return self.__enter__()
 
     async def __aexit__(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
+from atomik._system import kernel
 from atomik.flags import formerly
 
 from .output import Output
@@ -30,7 +31,7 @@ class OutputOptions(TypedDict, total=False):
 
     durable: bool | Literal["fsync", "syncfs"]
     lock_timeout: float | None
-    progress: Callable[[str, int, int], None] | None
+    progress: Callable[[str, int, int], None] | Literal[True] | None
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
@@ -46,7 +47,7 @@ def transaction(
     overwrite: bool = False,
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | Literal[True] | None = None,
     coordinator: str = "",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
@@ -96,8 +97,9 @@ def transaction(
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
     :param lock_timeout: a float, seconds to wait for another transaction or reader in the same folders; 0 does not wait,
         ``None`` waits for ever.
-    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
-        "swapping" and "cleaning"; a total of 0 is unknown.
+    :param progress: ``True``: a bar on the terminal, by rich or tqdm (``pip install 'atomik[progress]'``); or a function,
+        called with (phase, done, total) during long work, by the thread that works; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown, and each phase ends with done == total.
     :param str coordinator: who decides about the transaction once it is prepared (`Transaction.prepare`), such as the name of
         a database; after a crash nothing touches it until ``recover(folder, decide=…)`` asks.  At most 255 bytes.
     :returns: a `Transaction`.
@@ -123,6 +125,7 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
+    kernel.refuse_fake()
     from atomik._commit.machinery import load
 
     from .transaction import Transaction
@@ -391,6 +394,7 @@ def update(
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
+    _load_machinery()  # what it starts from may be changed meanwhile
     tx = _begin(True, options)  # noqa: FBT003
     return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
 
@@ -538,6 +542,7 @@ _Transaction: type[Transaction] | None = None
 
 def _load() -> type[Transaction]:
     global _Transaction  # noqa: PLW0603  loaded once, when first needed
+    kernel.refuse_fake()
     from .transaction import Transaction
 
     _Transaction = Transaction
@@ -546,6 +551,7 @@ def _load() -> type[Transaction]:
 
 def _load_machinery() -> None:
     """The output may need more than one plain file does."""
+    kernel.refuse_fake()
     from atomik._commit.machinery import load
 
     load()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from atomik._progress import Bar
     from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
@@ -63,6 +64,7 @@ class Transaction:
     _receipt: Receipt | None = None
     _duration = 0.0
     _coordinator = ""
+    _bar: Bar | None = None
 
     def __init__(
         self,
@@ -70,13 +72,16 @@ class Transaction:
         overwrite: bool = False,
         durable: bool | Literal["fsync", "syncfs"] = True,
         lock_timeout: float | None = 60.0,
-        progress: Progress | None = None,
+        progress: Progress | Literal[True] | None = None,
         coordinator: str = "",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function of (phase, done, total), not {progress!r}")
+        if progress is not None:
+            from atomik._progress import Bar, progress_of
+
+            progress = progress_of(progress)
+            self._bar = progress if type(progress) is Bar else None
         if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
             raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
         if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
@@ -304,6 +309,7 @@ class Transaction:
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+        :param expect: what must exist at `dest`, as for `atomik.file`.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
         :raises atomik.errors.NestedDestinationError: a folder would go into itself.
@@ -628,6 +634,8 @@ class Transaction:
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
+        if self._bar is not None:
+            self._bar.close()
         for failure in failures:
             path = str(failure.filename or "")
             if commit is not None:
@@ -693,13 +701,15 @@ class Transaction:
                 raise
 
     def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
-        """`failure` arrived while a block was being left by `exc`: end everything; whether it is what the caller is to see."""
+        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
         if exc is None or _goes_before(failure, exc):
             exc = failure
         self._fail_if_open(exc)
         return exc is failure
 
     async def __aenter__(self) -> Self:
+        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+
         return self.__enter__()
 
     async def __aexit__(

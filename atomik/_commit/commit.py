@@ -23,6 +23,7 @@ interrupted and called again, and does nothing when there is nothing left to do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import operator
@@ -363,7 +364,7 @@ class Commit:
 
         parents, private = self._parents, list(self.workspace.private_folders.values())
         parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
-        shared = len(os.path.commonprefix(list(parts.values())))  # of lists, it compares components
+        shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
         number: dict[Directory, int] = {}
         entries: list[records.Folder] = []
         for parent in parents:
@@ -542,6 +543,9 @@ class Commit:
             self._journal.append_mark()
             self._sync_mark()
         self.state = _COMMITTED
+        if self.progress is not None and self.barriers.passed:
+            with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
+                self.progress("syncing", self.barriers.passed, self.barriers.passed)
 
     def _sync_mark(self) -> None:
         assert self._journal is not None

@@ -60,7 +60,13 @@ def may_go_alone(items: Sequence[Item]) -> bool:
     if len(items) != 1:
         return False
     item, options = items[0], items[0].options
-    special = not item.changes or item.backup or options.allow_gap or item.kind in _OF_TWO_NAMES or item.expectation is not None
+    special = (
+        not item.changes
+        or item.backup
+        or options.allow_gap
+        or item.kind in _OF_TWO_NAMES
+        or item.expectation is not None
+    )
     return not special
 
 

@@ -38,6 +38,7 @@ def open_folder(path: str) -> int:
 
     Raises OSError as open(2), and `AccessDeniedError` for a link that must not be followed.
     """
+    kernel.refuse_fake(path)
     try:
         return kernel.port.open_beneath(path, _FOLDER, kernel.AT_FDCWD, kernel.RESOLVE_NO_SYMLINKS)
     except OSError as exc:

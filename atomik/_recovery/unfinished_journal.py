@@ -94,7 +94,11 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
                     return _drop_torn(place, wishes.timeout, deadline)
                 return _take_over(live, content, place, wishes, deadline)
         finally:
-            live.close()
+            try:
+                live.close()
+            except BaseException:
+                live.close()  # it came on the way in, and the lock must not wait for the end of the traceback
+                raise
         # Its owner lives, or ended just now.  Is it this very thread, which a signal handler interrupted?
         refuse_own(place.directory, shared=False)
         ask_whether_to_wait()

@@ -97,7 +97,10 @@ class Copy(Item):
         assert self.owner is not None
         slot = self.workspace.slot(self.stage)
         self.slot = slot  # before it is there: an interrupt may come right behind the call
-        lost = copy_entry(source, slot, self.owner.counting("cloning"))
+        counting = self.owner.counting("cloning")
+        lost = copy_entry(source, slot, counting)
+        if counting is not None:
+            counting.finish()
         if slot.status() is None:
             text = "cannot copy a device or socket as this user; leave it out, or run as root"
             errors.fail(errors.AccessDeniedError, errno.EPERM, text, self.path)

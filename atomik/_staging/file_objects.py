@@ -31,8 +31,8 @@ class Sealable(Protocol):
     def discard(self, reason: str = ...) -> None: ...
 
 
-class Ended(Protocol):
-    """A transaction that was left."""
+class Publishing(Protocol):
+    """The transaction of an `Output`."""
 
     @property
     def receipt(self) -> Receipt | None: ...
@@ -59,15 +59,28 @@ class _Raw(io.RawIOBase):
 
     #: The layers above ask at every write, and the base class would look further for the answer.
     closed = False
+    #: the mode bits that the file had when somebody first asked for the descriptor, who may change them (fchmod)
+    first_mode: int | None = None
 
     def __init__(self, fd: int, name: str, mode: str) -> None:
         self._fd, self.name, self.mode = fd, name, mode
 
     def fileno(self) -> int:
-        return self._fd if self._fd >= 0 else _refuse()
+        if self._fd < 0:
+            _refuse()
+        if self.first_mode is None:
+            self.first_mode = kernel.port.statx(self._fd).mode & 0o7777
+        return self._fd
+
+    def chosen_mode(self) -> int | None:
+        """The mode bits that the user gave it by the descriptor; None where they did not."""
+        if self.first_mode is None:
+            return None
+        mode = kernel.port.statx(self._fd).mode & 0o7777
+        return mode if mode != self.first_mode else None
 
     def readable(self) -> bool:
-        return self.fileno() >= 0 and self.mode != "wb"
+        return self.writable() and self.mode != "wb"
 
     def writable(self) -> bool:
         return self._fd >= 0 or _refuse()
@@ -85,11 +98,11 @@ class _Raw(io.RawIOBase):
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
-            self.fileno()  # closed?
+            self.writable()  # closed?
             raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return os.lseek(self.fileno(), offset, whence)
+        return os.lseek(self._fd if self._fd >= 0 else _refuse(), offset, whence)
 
     def tell(self) -> int:
         return os.lseek(self._fd if self._fd >= 0 else _refuse(), 0, os.SEEK_CUR)
@@ -97,7 +110,7 @@ class _Raw(io.RawIOBase):
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
         try:
-            kernel.port.truncate(self.fileno(), size)
+            kernel.port.truncate(self._fd if self._fd >= 0 else _refuse(), size)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
@@ -119,8 +132,8 @@ class _Sealing:
     """Mixed into the io classes: ``close`` seals, leaving the block with an exception discards."""
 
     _item: Sealable | None = None
-    #: the transaction of the `Output` that it belongs to, once the block was left
-    _ended: Ended | None = None
+    #: the transaction of the `Output` whose block it was made for
+    _transaction: Publishing | None = None
 
     #: what closing is without an item
     let_go: ClassVar[Callable[..., None]]
@@ -129,7 +142,7 @@ class _Sealing:
     def receipt(self) -> Receipt | None:
         """What the commit of its `Output` did: None before, after a failure that left everything as it was, and for a file of a
         larger transaction, which has a receipt of its own."""
-        return None if self._ended is None else self._ended.receipt
+        return None if self._transaction is None else self._transaction.receipt
 
     def close(self) -> None:
         item, self._item = self._item, None

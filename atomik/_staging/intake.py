@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar, TypeVarTuple
 
+    from atomik._progress import Counting
     from atomik._system.libc import Status
 
     from .options import Progress, StrPath
@@ -266,18 +267,13 @@ class Intake:
             item.end(done=False)
             self.failed.pop(item.path, None)
 
-    def counting(self, phase: str) -> Callable[[int], None] | None:
+    def counting(self, phase: str) -> Counting | None:
         """What turns "so many more" into "so many so far", for the user's progress function."""
-        progress, total = self.progress, 0
-        if progress is None:
+        if self.progress is None:
             return None
+        from atomik._progress import Counting
 
-        def more(count: int) -> None:
-            nonlocal total
-            total += count
-            progress(phase, total, 0)
-
-        return more
+        return Counting(self.progress, phase)
 
     # --- what items tell -----------------------------------------------------------------------------------------
     def sealed(self, item: Item) -> None:

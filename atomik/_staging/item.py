@@ -32,8 +32,8 @@ from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
-    from collections.abc import Callable
 
+    from atomik._progress import Counting
     from atomik._protocol.step import Step
     from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
@@ -92,7 +92,7 @@ class Owner(Protocol):
     def discarded(self, item: Item, reason: str) -> None:
         """It was dropped."""
 
-    def counting(self, phase: str) -> Callable[[int], None] | None:
+    def counting(self, phase: str) -> Counting | None:
         """What reports the progress of a phase, one object at a time."""
 
 
@@ -446,7 +446,7 @@ class Item:
             links,
             backup,
             step.op == "replace" and self.found == "symlink",
-        )
+        )  # fmt: skip
 
     def present(self) -> Status | None:
         """The status of what it will displace, where that is what exists at the destination now."""

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .file_objects import Ended, Sealable
+from .file_objects import Publishing, Sealable
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,12 +32,12 @@ class StagedPath(_Path):
 
     _item: Sealable
     _elsewhere: str
-    _ended: Ended | None = None
+    _transaction: Publishing | None = None
 
     @property
     def receipt(self) -> Receipt | None:
         """What the commit did; None before it, and when everything was rolled back."""
-        return None if self._ended is None else self._ended.receipt
+        return None if self._transaction is None else self._transaction.receipt
 
     if sys.version_info >= (3, 12):
 

@@ -3,8 +3,8 @@
 The dictionary knows for each name which object is there: one that existed before (by its inode), or the one that the n-th
 operation staged (by its content).  It plays one operation after the other, and knows nothing of slots, steps or chains.
 Each sequence is then done for real, over and over: committed, aborted, failed at a call, killed at a call and recovered,
-prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object that
-the dictionary says, and nothing of atomik's may be left.
+prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object
+that the dictionary says, and nothing of atomik's may be left.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from tests.support.state import left_in
 
 #: Written by atomik 0.1.0 in a transaction that replaced a/f and b/g, removed a/gone and created b/made.
 WRITTEN = (
-    'c-nI;$@OMrU}Si}$N&b3#)fG|X2yxhX(@&&CaH$J3>hF9%@e8&96G)~Sb%I0W@KdGWk>`|9dJ-(C_28N1T2&U7CHkI^3!fy!ypAxrLUJ*lAoKI'
-    't&46pSZ%>!RR&d&Bd@_~lklt60J>slZfh~rtqe>cmw+|$GQdC@E)#SiX1sS&Whh~~dm79+3v?*o8jj11V1pPKn6Vg`j?+LRuo-`W2FCUunhWOK'
-    '1{xUCZkWJ?<U$spfegq7=I5p2G}8cV%pIUHLXE0i3`p)`0lNzUauZW<8)FPMhR0cz;k}Zc3X-mZjU_jm>u06qK9D#eG4t+n09|crN&'
+    "c-nI;$@OMrU}Si}$N&b3#)fG|X2yxhX(@&&CaH$J3>hF9%@e8&96G)~Sb%I0W@KdGWk>`|9dJ-(C_28N1T2&U7CHkI^3!fy!ypAxrLUJ*lAoKI"
+    "t&46pSZ%>!RR&d&Bd@_~lklt60J>slZfh~rtqe>cmw+|$GQdC@E)#SiX1sS&Whh~~dm79+3v?*o8jj11V1pPKn6Vg`j?+LRuo-`W2FCUunhWOK"
+    "1{xUCZkWJ?<U$spfegq7=I5p2G}8cV%pIUHLXE0i3`p)`0lNzUauZW<8)FPMhR0cz;k}Zc3X-mZjU_jm>u06qK9D#eG4t+n09|crN&"
 )
 
 

@@ -103,7 +103,7 @@ def test_files_and_sqlalchemy(tmp_path: Path) -> None:
     def check(point: CrashPoint) -> None:
         example.recover(folder / "reports", engine())
         with engine().connect() as connection:
-            rows = {name: size for name, size in connection.execute(sqlalchemy.text("SELECT name, size FROM report"))}
+            rows = dict(connection.execute(sqlalchemy.text("SELECT name, size FROM report")).tuples().all())
         files = {path.stem: path.stat().st_size for path in (folder / "reports").iterdir()}
         assert rows == files
         outcomes.add(len(files))
@@ -122,7 +122,7 @@ def test_two_filesystems(tmp_path: Path) -> None:
             (fresh(folder) / "f").write_text("old")
 
     def publish() -> None:
-        with example.on_both(first, second) as (one, other):
+        with example.on_both(first) as (one, other):
             one.file(first / "f").write("new")
             other.file(second / "f").write("new")
 

@@ -501,7 +501,7 @@ class _Check:
     def _drop_open(self) -> None:
         """Where only the object's end cleans up, let it end."""
         trial = self.trial
-        if trial.tx is None and left_in(self.folder):
+        if trial.tx is None and not trial.scene.recovery and tree(".") != self.known[0]:
             trial.open, state = True, None
             self._let_go()
         elif trial.tx is None or trial.tx.state is not atomik.State.OPEN:
