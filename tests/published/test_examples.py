@@ -108,6 +108,26 @@ def sqlite_build(folder: Path, out: str) -> None:
     assert "the longest is" in out
 
 
+def files_and_sqlite(folder: Path, out: str) -> None:
+    assert tree(folder) == ["gallery/pictures.sqlite", "gallery/pictures/circle.svg", "gallery/pictures/latest.txt"]
+    assert "neither file nor row" in out
+
+
+def files_and_sqlalchemy(folder: Path, out: str) -> None:
+    assert tree(folder) == ["reports.sqlite", "reports/january.txt"]
+    assert "neither file nor row" in out
+
+
+def two_phase(folder: Path, out: str) -> None:
+    assert tree(folder) == ["out/letter.txt"]
+    assert "nothing was changed" in out
+
+
+def two_filesystems(folder: Path, out: str) -> None:
+    assert tree(folder) == ["archive/2026.txt", "index/2026.txt"]
+    assert "neither was changed" in out
+
+
 def zip_build(folder: Path, out: str) -> None:
     assert tree(folder) == ["json.zip"]
     with zipfile.ZipFile(folder / "json.zip") as archive:
@@ -173,6 +193,10 @@ CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
     json_logs: ("structlog",),
     numpy_savez: ("numpy",),
     sqlite_build: (),
+    files_and_sqlite: (),
+    files_and_sqlalchemy: ("sqlalchemy",),
+    two_phase: ("transaction",),
+    two_filesystems: (),
     zip_build: (),
     static_site: (),
     jinja_config: ("jinja2",),
