@@ -6,12 +6,13 @@
     with atomik.file("result.json") as f: ...        # the simple one-off
 
 Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
-`write_text` and `write_bytes` to write, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and `rename` as primitives.
+`write_text` and `write_bytes` to write, `run_in` for programs that change a folder, `observe` and `reading` to look,
+`recover` and `probe` for operators, `swap` and `rename` as primitives.
 
 Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
     cli | fsspec | testing    doors: the shell, other ecosystems, tests
-    _api                      what users call: Transaction, file() folder() path() update(), probe(), swap()
+    _api                      what users call: Transaction, file() folder() path() update(), probe(), run_in(), swap()
     _commit                   published or all back: plan (pure), commit, barriers
     _staging | _recovery      outputs on their way in | what a dead owner left.  Neither knows the other
     _protocol                 what both share: step, publish, undo, journal, records, private folders, locks
@@ -39,6 +40,7 @@ from .flags import Flag, Mode
 if TYPE_CHECKING:
     from . import testing as testing
     from ._api.probe import Capabilities, probe
+    from ._api.run_in import RunResult, run_in
     from ._api.swap import swap
     from ._api.transaction import Transaction
     from ._receipt import ItemReceipt, PlannedChange, Receipt
@@ -60,6 +62,7 @@ __all__ = [
     "PlannedChange",
     "Receipt",
     "RecoveryReport",
+    "RunResult",
     "State",
     "Transaction",
     "edit",
@@ -73,6 +76,7 @@ __all__ = [
     "reading",
     "recover",
     "rename",
+    "run_in",
     "swap",
     "transaction",
     "update",
@@ -90,12 +94,14 @@ _LATER = {
     "Receipt": "_receipt",
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
+    "RunResult": "_api.run_in",
     "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
     "probe": "_api.probe",
     "reading": "_recovery.reading",
     "recover": "_recovery.recover",
+    "run_in": "_api.run_in",
     "swap": "_api.swap",
     "testing": "testing",
 }

@@ -40,6 +40,7 @@ def _present() -> logging.Logger | None:
         _logger = logger
     return _logger
 
+
 _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 
 

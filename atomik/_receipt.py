@@ -22,7 +22,8 @@ SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
-    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move", "copy", "exchange".
+    ``path``: the destination, absolute.
+    ``kind``: "file", "folder", "path", "symlink", "removal", "move", "copy", "exchange".
     ``op``: "create", "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".
     ``method``: how it was swapped ("renameat2", "linkat", "link", "rename", "gap"; "" when nothing was).
     ``order``: the order given.  ``replaced``: whether something was displaced.

@@ -38,8 +38,10 @@ __all__ = [
     "LockTimeoutError",
     "MissingPathError",
     "MountPointError",
+    "NamespaceError",
     "NestedDestinationError",
     "RollbackError",
+    "StillRunningError",
     "TransactionStateError",
     "UndecidedError",
     "UnsupportedFilesystemError",
@@ -270,6 +272,33 @@ class UndecidedError(AtomikOSError):
 
     txid: str = ""
     coordinator: str = ""
+
+
+class NamespaceError(AtomikOSError):
+    """This process cannot show a program a private copy of a folder (`atomik.run_in`).  Nothing was changed, and the program
+    did not run.
+
+    Cause: the kernel refuses a mount namespace, or a mount in it: user namespaces are restricted (AppArmor, a sysctl), a
+    container's filter forbids the calls, the process is in a chroot, or the kernel is older than Linux 5.2.
+
+    Cure: the message names it; running as root with CAP_SYS_ADMIN needs no user namespace.  ``atomik doctor FOLDER`` tells
+    whether it works.
+    """
+
+
+class StillRunningError(AtomikOSError):
+    """The program ended well, but processes that it started are still running on the private copy (`atomik.run_in`).  Nothing
+    was published.
+
+    ``pids`` are their process ids.
+
+    Cause: a daemon or a background job that the program left behind.  It would go on changing the folder after it was
+    published.
+
+    Cure: end it in the program, or choose ``background="wait"`` or ``"kill"``.
+    """
+
+    pids: tuple[int, ...] = ()
 
 
 #: EEXIST is not among them: whose name is taken, a destination or one of ours, only the caller knows.

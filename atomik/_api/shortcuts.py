@@ -394,6 +394,7 @@ def update(
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
+    _load_machinery()  # what it starts from may be changed meanwhile
     tx = _begin(True, options)  # noqa: FBT003
     return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
 

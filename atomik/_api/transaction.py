@@ -309,6 +309,7 @@ class Transaction:
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+        :param expect: what must exist at `dest`, as for `atomik.file`.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
         :raises atomik.errors.NestedDestinationError: a folder would go into itself.
@@ -435,7 +436,7 @@ class Transaction:
 
         with self._intake.lock:
             self._intake.require_open()
-            return preview(self._intake.items)
+            return preview(self._intake.items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
@@ -487,7 +488,7 @@ class Transaction:
         with self._intake.lock:
             if self._state is _ABORTED:
                 return
-            if not self._is_prepared():
+            if not self._is_prepared() or self._intake.pid != forked.me:
                 self._intake.require_open()
             try:
                 self._drop(None)
@@ -700,7 +701,7 @@ class Transaction:
                 raise
 
     def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
-        """`failure` arrived while a block was being left by `exc`: end everything; whether it is what the caller is to see."""
+        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
         if exc is None or _goes_before(failure, exc):
             exc = failure
         self._fail_if_open(exc)

@@ -72,9 +72,6 @@ _OF_FOLDERS = ("folder", "path", "removal")
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
 
-#: operations that change two names, and so are no single step that is atomic by itself, or need both identities
-_OF_TWO_NAMES = frozenset({"move", "exchange"})
-
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
@@ -144,7 +141,7 @@ class Commit:
     # --- forward -------------------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
-        if len(self.items) == 1 and not self.undecided:
+        if not self.undecided and _plan.may_go_alone(self.items):
             self._prepare_alone(self.items[0])
         else:
             self._prepare_group()
@@ -164,10 +161,7 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if (
-            item.backup or options.allow_gap or item.kind in _OF_TWO_NAMES or item.expectation is not None
-            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
-        ):  # fmt: skip
+        if item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot):
             self._prepare_group()
             return
         parent = item.place.directory
@@ -370,7 +364,7 @@ class Commit:
 
         parents, private = self._parents, list(self.workspace.private_folders.values())
         parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
-        shared = len(os.path.commonprefix(list(parts.values())))  # of lists, it compares components
+        shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
         number: dict[Directory, int] = {}
         entries: list[records.Folder] = []
         for parent in parents:
@@ -397,7 +391,11 @@ class Commit:
             self._begun = at + 1
             if step.mode is not None:
                 self._set_mode(step.slot, step.mode, step.new)
-            publish(step)
+            try:
+                publish(step)
+            except errors.ConflictError as conflict:
+                self._explain(conflict, step)
+                raise
             if heard:
                 self._swapped(step, at)
             if progress is not None:
@@ -488,14 +486,31 @@ class Commit:
         expect = item.expectation
         if expect is None or isinstance(expect, str) or expect.absent or item.unchanged:
             return
-        step = next((step for step in self.steps if step.dest == item.place), None)
-        if step is None or step.old is None:
-            return
-        # Where it lies now: in the slot, or under the name that it was moved to.
-        place = next((other.dest for other in self.steps if other.new == step.old), step.slot)
-        why = expect._mismatch(place, moved=True)
+        place = self._displaced_to(item.place)
+        why = None if place is None else expect._mismatch(place, moved=True)
         if why is not None:
-            item.conflict(f"not what was expected: {why} at the last moment")
+            item.conflict(f"not what was expected: {why} at the last moment", place)
+
+    def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
+        """Somebody else's object came to a name at the last moment: if an expectation was about it, say what differs."""
+        names = (step.dest, step.slot)
+        item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
+        if item is not None and conflict.path is None:
+            item.explain(conflict, item.place)
+
+    def _displaced_to(self, place: Place) -> Place | None:
+        """Where what was at a name before the first step is now: in a slot, or under another name.  None: it was not
+        displaced."""
+        was: bytes | None = None
+        at = None
+        for step in self.steps:
+            if was is None and step.dest == place:
+                was = step.old
+            elif was is None and step.op == "exchange" and step.slot == place:
+                was = step.new
+            if was is not None and was in (step.old, step.new):
+                at = step.slot if was == step.old else step.dest
+        return at
 
     def _swapped(self, step: Step, order: int) -> None:
         self.event(

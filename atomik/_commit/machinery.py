@@ -6,6 +6,7 @@ more: after an upgrade, a chroot, or dropped rights.
 
 from __future__ import annotations
 
+from atomik import _receipt  # noqa: F401
 from atomik._protocol import journal, records
 from atomik._recovery.unfinished_journal import wait_or_recover
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from atomik._receipt import Method, Op
 
 
-def preview(items: Sequence[Item]) -> tuple[PlannedChange, ...]:
-    """A `PlannedChange` for each name that the operations of `items` are about, in the order of the steps."""
+def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, ...]:
+    """A `PlannedChange` for each name that the operations of `items` are about, in the order of the steps; `undecided`: a
+    coordinator decides the outcome."""
     found: dict[Place, Found | None] = {}
     for item in items:
         for place in (*item.places(), item.backup_place):
@@ -30,8 +31,9 @@ def preview(items: Sequence[Item]) -> tuple[PlannedChange, ...]:
         steps = _plan.plan([_operation(item) for item in items if item.changes], found)
     except _plan.Refusal as refusal:
         _plan.refuse(refusal)
+    alone = not undecided and _plan.may_go_alone(items)
     changes = _plan.changes(steps)
-    changed = [_change(place, change, alone=len(steps) == 1) for place, change in changes.items()]
+    changed = [_change(place, change, alone=alone) for place, change in changes.items()]
     same = [PlannedChange(str(place), "unchanged", "", 0, "") for place in found if place not in changes]
     return (*changed, *same)
 

@@ -197,6 +197,7 @@ class Directory:
                 raise
             return
         if (now.st_dev, now.st_ino) == self.key:
+            self.fd = -1
             kernel.port.close(fd)
 
     def _close_way(self, start: int, _: str) -> None:

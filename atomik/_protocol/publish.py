@@ -236,7 +236,12 @@ def _create_with_gap(step: Step) -> None:
 def _check(step: Step) -> None:
     """I4, after the fact: the destination holds the new object and the slot the old one."""
     directory, name = step.dest
-    if identify(directory.fs, directory.fd, name) != step.new:
+    there = identify(directory.fs, directory.fd, name)
+    if there != step.new:
+        if step.op == "exchange" and there is not None and step.slot.identity() is not None:
+            # Somebody else's object, which came to the other name between look and swap: it returns there.
+            rename(step.dest, step.slot, kernel.EXCHANGE)
+            _conflict(step, "one of the two was replaced by somebody else meanwhile")
         _conflict(step, "somebody replaced the destination right after it was published")
     if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot

@@ -107,6 +107,12 @@ def refuse_unsupported(item: Item, fs: Filesystem, *, overwriting: bool) -> None
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
 
 
+def refuse_backup(place: Place, *, folder: bool) -> NoReturn:
+    """The name for the previous version is taken by an object of another kind."""
+    text = "the name for the previous version is taken by another kind of object; remove it or choose another"
+    errors.fail(errors.WrongKindError, errno.EISDIR if folder else errno.ENOTDIR, text, str(place))
+
+
 def backup_name(name: str, place: Place, path: str) -> str:
     """The name under which the previous version of `place` is to stay, refused where it can be none."""
     from atomik._folder.paths import split

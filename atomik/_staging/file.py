@@ -74,8 +74,8 @@ class StagedFile(Item):
         self.below: IO[bytes] | None = None
         #: the mode bits that the user gave it by its descriptor
         self.chosen_mode: int | None = None
-        #: it cannot get its only name directly at the destination: that was tried, or those who watch would hear of it only as
-        #: created, for nobody may open it for writing (P10)
+        #: it cannot get its only name directly at the destination: that was tried, or watchers would only hear that it was
+        #: created, because nobody may open it for writing (P10)
         self.unnameable = options.permissions is not None and not options.permissions & 0o200
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
@@ -108,9 +108,9 @@ class StagedFile(Item):
         self.slot = slot = self.workspace.slot(stage)
         return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
 
-    def finish(self, fd: int, there: Status | None) -> None:
+    def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
         """As for every item; but a mode that the user gave the open file goes before that of what is replaced."""
-        super().finish(fd, there)
+        super().finish(fd, there, source)
         if self.chosen_mode is not None and self.options.permissions is None:
             kernel.port.fchmod(fd, self.chosen_mode)
 
@@ -159,7 +159,7 @@ class StagedFile(Item):
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
         if self.early and self.options is not PLAIN:
-            self.finish(self.fd, self.place.status())
+            self.finish(self.fd, self.present())
 
     def _finish_late(self, there: Status | None) -> None:
         if not self.early and self.options is not PLAIN and self.fd >= 0:
@@ -236,13 +236,14 @@ class StagedFile(Item):
         kernel.port.fsync(self.fd)
         return 1
 
-    def finish_slot(self) -> None:
+    def finish_slot(self, source: Place | None = None) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""
         if self.fd < 0:
-            super().finish_slot()
+            super().finish_slot(source)
         else:
             self.synced = False
-            self.finish(self.fd, self.place.status())
+            source = source or self.place
+            self.finish(self.fd, source.status(), source)
 
     def _equals_present(self) -> bool:
         if self.fd < 0:

@@ -88,7 +88,7 @@ class StagedFolder(Item):
             fd = kernel.port.open(self.slot.name, flags, self.slot.fd)
         try:
             lost = self.not_preserved
-            self.finish(fd, self.place.status())
+            self.finish(fd, self.present())
             self.not_preserved = lost + self.not_preserved
         finally:
             kernel.port.close(fd)

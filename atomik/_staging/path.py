@@ -119,7 +119,7 @@ class StagedProgram(Item):
         try:
             if mode is not None:
                 kernel.port.fchmod(fd, mode)
-            self.finish(fd, self.place.status())
+            self.finish(fd, self.present())
         finally:
             kernel.port.close(fd)
 

@@ -58,6 +58,9 @@ class Removal(Item):
     def leaves(self) -> None:
         return None
 
+    def origin(self) -> None:
+        return None
+
     def follow(self, leaves: str | None) -> None:
         super().follow(leaves)
         if leaves is None:

@@ -80,13 +80,20 @@ class Workspace:
             if number != errno.ENOENT:
                 raise errors.system_error(exc, "cannot open the folder", path) from exc
             folder = self._open_missing(path, exc, parents=parents, wanted=wanted and absolute(wanted))
-        key = folder.place_key
-        held = self._by_key.get(key)
-        if held is not None:
+        self._by_path[path] = held = self.adopt(folder)
+        return held
+
+    def adopt(self, folder: Directory) -> Directory:
+        """Use a folder that is open already for its path, and close it at the end."""
+        held = self._by_key.setdefault(folder.place_key, folder)
+        if held is not folder:
             folder.close()
-            folder = held
-        self._by_path[path] = self._by_key[key] = folder
-        return folder
+        self._by_path[folder.path] = held
+        return held
+
+    def held(self, path: str) -> Directory | None:
+        """The folder that is open for this path."""
+        return self._by_path.get(path)
 
     def hold(self, folder: Directory) -> None:
         """Use a folder that is open already for its path; it is opened once more, and `folder` stays the caller's."""
@@ -113,12 +120,13 @@ class Workspace:
         while missing:
             place = Place(above, missing.pop())
             with kernel.typed("cannot create the parent folder", str(place)):
-                self._make_folder(place)
+                self.make_folder(place)
                 above = Directory.open(place.name, place.fd, follow=False)
             above.path = str(place)
             self._made_in = [*self._made_in, above]
 
-    def _make_folder(self, place: Place) -> None:
+    def make_folder(self, place: Place) -> None:
+        """Make a folder that goes again if it comes to nothing; `place` is in a folder that stays open until the end."""
         self._made = [*self._made, place]  # before it is there: an interrupt may come right behind the call
         try:
             kernel.port.mkdir(place.name, 0o777, place.fd)

@@ -450,6 +450,45 @@ class Kernel:
             _raise((name,))
         return found
 
+    # --- a child that is about to become a program (see `namespace`) ---------------------------------------------
+    #: fchdir(2).
+    fchdir = staticmethod(os.fchdir)
+
+    #: chdir(2).
+    chdir = staticmethod(os.chdir)
+
+    def unshare(self, flags: int) -> None:
+        """unshare(2): CLONE_NEWNS, CLONE_NEWUSER."""
+        if libc().unshare(flags) < 0:
+            _raise(())
+
+    def make_mounts_private(self) -> None:
+        """mount(2) of "/", MS_REC | MS_PRIVATE: what is mounted from now on stays in this mount namespace."""
+        if libc().make_mounts_private() < 0:
+            _raise(())
+
+    def copy_mount(self, path_fd: int) -> int:
+        """open_tree(2), OPEN_TREE_CLONE (Linux 5.2): a detached mount of the folder that a descriptor holds."""
+        fd: int = libc().copy_mount(path_fd)
+        if fd < 0:
+            _raise(())
+        return fd
+
+    def attach_mount(self, tree_fd: int, path_fd: int) -> None:
+        """move_mount(2) (Linux 5.2): attach a detached mount to the folder that a descriptor holds."""
+        if libc().attach_mount(tree_fd, path_fd) < 0:
+            _raise(())
+
+    def end_with_parent(self, signal: int) -> None:
+        """prctl(2), PR_SET_PDEATHSIG: the signal that this process gets when its parent dies."""
+        if libc().end_with_parent(signal) < 0:
+            _raise(())
+
+    def adopt_orphans(self) -> None:
+        """prctl(2), PR_SET_CHILD_SUBREAPER (Linux 3.4): descendants whose parent died become children of this process."""
+        if libc().adopt_orphans() < 0:
+            _raise(())
+
 
 def _mount_of(fd: int, name: str) -> int | None:
     """The id of the mount on which something lies, where statx(2) does not tell."""

@@ -75,6 +75,11 @@ flock = _bind("flock")
 fchmodat2 = _by_number("fchmodat2")
 _openat2 = _by_number("openat2")
 _listxattrat = _by_number("listxattrat")
+unshare = _bind("unshare")
+_mount = _bind("mount")
+_open_tree = _by_number("open_tree")
+_move_mount = _by_number("move_mount")
+_prctl = _bind("prctl")
 
 #: A buffer that the kernel writes to, and pointers into it.  It stays where it is, for nobody ever changes its size.
 _Buffer = tuple[bytearray, Any, Any]
@@ -230,6 +235,39 @@ _sync_file_range = _bind("sync_file_range")
 _ZERO = ctypes.c_int64(0)  # off_t, which may be wider than int
 _NONE = ctypes.c_size_t(0)
 
+
+_MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def make_mounts_private() -> int:
+    """mount(2) of "/", MS_REC | MS_PRIVATE."""
+    return _mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+
+
+def copy_mount(path_fd: int) -> int:
+    """open_tree(2) of what a descriptor holds, OPEN_TREE_CLONE."""
+    return _open_tree(path_fd, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
+
+
+def attach_mount(tree_fd: int, path_fd: int) -> int:
+    """move_mount(2) of a detached mount onto what a descriptor holds."""
+    return _move_mount(tree_fd, b"", path_fd, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
+
+
+def end_with_parent(signal: int) -> int:
+    """prctl(2), PR_SET_PDEATHSIG."""
+    return _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+
+
+def adopt_orphans() -> int:
+    """prctl(2), PR_SET_CHILD_SUBREAPER."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+
+
+_ZERO_LONG = ctypes.c_ulong(0)
 
 _STATFS_SIZE = 256
 _MAGIC = struct.Struct("=I" if machine.magic_size(MACHINE, _POINTER) == 4 else "=Q")

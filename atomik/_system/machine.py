@@ -26,8 +26,8 @@ _OLD = {
 }
 _NAMES = ("renameat2", "name_to_handle_at", "statx")
 
-#: Calls newer than Linux 5.1 have the same number everywhere, above an interface's own first number.
-_NEW = {"openat2": 437, "fchmodat2": 452, "listxattrat": 465}
+#: Calls since Linux 5.2 have the same number everywhere, above an interface's own first number.
+_NEW = {"open_tree": 428, "move_mount": 429, "openat2": 437, "fchmodat2": 452, "listxattrat": 465}
 _FIRST = {"x32": 0x40000000, "mips_o32": 4000, "mips_n64": 5000, "mips_n32": 6000, "alpha": 110}
 
 _GENERIC = ("riscv", "loongarch", "arc", "csky", "hexagon", "nios2", "openrisc", "or1k")

@@ -116,7 +116,8 @@ class TreeWalk:
     def path(self, name: str = "", level: Level | None = None) -> str:
         """The path of `name` in a level (the present one), for messages."""
         names = (level or self.level).names()
-        return os.path.join(self.top.path, *names, name) if name else os.path.join(self.top.path, *names)
+        below = "/".join([*names, name] if name else names)  # os.path.join looks at each, and there may be thousands
+        return os.path.join(self.top.path, below) if below else self.top.path
 
     def fail(self, cause: OSError, name: str = "", level: Level | None = None) -> NoReturn:
         """Raise atomik's error for a call that failed on `name`; what did not come from the kernel goes on unchanged."""

@@ -1,8 +1,8 @@
-"""The command ``atomik``: write, run, swap, recover, doctor.
+"""The command ``atomik``: write, run, apply, swap, recover, doctor.
 
 Exit codes (docs/reference/command-line.md):
 
-* 0: done.  1: it failed, and nothing was changed.  2: the command line is wrong.
+* 0: done.  1: it failed, and nothing was changed.  2: the command line, or the change set, is wrong.
 * 3: it needs attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
   report could not be written.
 * 128 + n: ended by signal n.
@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
     _add_run(command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
+    _add_apply(command("apply", "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY))
     _add_swap(command("swap", "Exchange what is at two paths, in one step."))
     _add_recover(command("recover", "Undo or finish what dead transactions left in folders."))
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
@@ -114,7 +115,8 @@ A program upstream that fails in a pipe cannot be seen from here: what it wrote 
 Use "atomik run" when its exit code matters.
 """
 
-_RUN_USAGE = "atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]..."
+_RUN_USAGE = """atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]...
+       atomik run --in FOLDER [options] -- PROGRAM [ARGUMENT]..."""
 
 _RUN = """
 The program finds the paths to write to where its arguments say {DEST}, and in the environment as
@@ -126,6 +128,20 @@ ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transa
 A shell script gets them as arguments:
 
     atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
+
+With --in, the program works on a private copy of a folder, which it sees at the folder's own path.  If it exits with 0, the
+copy takes the folder's place in one step:
+
+    atomik run --in /srv/site -- make install
+"""
+
+
+_APPLY = """
+    {"changes": [{"op": "write", "path": "a.txt", "text": "...", "expect": "absent"},
+                 {"op": "replace", "path": "x.py", "old": "foo(", "new": "bar(", "count": 2},
+                 {"op": "remove", "path": "d"}, {"op": "move", "from": "e", "to": "f"}]}
+
+Each change sees what the earlier ones will have done.  --schema prints all that can be said.
 """
 
 
@@ -135,6 +151,7 @@ def _add_write(add: argparse.ArgumentParser) -> None:
     add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
     add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
     add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
     _add_output_options(add)
 
 
@@ -147,12 +164,34 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    text = "run the program, and only tell what would be published, or with --in what it changed"
+    add.add_argument("--dry-run", action="store_true", help=text)
     _add_output_options(add)
+    inside = add.add_argument_group("with --in FOLDER")
+    inside.add_argument(
+        "--in", dest="inside", metavar="FOLDER", help="run the program on a private copy of this folder"
+    )
+    text = "publish even if somebody else changed the folder meanwhile; their changes are lost"
+    inside.add_argument("--overwrite-changes", action="store_true", help=text)
+    text = "what to do about processes that the program leaves running; refuse (to publish) is the default"
+    inside.add_argument("--background", choices=("refuse", "wait", "kill"), help=text)
+    text = "if the program fails, keep the copy as this new folder, on the same filesystem"
+    inside.add_argument("--keep-on-failure", metavar="DIR", help=text)
+
+
+def _add_apply(add: argparse.ArgumentParser) -> None:
+    add.add_argument("changes", nargs="?", metavar="CHANGES", help="a JSON file, or - for standard input")
+    add.add_argument("--root", default=".", metavar="DIR", help="all paths are below it; by default the current folder")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    add.add_argument("--schema", action="store_true", help="print the JSON schema of change sets, and do nothing else")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_swap(add: argparse.ArgumentParser) -> None:
     add.add_argument("first", metavar="A")
     add.add_argument("second", metavar="B")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only see whether both are there")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
 
 
@@ -199,7 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.failure("Stopped", "stopped by SIGINT")
         return _INTERRUPTED
     except (errors.AtomikError, OSError, ValueError) as exc:
-        report.failure(type(exc).__name__, report.say(exc))
+        change = getattr(exc, "change", None)
+        report.failure(type(exc).__name__, report.say(exc), **({} if change is None else {"change": change}))
+        if type(exc).__name__ == "ChangeSetError":
+            return USAGE
         doubt = isinstance(exc, errors.RollbackError | errors.DurabilityError) and name != "run"
         return ATTENTION if doubt else failed
 
@@ -211,31 +253,63 @@ def _parse(given: list[str]) -> argparse.Namespace:
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
     known = parser().parse_args(given)
-    if run and not (program and known.outputs):
-        missing = "say what it writes, with --file, --folder or --stdout" if program else "put the program behind --"
+    if run:
+        _check_inside(known)
+    if run and not (program and (known.outputs or known.inside is not None)):
+        missing = (
+            "say what it writes, with --file, --folder, --stdout or --in" if program else "put the program behind --"
+        )
         raise UsageError("", f"atomik run: {missing}; see atomik run --help")
     known.program = program
     return known
+
+
+def _check_inside(known: argparse.Namespace) -> None:
+    """Some options of ``run`` are for --in alone, others have no meaning with it."""
+    only = {
+        "--overwrite-changes": known.overwrite_changes, "--background": known.background is not None,
+        "--keep-on-failure": known.keep_on_failure is not None,
+    }  # fmt: skip
+    never = {"an output": known.outputs, "--overwrite": known.overwrite, "--parents": known.parents}
+    wrong = [name for name, given in (never if known.inside is not None else only).items() if given]
+    if wrong:
+        text = f"{wrong[0]} cannot go with --in" if known.inside is not None else f"{wrong[0]} needs --in FOLDER"
+        raise UsageError("", f"atomik run: {text}; see atomik run --help")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
 def _write(known: argparse.Namespace, report: Report) -> int:
     from .run import write
 
-    report.receipt(write(known, report.progress()))
+    report.done(write(known, report.progress()))
+    return DONE
+
+
+def _apply(known: argparse.Namespace, report: Report) -> int:
+    from .apply import apply, schema
+
+    if known.schema:
+        report.print(schema())
+    elif known.changes is None:
+        raise UsageError("", "atomik apply: name the change set, or - for standard input; see atomik apply --help")
+    else:
+        report.done(*apply(known, report.progress()))
     return DONE
 
 
 def _run(known: argparse.Namespace, report: Report) -> int:
     from .run import NotStartedError, run
+    from .run_in import Listing, run_in
 
     try:
-        code, receipt = run(known, report.progress())
+        code, done = (run if known.inside is None else run_in)(known, report.progress())
     except NotStartedError as exc:
         report.failure("NotStartedError", str(exc))
         return exc.code
-    if receipt is not None:
-        report.receipt(receipt)
+    if isinstance(done, Listing):
+        report.listing(done.as_dict(), str(done))
+    elif done is not None:
+        report.done(done)
     else:  # the program has said why; a machine is told whose exit code this is
         text = f"the program ended with {code}; nothing was published"
         report.result({"error": "ProgramFailed", "message": text, "code": code})
@@ -252,6 +326,9 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
     for path in paths:
         if not os.path.lexists(path):
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to swap", path)
+    if known.dry_run:
+        report.result({"dry_run": True, "swap": list(paths)}, f"exchange {known.first} {known.second}")
+        return DONE
     with Signals() as signals, contextlib.ExitStack() as held:
         # Opened before the swap, so that what can fail has failed by then (and ".." is where it leads to, I7).
         folders = [_parent_of(path, held) for path in paths] if known.durable else []
@@ -312,18 +389,35 @@ def _doctor(known: argparse.Namespace, report: Report) -> int:
         for at, folder in enumerate(known.folders):
             progress("folders", at, len(known.folders))
             try:
-                found.append(probe(folder))
+                capabilities = probe(folder)
+                found.append((capabilities, _why_no_run_in(folder)))
             except (errors.AtomikError, OSError, ValueError) as exc:
                 progress.clear()
                 report.failed(exc)
-    value = {"folders": [capabilities.as_dict() for capabilities in found], "errors": report.errors}
-    report.result(value, "\n\n".join(str(capabilities) for capabilities in found))
+    folders = [can.as_dict() | {"run_in": {"works": not why, "reason": why}} for can, why in found]
+    told = "\n\n".join(f"{can}\n\n{_RUN_IN:<57}{f'no{_BELOW}{why}' if why else 'yes'}" for can, why in found)
+    report.result({"folders": folders, "errors": report.errors}, told)
     return FAILED if report.errors else DONE
+
+
+_RUN_IN, _BELOW = "  programs on a private copy (atomik run --in)", "\n     "
+
+
+def _why_no_run_in(folder: str) -> str:
+    """Why no program can run on a private copy of it; "" if one can."""
+    from atomik._api.run_in import refuse_where_impossible
+
+    try:
+        refuse_where_impossible(folder)
+    except errors.NamespaceError as exc:
+        return (exc.strerror or str(exc)).partition(": ")[2]
+    return ""
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {
     "write": _write,
     "run": _run,
+    "apply": _apply,
     "swap": _swap,
     "recover": _recover,
     "doctor": _doctor,

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .progress import Progress
@@ -22,7 +23,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from atomik._receipt import Receipt
+    from atomik._receipt import PlannedChange, Receipt
 
 #: What the messages of the library call by Python's names.
 _SAID_HERE = {
@@ -32,6 +33,7 @@ _SAID_HERE = {
     "backup= ": "--backup ",
     "parents=True": "--parents",
     "raise lock_timeout": "raise --lock-timeout",
+    "pass background='wait' or 'kill'": "pass --background wait or kill",
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -58,16 +60,31 @@ class Report:
         elif text:
             self._put(text, sys.stdout)
 
-    def receipt(self, receipt: Receipt) -> None:
-        """What a commit did."""
-        for leftover in receipt.leftovers:
-            self.tell(f"could not clean up: {leftover}")
-        self.result(receipt.as_dict())
+    def listing(self, value: dict[str, Any], text: str) -> None:
+        """What would be done: on standard error too, because standard output is the program's."""
+        if self._machine:
+            self.result(value)
+        else:
+            self._put(text, sys.stderr)
 
-    def failure(self, kind: str, message: str) -> None:
+    def done(self, what: Receipt | Sequence[PlannedChange], value: dict[str, Any] | None = None) -> None:
+        """What a commit did, or would do; `value` says it for a machine, where it is more than the receipt."""
+        if not isinstance(what, Sequence):
+            for leftover in what.leftovers:
+                self.tell(f"could not clean up: {leftover}")
+            self.result(what.as_dict() if value is None else value)
+        else:
+            plan = [change.as_dict() for change in what]
+            self.result({"dry_run": True, "plan": plan}, "\n".join(map(str, what)))
+
+    def print(self, value: dict[str, Any]) -> None:
+        """A document, with or without ``--json``."""
+        self._put(json.dumps(value, indent=None if self._machine else 2), sys.stdout)
+
+    def failure(self, kind: str, message: str, **more: Any) -> None:
         """That the command failed: the message, and an object that says the same."""
         self.tell(message)
-        self._fail({"error": kind, "message": message})
+        self._fail({"error": kind, "message": message, **more})
 
     def failed(self, exc: Exception) -> None:
         """That one folder of several failed; the result is still to come."""

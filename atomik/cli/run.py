@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -16,16 +15,17 @@ from typing import TYPE_CHECKING
 from atomik import errors
 from atomik._api.shortcuts import file, transaction
 from atomik._system import kernel
+from atomik._system.namespace import end_with
 
 from .signals import Signals, guarded
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO, Any
 
     from atomik._api.transaction import Transaction
-    from atomik._receipt import Receipt
+    from atomik._receipt import PlannedChange, Receipt
 
     from .progress import Progress
 
@@ -40,7 +40,6 @@ _WORD, _PLAIN = re.compile(r"[\w./=,:;+@%^~#-]*"), re.compile(r"[A-Za-z0-9_./\x8
 
 _CHUNK = 1 << 20
 _SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class PlaceholderError(ValueError):
@@ -64,8 +63,8 @@ def _named(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 # --- write -----------------------------------------------------------------------------------------------------------
-def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
-    """Standard input to a file."""
+def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[PlannedChange, ...]:
+    """Standard input to a file; returns what was done, or would be."""
     if sys.stdin is None:  # as Python found it; what the descriptor leads to now is something else
         errors.fail(errors.AtomikOSError, errno.EBADF, "standard input is closed; redirect a file or a pipe to it", "-")
     _refuse_special(arguments.destination)
@@ -76,12 +75,12 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
             lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments),
         )  # fmt: skip
 
-        def work() -> Receipt:
+        def work() -> Receipt | tuple[PlannedChange, ...]:
             _copy_input(output.output, progress)
-            return output.commit()
+            return output.transaction.plan() if arguments.dry_run else output.commit()
 
-        receipt: Receipt = guarded(signals, output.transaction, work)
-        return receipt
+        result: Receipt | tuple[PlannedChange, ...] = guarded(signals, output.transaction, work)
+        return result
 
 
 def _copy_input(output: IO[bytes], progress: Progress) -> None:
@@ -128,8 +127,8 @@ def _refuse_special(path: str) -> None:
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
-def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | None]:
-    """A program on staged paths; (the exit code, what was published)."""
+def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
+    """A program on staged paths; (the exit code, what was published, or would be)."""
     paths = [(kind, path) for kind, path in arguments.outputs if kind not in STREAMS]
     names = [path for _, path in paths]
     with Signals() as signals, progress:
@@ -138,20 +137,20 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
             progress=progress,
         )  # fmt: skip
 
-        def work() -> tuple[int, Receipt | None]:
+        def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
             streams = {kind: _stage(tx, kind, path, arguments) for kind, path in arguments.outputs if kind in STREAMS}
             staged = [str(_stage(tx, kind, path, arguments)) for kind, path in paths]
             command = fill_in(arguments.program, names, staged)
-            code = _spawn(signals, command, environment(names, staged), streams)
+            code = spawn(signals, command, environment(names, staged), streams)
             if code:
                 return code, None
             signals.check()  # the child was told to stop, and said that all is well; its output is not to be trusted
             for (kind, path), place in zip(paths, staged, strict=True):
                 _check_output(kind, path, place)
             progress.start()
-            return 0, tx.commit()
+            return 0, tx.plan() if arguments.dry_run else tx.commit()
 
-        result: tuple[int, Receipt | None] = guarded(signals, tx, work)
+        result: tuple[int, Receipt | tuple[PlannedChange, ...] | None] = guarded(signals, tx, work)
         return result
 
 
@@ -217,14 +216,20 @@ def _base(name: str) -> str:
     return os.path.basename(name.rstrip("/"))
 
 
-def _spawn(signals: Signals, command: list[str], variables: dict[str, str], streams: dict[str, Any]) -> int:
-    """Run the program to its end, passing on what we are sent; its exit code, 128 + n for a signal."""
+def spawn(
+    signals: Signals, command: list[str], variables: dict[str, str], streams: dict[str, Any],
+    enter: Callable[[], None] | None = None,
+) -> int:  # fmt: skip
+    """Run the program to its end, passing on what we are sent; its exit code, 128 + n for a signal.
+
+    The child first calls `enter`; what that raises arrives as a `subprocess.SubprocessError`.
+    """
     watched = {*signals.caught, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's exit code is lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
         try:
-            child = subprocess.Popen(command, env=variables, preexec_fn=_tie_to_us(mask), **streams)  # noqa: PLW1509  no threads yet
+            child = subprocess.Popen(command, env=variables, preexec_fn=_prepare(mask, enter), **streams)  # noqa: PLW1509  no threads yet
         except OSError as exc:
             raise NotStartedError(command[0], exc) from exc
         try:
@@ -252,14 +257,15 @@ def _wait(signals: Signals, child: subprocess.Popen[bytes], watched: Iterable[in
                 child.send_signal(number)
 
 
-def _tie_to_us(mask: Any) -> Any:
+def _prepare(mask: Any, enter: Callable[[], None] | None) -> Callable[[], None]:
     """What the child does before it becomes the program: unblock signals, and ask to be ended when we are killed."""
-    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+    kernel.libc()
+    parent = os.getpid()
 
     def prepare() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        if enter is not None:
+            enter()
+        end_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if os.getppid() != parent:  # we were killed before the kernel knew
-            os._exit(FAILED)
 
     return prepare

@@ -3,8 +3,8 @@
 The dictionary knows for each name which object is there: one that existed before (by its inode), or the one that the n-th
 operation staged (by its content).  It plays the operations one after the other, and knows nothing of slots, steps or chains.
 Each sequence is then done for real, over and over: committed, aborted, failed at a call, killed at a call and recovered,
-prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object that
-the dictionary says, and nothing of atomik's may be left.
+prepared and then committed, aborted, or killed, and decided by a coordinator.  Afterwards every name must hold the object
+that the dictionary says, and nothing of atomik's may be left.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Operation:
         if self.op == "remove":
             _take(now, self.path)
         elif self.op == "move":
-            if self.path == self.other:
+            if self.path == self.other or self.keeps == self.other:
                 raise Refused
             node = _take(now, self.other)
             self._put(now, node)
@@ -102,7 +102,7 @@ class Operation:
     @property
     def keeps(self) -> str:
         """The name under which what was there stays."""
-        return f"{self.path[0]}/{self.backup}"
+        return f"{self.path[0]}/{self.backup}" if self.backup else ""
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         """Ask for it."""
@@ -194,7 +194,7 @@ class Sequence:
         plan = {}
         for name in NAMES:
             if rng.random() < 0.65:
-                plan[name] = rng.choice(KINDS + ("file",)), rng.choice((0o640, 0o700, 0o750))
+                plan[name] = rng.choice((*KINDS, "file")), rng.choice((0o640, 0o700, 0o750))
         names = rng.sample(NAMES, rng.choice((2, 3, 3, 4, 5)))
         ops = []
         for number in range(rng.choice((1, 2, 2, 3, 3, 4, 5, 7))):
@@ -259,6 +259,22 @@ class Checker:
             self._begin()
             self.kill_prepared(rng)
 
+    def every_death(self, sequence: Sequence) -> None:
+        """Killed at each call of the sequence in turn."""
+        self.sequence, rng = sequence, random.Random(0)
+        for number in range(1, 1000):
+            self._begin()
+
+            def job() -> None:
+                with self._transaction() as tx:
+                    self._stage(tx)
+
+            point = die(job, number, "before")
+            self._settle(rng)
+            self._is((self.after,) if point.returned else (self.before, self.after), f"killed {point}")
+            if point.returned:
+                return
+
     def _begin(self) -> None:
         self.before = self.world.build(self.sequence.plan)
         self.ops, self.after = self.sequence.simulated(self.before)
@@ -296,7 +312,7 @@ class Checker:
                 try:
                     op.stage(tx, self.world.root)
                 except errors.AtomikError as refusal:
-                    assert then is None, f"{op} was refused: {refusal}"
+                    assert then is None, f"{op} was refused: {refusal}"  # noqa: PT017
                 else:
                     assert then is not None, f"{op} was taken"
                     now = then

@@ -11,7 +11,7 @@ import pytest
 
 import atomik
 from tests.powercut import tape
-from tests.powercut.histories import History, look, plant, without_empty
+from tests.powercut.histories import Bring, History, look, plant, without_empty
 from tests.powercut.mutants import MUTANTS, Mutant
 from tests.powercut.strict import StrictDisk
 from tests.powercut.workloads import NAMED
@@ -42,6 +42,9 @@ def watched(
                 with contextlib.suppress(tape.Sabotage):
                     phase.perform(root, tape.saboteur(int(at)) if at else None)
         disk.returned()
+        for op in phase.ops:
+            if isinstance(op, Bring):
+                disk.lasts(str(root / op.path))
         broken += disk.broken
         checked += disk.checked
     return broken, checked

@@ -82,6 +82,9 @@ def naive(world: World, number: int, op: Op) -> World:
     if there is not None:
         refuse(op, there, new)
         if op.backup:
+            taken = world[op.backup]
+            if taken is not None and (taken.kind == "folder") != (there.kind == "folder"):
+                raise Refused("backup", op.backup)
             after[op.backup] = there
     if op.op == "move":
         after[op.other] = None

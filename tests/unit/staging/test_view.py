@@ -70,7 +70,7 @@ def test_bytes_and_text(folder: Path) -> None:
         with tx.open("a", newline="") as f:
             assert f.read() == "é\r\n"
             assert f.name == f"{folder}/a"
-        with pytest.raises(ValueError, match="tx.file"):
+        with pytest.raises(ValueError, match=r"tx\.file"):
             tx.open("a", "w")
 
 

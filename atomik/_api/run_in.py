@@ -1,0 +1,416 @@
+"""`run_in`: a program works on a private copy of a folder, in the folder's own place; all of it is published, or nothing.
+
+The copy is what ``tx.folder(copy=True)`` stages, and it is published like any other folder: by one exchange, under the lock
+of the parent, and only if the original is still what was copied.  What is new here is that the program does not know: a
+mount namespace of its own shows it the copy at the folder's path (`_system.namespace`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.paths import absolute, followed, split
+from atomik._folder.place import Place
+from atomik._system import kernel
+from atomik._system.namespace import Entrance, Process, View, end_with
+from atomik._tree.changes import Change, changes, manifest
+from atomik._tree.metadata import Metadata, apply
+
+from .transaction import Transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from atomik._receipt import Receipt
+    from atomik._staging.options import Progress, StrPath
+    from atomik._system.namespace import Answer
+
+Background = Literal["refuse", "wait", "kill"]
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+#: Options of subprocess that would change who the child is before it enters the namespace.
+_REFUSED = ("preexec_fn", "user", "group", "extra_groups")
+#: How long processes have to end after SIGTERM, in seconds; after SIGKILL they get as long again.
+_GRACE = 5.0
+
+
+class RunResult(NamedTuple):
+    """What `run_in` returns.
+
+    ``process``: a `subprocess.CompletedProcess`.  ``receipt``: what was published, a `atomik.Receipt`; None when the program
+    failed, so that nothing was.
+    """
+
+    process: subprocess.CompletedProcess[Any]
+    receipt: Receipt | None
+
+
+def run_in(
+    folder: StrPath,
+    args: Sequence[StrPath] | str,
+    *,
+    overwrite_changes: bool = False,
+    background: Background = "refuse",
+    keep_on_failure: StrPath | None = None,
+    durable: bool | Literal["fsync", "syncfs"] = True,
+    lock_timeout: float | None = 60.0,
+    progress: Progress | None = None,
+    **subprocess_options: Any,
+) -> RunResult:
+    """Run a program that changes a folder: all of its changes are published at once, or none.
+
+    >>> atomik.run_in("site", ["make", "install"], check=True)
+
+    The program sees a clone of the folder at the folder's own path.  Nobody else sees the clone before the program has exited
+    with 0 and the clone is durable; then it takes the folder's place in one step.
+
+    :param folder: a str or path object: an existing folder.  If it is a link to one, that folder is meant.
+    :param args: the program and its arguments, as for `subprocess.run`.
+    :param bool overwrite_changes: publish even if somebody else changed the folder meanwhile; their changes are lost then.
+    :param str background: what to do about processes that the program left running when it ended: "refuse" to publish,
+        "wait" until they end, or "kill" them (SIGTERM, after 5 seconds SIGKILL).
+    :param keep_on_failure: a str or path object, a new folder on the same filesystem: where the copy goes if the program
+        fails.
+    :param durable: as for `transaction`; so are ``lock_timeout`` and ``progress``.
+    :param subprocess_options: options of `subprocess.run`, such as ``cwd``, ``env``, ``input``, ``capture_output``, ``check``
+        and ``timeout``; but not ``preexec_fn``, ``user``, ``group`` and ``extra_groups``.
+    :returns: a `RunResult`: the completed process and the receipt.
+
+    :raises atomik.errors.NamespaceError: it cannot work here; the program did not run.
+    :raises atomik.errors.ConflictError: somebody else changed the folder meanwhile; their version is kept.
+    :raises atomik.errors.StillRunningError: processes that the program started are still running.
+    :raises atomik.errors.MountPointError: the folder is a mount point, or something is mounted inside it.
+    :raises FileNotFoundError, PermissionError, subprocess.SubprocessError: from `subprocess.run`; nothing was changed.
+
+    Otherwise raises like `folder`.  Limits: only the folder is captured, not what the program writes elsewhere; programs that
+    have the old folder as their working folder stay in it; the program must not need other users' ids unless this process is
+    root.  It is no sandbox: a program that wants to can leave it.
+
+    Source: unshare(2), open_tree(2) and move_mount(2) (Linux 5.2), mount_namespaces(7), user_namespaces(7), renameat2(2).
+    """
+    for name in _REFUSED:
+        if name in subprocess_options:
+            raise TypeError(f"run_in() takes no {name}: the program runs as this user, in a namespace of its own")
+    if background not in ("refuse", "wait", "kill"):
+        raise ValueError(f"background must be 'refuse', 'wait' or 'kill', not {background!r}")
+    cwd = subprocess_options.pop("cwd", None)
+    tx = Transaction(overwrite=True, durable=durable, lock_timeout=lock_timeout, progress=progress)
+    with tx, PrivateCopy(tx, folder, cwd, overwrite_changes=overwrite_changes, keep=keep_on_failure) as copy:
+        try:
+            process = copy.run(args, subprocess_options)
+            if process.returncode == 0:
+                copy.settle(background)
+        except BaseException:
+            copy.keep()
+            raise
+        if process.returncode:
+            copy.keep()
+            tx.abort()
+            return RunResult(process, None)
+        return RunResult(process, tx.commit())
+
+
+class PrivateCopy:
+    """A clone of a folder, staged in a transaction, and the way for one program to see it in the folder's place.
+
+    Made before the program runs, and everything that can be refused is refused then.
+    """
+
+    def __init__(
+        self, tx: Transaction, folder: StrPath, cwd: StrPath | None = None, *, overwrite_changes: bool = False,
+        keep: StrPath | None = None, allow_gap: bool = False,
+    ) -> None:  # fmt: skip
+        path = real_folder(folder)
+        cwd = absolute(os.curdir if cwd is None else cwd, "cwd")
+        if not os.path.isabs(cwd):
+            errors.fail(
+                errors.MissingPathError, errno.ENOENT, "the working folder has no path; change to one that has", cwd
+            )
+        refuse_where_impossible(path)
+        self._kept = None if keep is None else _Kept(keep)
+        try:
+            options: Any = {"allow_gap": True} if allow_gap else {}
+            tx.folder(path, copy=True, preserve="none", expect="any" if overwrite_changes else None, **options)
+            self._item = tx.items[-1]
+            self.path = path
+            self._dress()
+            self._entrance = Entrance(self._view(cwd))
+        except BaseException:
+            self._close_kept()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._entrance.close()
+        finally:
+            self._close_kept()
+
+    def _close_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+
+    @property
+    def slot(self) -> Place:
+        """Where the clone is."""
+        slot = self._item.slot
+        assert slot is not None
+        return slot
+
+    def _dress(self) -> None:
+        """Give the clone itself the metadata of the original now: what the program changes of it is kept (`preserve`)."""
+        source = Metadata.of(self._item.place)
+        fd = kernel.port.open(self.slot.name, _FOLDER, self.slot.fd)
+        try:
+            self._item.not_preserved += apply(fd, source, "all", same_content=True, path=self.path)
+        finally:
+            kernel.port.close(fd)
+
+    def _view(self, cwd: str) -> View:
+        place, slot = self._item.place, self.slot
+        shown, hidden = slot.stat(), place.stat()
+        if shown is None or hidden is None:
+            errors.fail(errors.ConflictError, errno.ENOENT, "the folder was removed while it was copied", self.path)
+        private = os.path.basename(slot.directory.path)
+        return View(
+            place.fd,
+            f"{private}/{slot.name}",
+            place.name,
+            (shown.st_dev, shown.st_ino),
+            (hidden.st_dev, hidden.st_ino),
+            cwd,
+        )
+
+    # --- the program -------------------------------------------------------------------------------------------------
+    def run(self, args: Any, options: dict[str, Any]) -> subprocess.CompletedProcess[Any]:
+        """`subprocess.run` in the namespace."""
+        parent = os.getpid()
+
+        def prepare() -> None:
+            self.enter()
+            end_with(parent)  # a program that outlived us would work on a copy that nobody publishes
+
+        try:
+            return subprocess.run(args, preexec_fn=prepare, **options)  # noqa: PLW1509, PLW1510  takes no lock; check is an option
+        except subprocess.SubprocessError as exc:
+            self.raise_if_not_entered(exc)
+            raise
+
+    def enter(self) -> None:
+        """In the child: see the clone in the folder's place."""
+        self._entrance.enter()
+
+    def raise_if_not_entered(self, cause: BaseException) -> None:
+        """If the child could not enter, raise the error that says why."""
+        answer = self._entrance.answer()
+        if answer is not None and answer.failed:
+            raise _error(answer, self.path, self._entrance.view.cwd) from cause
+
+    # --- processes that it left ----------------------------------------------------------------------------------------
+    def settle(
+        self, background: Background, parent: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> None:
+        """The program has ended: nobody may go on changing the clone.
+
+        :param parent: a process that adopts orphans, all of whose children belong to the program.
+        :param check: called while waiting.
+        """
+        if background == "kill":
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                self._wait(parent, check, number)
+        elif background == "wait":
+            self._wait(parent, check)
+        if alive := self.alive(parent):
+            _still_running(alive, self.path)
+        self._entrance.close()
+
+    def alive(self, parent: int | None = None) -> list[Process]:
+        """The processes that still see the clone."""
+        return self._entrance.members(parent)
+
+    def _wait(self, parent: int | None, check: Callable[[], None], send: int | None = None) -> list[Process]:
+        """Wait until there are none; with a signal to `send`, for as long as `_GRACE`.  Those that are left."""
+        pause, until = 0.005, time.monotonic() + _GRACE
+        while alive := self.alive(parent):
+            if send is not None:
+                if time.monotonic() > until:
+                    break
+                for process in alive:
+                    self._entrance.send(process, send, parent)
+            time.sleep(pause)
+            check()
+            pause = min(2 * pause, 0.2)
+        return alive
+
+    # --- what it did -------------------------------------------------------------------------------------------------
+    def remember(self) -> None:
+        """Look at the clone before the program runs, for `changes`."""
+        folder = self._opened(self.slot)
+        try:
+            self._before = manifest(folder)
+        finally:
+            folder.close()
+
+    def changes(self) -> list[Change]:
+        """What the program changed since `remember`."""
+        clone = self._opened(self.slot)
+        try:
+            original = self._opened(self._item.place)
+            try:
+                return changes(self._before, clone, original)
+            finally:
+                original.close()
+        finally:
+            clone.close()
+
+    def _opened(self, place: Place) -> Directory:
+        with kernel.typed("cannot compare the folders", self.path):
+            folder = Directory.open(place.name, place.fd, follow=False)
+        folder.path = self.path
+        return folder
+
+    def keep(self) -> None:
+        """The run failed: move the clone to where the user wants to inspect it, if anywhere."""
+        if self._kept is not None:
+            self._kept.take(self.slot)
+
+
+class _Kept:
+    """Where the clone of a failed run goes."""
+
+    def __init__(self, path: StrPath) -> None:
+        self._path = absolute(path, "keep_on_failure")
+        head, name = split(os.fsdecode(path), folder=True)
+        with kernel.typed("cannot keep the result there", self._path):
+            self._parent = Directory.open(head)
+        self._place = Place(self._parent, name)
+        if self._place.status() is not None:
+            self.close()
+            text = "something exists there already; name a new folder to keep the result of a failed run in"
+            errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self._path)
+
+    def take(self, slot: Place) -> None:
+        """Rename the clone there."""
+        with kernel.typed("cannot keep the result of the failed run there", self._path):
+            kernel.port.rename(slot.name, slot.fd, self._place.name, self._place.fd, kernel.NOREPLACE)
+
+    def close(self) -> None:
+        """Let go of the folder above it."""
+        self._parent.close()
+
+
+def _still_running(alive: list[Process], path: str) -> NoReturn:
+    names = ", ".join(str(process) for process in alive[:5]) + (", …" if len(alive) > 5 else "")
+    error = errors.StillRunningError(
+        *errors.os_args(
+            errno.EBUSY, f"the program left processes running that can still change the copy: {names}; nothing was "
+            "published; end them in the program, or pass background='wait' or 'kill'", path,
+        )
+    )  # fmt: skip
+    error.pids = tuple(process.pid for process in alive)
+    raise error
+
+
+# --- where it works --------------------------------------------------------------------------------------------------
+def real_folder(folder: StrPath) -> str:
+    """The path of a folder whose name can be exchanged: links at its end followed, ``.`` and ``..`` replaced by a name."""
+    path = followed(os.fsdecode(folder))
+    if path and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
+        path = os.path.realpath(path)
+    return path
+
+
+def refuse_where_impossible(path: str) -> None:
+    """Try in a child of our own: see the folder in its own place.  Raises `NamespaceError` where that fails."""
+    with kernel.typed("cannot run a program in the folder", absolute(path)):
+        folder = Directory.open(path)
+    try:
+        with Entrance(View(folder.fd, ".", ".", folder.key, folder.key, "/")) as entrance:
+            answer = entrance.try_it()
+    finally:
+        folder.close()
+    if answer is None or answer.failed:
+        raise _error(answer, absolute(path), "/")
+
+
+def _error(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSError:
+    if answer is None:
+        return errors.NamespaceError(*errors.os_args(errno.EIO, "the child that tried it was killed", path))
+    step, number = answer.failed, answer.errno
+    if step == "cwd":
+        return errors.system_error(OSError(number, ""), "cannot enter the working folder of the program", cwd)
+    if step == "folder":
+        text = "the folder, or atomik's private folder beside it, was replaced; repeat"
+        return errors.ConflictError(*errors.os_args(number, text, path))
+    text = f"cannot show a program a private copy of the folder: {_reason(step, number)}"
+    return errors.NamespaceError(*errors.os_args(number, text, path))
+
+
+_DENIED = (errno.EPERM, errno.EACCES)
+
+
+def _reason(step: str, number: int) -> str:
+    """Why, and what helps."""
+    said = f"{_CALLS[step]}: {os.strerror(number)}"
+    if number == errno.ENOSYS:
+        return f"{said}; the kernel is older than Linux 5.2, or a sandbox hides the call"
+    if step == "userns" and number in (errno.ENOSPC, errno.EUSERS):
+        return f"{said}; the limit of user namespaces is reached: raise the sysctl user.max_user_namespaces, or run as root"
+    if step == "map" and kernel.port.stat("/proc/self").st_uid != os.geteuid():
+        return (
+            f"{said}; this process changed its user and may not be inspected since: execute a program as the new user"
+        )
+    if step in ("userns", "map", "private", "open_tree", "move_mount") and number in _DENIED:
+        if _sysctl("kernel/unprivileged_userns_clone") == "0":
+            return f"{said}; set the sysctl kernel.unprivileged_userns_clone=1, or run as root"
+        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+            return (
+                f"{said}; AppArmor restricts user namespaces: load a profile for this program that allows them (userns,), "
+                "set the sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
+            )
+        return (
+            f"{said}; a container's seccomp filter or security module forbids it, or the process is in a chroot: run it with "
+            "CAP_SYS_ADMIN and a filter that allows unshare and mount, or outside of the container"
+        )
+    if step == "private" and number == errno.EINVAL:
+        return f"{said}; '/' is no mount point, as in a chroot: run it outside of the chroot"
+    if step == "proc":
+        return f"{said}; mount /proc"
+    return said
+
+
+_CALLS = {
+    "unshare": "no mount namespace (unshare)",
+    "userns": "no user namespace (unshare)",
+    "map": "the user cannot be mapped (/proc/self/uid_map)",
+    "private": "mounts cannot be made private (mount)",
+    "open_tree": "the copy cannot be mounted (open_tree)",
+    "move_mount": "the copy cannot be mounted (move_mount)",
+    "proc": "/proc is not there",
+}
+
+
+def _sysctl(name: str) -> str:
+    try:
+        fd = kernel.port.open(f"/proc/sys/{name}", os.O_RDONLY)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return ""
+    try:
+        return kernel.port.pread(fd, 64, 0).decode().strip()
+    finally:
+        kernel.port.close(fd)

@@ -1,0 +1,163 @@
+"""What a program changed in a clone: which names are new, gone, changed or renamed.
+
+Calling sequence::
+
+    before = manifest(clone)                      # right after the clone was made
+    …                                             # the program works on it
+    found = changes(before, clone, original)      # [Change("+", "a/new"), Change("R", "b", "old name of b"), …]
+
+An object whose inode and change time are those of the manifest is unchanged, so only the rest is compared with the original:
+kind, mode, owner, size, content, target and extended attributes.  Times alone are no change.  A rename is known by the inode;
+the content must not have changed since.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING, Literal
+
+from attrs import define
+
+from atomik._system import kernel
+
+from .fingerprint import content_digest
+from .walk import TreeWalk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from atomik._folder.directory import Directory
+
+    Manifest = dict[str, os.stat_result]
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@define(frozen=True)
+class Change:
+    """One name: ``change`` is "+" (new), "-" (removed), "M" (changed) or "R" (renamed from ``old``); ``path`` is relative,
+    and a folder's ends with a slash."""
+
+    change: Literal["+", "-", "M", "R"]
+    path: str
+    old: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.change} {self.path}" if self.old is None else f"{self.change} {self.old} -> {self.path}"
+
+
+def manifest(directory: Directory) -> Manifest:
+    """What lstat(2) says of everything below a folder, and of the folder itself (as "")."""
+    found = {"": kernel.port.fstat(directory.fd)}
+    with TreeWalk(directory, "read") as down:
+        while True:
+            level = down.level
+            if level.folders is None:
+                level.folders = []
+                for entry in down.entries():
+                    status = kernel.port.lstat(entry.name, level.fd)
+                    found[os.path.join("", *level.names(), entry.name)] = status
+                    if stat.S_ISDIR(status.st_mode):
+                        level.folders.append(entry.name)
+            if level.folders:
+                down.enter(level.folders.pop())
+            elif down.depth:
+                down.leave()
+            else:
+                return found
+
+
+def changes(before: Manifest, clone: Directory, original: Directory) -> list[Change]:
+    """What differs between a clone and its manifest, sorted by path."""
+    after = manifest(clone)
+    renamed = _renamed(before, after)
+    old_names = set(renamed.values())
+    found = [Change("-", _shown(path, before[path])) for path in before.keys() - after.keys() - old_names]
+    for path, status in after.items():
+        if path in renamed:
+            old = renamed[path]
+            if renamed.get(os.path.dirname(path)) != os.path.dirname(old):  # else it moved with its folder
+                found.append(Change("R", _shown(path, status), _shown(old, status)))
+        elif path not in before:
+            found.append(Change("+", _shown(path, status)))
+        elif _touched(before[path], status) and _differs(path, before[path], status, clone, original):
+            found.append(Change("M", _shown(path, status)))
+    return sorted(found, key=lambda each: each.path)
+
+
+def counts(found: Iterable[Change]) -> dict[str, int]:
+    """How many of each."""
+    kinds = [each.change for each in found]
+    return {
+        "new": kinds.count("+"),
+        "removed": kinds.count("-"),
+        "changed": kinds.count("M"),
+        "renamed": kinds.count("R"),
+    }
+
+
+def _shown(path: str, status: os.stat_result) -> str:
+    return os.path.join(path or ".", "") if stat.S_ISDIR(status.st_mode) else path
+
+
+def _renamed(before: Manifest, after: Manifest) -> dict[str, str]:
+    """New name → old name."""
+    gone = {before[path].st_ino: path for path in sorted(before.keys() - after.keys(), reverse=True)}
+    found: dict[str, str] = {}
+    for path in sorted(after.keys() - before.keys()):
+        old = gone.get(after[path].st_ino)
+        if old is not None and _same_object(before[old], after[path]):
+            found[path] = gone.pop(after[path].st_ino)
+    return found
+
+
+def _same_object(old: os.stat_result, new: os.stat_result) -> bool:
+    """Whether a new name belongs to the object of an old one, and not to a later object with its inode number."""
+    return (stat.S_IFMT(old.st_mode), old.st_size, old.st_mtime_ns) == (
+        stat.S_IFMT(new.st_mode), new.st_size, new.st_mtime_ns,
+    )  # fmt: skip
+
+
+def _touched(old: os.stat_result, new: os.stat_result) -> bool:
+    return (old.st_ino, old.st_ctime_ns, old.st_mtime_ns) != (new.st_ino, new.st_ctime_ns, new.st_mtime_ns)
+
+
+def _differs(path: str, old: os.stat_result, new: os.stat_result, clone: Directory, original: Directory) -> bool:
+    if (old.st_mode, old.st_uid, old.st_gid, old.st_rdev) != (new.st_mode, new.st_uid, new.st_gid, new.st_rdev):
+        return True
+    if stat.S_ISLNK(new.st_mode):
+        return kernel.port.readlink(path, clone.fd) != _link(path, original)
+    if stat.S_ISREG(new.st_mode) and old.st_size != new.st_size:
+        return True
+    if stat.S_ISREG(new.st_mode) or stat.S_ISDIR(new.st_mode):
+        return _content(path, clone) != _content(path, original)
+    return False
+
+
+def _link(path: str, folder: Directory) -> str | None:
+    try:
+        return kernel.port.readlink(path, folder.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None  # somebody changed the original meanwhile
+
+
+def _content(path: str, folder: Directory) -> tuple[bytes, dict[str, bytes]] | None:
+    """The digest of a file's content (of a folder, nothing) and the extended attributes; None if it cannot be read."""
+    port = kernel.port
+    try:
+        fd = port.open(path or ".", _READ, folder.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
+    try:
+        attributes: dict[str, bytes] = {}
+        with contextlib.suppress(OSError):
+            attributes = {name: port.getxattr(fd, name) for name in port.listxattr(fd)}
+        return content_digest(fd), attributes
+    finally:
+        port.close(fd)

@@ -1,0 +1,94 @@
+"""``atomik run --in FOLDER``: a program on a private copy of a folder, whatever signal comes when."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, define
+
+from atomik._api.run_in import PrivateCopy
+from atomik._api.shortcuts import transaction
+from atomik._system import kernel
+from atomik._tree.changes import Change, counts
+
+from .run import spawn
+from .signals import Signals, guarded
+
+if TYPE_CHECKING:
+    import argparse
+
+    from atomik._api.transaction import Transaction
+    from atomik._receipt import Receipt
+
+    from .progress import Progress
+
+
+@define(frozen=True)
+class Listing:
+    """What a dry run would have published."""
+
+    folder: str
+    changes: list[Change]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a machine."""
+        return {
+            "folder": self.folder,
+            "changes": [asdict(each) for each in self.changes],
+            "counts": counts(self.changes),
+        }
+
+    def __str__(self) -> str:
+        numbers = ", ".join(f"{number} {kind}" for kind, number in counts(self.changes).items())
+        return "\n".join([*map(str, self.changes), numbers])
+
+
+def run_in(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | Listing | None]:
+    """Run the program; (the exit code, what was or would be published)."""
+    with Signals() as signals, progress:
+        tx = transaction(
+            overwrite=True, durable=arguments.durable, lock_timeout=arguments.lock_timeout, progress=progress
+        )
+
+        def work() -> tuple[int, Receipt | Listing | None]:
+            with PrivateCopy(
+                tx, arguments.inside, overwrite_changes=arguments.overwrite_changes, keep=arguments.keep_on_failure,
+                allow_gap=arguments.allow_gap,
+            ) as copy:  # fmt: skip
+                return _work_on(copy, tx, arguments, signals, progress)
+
+        result: tuple[int, Receipt | Listing | None] = guarded(signals, tx, work)
+        return result
+
+
+def _work_on(
+    copy: PrivateCopy, tx: Transaction, arguments: argparse.Namespace, signals: Signals, progress: Progress
+) -> tuple[int, Receipt | Listing | None]:
+    if arguments.dry_run:
+        copy.remember()
+    kernel.port.adopt_orphans()  # so that no process of the program's gets out of sight
+    try:
+        code = _run(copy, arguments.program, signals)
+        if code == 0:
+            signals.check()  # it was told to stop, and said that all is well; its output is not to be trusted
+            copy.settle(arguments.background or "refuse", os.getpid(), signals.check)
+    except BaseException:
+        copy.keep()
+        raise
+    if code:
+        copy.keep()
+        return code, None
+    if arguments.dry_run:
+        return 0, Listing(copy.path, copy.changes())
+    progress.start()
+    return 0, tx.commit()
+
+
+def _run(copy: PrivateCopy, program: list[str], signals: Signals) -> int:
+    try:
+        return spawn(signals, program, dict(os.environ), {}, copy.enter)
+    except subprocess.SubprocessError as exc:
+        copy.raise_if_not_entered(exc)
+        raise
