@@ -148,7 +148,8 @@ def asyncio_writer(folder: Path, out: str) -> None:
     assert tree(folder) == ["count.txt", "lines.txt"]
     assert (folder / "lines.txt").read_bytes() == (EXAMPLES / "asyncio_writer.py").read_bytes()
     assert "before the commit: aborted" in out
-    assert "during the commit: committed" in out
+    assert "between two swaps: aborted" in out
+    assert "behind the mark: committed" in out
 
 
 def worker_pool(folder: Path, out: str) -> None:
