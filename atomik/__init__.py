@@ -5,9 +5,9 @@
         plots = tx.folder("plots")
     with atomik.file("result.json") as f: ...        # the simple one-off
 
-Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path` and `update` to write,
-`run_in` for programs that change a folder, `observe` and `reading` to look, `recover` and `probe` for operators, `swap` and
-`rename` as primitives.
+Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
+`write_text` and `write_bytes` to write, `run_in` for programs that change a folder, `observe` and `reading` to look,
+`recover` and `probe` for operators, `swap` and `rename` as primitives.
 
 Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
@@ -19,7 +19,7 @@ Layout, for those who read the code: rooms, from the top down.  Imports point do
     _tree                     content by descriptor: walk, delete, sync, clone, compare, metadata
     _folder | rename          a held folder, a name in it, locks, the way to it | public primitives
     _system                   every system call: kernel, libc, forked
-    errors | flags | _events | _receipt | _hidden_names    words that everybody may use
+    errors | flags | _events | _receipt | _progress | _hidden_names    words that everybody may use
 
 Every output takes one way: stage, seal, plan, prepare, publish, confirm, clean up.  Begin with `_commit.commit`, which
 draws it, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.
@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import errors, flags, rename
 from ._api.output import Output
-from ._api.shortcuts import file, folder, path, transaction, update
+from ._api.shortcuts import edit, file, folder, path, transaction, update, write_bytes, write_text
+from ._system import kernel as _kernel
 from .errors import AtomikError
 from .flags import Flag, Mode
 
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
     from ._api.run_in import RunResult, run_in
     from ._api.swap import swap
     from ._api.transaction import Transaction
-    from ._receipt import ItemReceipt, PlannedChange, Receipt, State
+    from ._receipt import ItemReceipt, PlannedChange, Receipt
     from ._recovery.reading import reading
     from ._recovery.recover import RecoveryReport, recover
     from ._staging.observe import Observation, observe
+    from .flags import State
 
 __version__ = "0.2.0"
 
@@ -63,6 +65,7 @@ __all__ = [
     "RunResult",
     "State",
     "Transaction",
+    "edit",
     "errors",
     "file",
     "flags",
@@ -77,6 +80,8 @@ __all__ = [
     "swap",
     "transaction",
     "update",
+    "write_bytes",
+    "write_text",
 ]
 
 #: Loaded when first asked for: most programs need none of these by name, and importing them costs more than the rest.
@@ -90,7 +95,7 @@ _LATER = {
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
     "RunResult": "_api.run_in",
-    "State": "_receipt",
+    "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
     "probe": "_api.probe",
@@ -103,7 +108,7 @@ _LATER = {
 
 # Where a thing is defined is nobody's business: pickles, tracebacks and help() name the package.  Functions get it here or
 # when they are loaded; classes have it in their bodies, for their objects are seen before anybody asks for the class.
-for _each in (file, folder, path, transaction, update):
+for _each in (edit, file, folder, path, transaction, update, write_bytes, write_text):
     _each.__module__ = __name__
 del _each
 
@@ -114,6 +119,7 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists, 
         module = _LATER.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        _kernel.refuse_fake()
         loaded = import_module(f".{module}", __name__)
         value = loaded if name == "testing" else getattr(loaded, name)
         if not module[0].isalpha():

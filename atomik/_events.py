@@ -15,19 +15,32 @@ JSON formatters find them, and the record's file, line and function are those of
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
-from types import FrameType
-from typing import Any
+from _thread import get_ident
+from typing import TYPE_CHECKING, Any
 
-DEBUG, INFO, WARNING = logging.DEBUG, logging.INFO, logging.WARNING
+if TYPE_CHECKING:
+    import logging
+    from types import FrameType
 
-_logger = logging.getLogger("atomik")
-# Without a handler in the program, logging would write warnings to stderr as a last resort.
-_logger.addHandler(logging.NullHandler())
+DEBUG, INFO, WARNING = 10, 20, 30  # as in logging, which is not loaded for them: who listens has loaded it
 
-_modules, _enabled = sys.modules, _logger.isEnabledFor  # looked up once: every event asks them
+_modules = sys.modules
+_logger: logging.Logger | None = None
+
+
+def _present() -> logging.Logger | None:
+    """The logger "atomik", once the program has loaded logging."""
+    global _logger  # noqa: PLW0603  made once, when somebody may listen
+    module = _modules.get("logging")
+    if _logger is None and hasattr(module, "getLogger"):  # not in the middle of its import
+        logger: logging.Logger = module.getLogger("atomik")  # type: ignore[union-attr]
+        # Without a handler in the program, logging would write warnings to stderr as a last resort.
+        logger.addHandler(module.NullHandler())  # type: ignore[union-attr]
+        _logger = logger
+    return _logger
+
 
 _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 
@@ -36,7 +49,8 @@ def heard(level: int) -> bool:
     """Whether anybody would hear an event of that level."""
     if "structlog" in _modules and _structlog() is not None:
         return True
-    return _enabled(level) and _has_handler()
+    logger = _logger or _present()
+    return logger is not None and logger.isEnabledFor(level) and _has_handler(logger)
 
 
 def emit(level: int, event: str, **fields: Any) -> None:
@@ -44,18 +58,20 @@ def emit(level: int, event: str, **fields: Any) -> None:
     structlog = _structlog()
     if structlog is not None:
         getattr(structlog.get_logger("atomik"), _NAMES[level])(event, **fields)
-    elif _logger.isEnabledFor(level) and _has_handler():
-        _logger.handle(_record(level, event, fields))
+        return
+    logger = _logger or _present()
+    if logger is not None and logger.isEnabledFor(level) and _has_handler(logger):
+        logger.handle(_record(logger, level, event, fields))
 
 
-def _record(level: int, event: str, fields: dict[str, Any]) -> logging.LogRecord:
+def _record(logger: logging.Logger, level: int, event: str, fields: dict[str, Any]) -> logging.LogRecord:
     """The event for the standard library: ``event=… tx=… …`` for people, and an attribute for each field."""
-    frame = _caller()
+    frame = caller()
     where = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("(unknown file)", 0)
     function = frame.f_code.co_name if frame is not None else "(unknown function)"
     fields = {"event": event, **fields}
     text = " ".join(f"{name}={value if isinstance(value, str) else repr(value)}" for name, value in fields.items())
-    record = _logger.makeRecord(_logger.name, level, *where, text, (), None, function)
+    record = logger.makeRecord(logger.name, level, *where, text, (), None, function)
     for name, value in fields.items():
         # A program's own record factory may have set an attribute of that name: that is the program's.
         setattr(record, f"atomik_{name}" if hasattr(record, name) else name, value)
@@ -67,8 +83,14 @@ _PACKAGE = os.path.dirname(emit.__code__.co_filename) + os.sep
 _BETWEEN = contextlib.contextmanager.__code__.co_filename
 
 
-def _caller() -> FrameType | None:
+#: thread that works for another one -> the frame there that called atomik
+called_by: dict[int, FrameType | None] = {}
+
+
+def caller() -> FrameType | None:
     """The frame that called atomik; None where there is none, as when the interpreter ends."""
+    if (me := get_ident()) in called_by:
+        return called_by[me]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _BETWEEN)):
         frame = frame.f_back
@@ -95,11 +117,12 @@ def _are_defaults(structlog: Any) -> bool:
     )
 
 
-def _has_handler() -> bool:
+def _has_handler(logger: logging.Logger) -> bool:
     """Whether a record would reach a handler other than our own silent one."""
-    logger: logging.Logger | None = _logger
-    while logger is not None:
-        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+    silent = _modules["logging"].NullHandler
+    above: logging.Logger | None = logger
+    while above is not None:
+        if any(not isinstance(handler, silent) for handler in above.handlers):
             return True
-        logger = logger.parent if logger.propagate else None
+        above = above.parent if above.propagate else None
     return False

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
-from attrs import define
+from attrs import asdict, define
+
+from .flags import State
 
 #: what an output is
-Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "exchange", "expectation"]
+Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
 #: what happened to one destination
 Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
 #: how a destination got its new object; "" when nothing was done
@@ -17,39 +18,20 @@ Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
 SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
-class State(Enum):
-    """Where a transaction is::
-
-        OPEN ──prepare──▶ PREPARED ──swap──▶ SWAPPED ──mark──▶ COMMITTED
-          │                  │                  │
-          └──── abort ───────┴─── roll back ────┴──▶ ABORTED
-
-    OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
-    SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
-    IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
-    """
-
-    __module__ = "atomik"
-
-    OPEN = "open"
-    PREPARED = "prepared"
-    SWAPPED = "swapped"
-    COMMITTED = "committed"
-    ABORTED = "aborted"
-    IN_DOUBT = "in doubt"
-
-
 @define(frozen=True)
 class ItemReceipt:
     """What happened to one destination; in `Receipt`.
 
-    ``path``: the destination, absolute.  ``kind``: "file", "folder", "path", "symlink", "removal", "move".  ``op``: "create",
-    "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".  ``method``: how it was swapped ("renameat2",
-    "linkat", "link", "rename", "gap"; "" when nothing was).  ``order``: the order given.  ``replaced``: whether something was
-    displaced.
+    ``path``: the destination, absolute.
+    ``kind``: "file", "folder", "path", "symlink", "removal", "move", "copy", "exchange".
+    ``op``: "create", "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".
+    ``method``: how it was swapped ("renameat2", "linkat", "link", "rename", "gap"; "" when nothing was).
+    ``order``: the order given.  ``replaced``: whether something was displaced.
     ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``backup``: the path at which the previous version stays, None where there is none.
+    ``backup``: the path at which the previous version stays, None where there is none.  ``replaced_link``: whether a symbolic
+    link was displaced, whose target is as it was (``follow_symlinks=True`` would write to that).
+    ``str()`` is one line, `as_dict` plain values.
     """
 
     __module__ = "atomik"
@@ -63,6 +45,23 @@ class ItemReceipt:
     not_preserved: tuple[str, ...] = ()
     broken_links: int = 0
     backup: str | None = None
+    replaced_link: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return {**asdict(self), "not_preserved": list(self.not_preserved)}
+
+    def __str__(self) -> str:
+        notes = []
+        if self.replaced_link:
+            notes.append("replaced a symbolic link")
+        if self.backup is not None:
+            notes.append(f"previous version: {self.backup}")
+        if self.not_preserved:
+            notes.append(f"not preserved: {', '.join(self.not_preserved)}")
+        if self.broken_links:
+            notes.append(f"other hard links that keep the old content: {self.broken_links}")
+        return f"{self.op:<9} {self.kind:<7} {self.path}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 @define(frozen=True)
@@ -70,8 +69,8 @@ class PlannedChange:
     """What a commit would do to one name; in what `Transaction.plan` returns.
 
     ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (what comes there exists elsewhere now),
-    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.  ``method``: how
-    it would be swapped.  ``str()`` gives a line.
+    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.
+    ``method``: how it would be swapped.  ``str()`` gives a line.
     """
 
     __module__ = "atomik"
@@ -81,6 +80,10 @@ class PlannedChange:
     kind: str
     order: int
     method: Method
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as strings and numbers, fit for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.op:<9} {self.kind:<7} {self.path}"
@@ -95,6 +98,8 @@ class Receipt:
     without any.  ``barriers`` and ``sync_calls``: how many points of durability there were, and how many calls made them.
     ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
+    ``state``: `State.COMMITTED`; or `State.IN_DOUBT`, when the call that returns it could not, and raised.
+    ``str()`` is for people, a line for each item; `as_dict` plain values.
     """
 
     __module__ = "atomik"
@@ -108,3 +113,16 @@ class Receipt:
     duration: float
     visible: float
     leftovers: tuple[str, ...] = ()
+    state: State = State.COMMITTED
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        plain = {**asdict(self, recurse=False), "state": self.state.value, "leftovers": list(self.leftovers)}
+        return {**plain, "items": [item.as_dict() for item in self.items]}
+
+    def __str__(self) -> str:
+        durable = f"durable by {self.synced_by or 'nothing to sync'}" if self.durable else "not synced"
+        lines = [f"{self.state.value}: {len(self.items)} in {self.duration * 1e3:.1f} ms, {durable}, tx {self.txid}"]
+        lines += [f"  {item}" for item in self.items]
+        lines += [f"  could not clean up: {leftover}" for leftover in self.leftovers]
+        return "\n".join(lines)

@@ -45,6 +45,28 @@ class Mode(str, Enum):
     BYTES = "BYTES"
 
 
+class State(Enum):
+    """Where a transaction is::
+
+        OPEN ──prepare──▶ PREPARED ──swap──▶ SWAPPED ──mark──▶ COMMITTED
+          │                  │                  │
+          └──── abort ───────┴─── roll back ────┴──▶ ABORTED
+
+    OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
+    SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
+    IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
+    """
+
+    __module__ = "atomik"
+
+    OPEN = "open"
+    PREPARED = "prepared"
+    SWAPPED = "swapped"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    IN_DOUBT = "in doubt"
+
+
 def formerly(**new: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let programs of 0.0.3 pass parameters by their old names: ``formerly(old="new")``.  Unknown to type checkers."""
 

@@ -19,7 +19,7 @@ _P = ParamSpec("_P")
 
 
 class Output(Generic[_T]):
-    """A one-item transaction: enter it for the file object or path, leave it to publish.
+    """A one-item transaction: enter it for the file object or path, leave it to publish; also by ``async with``.
 
     Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
     behind it.  Without ``with``, end it by `commit` or `abort`.
@@ -37,8 +37,8 @@ class Output(Generic[_T]):
         self.transaction = transaction
         try:
             self.output = stage(*args, **kwargs)
-        except BaseException:
-            transaction.abort()
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
             raise
 
     def commit(self) -> Receipt:
@@ -51,7 +51,8 @@ class Output(Generic[_T]):
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit did; None before it."""
+        """What the commit did; None before it, and when everything is as it was.  ``f.receipt`` of ``with … as f`` is the
+        same."""
         return self.transaction.receipt
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
@@ -61,13 +62,28 @@ class Output(Generic[_T]):
         intake = self.transaction._intake
         if intake.closed or intake.pid != forked.me:
             intake.require_open()
-        return self.output
+        output = self.output
+        output._transaction = self.transaction  # type: ignore[attr-defined]  # for its receipt
+        return output
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             self.transaction.__exit__(kind, exc, trace)
-        except BaseException as failure:
-            self.transaction._fail_if_open(failure)  # it may have arrived right before the handlers there
-            raise
+        except BaseException as failure:  # it may have arrived right before the handlers there
+            if self.transaction._goes_on(failure, exc):
+                raise
+
+    async def __aenter__(self) -> _T:
+        from . import in_worker  # before it is needed (I14)
+
+        in_worker.running()
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self.transaction, self.__exit__).run(kind, exc, trace)

@@ -53,8 +53,6 @@ class RunResult:
     failed, so that nothing was.
     """
 
-    __module__ = "atomik"
-
     process: subprocess.CompletedProcess[Any]
     receipt: Receipt | None
 

@@ -7,8 +7,9 @@ nothing.
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, TextIO, TypedDict, Unpack, cast, overload
+from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
+from atomik._system import kernel
 from atomik.flags import formerly
 
 from .output import Output
@@ -16,9 +17,11 @@ from .output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._receipt import Receipt
+    from atomik._staging.file_objects import StagedBinary, StagedText
     from atomik._staging.observe import Observation
     from atomik._staging.options import BytesMode, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
     from .transaction import Transaction
 
@@ -28,12 +31,12 @@ class OutputOptions(TypedDict, total=False):
 
     durable: bool | Literal["fsync", "syncfs"]
     lock_timeout: float | None
-    progress: Callable[[str, int, int], None] | None
+    progress: Callable[[str, int, int], None] | Literal[True] | None
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
     permissions: int | None
-    expect: Observation | Literal["absent", "any"] | None
+    expect: Observation | str | None
     backup: str | Callable[[str], str] | None
     if_changed: bool
     allow_gap: bool
@@ -44,7 +47,7 @@ def transaction(
     overwrite: bool = False,
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | Literal[True] | None = None,
     coordinator: str = "",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
@@ -57,7 +60,8 @@ def transaction(
     ...     tx.remove("model.old", missing_ok=True)
 
     Nothing is visible before the end of the block.  Leaving it well commits; leaving it with any exception
-    (KeyboardInterrupt too) aborts, and the exception goes on unchanged.  Inside the block::
+    (KeyboardInterrupt and sys.exit too) aborts, and the exception goes on unchanged.  ``async with`` does the same in a thread,
+    under asyncio and trio; a cancellation before the commit mark rolls back.  Inside the block::
 
         f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
         new = tx.folder(path, copy=False)  a pathlib.Path: a private folder to fill
@@ -65,13 +69,17 @@ def transaction(
         tx.symlink(path, target)           a symbolic link that says target
         tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
         tx.move(src, dest)                 what exists at src goes to dest
+        tx.copy(src, dest)                 a copy of it, file or whole folder
+        tx.write_text(path, text)          a file in one call; and tx.write_bytes
+        tx.exists(path), tx.open(path)     look and read as if it were committed
         tx.exchange(first, second)         two names change what exists at them
         tx.expect(path, expected)          commit only if path is still as it was seen
         tx.plan(), tx.drop(path)           what would be done; take an operation back
         tx.commit(), tx.abort()            the end, by hand
         tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
-    Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
+    Paths are str or path objects.  Whatever changes a name takes ``order=0`` (an int: lower is published first, equal ones
+    as staged) and ``expect=None``.
     `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
 
         overwrite=None          may what exists be replaced?  None: as the transaction says
@@ -91,8 +99,9 @@ def transaction(
         sync; the transaction is still all or nothing when the process dies, but not when the machine does.
     :param lock_timeout: a float, seconds to wait for another transaction or reader in the same folders; 0 does not wait,
         ``None`` waits for ever.
-    :param progress: a function, called with (phase, done, total) during long work; phases are "cloning", "syncing",
-        "swapping" and "cleaning"; a total of 0 is unknown.
+    :param progress: ``True``: a bar on the terminal, by rich or tqdm (``pip install 'atomik[progress]'``); or a function,
+        called with (phase, done, total) during long work, by the thread that works; phases are "cloning", "syncing",
+        "swapping" and "cleaning"; a total of 0 is unknown, and each phase ends with done == total.
     :param str coordinator: who decides about the transaction once it is prepared (`Transaction.prepare`), such as the name of
         a database; after a crash nothing touches it until ``recover(folder, decide=…)`` asks.  At most 255 bytes.
     :returns: a `Transaction`.
@@ -118,8 +127,12 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
+    kernel.refuse_fake()
+    from atomik._commit.machinery import load
+
     from .transaction import Transaction
 
+    load()
     return Transaction(
         overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator
     )
@@ -137,7 +150,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -152,7 +165,7 @@ def file(
     newline: str | None = None,
     buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -204,7 +217,8 @@ def file(
         A link of another user is followed only into a folder of that user's (`AccessDeniedError`).
     :param bool parents: make missing folders above the destination; they are removed again if it comes to nothing
         (after SIGKILL or a power cut empty ones may stay).
-    :param expect: what `observe` returned, or "absent": commit only if that is still what exists there.  An observation
+    :param expect: what `observe` returned, ``"sha256:<hex>"`` of a regular file, or "absent": commit only if that is still
+        what exists there.  An observation
         of something allows it to be replaced, without ``overwrite``.  What starts from a copy of the present content (modes
         "a" and "r+", ``copy=True``) expects the original to be unchanged, unless this is "any".
     :param backup: a str, a name in the same folder (or a function from path to name), under which the previous version
@@ -213,7 +227,8 @@ def file(
     :param bool allow_gap: accept, where the filesystem cannot publish in one step (a folder without the flags of
         renameat2, say), a moment in which the destination is empty or missing.
     :returns: an `Output`; ``with`` gives a real, seekable file object.  It has no name on disk while being written
-        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.
+        (O_TMPFILE, where the filesystem has it), so nothing is left even after SIGKILL.  ``f.name`` is the destination,
+        absolute; ``f.receipt`` says after the block what was done (None: nothing, all is as it was).
 
     :raises ValueError: a mode that does not write, or an option that makes no sense; TypeError: an unknown option.
     :raises atomik.errors.FileAlreadyExistsError: something is there and `overwrite` is false.
@@ -240,6 +255,8 @@ def file(
     if path is None:
         path = _former_path(options)
     tx = _begin(overwrite, options)
+    if options or str(mode)[:1] in ("a", "r"):  # what starts from a copy may conflict
+        _load_machinery()
     text = buffering, encoding, errors, newline
     return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
@@ -278,6 +295,7 @@ def folder(
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
     `transaction`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
 
@@ -300,6 +318,7 @@ def path(
     Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
+    _load_machinery()
     tx = _begin(overwrite, options)
     return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
 
@@ -313,7 +332,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[TextIO]: ...
+) -> Output[StagedText]: ...
 
 
 @overload
@@ -325,7 +344,7 @@ def update(
     errors: str | None = None,
     newline: str | None = None,
     **options: Unpack[OutputOptions],
-) -> Output[BinaryIO]: ...
+) -> Output[StagedBinary]: ...
 
 
 @overload
@@ -377,8 +396,139 @@ def update(
         path = followed(os.fsdecode(path))
     options["expect"] = observe(path, digest=True)
     text = -1, encoding, errors, newline
+    _load_machinery()  # what it starts from may be changed meanwhile
     tx = _begin(True, options)  # noqa: FBT003
     return Output(tx, tx._stage_file, path, mode, True, None, text, cast("Any", options))  # noqa: FBT003
+
+
+def write_text(  # noqa: PLR0913  pathlib's and file's
+    path: StrPath, data: str, overwrite: bool = False, *, encoding: str | None = "utf-8", errors: str | None = None,
+    newline: str | None = None, **options: Unpack[OutputOptions],
+) -> Receipt:  # fmt: skip
+    """Write a text file in one call, all or nothing.
+
+    >>> atomik.write_text("version.txt", "0.2.0", overwrite=True)
+
+    :param path: the destination, a str or path object.
+    :param str data: all of its text.
+    :param bool overwrite: whether an existing destination may be replaced.
+    :param encoding: a str, by default UTF-8; ``errors``, ``newline`` and the options are as for `file`.
+    :returns: the `Receipt` of the commit.
+
+    Raises like `file`.  Guarantee and source: as for `file`.
+    """
+    return _write(file(path, "w", overwrite, encoding=encoding, errors=errors, newline=newline, **options), data)
+
+
+def write_bytes(path: StrPath, data: bytes, overwrite: bool = False, **options: Unpack[OutputOptions]) -> Receipt:
+    """Write a file in one call, all or nothing.
+
+    :param path: the destination, a str or path object.
+    :param data: its content, bytes.
+    :param bool overwrite: whether an existing destination may be replaced; the options are as for `file`.
+    :returns: the `Receipt` of the commit.
+
+    Raises like `file`.  Guarantee and source: as for `file`.
+    """
+    return _write(file(path, "wb", overwrite, **options), data)
+
+
+def _write(output: Output[Any], data: Any) -> Receipt:
+    with output as f:
+        f.write(data)
+    assert output.receipt is not None
+    return output.receipt
+
+
+@overload
+def edit(
+    path: StrPath,
+    function: Callable[[str], str],
+    *,
+    binary: Literal[False] = False,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = "",
+    attempts: int = 10,
+    **options: Unpack[OutputOptions],
+) -> Receipt: ...
+
+
+@overload
+def edit(
+    path: StrPath,
+    function: Callable[[bytes], bytes],
+    *,
+    binary: Literal[True],
+    attempts: int = 10,
+    **options: Unpack[OutputOptions],
+) -> Receipt: ...
+
+
+def edit(
+    path: StrPath,
+    function: Callable[[Any], Any],
+    *,
+    binary: bool = False,
+    encoding: str | None = "utf-8",
+    errors: str | None = None,
+    newline: str | None = "",
+    attempts: int = 10,
+    **options: Unpack[OutputOptions],
+) -> Receipt:
+    """Change a file by a function of its content, without losing somebody else's change made meanwhile.
+
+    >>> atomik.edit("config.json", lambda text: text.replace('"workers": 4', '"workers": 8'))
+
+    Reads the file, calls the function, and writes what it returns.  If the file was changed in the meantime, all of that is
+    repeated with the new content, so the function should do nothing else.
+
+    :param path: an existing file, a str or path object; ``encoding``, ``errors`` and the options are as for `file`.
+    :param function: takes the whole text, or bytes, and returns the new one; what it raises goes on, and nothing is changed.
+    :param bool binary: give it bytes, not text.
+    :param newline: as for `open`; by default line endings stay as they are.
+    :param int attempts: how often at most the function is called.
+    :returns: the `Receipt` of the commit; it says "unchanged" when the function returned what it got.
+
+    :raises TypeError: the function returned something else than text (or bytes).
+    :raises atomik.errors.ConflictError: the file was changed meanwhile at every attempt; nothing was changed by this call.
+
+    Otherwise raises like `update`.  Guarantee, limit and source: as for `update`.
+    """
+    from atomik.errors import ConflictError
+
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts!r}")
+    text: dict[str, Any] = {} if binary else {"encoding": encoding, "errors": errors, "newline": newline}
+    options.setdefault("if_changed", True)
+    while True:
+        attempts -= 1
+        try:
+            output = update(path, "r+b" if binary else "r+", **text, **options.copy())
+        except ConflictError:
+            if not attempts:
+                raise
+            continue
+        try:
+            _apply(function, output.output, bytes if binary else str)
+        except BaseException:
+            output.abort()
+            raise
+        try:
+            return output.commit()
+        except ConflictError:
+            if not attempts:
+                raise
+
+
+def _apply(function: Callable[[Any], Any], f: IO[Any], kind: type) -> None:
+    """Replace the content of an open file by what the function makes of it."""
+    new = function(f.read())
+    if not isinstance(new, kind):
+        raise TypeError(f"the function must return {kind.__name__}, not {type(new).__name__}")
+    f.seek(0)
+    f.truncate()
+    f.write(new)
 
 
 def _former_path(options: Any) -> StrPath:
@@ -394,10 +544,19 @@ _Transaction: type[Transaction] | None = None
 
 def _load() -> type[Transaction]:
     global _Transaction  # noqa: PLW0603  loaded once, when first needed
+    kernel.refuse_fake()
     from .transaction import Transaction
 
     _Transaction = Transaction
     return Transaction
+
+
+def _load_machinery() -> None:
+    """The output may need more than one plain file does."""
+    kernel.refuse_fake()
+    from atomik._commit.machinery import load
+
+    load()
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:

@@ -22,26 +22,29 @@ import weakref
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
+from atomik._commit import plan as _plan
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._receipt import PlannedChange, Receipt, State
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
 from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
+from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
-    from atomik._staging.file_objects import StagedPath
+    from atomik._progress import Bar
+    from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
     from atomik._staging.options import BytesMode, Expectation, ItemOptions, Progress, StrPath, TextMode
+    from atomik._staging.staged_path import StagedPath
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
-_OPEN, _COMMITTED, _ABORTED, _IN_DOUBT = State.OPEN, State.COMMITTED, State.ABORTED, State.IN_DOUBT
+_OPEN, _, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
 #: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
 #: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
@@ -61,6 +64,7 @@ class Transaction:
     _receipt: Receipt | None = None
     _duration = 0.0
     _coordinator = ""
+    _bar: Bar | None = None
 
     def __init__(
         self,
@@ -68,13 +72,16 @@ class Transaction:
         overwrite: bool = False,
         durable: bool | Literal["fsync", "syncfs"] = True,
         lock_timeout: float | None = 60.0,
-        progress: Progress | None = None,
+        progress: Progress | Literal[True] | None = None,
         coordinator: str = "",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
-        if progress is not None and not callable(progress):
-            raise TypeError(f"progress must be a function of (phase, done, total), not {progress!r}")
+        if progress is not None:
+            from atomik._progress import Bar, progress_of
+
+            progress = progress_of(progress)
+            self._bar = progress if type(progress) is Bar else None
         if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
             raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
         if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
@@ -112,11 +119,18 @@ class Transaction:
         """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
-            steps = {step.dest: step for step in reversed(commit.steps)}
-            barriers = self._barriers
+            from atomik._receipt import Receipt
+
+            changes, barriers = _plan.changes(commit.steps), self._barriers
+            outputs = tuple(
+                item.receipt(*changes.get(item.place, (None, None)), kept=item.backup_place in changes)
+                for item in sorted(commit.items, key=_order)
+                if item.changes
+            )
             self._receipt = Receipt(
-                self.txid, tuple(item.receipt(steps.get(item.place)) for item in sorted(commit.items, key=_order) if item.changes), bool(barriers.durable),
+                self.txid, outputs, bool(barriers.durable),
                 barriers.how, barriers.passed, barriers.calls, self._duration, commit.visible, tuple(commit.leftovers),
+                commit.state,
             )  # fmt: skip
         return self._receipt
 
@@ -244,8 +258,9 @@ class Transaction:
         return _path.stage(self._intake, path, overwrite, tmp_dir, options)
 
     def symlink(
-        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False
-    ) -> None:
+        self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False,
+        expect: Expectation = None,
+    ) -> None:  # fmt: skip
         """Stage a symbolic link at `path` that says `target`; the target need not exist.
 
         With `overwrite`, anything but a folder may be replaced.
@@ -255,14 +270,16 @@ class Transaction:
         :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param bool parents: make missing folders above `path`.
+        :param expect: what must exist at `path`, as for `atomik.file`.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import symlink
 
-        symlink.stage(self._intake, path, target, overwrite, {"order": order, "parents": parents})
+        options: ItemOptions = {"order": order, "parents": parents, "expect": expect}
+        symlink.stage(self._intake, path, target, overwrite, options)
 
-    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0) -> None:
+    def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0, expect: Expectation = None) -> None:
         """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
 
         It is renamed away by the commit and deleted after it, so until then it can come back.
@@ -270,12 +287,13 @@ class Transaction:
         :param path: what is to go, a str or path.
         :param bool missing_ok: nothing there is fine; else `MissingPathError`.
         :param int order: when it is swapped, among the items; lower first.
+        :param expect: what must exist at `path`, as for `atomik.file`.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import removal
 
-        removal.stage(self._intake, path, missing_ok=missing_ok, order=order)
+        removal.stage(self._intake, path, missing_ok=missing_ok, order=order, expect=expect)
 
     def move(
         self, src: StrPath, dest: StrPath, overwrite: bool | None = None, *, order: int = 0,
@@ -291,6 +309,7 @@ class Transaction:
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
         :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+        :param expect: what must exist at `dest`, as for `atomik.file`.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
         :raises atomik.errors.NestedDestinationError: a folder would go into itself.
@@ -300,6 +319,76 @@ class Transaction:
         from atomik._staging import move
 
         move.stage(self._intake, src, dest, overwrite, order=order, backup=backup, expect=expect)
+
+    def copy(self, src: StrPath, dest: StrPath, overwrite: bool | None = None, **options: Unpack[ItemOptions]) -> None:
+        """Stage a copy of what exists at `src`, or of what this transaction has put there, at `dest`.
+
+        The copy is made at once.  It keeps mode, owner, times and attributes of the source, and shares its content where the
+        filesystem can; links are copied, never followed.
+
+        :param src: a str or path: a file, a link (itself, not its target) or a whole folder, on any filesystem.
+        :param dest: the name of the copy, a str or path.
+        :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
+
+        The other options are those of `atomik.file` that speak of the destination.  What could not be kept is named in the
+        receipt.
+
+        :raises atomik.errors.MissingPathError: `src` is missing.
+        :raises atomik.errors.NestedDestinationError: a folder would be copied into itself.
+        :raises atomik.errors.TransactionStateError: `src` is an output of this transaction that is still being written.
+
+        Otherwise raises like `Transaction.file`.  Source: ioctl_ficlone(2), copy_file_range(2).
+        """
+        from atomik._staging import copy
+
+        copy.stage(self._intake, src, dest, overwrite, options)
+
+    def write_text(  # noqa: PLR0913  pathlib's and file's
+        self, path: StrPath, data: str, overwrite: bool | None = None, *, encoding: str | None = "utf-8",
+        errors: str | None = None, newline: str | None = None, **options: Unpack[ItemOptions],
+    ) -> None:  # fmt: skip
+        """Stage a file with the text `data`; the other parameters, and what it raises, are those of `Transaction.file`."""
+        with self.file(path, "w", overwrite, encoding=encoding, errors=errors, newline=newline, **options) as f:
+            f.write(data)
+
+    def write_bytes(
+        self, path: StrPath, data: bytes, overwrite: bool | None = None, **options: Unpack[ItemOptions]
+    ) -> None:
+        """Stage a file with the bytes `data`; the other parameters, and what it raises, are those of `Transaction.file`."""
+        with self.file(path, "wb", overwrite, **options) as f:
+            f.write(data)
+
+    def exists(self, path: StrPath) -> bool:
+        """Whether something would be at `path` if the commit came now: what is staged counts, what is to go does not.
+
+        A link at the end of the path is not followed: it counts itself.
+
+        :raises atomik.errors.AccessDeniedError: this user may not look there.
+        """
+        from atomik._staging import view
+
+        return view.exists(self._intake, path)
+
+    def open(  # noqa: PLR0913  as open()
+        self, path: StrPath, mode: str = "r", buffering: int = -1, *, encoding: str | None = "utf-8",
+        errors: str | None = None, newline: str | None = None,
+    ) -> IO[Any]:  # fmt: skip
+        """Open for reading what would be at `path` if the commit came now: what is staged, or what exists there.
+
+        Of a staged file that is still open, what has been flushed so far.  Links are followed, staged ones too, and paths may
+        lead into staged folders.
+
+        :param str mode: "r" or "rb"; ``encoding``, ``errors``, ``newline`` and ``buffering`` are as for `open`, but text is
+            UTF-8 unless said otherwise.
+        :returns: a file object, which stays readable after the commit; close it.
+        :raises ValueError: a mode that writes.
+        :raises atomik.errors.MissingPathError: nothing would be there.
+        :raises atomik.errors.WrongKindError: a folder is there.
+        """
+        from atomik._staging import view
+
+        text = {"encoding": encoding, "errors": errors, "newline": newline}
+        return view.open_path(self._intake, path, mode, buffering, text)
 
     def exchange(self, first: StrPath, second: StrPath, *, order: int = 0, expect: Expectation = None) -> None:
         """Stage the exchange of what exists at two names, in one step: files, folders, links, in any pairing.
@@ -347,7 +436,7 @@ class Transaction:
 
         with self._intake.lock:
             self._intake.require_open()
-            return preview(self._intake.items)
+            return preview(self._intake.items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:
@@ -388,7 +477,7 @@ class Transaction:
         """
         with self._intake.lock:
             self._refuse_unless_whole()
-            self._guarded(self._prepare, time.perf_counter())
+            self._guarded(lambda _: self._prepare(), time.perf_counter())
 
     def abort(self) -> None:
         """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
@@ -399,7 +488,7 @@ class Transaction:
         with self._intake.lock:
             if self._state is _ABORTED:
                 return
-            if not self._is_prepared():
+            if not self._is_prepared() or self._intake.pid != forked.me:
                 self._intake.require_open()
             try:
                 self._drop(None)
@@ -454,7 +543,7 @@ class Transaction:
         self._begin()
         self._finish(started)
 
-    def _prepare(self, started: float) -> None:
+    def _prepare(self) -> None:
         self._begin(undecided=True)
         self._intake.closed = "prepared"
 
@@ -473,7 +562,7 @@ class Transaction:
         if items:
             commit.prepare()
         else:
-            commit.state = _COMMITTED
+            commit.state = _SWAPPED if commit.undecided else _COMMITTED
 
     def _finish(self, started: float) -> None:
         commit = self._commit
@@ -515,7 +604,7 @@ class Transaction:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
                 # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
-                if exc is None or _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception)):
+                if exc is None or _goes_before(again, exc):
                     instead = instead or again
         return instead
 
@@ -545,6 +634,8 @@ class Transaction:
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
+        if self._bar is not None:
+            self._bar.close()
         for failure in failures:
             path = str(failure.filename or "")
             if commit is not None:
@@ -563,6 +654,8 @@ class Transaction:
         for each in self.receipt.items if self.receipt is not None else ():
             if each.broken_links:
                 commit.event(_events.INFO, "item.links_broken", path=each.path, links=each.broken_links)
+            if each.replaced_link:
+                commit.event(_events.INFO, "item.link_replaced", path=each.path)
 
     def _tell_failure(self, exc: BaseException) -> None:
         """The last event of a commit that failed, unless it was told where more is known."""
@@ -585,7 +678,8 @@ class Transaction:
 
     # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:
-        self._intake.require_open()
+        if not self._is_prepared() or self._intake.pid != forked.me:
+            self._intake.require_open()
         return self
 
     def __exit__(
@@ -603,8 +697,28 @@ class Transaction:
             else:
                 self._publish()
         except BaseException as failure:
-            self._fail_if_open(failure)
-            raise
+            if self._goes_on(failure, exc):
+                raise
+
+    def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
+        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
+        if exc is None or _goes_before(failure, exc):
+            exc = failure
+        self._fail_if_open(exc)
+        return exc is failure
+
+    async def __aenter__(self) -> Self:
+        from . import in_worker  # before it is needed (I14)
+
+        in_worker.running()
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from .in_worker import Ending
+
+        await Ending(self, self.__exit__).run(kind, exc, trace)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(
@@ -631,6 +745,11 @@ def _checked_coordinator(name: str) -> str:
     if len(name.encode()) > 255:
         raise ValueError(f"coordinator is a name of at most 255 bytes, not {len(name.encode())}")
     return name
+
+
+def _goes_before(again: BaseException, exc: BaseException) -> bool:
+    """Whether the caller is to see what came `again` rather than `exc`, which came first."""
+    return _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception))
 
 
 class _Unfinished(Exception):  # noqa: N818

@@ -16,13 +16,14 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
   stays, nothing is undone, and recovery decides by what the disk has.
 * Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
 
-`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then brings what was begun to its
-end, all old or all new, by identities and by what the journal holds (I13); it may be interrupted and called again, and does
-nothing when there is nothing left to do.
+`Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
+brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
+interrupted and called again, and does nothing when there is nothing left to do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import operator
@@ -35,23 +36,20 @@ from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, chmod, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
-from atomik._protocol import journal as _journal
-from atomik._protocol import records
 from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, identity_of_new, publish
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
-from atomik._receipt import State
-from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
-from atomik._tree.delete import delete_file, delete_tree
+from atomik.flags import State
 
 from . import plan as _plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from atomik._protocol.journal import LiveJournal
     from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
 
@@ -73,9 +71,6 @@ _OF_FOLDERS = ("folder", "path", "removal")
 
 #: the order in which locks are taken (I8)
 _key = operator.attrgetter("key")
-
-#: operations that change two names, and so are no single step that is atomic by itself, or need both identities
-_OF_TWO_NAMES = frozenset({"move", "exchange"})
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
@@ -101,7 +96,7 @@ class Commit:
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
     _locked = _marking = told = False
-    _journal: _journal.LiveJournal | None = None
+    _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
     _moved: Sequence[tuple[Place, Place]] = ()
     #: why undoing failed, the first time
@@ -146,12 +141,12 @@ class Commit:
     # --- forward -------------------------------------------------------------------------------------------------
     def prepare(self) -> None:
         """Everything up to B2: published and durable, and still undoable."""
-        if len(self.items) == 1 and not self.undecided:
+        if not self.undecided and _plan.may_go_alone(self.items):
             self._prepare_alone(self.items[0])
         else:
             self._prepare_group()
         if not self.steps:
-            self.state = _COMMITTED
+            self.state = _SWAPPED if self.undecided else _COMMITTED
             return
         self.state = _PREPARED
         if self.steps[0].alone:
@@ -166,15 +161,14 @@ class Commit:
     def _prepare_alone(self, item: Item) -> None:
         """One item: what it needs shows when it is planned."""
         options = item.options
-        if (
-            item.backup or options.allow_gap or item.kind in _OF_TWO_NAMES or item.expectation is not None
-            or (item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot))
-        ):  # fmt: skip
+        if item.kind in _OF_FOLDERS and _is_bound(item.place, item.slot):
             self._prepare_group()
             return
         parent = item.place.directory
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
+            from .machinery import wait_or_recover
+
             wait_or_recover(parent, self.lock_timeout)
         if not parent.still_there():
             self._refuse_moved(parent)
@@ -226,7 +220,7 @@ class Commit:
     def _plan_alone(self, item: Item, found: dict[Place, Found | None]) -> None:
         """Plan one item that is not locked yet; lock where its step needs that, and plan again."""
         there = found[item.place]
-        if there is not None and isinstance(item, StagedFile) and item.slot is None:
+        if isinstance(item, StagedFile) and item.slot is None and (there is not None or item.unnameable):
             self._name(item, item.name_beside)
         alone = not self._locked
         try:
@@ -311,6 +305,8 @@ class Commit:
             if hot is None:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
+            from .machinery import wait_or_recover
+
             self._unlock()
             wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
@@ -352,24 +348,32 @@ class Commit:
         return folders
 
     def _write_journal(self) -> None:
-        self._journal = _journal.LiveJournal(-1, self.txid, 0)
+        from .machinery import journal
+
+        self._journal = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         try:
-            _journal.create(self._journal, self._intent, private, list(self._parents))
-        except _journal.HotJournal as hot:
+            journal.create(self._journal, self._intent, private, list(self._parents))
+        except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
 
     def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
-        folders = self._folders()
-        paths = [folder.real_path() for folder in folders]
-        root = os.path.commonpath(paths)
-        number = {folder: at for at, folder in enumerate(folders)}
-        entries = [
-            records.Folder(_below(path, root), folder.identity("") or b"", at < len(self._parents))
-            for at, (path, folder) in enumerate(zip(paths, folders, strict=True))
-        ]
+        from .machinery import records
+
+        parents, private = self._parents, list(self.workspace.private_folders.values())
+        parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
+        shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
+        number: dict[Directory, int] = {}
+        entries: list[records.Folder] = []
+        for parent in parents:
+            number[parent] = len(entries)
+            entries.append(records.Folder(tuple(parts[parent][shared:]), parent.identity("") or b"", parent=True))
+        for made in private:
+            number[made.folder] = len(entries)
+            below = (*parts[made.parent][shared:], made.name)
+            entries.append(records.Folder(below, made.folder.identity("") or b"", parent=False))
         steps = (
             (
                 s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
@@ -387,7 +391,11 @@ class Commit:
             self._begun = at + 1
             if step.mode is not None:
                 self._set_mode(step.slot, step.mode, step.new)
-            publish(step)
+            try:
+                publish(step)
+            except errors.ConflictError as conflict:
+                self._explain(conflict, step)
+                raise
             if heard:
                 self._swapped(step, at)
             if progress is not None:
@@ -401,7 +409,6 @@ class Commit:
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
-        unnameable = False
         for _ in range(_ATTEMPTS):
             step = self.steps[0]
             self._visible_from = time.perf_counter()
@@ -413,7 +420,6 @@ class Commit:
                 assert isinstance(item, StagedFile)
                 item.unnameable = True
                 self._name(item, item.name_it)
-                unnameable = True
             except OSError as exc:
                 if not self._is_to_repeat(step, exc):
                     raise
@@ -426,8 +432,9 @@ class Commit:
                     self._swapped(step, 0)
                 return
             self._plan_alone(item, self._find(alone=True))
-            if unnameable:  # then out of its slot; a second linkat(2) would fail like the first
-                step = self.steps[0]
+            step = self.steps[0]
+            if step.slot is not step.dest:
+                # It has a private name by now, and is published out of that; linkat(2) would leave it both names.
                 identity_of_new(step)
                 step.fd = -1
         text = "others keep creating and removing the destination; try again"
@@ -479,14 +486,31 @@ class Commit:
         expect = item.expectation
         if expect is None or isinstance(expect, str) or expect.absent or item.unchanged:
             return
-        step = next((step for step in self.steps if step.dest == item.place), None)
-        if step is None or step.old is None:
-            return
-        # Where it lies now: in the slot, or under the name that it was moved to.
-        place = next((other.dest for other in self.steps if other.new == step.old), step.slot)
-        why = expect._mismatch(place, moved=True)
+        place = self._displaced_to(item.place)
+        why = None if place is None else expect._mismatch(place, moved=True)
         if why is not None:
-            item.conflict(f"not what was expected: {why} at the last moment")
+            item.conflict(f"not what was expected: {why} at the last moment", place)
+
+    def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
+        """Somebody else's object came to a name at the last moment: if an expectation was about it, say what differs."""
+        names = (step.dest, step.slot)
+        item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
+        if item is not None and conflict.path is None:
+            item.explain(conflict, item.place)
+
+    def _displaced_to(self, place: Place) -> Place | None:
+        """Where what was at a name before the first step is now: in a slot, or under another name.  None: it was not
+        displaced."""
+        was: bytes | None = None
+        at = None
+        for step in self.steps:
+            if was is None and step.dest == place:
+                was = step.old
+            elif was is None and step.op == "exchange" and step.slot == place:
+                was = step.new
+            if was is not None and was in (step.old, step.new):
+                at = step.slot if was == step.old else step.dest
+        return at
 
     def _swapped(self, step: Step, order: int) -> None:
         self.event(
@@ -516,9 +540,12 @@ class Commit:
         if self._journal is not None and self.state is _SWAPPED:
             self._syncing(2)
             self._marking = True
-            self._journal.append(records.COMMITTED)
+            self._journal.append_mark()
             self._sync_mark()
         self.state = _COMMITTED
+        if self.progress is not None and self.barriers.passed:
+            with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
+                self.progress("syncing", self.barriers.passed, self.barriers.passed)
 
     def _sync_mark(self) -> None:
         assert self._journal is not None
@@ -563,7 +590,7 @@ class Commit:
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
         assert self._journal is not None
-        if self._journal.read_back() == records.COMMITTED:
+        if self._journal.is_marked():
             self._sync_mark()
             self.state = _COMMITTED
         else:
@@ -644,7 +671,7 @@ class Commit:
                 finally:
                     fresh.close()
         if self._journal is not None and self._journal.names:
-            self._journal.append(records.UNDONE)
+            self._journal.append_undone()
             if begun:
                 self.barriers.mark(self._journal.fd)
 
@@ -745,12 +772,27 @@ class Commit:
         else:
             places = () if step.op == "create" or step.method == RENAME else (step.slot,)
         for place in places:
-            self._without_failing(functools.partial(delete_file, place), str(place))
+            self._without_failing(functools.partial(_delete_file, place), str(place))
+
+
+def _delete_file(place: Place) -> None:
+    """Remove what exists at a place, but no folder: where others may write, that can only be somebody else's."""
+    try:
+        kernel.port.unlink(place.name, place.fd)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
+            raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
 
 def _delete_known(step: Step) -> None:
     found = step.slot.identity()
     if found is not None and found in (step.new, step.old):  # I6
+        from atomik._tree.delete import delete_tree
+
         delete_tree(step.slot, known=found)
 
 
@@ -781,9 +823,8 @@ def _grace() -> float:
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 
 
-def _below(path: str, root: str) -> tuple[str, ...]:
-    rest = os.path.relpath(path, root)
-    return () if rest == "." else tuple(rest.split("/"))
+def _parts(path: str) -> list[str]:
+    return path.strip("/").split("/") if path != "/" else []
 
 
 def _is_bound(*places: Place | None) -> bool:

@@ -19,19 +19,21 @@ import operator
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from atomik._protocol.step import Step
+from atomik._staging import checks
 from atomik._staging.item import Found, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from atomik._folder.place import Place
+    from atomik._staging.item import Item
 
 
 _order = operator.attrgetter("order")
 
 
 class Refusal(Exception):  # noqa: N818  the plan's answer; the commit makes an error of it
-    """An operation cannot be done: ``operation``, and ``reason``: "exists", "missing" or "kind"."""
+    """An operation cannot be done: ``operation``, and ``reason``: "exists", "missing", "kind" or "backup"."""
 
     def __init__(self, operation: Operation, place: Place, reason: str, *, folder_there: bool = False) -> None:
         super().__init__(reason)
@@ -47,6 +49,25 @@ class Needs(NamedTuple):
 
     journal: bool
     lock: bool
+
+
+#: operations that change two names, and so are no single step that is atomic by itself, or need both identities
+_OF_TWO_NAMES = frozenset({"move", "exchange"})
+
+
+def may_go_alone(items: Sequence[Item]) -> bool:
+    """Whether this is one output for which one step, with nothing to check or undo after it, is enough."""
+    if len(items) != 1:
+        return False
+    item, options = items[0], items[0].options
+    special = (
+        not item.changes
+        or item.backup
+        or options.allow_gap
+        or item.kind in _OF_TWO_NAMES
+        or item.expectation is not None
+    )
+    return not special
 
 
 def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool) -> Needs:
@@ -118,6 +139,9 @@ class _Model:
             return
         _refuse_put(operation, there, new)
         if operation.backup is not None:
+            taken = self.now[operation.backup]
+            if taken is not None and (taken.kind == "folder") != (there.kind == "folder"):
+                raise Refusal(operation, operation.backup, "backup", folder_there=taken.kind == "folder")
             self.simple = False
             self._set(operation.backup, there, number)
 
@@ -202,6 +226,25 @@ class _Model:
         return steps
 
 
+class Change(NamedTuple):
+    """What becomes of one name: ``op`` as the user knows it, by ``step``."""
+
+    op: str
+    step: Step
+
+
+def changes(steps: Sequence[Step]) -> dict[Place, Change]:
+    """What the steps do to each name, in their order; an exchange changes two.  The plan and the receipt both say this."""
+    olds = {step.old for step in steps if step.old is not None}
+    found: dict[Place, Change] = {}
+    for step in steps:
+        moved = step.op in ("create", "replace") and step.new in olds
+        found.setdefault(step.dest, Change("move" if moved else step.op, step))
+        if step.op == "exchange":
+            found.setdefault(step.slot, Change("exchange", step))
+    return found
+
+
 def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
     if not operation.overwrite:
         raise Refusal(operation, operation.place, "exists")
@@ -238,6 +281,8 @@ def refuse(refusal: Refusal) -> NoReturn:
     if refusal.reason == "missing":
         text = "there is nothing to move or remove any more"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
+    if refusal.reason == "backup":
+        checks.refuse_backup(refusal.place, folder=refusal.folder_there)
     there = "a folder" if refusal.folder_there else "no folder"
     text = f"cannot replace it: what exists is {there}; remove it first in the same transaction"
     errors.fail(errors.WrongKindError, errno.EISDIR if refusal.folder_there else errno.ENOTDIR, text, path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from atomik._protocol.step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from atomik._receipt import PlannedChange
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from atomik._receipt import Method, Op
 
 
-def preview(items: Sequence[Item]) -> tuple[PlannedChange, ...]:
-    """A `PlannedChange` for each name that the operations of `items` are about, in the order of the steps."""
+def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, ...]:
+    """A `PlannedChange` for each name that the operations of `items` are about, in the order of the steps; `undecided`: a
+    coordinator decides the outcome."""
     found: dict[Place, Found | None] = {}
     for item in items:
         for place in (*item.places(), item.backup_place):
@@ -30,10 +31,11 @@ def preview(items: Sequence[Item]) -> tuple[PlannedChange, ...]:
         steps = _plan.plan([_operation(item) for item in items if item.changes], found)
     except _plan.Refusal as refusal:
         _plan.refuse(refusal)
-    changes = [_change(step, alone=len(steps) == 1) for step in steps]
-    changed = {step.dest for step in steps} | {step.slot for step in steps if step.op == "exchange"}
-    same = [PlannedChange(str(place), "unchanged", "", 0, "") for place in found if place not in changed]
-    return (*changes, *same)
+    alone = not undecided and _plan.may_go_alone(items)
+    changes = _plan.changes(steps)
+    changed = [_change(place, change, alone=alone) for place, change in changes.items()]
+    same = [PlannedChange(str(place), "unchanged", "", 0, "") for place in found if place not in changes]
+    return (*changed, *same)
 
 
 def _operation(item: Item) -> Operation:
@@ -47,10 +49,9 @@ def _operation(item: Item) -> Operation:
     )  # fmt: skip
 
 
-def _change(step: Step, *, alone: bool) -> PlannedChange:
-    moved = step.new is not None and step.op in ("create", "replace")  # what is staged has no number
-    op: Op = "move" if moved else step.op  # type: ignore[assignment]
-    return PlannedChange(str(step.dest), op, step.kind, step.order, _method(step, alone=alone))
+def _change(place: Place, change: _plan.Change, *, alone: bool) -> PlannedChange:
+    step = change.step
+    return PlannedChange(str(place), cast("Op", change.op), step.kind, step.order, _method(step, alone=alone))
 
 
 def _method(step: Step, *, alone: bool) -> Method:

@@ -50,10 +50,11 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_pid", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_pid", "_token", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd, self._pid = path, fd, forked.me
+        self._token: bytes | None = None
         #: of a relative path: where it starts (a descriptor of the working folder, or AT_FDCWD), and the path
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
@@ -175,11 +176,29 @@ class Directory:
             # One line: an interrupt comes before both, and nothing is lost, or behind both.
             if fd >= 0:
                 self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+        except BaseException as exc:
+            self._close_again(fd, exc)
+            raise
         finally:
             if fd >= descriptors.low:
                 descriptors.let_go(fd)
             if self._way is not None:
                 self._close_way(*self._way)
+
+    def _close_again(self, fd: int, exc: BaseException) -> None:
+        """`exc` came out of close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still
+        leads here, and must not stay open, for it may hold a lock."""
+        if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
+            return
+        try:
+            now = kernel.port.fstat(fd)
+        except OSError as closed:
+            if kernel.errno_of(closed) is None:
+                raise
+            return
+        if (now.st_dev, now.st_ino) == self.key:
+            self.fd = -1
+            kernel.port.close(fd)
 
     def _close_way(self, start: int, _: str) -> None:
         if start >= 0:
@@ -248,7 +267,11 @@ class Directory:
 
     def identity(self, name: str) -> bytes | None:
         """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
-        return identify(self.fs, self.fd, name)
+        if name:
+            return identify(self.fs, self.fd, name)
+        if self._token is None:
+            self._token = identify(self.fs, self.fd)  # it is the same for as long as the folder is open
+        return self._token
 
     def sync(self) -> None:
         """fsync the folder: its names become durable.
@@ -265,37 +288,32 @@ class Directory:
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
 
 
-def close_again(fd: int, key: tuple[int, int], exc: BaseException) -> None:
-    """`exc` came out of a close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still leads
-    to what has this (st_dev, st_ino), and must not stay open, for it may hold a lock."""
-    if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
-        return
-    try:
-        now = kernel.port.fstat(fd)
-    except OSError as closed:
-        if kernel.errno_of(closed) is None:
-            raise
-        return
-    if (now.st_dev, now.st_ino) == key:
-        kernel.port.close(fd)
-
-
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
     """The token of a name in the open folder `fd`, or of the open object itself; None where there is nothing."""
     port, flags = kernel.port, fs.handle_flags
     try:
-        if flags is None:
-            found = port.lstat(name, fd) if name else port.fstat(fd)
-            return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
-        try:
-            return b"h" + port.handle(name, fd, flags)
-        except FileNotFoundError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
+        if flags is not None:
+            try:
+                return b"h" + port.handle(name, fd, flags)
+            except OSError as exc:
+                _handles_are_refused(fs, exc)
             if name:
                 port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
-        return b"h" + port.handle(name, fd, flags)
+            if fs.handle_flags is not None:
+                return b"h" + port.handle(name, fd, flags)
+        found = port.lstat(name, fd) if name else port.fstat(fd)
+        return b"i%d:%d" % (stat.S_IFMT(found.st_mode), found.st_ino)
     except FileNotFoundError as exc:
         if not name or kernel.errno_of(exc) is None:
             raise
         return None
+
+
+def _handles_are_refused(fs: Filesystem, exc: OSError) -> None:
+    """Return from a no that says that there is nothing, or that a filter refuses handles since the filesystem was asked;
+    identities are inode numbers from then on.  Raise any other."""
+    number = kernel.errno_of(exc)
+    if number in kernel.SANDBOXED and kernel.sandboxed("name_to_handle_at") is not None:
+        fs.handle_flags = None
+    elif number != errno.ENOENT:
+        raise exc

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import define
-
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -47,26 +45,26 @@ _KNOWN = {
 _TRUSTED_FLAGS = frozenset({"ext4", "xfs", "btrfs", "f2fs", "bcachefs", "tmpfs", "ramfs", "overlay", "vfat"})
 
 
-@define
 class Filesystem:
     """One mounted filesystem: what it is, and what it was found able to do (``None``: not yet tried)."""
 
-    name: str
-    magic: int
-    #: statfs and syncfs are known to mean what they say here
-    syncfs: bool
-    #: flags for name_to_handle_at, or None where identities are inode numbers
-    handle_flags: int | None
-    #: the flags of renameat2 need no probe here
-    trusted: bool
     tmpfile: bool | None = None
-    noreplace: bool | None = None
-    exchange: bool | None = None
     #: files can have a second name, and then both names have one identity (not so on sshfs)
     links: bool | None = None
     links_are_one: bool | None = None
     #: reports an exchange as done without doing it
-    lies: bool = False
+    lies = False
+
+    def __init__(self, name: str, magic: int, *, syncfs: bool, handle_flags: int | None, trusted: bool) -> None:
+        self.name, self.magic = name, magic
+        #: statfs and syncfs are known to mean what they say here
+        self.syncfs = syncfs
+        #: flags for name_to_handle_at, or None where identities are inode numbers
+        self.handle_flags = handle_flags
+        #: the flags of renameat2 need no probe here
+        self.trusted = trusted
+        self.noreplace: bool | None = trusted or None
+        self.exchange: bool | None = trusted or None
 
 
 _remembered: dict[int, Filesystem] = {}
@@ -88,8 +86,7 @@ def _ask(fd: int) -> Filesystem:
     # A FUSE handle is the server's node number, which it may forget and renumber at any time.
     flags = None if name == "fuse" else _handle_flags(fd)
     trusted = name in _TRUSTED_FLAGS
-    known = trusted or None
-    return Filesystem(name, magic, syncfs, flags, trusted, None, known, known)
+    return Filesystem(name, magic, syncfs=syncfs, handle_flags=flags, trusted=trusted)
 
 
 def _handle_flags(fd: int) -> int | None:

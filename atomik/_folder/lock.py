@@ -59,6 +59,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
 
 #: folder -> when this process's present run of exclusive locks on it began
 _turns: dict[tuple[int, int, int], float] = {}
+#: thread -> what it calls while it waits for a lock; an exception of that ends the waiting
+while_waiting: dict[int, Callable[[], None]] = {}
 _TURNS = 256
 
 
@@ -148,6 +150,7 @@ def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: boo
                 unlock(self)
             else:
                 refuse_own(self, shared=shared)
+                ask_whether_to_wait()
                 if now() + still >= deadline:
                     text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
                     text += "; wait, or raise lock_timeout"
@@ -162,6 +165,13 @@ def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: boo
     finally:
         if announced:
             _announce_writer(self.fd, waiting=False)
+
+
+def ask_whether_to_wait() -> None:
+    """Call what this thread left in `while_waiting`, which may raise."""
+    ask = while_waiting.get(get_ident())
+    if ask is not None:
+        ask()
 
 
 def _sleep(seconds: float) -> float:

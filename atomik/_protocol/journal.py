@@ -17,10 +17,8 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define, field
-
 from atomik import errors
-from atomik._folder.directory import Directory, close_again, identify
+from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name, new_txid
 from atomik._system import forked, kernel
@@ -52,21 +50,36 @@ class HotJournal(Exception):  # noqa: N818  a signal to start again, not an erro
         self.directory = directory
 
 
-@define(eq=False)
 class LiveJournal:
-    """The journal of a transaction of this process, or one taken over by recovery."""
+    """The journal of a transaction of this process, or one taken over by recovery.
 
-    fd: int
-    txid: str
-    end: int
-    identity: bytes | None = None
-    names: list[Place] = field(factory=list)
+    ``fd`` is -1 while it is closed; ``end`` is where the next record belongs; ``identity`` is that of the file.
+    """
+
+    fd = -1
+
+    def __init__(self, fd: int, txid: str, end: int, identity: bytes | None = None) -> None:
+        self.txid, self.end, self.identity = txid, end, identity
+        self.names: list[Place] = []
+        self.fd = fd
 
     def append(self, kind: int) -> None:
         """Write an outcome record.  Not durable before the next barrier."""
         data = _records.encode_outcome(kind, self.txid)
         _write_all(self.fd, data, self.end)
         self.end += len(data)
+
+    def append_mark(self) -> None:
+        """Write the commit mark."""
+        self.append(_records.COMMITTED)
+
+    def append_undone(self) -> None:
+        """Write that everything was brought back."""
+        self.append(_records.UNDONE)
+
+    def is_marked(self) -> bool:
+        """Whether the file holds the mark, whatever arrived while it was written."""
+        return self.read_back() == _records.COMMITTED
 
     def read_back(self) -> int | None:
         """The outcome that the file holds, for an `append` that was interrupted: was the record written?"""
@@ -99,18 +112,16 @@ class LiveJournal:
     def close(self) -> None:
         """Close the descriptor, and so let go of its lock."""
         fd = self.fd
-        if fd >= 0:
-            found = kernel.port.fstat(fd)
-            forked.release(fd)
-            try:
-                self.fd = -1
-                kernel.port.close(fd)
-            except BaseException as exc:
-                self.fd = -1
-                close_again(fd, (found.st_dev, found.st_ino), exc)
-                # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
-                if not isinstance(exc, OSError) or kernel.errno_of(exc) is None:
-                    raise
+        if fd < 0:
+            return
+        forked.release(fd)
+        try:
+            # One line: an interrupt comes before both, and nothing is lost, or behind both.
+            self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+        except OSError as exc:
+            # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
+            if kernel.errno_of(exc) is None:
+                raise
 
     def __del__(self) -> None:
         if self.fd >= 0:  # an interrupt came right before `close`: the lock would stop this process itself

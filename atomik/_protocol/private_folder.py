@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from _thread import RLock
 from typing import TYPE_CHECKING
 
 from atomik import _hidden_names, errors
@@ -39,13 +40,15 @@ _SAMPLE = 10**10 - 1
 class PrivateFolder:
     """The private folder of transaction `txid` in `parent`; `make` makes it."""
 
-    __slots__ = ("_private", "_tried", "folder", "made", "parent", "txid")
+    __slots__ = ("_making", "_private", "_tried", "folder", "made", "parent", "txid")
 
     #: the folder itself, once it was opened
     folder: Directory
 
     def __init__(self, parent: Directory, txid: str) -> None:
         self.parent, self.txid = parent, txid
+        #: threads of one transaction make one together; a signal handler may come in the middle
+        self._making = RLock()
         self._private: bool | None = None
         #: whether something of the name may be there
         self._tried = False
@@ -53,15 +56,21 @@ class PrivateFolder:
         self.made = False
 
     def make(self) -> None:
-        """Make and lock it; again, if a recovery took it for abandoned between the two.
+        """Make and lock it, if another thread has not; again, if a recovery took it for abandoned between the two.
 
         Whatever arrives in here, `dissolve` knows what there is to take away.
         """
+        with self._making:
+            if not self.made:
+                self._make()
+
+    def _make(self) -> None:
         for _ in range(_ATTEMPTS):
+            self._dissolve(None)  # what an attempt has left that was interrupted
             if self._try_to_make():
                 self.made = True
                 return
-            self._dissolve(None)
+        self._dissolve(None)
         text = "somebody keeps removing atomik's staging folder"
         errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
 
@@ -98,9 +107,9 @@ class PrivateFolder:
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.
 
-        Where others can rename the private folder, or a folder above it, they can lay something else in its place, and whatever
-        is written by that path would go there.  The path then begins at our descriptor of the private folder, which no rename
-        leads elsewhere; other processes of this user can use it too, while this one lives.
+        Where others can rename the private folder, or a folder above it, they can put something else in its place, and
+        whatever is written by that path would go there.  The path then begins at our descriptor of the private folder, which
+        no rename leads elsewhere; other processes of this user can use it too, while this one lives.
         """
         if self._private is None:
             self._private = is_private(self.parent.path, self.parent.key)

@@ -93,8 +93,8 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
 def _cannot_rename(step: Step, cause: OSError) -> None:
     text = (
         f"the kernel will not rename it from one folder to another: {why_exdev(step.slot.directory, step.dest.directory)}; "
-        "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, or "
-        "leave tmp_dir out"
+        "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, "
+        "or leave tmp_dir out"
     )
     raise errors.UnsupportedFilesystemError(
         *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
@@ -236,7 +236,12 @@ def _create_with_gap(step: Step) -> None:
 def _check(step: Step) -> None:
     """I4, after the fact: the destination holds the new object and the slot the old one."""
     directory, name = step.dest
-    if identify(directory.fs, directory.fd, name) != step.new:
+    there = identify(directory.fs, directory.fd, name)
+    if there != step.new:
+        if step.op == "exchange" and there is not None and step.slot.identity() is not None:
+            # Somebody else's object, which came to the other name between look and swap: it returns there.
+            rename(step.dest, step.slot, kernel.EXCHANGE)
+            _conflict(step, "one of the two was replaced by somebody else meanwhile")
         _conflict(step, "somebody replaced the destination right after it was published")
     if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot

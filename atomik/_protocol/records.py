@@ -28,8 +28,6 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from attrs import define
-
 from atomik import _hidden_names
 
 try:
@@ -72,8 +70,7 @@ class BadJournal(Exception):  # noqa: N818  callers turn it into JournalError
     """The bytes are no journal of ours; the message says why."""
 
 
-@define(frozen=True)
-class Folder:
+class Folder(NamedTuple):
     """A folder that takes part: where it lies below the common ancestor, and which one it is."""
 
     parts: tuple[str, ...]
@@ -101,8 +98,7 @@ class StepRecord(NamedTuple):
 StepFields = tuple[str, str, bool, int, str, int, str, bytes | None, bytes | None, int]
 
 
-@define(frozen=True)
-class Intent:
+class Intent(NamedTuple):
     """What a transaction is about to do."""
 
     txid: str
@@ -114,8 +110,7 @@ class Intent:
     coordinator: str = ""
 
 
-@define(frozen=True)
-class Journal:
+class Journal(NamedTuple):
     """A decoded journal: the intent and how it ended (None: it did not)."""
 
     intent: Intent

@@ -11,8 +11,10 @@ In a folder with a journal that could not be settled nothing is removed: it may 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 from attrs import define, field
 
@@ -64,7 +66,7 @@ def recover(
     dry_run: bool = False,
     decide: Decide | None = None,
     lock_timeout: float | None = 60.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | Literal[True] | None = None,
 ) -> RecoveryReport:
     """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
 
@@ -81,7 +83,8 @@ def recover(
     :param decide: a function that is called with the id and the coordinator of each prepared transaction that a dead process
         left (``transaction(coordinator=…)``), and returns True to commit it or False to undo it.
     :param float lock_timeout: seconds to wait for a transaction that is at work; None waits as long as it takes.
-    :param progress: a function, called with ("recovering", done, total), in folders.
+    :param progress: ``True`` for a bar, as for `atomik.transaction`; or a function, called with ("recovering", done, total),
+        in folders.
     :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
 
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
@@ -103,6 +106,14 @@ def recover(
     transaction's id are deleted, and only if their identity is recorded or their private folder's lock is free (flock(2),
     name_to_handle_at(2)).
     """
+    if progress is True:
+        from atomik._progress import Bar
+
+        with contextlib.closing(Bar()) as bar:
+            return recover(
+                *folders, recursive=recursive, discard=discard, dry_run=dry_run, decide=decide,
+                lock_timeout=lock_timeout, progress=bar,
+            )  # fmt: skip
     report, failures = recover_all(
         folders,
         recursive=recursive,

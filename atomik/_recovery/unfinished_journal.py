@@ -20,7 +20,7 @@ from attrs import define
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.lock import deadline_of, now, refuse_own
+from atomik._folder.lock import ask_whether_to_wait, deadline_of, now, refuse_own
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, private_folder_name
 from atomik._protocol import journal as _journal
@@ -94,9 +94,14 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
                     return _drop_torn(place, wishes.timeout, deadline)
                 return _take_over(live, content, place, wishes, deadline)
         finally:
-            live.close()
+            try:
+                live.close()
+            except BaseException:
+                live.close()  # it came on the way in, and the lock must not wait for the end of the traceback
+                raise
         # Its owner lives, or ended just now.  Is it this very thread, which a signal handler interrupted?
         refuse_own(place.directory, shared=False)
+        ask_whether_to_wait()
         if now() + still >= deadline:
             text = (
                 f"a transaction is still at work in the folder after {wishes.timeout:g} s; wait, or raise lock_timeout"

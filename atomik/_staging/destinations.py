@@ -8,7 +8,7 @@ a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -17,6 +17,8 @@ from atomik._folder.place import Place
 if TYPE_CHECKING:
     from atomik._system.libc import Status
 
+    from .item import Item
+
 _Key = tuple[int, int, int]
 
 
@@ -24,14 +26,27 @@ _Key = tuple[int, int, int]
 UNTOUCHED = "untouched"
 
 
+class Entry(NamedTuple):
+    """What one operation leaves at a name."""
+
+    item: Item
+    #: a kind ("" for one that nobody knows yet), or None for nothing
+    leaves: str | None
+    #: what that is: the item that staged it, or the name at which it exists now; None for nothing
+    origin: Item | Place | None
+    #: the folder that it displaces there, and the path by which to name it
+    displaces: tuple[int, int] | None = None
+    path: str = ""
+
+
 class Destinations:
     """What was taken so far; see the module."""
 
     #: the first one, kept aside until there is a second: most transactions have one
-    _first: tuple[Place, str | None, Status | None, str | None] | None = None
+    _first: tuple[Place, Entry] | None = None
     #: the names taken in each folder, each with what the operations leave there, in their order
-    _taken: dict[_Key, tuple[Directory, dict[str, list[str | None]]]] = {}  # noqa: RUF012  replaced by `_unfold`
-    #: the folders in which something of ours lies or will lie, each with the path that brought it in
+    _taken: dict[_Key, tuple[Directory, dict[str, list[Entry]]]] = {}  # noqa: RUF012  replaced by `_unfold`
+    #: the folders in which something of ours is or will be, each with the path that brought it in
     _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
 
     def _unfold(self) -> None:
@@ -39,6 +54,8 @@ class Destinations:
         if self._taken is not Destinations._taken:
             return
         self._taken, self._used = {}, {}
+        #: the folders that are used, whatever becomes of the operations
+        self._staging: dict[_Key, tuple[Directory, str]] = {}
         #: the folders that will be displaced
         self._displaced: dict[tuple[int, int], str] = {}
         self._chains: dict[_Key, frozenset[tuple[int, int]]] = {}
@@ -46,61 +63,80 @@ class Destinations:
         if first is not None:
             self._register(*first)
 
+    def last(self, place: Place) -> Entry | None:
+        """What the operations so far leave at a name; None where they have not changed it."""
+        if self._taken is Destinations._taken:
+            return None if self._first is None or self._first[0] != place else self._first[1]
+        _, names = self._taken.get(place.directory.place_key) or (None, {})
+        entries = names.get(place.name)
+        return entries[-1] if entries else None
+
     def leaves(self, place: Place) -> str | None:
         """What the operations so far leave at a name: a kind ("" for one that nobody knows yet), None for nothing, or
         `UNTOUCHED`."""
-        if self._taken is Destinations._taken:
-            if self._first is None or self._first[0] != place:
-                return UNTOUCHED
-            return self._first[3]
-        _, names = self._taken.get(place.directory.place_key) or (None, {})
-        return names[place.name][-1] if place.name in names else UNTOUCHED
+        entry = self.last(place)
+        return UNTOUCHED if entry is None else entry.leaves
 
-    def register(self, place: Place, given: str | None, folder_there: Status | None, leaves: str | None) -> None:
-        """Take an operation in, or refuse it: nested, or on a second filesystem.
+    def origin(self, place: Place) -> Item | Place | None:
+        """What will be at a name by the operations so far: the item that staged it, or the name at which it exists now."""
+        entry = self.last(place)
+        return place if entry is None else entry.origin
 
-        `given` is its path as the user gave it, where that is another than the place's; `folder_there` the status of a
-        folder that it would displace; `leaves` what it leaves there.
-        """
+    def register(self, place: Place, entry: Entry) -> None:
+        """Take an operation in, or refuse it: nested, or on a second filesystem."""
         if self._first is None and self._taken is Destinations._taken:
-            self._first = place, given, folder_there, leaves
+            self._first = place, entry
             return
         self._unfold()
-        self._register(place, given, folder_there, leaves)
+        self._register(place, entry)
 
-    def _register(self, place: Place, given: str | None, folder_there: Status | None, leaves: str | None) -> None:
-        path = given or str(place)
+    def _register(self, place: Place, entry: Entry) -> None:
+        path = entry.path or str(place)
         directory = place.directory
         taken = self._taken.get(directory.place_key)
         if taken is None:
             self._same_filesystem(directory, path)
-        self._not_nested(directory, path, folder_there)
+        self._not_nested(directory, path, entry.displaces)
         if taken is None:
             taken = self._taken[directory.place_key] = directory, {}
-        taken[1].setdefault(place.name, []).append(leaves)
-        if folder_there is not None:
-            self._displaced[folder_there.dev, folder_there.ino] = path
+        taken[1].setdefault(place.name, []).append(entry)
+        if entry.displaces is not None:
+            self._displaced[entry.displaces] = path
 
-    def unregister(self, place: Place) -> None:
-        """Take the last operation at a name back."""
+    def unregister(self, place: Place, item: Item) -> None:
+        """Take what an item leaves at a name back, if it was registered."""
         self._unfold()
         key = place.directory.place_key
         _, names = self._taken.get(key) or (None, {})
-        operations = names.get(place.name)
-        if operations:
-            operations.pop()
-        if operations:
+        entries = names.get(place.name, [])
+        mine = [entry for entry in entries if entry.item is item]
+        if not mine:
             return
-        names.pop(place.name, None)
-        if not names:
-            self._taken.pop(key, None)
-        self._displaced = {k: p for k, p in self._displaced.items() if p != str(place)}
+        names[place.name] = entries = [entry for entry in entries if entry.item is not item]
+        if not entries:
+            del names[place.name]
+        if not names and key not in self._staging:
+            del self._taken[key]
+            del self._used[key]
+        for entry in mine:
+            if entry.displaces is not None:
+                self._displaced.pop(entry.displaces, None)
 
     def use(self, directory: Directory, path: str) -> None:
-        """Something of ours will lie in this folder, which must not be displaced."""
+        """Something of ours will be in this folder, which must not be displaced."""
         self._unfold()
         self._not_in_displaced(directory, path)
+        self._staging.setdefault(directory.place_key, (directory, path))
         self._used.setdefault(directory.place_key, (directory, path))
+
+    def watch(self, directory: Directory, path: str) -> None:
+        """Something in this folder must be as it was seen: it is locked like the others, and must not be displaced."""
+        self._unfold()
+        key = directory.place_key
+        if key not in self._taken:
+            self._same_filesystem(directory, path)
+        self.use(directory, path)
+        self._taken.setdefault(key, (directory, {}))
 
     def refuse_inside(self, parent: str, path: str) -> None:
         """The parent is missing: perhaps because it is itself a destination of this transaction."""
@@ -116,7 +152,7 @@ class Destinations:
             return
         first, names = next(iter(self._taken.values()))
         if (first.dev, first.mount) != (directory.dev, directory.mount):
-            name = next(iter(names))
+            name = next(iter(names), "")
             where = "different filesystems" if first.dev != directory.dev else "different mounts of one filesystem"
             text = (
                 f"destinations lie on {where} (st_dev {directory.dev} and {first.dev}); "
@@ -126,14 +162,13 @@ class Destinations:
             error.devices = (directory.dev, first.dev)
             raise error
 
-    def _not_nested(self, directory: Directory, path: str, folder_there: Status | None) -> None:
+    def _not_nested(self, directory: Directory, path: str, displaces: tuple[int, int] | None) -> None:
         # With a single item nothing can be nested, so the walk up waits until there is a second one, or a tmp_dir.
         if self._displaced:
             self._not_in_displaced(directory, path)
-        if folder_there is not None:
-            me = (folder_there.dev, folder_there.ino)
+        if displaces is not None:
             for used, brought_in in self._used.values():
-                if me in self._chain(used):
+                if displaces in self._chain(used):
                     _nested(brought_in, path)
         self._used.setdefault(directory.place_key, (directory, path))
 
@@ -151,5 +186,13 @@ class Destinations:
 
 
 def _nested(inner: str, outer: str) -> NoReturn:
-    text = "one destination lies inside another of the same transaction; write into the staged folder instead"
+    text = (
+        "one path is inside the other, a folder that the same transaction moves or replaces; write into the staged folder "
+        "instead, or change the inner one in a transaction of its own before"
+    )
     errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)
+
+
+def key_of(folder: Status | None) -> tuple[int, int] | None:
+    """How a folder that is displaced is told from others, by its status."""
+    return None if folder is None else (folder.dev, folder.ino)

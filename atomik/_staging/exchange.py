@@ -10,7 +10,7 @@ from atomik._folder.paths import absolute
 from atomik._system import kernel
 
 from . import checks
-from .destinations import UNTOUCHED
+from .destinations import UNTOUCHED, Entry, key_of
 from .item import Found, Item, Operation, kind_of, sync_place
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def stage(intake: Intake, first: StrPath, second: StrPath, *, order: int, expect
         options: ItemOptions = {"order": order, "preserve": "none", "expect": expect}
         item = intake.add(Exchange, first, True, None, options, lambda item: item.take(other))  # noqa: FBT003
         try:
-            intake.workspace.destinations.register(other, None, item.there[1], item.kinds[0])
+            entry = Entry(item, item.kinds[0], item.origins[0], key_of(item.there[1]))
+            intake.workspace.destinations.register(other, entry)
         except BaseException:
             intake.forget(item)
             raise
@@ -40,7 +41,7 @@ def stage(intake: Intake, first: StrPath, second: StrPath, *, order: int, expect
 class Exchange(Item):
     """What exists at the destination and at ``other`` changes places."""
 
-    __slots__ = ("kinds", "other", "registered", "there")
+    __slots__ = ("kinds", "origins", "other", "registered", "there")
 
     kind = "exchange"
     #: whoever wrote the two may not have synced them (P5)
@@ -54,6 +55,8 @@ class Exchange(Item):
         if other == self.place:
             text = "both paths are the same name; an exchange needs two"
             errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, self.path)
+        #: what is there: what an item staged, or what exists at a name now
+        self.origins = [self.workspace.destinations.origin(place) for place in (self.place, other)]
         looked = [self._look_at(place) for place in (self.place, other)]
         #: the kinds of what is there, the destination's first
         self.kinds = [kind for kind, _ in looked]
@@ -82,6 +85,9 @@ class Exchange(Item):
 
     def leaves(self) -> str | None:
         return self.kinds[1]
+
+    def origin(self) -> Item | Place | None:
+        return self.origins[1]
 
     def follow(self, leaves: str | None) -> None:
         pass  # `take` has asked

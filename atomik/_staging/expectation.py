@@ -8,6 +8,7 @@ from .item import Item
 
 if TYPE_CHECKING:
     from atomik._folder.place import Place
+    from atomik._system.libc import Status
 
     from .intake import Intake
     from .item import Found
@@ -32,8 +33,19 @@ class Expected(Item):
     def step_kind(self) -> str:
         return ""
 
+    def look(self) -> Status | None:
+        if self.expectation == "absent" and self.place.status() is not None:
+            self.conflict("not what was expected: something exists there")
+        return super().look()
+
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        self.look()
+        if not self.follows:
+            self.look()
+
+    def follow(self, leaves: str | None) -> None:
+        if leaves is not None and self.expectation == "absent":
+            self.conflict("an earlier operation of this transaction puts something there")
+        super().follow(leaves)
 
     def _seal(self) -> None:
         pass

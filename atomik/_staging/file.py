@@ -38,16 +38,28 @@ def stage(
         if overwrite:
             raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
         overwrite = False
-    if text[0] == 0 and not parsed[2]:
+    if parsed[2]:
+        _refuse_text_options(*text[1:])
+    elif text[0] == 0:
         raise ValueError("can't have unbuffered text I/O")
     item = intake.add(StagedFile, path, overwrite, tmp_dir, options)
     return intake.open(item, item.open, parsed, text)
 
 
+def _refuse_text_options(encoding: str | None, errors: str | None, newline: str | None) -> None:
+    """As `open` does; "utf-8" is what nobody need have said."""
+    if encoding is not None and encoding != "utf-8":
+        raise ValueError("binary mode doesn't take an encoding argument")
+    if errors is not None:
+        raise ValueError("binary mode doesn't take an errors argument")
+    if newline is not None:
+        raise ValueError("binary mode doesn't take a newline argument")
+
+
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "fd", "file_object", "mode", "unnameable")
+    __slots__ = ("below", "chosen_mode", "fd", "file_object", "mode", "unnameable")
 
     kind = "file"
 
@@ -60,8 +72,11 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the layer below a text file, which the user may detach and write to
         self.below: IO[bytes] | None = None
-        #: it cannot get its only name directly at the destination here
-        self.unnameable = False
+        #: the mode bits that the user gave it by its descriptor
+        self.chosen_mode: int | None = None
+        #: it cannot get its only name directly at the destination: that was tried, or watchers would only hear that it was
+        #: created, because nobody may open it for writing (P10)
+        self.unnameable = options.permissions is not None and not options.permissions & 0o200
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""
@@ -92,6 +107,12 @@ class StagedFile(Item):
                 return fd
         self.slot = slot = self.workspace.slot(stage)
         return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
+
+    def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
+        """As for every item; but a mode that the user gave the open file goes before that of what is replaced."""
+        super().finish(fd, there, source)
+        if self.chosen_mode is not None and self.options.permissions is None:
+            kernel.port.fchmod(fd, self.chosen_mode)
 
     def _copy_present(self) -> None:
         """Modes "a" and "r+" begin with a copy of what is there."""
@@ -130,11 +151,15 @@ class StagedFile(Item):
         self.file_object = None
         below, self.below = self.below, None
         if not is_closed(file_object):
+            raw: Any = getattr(below or file_object, "raw", file_object)
+            if raw.first_mode is not None:
+                self.chosen_mode = mode = raw.chosen_mode()
+                self.unnameable = self.unnameable or (mode is not None and not mode & 0o200)
             file_object.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts all the same
         if self.early and self.options is not PLAIN:
-            self.finish(self.fd, self.place.status())
+            self.finish(self.fd, self.present())
 
     def _finish_late(self, there: Status | None) -> None:
         if not self.early and self.options is not PLAIN and self.fd >= 0:
@@ -152,6 +177,9 @@ class StagedFile(Item):
             "put", place, self.slot or place, _UNKNOWN, self.fd, None, self.backup_place if self.backup else None,
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
+
+    def content_path(self) -> str:
+        return f"/proc/self/fd/{self.fd}" if self.fd >= 0 else super().content_path()
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
@@ -208,13 +236,14 @@ class StagedFile(Item):
         kernel.port.fsync(self.fd)
         return 1
 
-    def finish_slot(self) -> None:
+    def finish_slot(self, source: Place | None = None) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""
         if self.fd < 0:
-            super().finish_slot()
+            super().finish_slot(source)
         else:
             self.synced = False
-            self.finish(self.fd, self.place.status())
+            source = source or self.place
+            self.finish(self.fd, source.status(), source)
 
     def _equals_present(self) -> bool:
         if self.fd < 0:

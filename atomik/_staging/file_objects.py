@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
-import sys
 from functools import cache, partial
-from typing import IO, TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, NoReturn, Protocol
 
 from atomik import errors
 from atomik._system import kernel
@@ -22,7 +20,8 @@ from atomik._system import kernel
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self
+
+    from atomik._receipt import Receipt
 
 
 class Sealable(Protocol):
@@ -30,6 +29,22 @@ class Sealable(Protocol):
 
     def seal(self) -> None: ...
     def discard(self, reason: str = ...) -> None: ...
+
+
+class Publishing(Protocol):
+    """The transaction of an `Output`."""
+
+    @property
+    def receipt(self) -> Receipt | None: ...
+
+
+if TYPE_CHECKING:
+
+    class StagedBinary(BinaryIO):
+        """What a binary file object is for type checkers."""
+
+        @property
+        def receipt(self) -> Receipt | None: ...
 
 
 _close = io.RawIOBase.close
@@ -44,15 +59,28 @@ class _Raw(io.RawIOBase):
 
     #: The layers above ask at every write, and the base class would look further for the answer.
     closed = False
+    #: the mode bits that the file had when somebody first asked for the descriptor, who may change them (fchmod)
+    first_mode: int | None = None
 
     def __init__(self, fd: int, name: str, mode: str) -> None:
         self._fd, self.name, self.mode = fd, name, mode
 
     def fileno(self) -> int:
-        return self._fd if self._fd >= 0 else _refuse()
+        if self._fd < 0:
+            _refuse()
+        if self.first_mode is None:
+            self.first_mode = kernel.port.statx(self._fd).mode & 0o7777
+        return self._fd
+
+    def chosen_mode(self) -> int | None:
+        """The mode bits that the user gave it by the descriptor; None where they did not."""
+        if self.first_mode is None:
+            return None
+        mode = kernel.port.statx(self._fd).mode & 0o7777
+        return mode if mode != self.first_mode else None
 
     def readable(self) -> bool:
-        return self.fileno() >= 0 and self.mode != "wb"
+        return self.writable() and self.mode != "wb"
 
     def writable(self) -> bool:
         return self._fd >= 0 or _refuse()
@@ -70,11 +98,11 @@ class _Raw(io.RawIOBase):
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
-            self.fileno()  # closed?
+            self.writable()  # closed?
             raise errors.system_error(exc, "cannot write the staged content", self.name) from exc
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        return os.lseek(self.fileno(), offset, whence)
+        return os.lseek(self._fd if self._fd >= 0 else _refuse(), offset, whence)
 
     def tell(self) -> int:
         return os.lseek(self._fd if self._fd >= 0 else _refuse(), 0, os.SEEK_CUR)
@@ -82,7 +110,7 @@ class _Raw(io.RawIOBase):
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
         try:
-            kernel.port.truncate(self.fileno(), size)
+            kernel.port.truncate(self._fd if self._fd >= 0 else _refuse(), size)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
@@ -104,9 +132,17 @@ class _Sealing:
     """Mixed into the io classes: ``close`` seals, leaving the block with an exception discards."""
 
     _item: Sealable | None = None
+    #: the transaction of the `Output` whose block it was made for
+    _transaction: Publishing | None = None
 
     #: what closing is without an item
     let_go: ClassVar[Callable[..., None]]
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What the commit of its `Output` did: None before, after a failure that left everything as it was, and for a file
+        of a larger transaction, which has a receipt of its own."""
+        return None if self._transaction is None else self._transaction.receipt
 
     def close(self) -> None:
         item, self._item = self._item, None
@@ -203,60 +239,3 @@ def open_file_object(
         file_object.seek(0, io.SEEK_END)
     file_object._item = item
     return file_object  # type: ignore[no-any-return]
-
-
-if TYPE_CHECKING:
-    _Path = pathlib.Path
-else:
-    _Path = type(pathlib.Path())
-
-
-class StagedPath(_Path):
-    """The path of a staged folder or file: a real `pathlib.Path` that can be used with ``with``.
-
-    Leaving the block well seals the item, leaving it with an exception discards it; without a block it is sealed at
-    the commit.  Paths derived from it are plain paths, and it pickles as one (for worker processes).
-    """
-
-    _item: Sealable
-    _elsewhere: str
-
-    if sys.version_info >= (3, 12):
-
-        def with_segments(self, *segments: Any) -> pathlib.Path:
-            return pathlib.Path(*segments)
-
-    else:
-        # Before with_segments, derived paths are built by these two (3.11 only gets security fixes, so they stay).
-        @classmethod
-        def _from_parsed_parts(cls, *args: Any) -> Any:
-            return _Path._from_parsed_parts(*args)  # type: ignore[attr-defined]
-
-        @classmethod
-        def _from_parts(cls, args: Any) -> Any:
-            return _Path._from_parts(args)  # type: ignore[attr-defined]
-
-        def __new__(cls, *args: Any) -> Self:
-            return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
-
-    @classmethod
-    def of(cls, path: str, item: Sealable, elsewhere: str) -> StagedPath:
-        """The path `path` for `item`; `elsewhere` is the one for processes that it is sent to."""
-        self = cls(path)
-        self._item = item
-        self._elsewhere = elsewhere
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._item.seal()
-        else:
-            self._item.discard(f"its block was left by {kind.__name__}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return pathlib.Path, (self._elsewhere,)

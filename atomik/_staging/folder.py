@@ -13,11 +13,11 @@ from atomik._system import kernel
 from .item import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from atomik._progress import Counting
 
-    from .file_objects import StagedPath
     from .intake import Intake
     from .options import ItemOptions, StrPath
+    from .staged_path import StagedPath
 
 
 def stage(
@@ -38,7 +38,7 @@ class StagedFolder(Item):
 
     kind = "folder"
 
-    def open(self, base: StrPath | None, copy: bool, progress: Callable[[int], None] | None = None) -> str:
+    def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
         """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
         slot = self.workspace.slot(self.stage)
         self.slot = slot  # before it is there: an interrupt may come right behind the call
@@ -49,7 +49,7 @@ class StagedFolder(Item):
             self._clone_base(os.path.abspath(decoded(base, "base")), slot, progress)
         return self.workspace.path_of(slot)
 
-    def _clone_present(self, slot: Place, progress: Callable[[int], None] | None) -> None:
+    def _clone_present(self, slot: Place, progress: Counting | None) -> None:
         from .observe import look_at
 
         seen = look_at(self.place, digest=False)
@@ -61,12 +61,12 @@ class StagedFolder(Item):
         source.path = self.path
         self._clone(source, slot, progress)
 
-    def _clone_base(self, base: str, slot: Place, progress: Callable[[int], None] | None) -> None:
+    def _clone_base(self, base: str, slot: Place, progress: Counting | None) -> None:
         with kernel.typed("cannot copy the folder given as base=", base):
             source = Directory.open(base)
         self._clone(source, slot, progress)
 
-    def _clone(self, source: Directory, slot: Place, progress: Callable[[int], None] | None) -> None:
+    def _clone(self, source: Directory, slot: Place, progress: Counting | None) -> None:
         from atomik._tree.clone import clone
 
         try:
@@ -74,6 +74,8 @@ class StagedFolder(Item):
             target.path = str(slot)
             try:
                 self.not_preserved += tuple(clone(source, target, progress))
+                if progress is not None:
+                    progress.finish()
             finally:
                 target.close()
         finally:
@@ -86,7 +88,7 @@ class StagedFolder(Item):
             fd = kernel.port.open(self.slot.name, flags, self.slot.fd)
         try:
             lost = self.not_preserved
-            self.finish(fd, self.place.status())
+            self.finish(fd, self.present())
             self.not_preserved = lost + self.not_preserved
         finally:
             kernel.port.close(fd)

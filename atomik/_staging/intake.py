@@ -22,20 +22,21 @@ from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
 from . import checks, companions
-from .destinations import UNTOUCHED
+from .destinations import UNTOUCHED, Entry, key_of
 from .file import StagedFile
-from .item import Item
+from .item import Item, kind_of
 from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
 from .workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar, TypeVarTuple, Unpack
+    from typing import TypeVar, TypeVarTuple
 
+    from atomik._progress import Counting
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .options import Progress, StrPath
+    from .staged_path import StagedPath
 
     _Item = TypeVar("_Item", bound=Item)
     _Ts = TypeVarTuple("_Ts")
@@ -130,28 +131,33 @@ class Intake:
         item = kind(as_given, place, stage, workspace, options, given.get("order", 0) if given else 0)
         if prepare is not None:
             prepare(item)
-        leaves = workspace.destinations.leaves(place)
+        before = workspace.destinations.last(place)
         found = None
-        if leaves == UNTOUCHED:
+        if before is None:
             found = item.look()
         else:
-            item.follow(leaves)
+            item.follow(before.leaves)
+            item.follows, item.displaces = True, before.origin
         if kind is not StagedFile or companions.is_database(name):
             item.refuse_companions()
+        if not item.changes:
+            workspace.destinations.watch(directory, item.path)
+            self.items.append(item)
+            return item
         there = found if found is not None and kernel.is_folder(found.mode) else None
-        workspace.destinations.register(place, as_given, there, item.leaves())
+        workspace.destinations.register(place, Entry(item, item.leaves(), item.origin(), key_of(there), as_given or ""))
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
             try:
-                self._check(item, found)
+                self._check(item, found, before)
             except BaseException:
-                workspace.destinations.unregister(place)
+                self._unregister(item)
                 raise
         self.items.append(item)
         if self.failed:
             self.failed.pop(item.path, None)
         return item
 
-    def _check(self, item: Item, found: Status | None) -> None:
+    def _check(self, item: Item, found: Status | None, before: Entry | None) -> None:
         """What would fail at the commit."""
         item.load()
         place, stage, path = item.place, item.stage, item.path
@@ -163,15 +169,31 @@ class Intake:
             self.workspace.try_names(stage)
             checks.refuse_unsupported(item, stage.fs, overwriting=found is not None)
         if item.options.backup is not None:
-            self._register_backup(item, found)
+            there = None if before is None else before.leaves
+            self._register_backup(item, there if found is None else kind_of(found.mode), before)
 
-    def _register_backup(self, item: Item, found: Status | None) -> None:
-        """The name under which the previous version is to stay is a destination like the others."""
+    def _register_backup(self, item: Item, there: str | None, before: Entry | None) -> None:
+        """The name under which the previous version is to stay, where there is one (`there` is its kind), is a destination
+        like the others."""
         item.choose_backup()
-        if item.backup_place is not None:
-            there = item.check_backup() if found is not None else None
-            folder = there if there is not None and kernel.is_folder(there.mode) else None
-            self.workspace.destinations.register(item.backup_place, None, folder, item.step_kind())
+        place = item.backup_place
+        if place is None or there is None:
+            return
+        destinations = self.workspace.destinations
+        taken, folder = destinations.leaves(place), None
+        if taken == UNTOUCHED:
+            found = item.check_backup()
+            taken = None if found is None else kind_of(found.mode)
+            folder = found if taken == "folder" else None
+        if taken and there and (taken == "folder") != (there == "folder"):
+            checks.refuse_backup(place, folder=taken == "folder")
+        origin = item.place if before is None else before.origin
+        destinations.register(place, Entry(item, there, origin, key_of(folder)))
+
+    def _unregister(self, item: Item) -> None:
+        for place in (*item.places(), item.backup_place):
+            if place is not None:
+                self.workspace.destinations.unregister(place, item)
 
     def forget(self, item: Item) -> None:
         """An item is out of the transaction."""
@@ -179,14 +201,12 @@ class Intake:
             if item in self.items:
                 self.items.remove(item)
                 self.workspace.removed -= {item.place}
-                for place in (*item.places(), item.backup_place):
-                    if place is not None:
-                        self.workspace.destinations.unregister(place)
+                self._unregister(item)
             if item in self._retained:
                 self._retained.remove(item)
 
     # --- handing out ---------------------------------------------------------------------------------------------
-    def open(self, item: Item, action: Callable[[Unpack[_Ts]], _T], *args: Unpack[_Ts]) -> _T:
+    def open(self, item: Item, action: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         """Let the item make what the user gets; a failure takes it out again."""
         item.owner = self
         try:
@@ -214,7 +234,7 @@ class Intake:
 
     def hand_out(self, item: Item, path: str) -> StagedPath:
         """The path `path` of `item`, as the user gets it."""
-        from .file_objects import StagedPath
+        from .staged_path import StagedPath
 
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
 
@@ -234,12 +254,12 @@ class Intake:
         with self.lock:
             self.require_open()
             place = self.workspace.locate(full, folder=True, parents=False)
-            item = next((item for item in reversed(self.items) if place in item.places()), None)
+            item = next((item for item in reversed(self.items) if place in item.names()), None)
             if item is None:
                 text = "no operation of this transaction changes it, so there is nothing to drop"
                 _errors.fail(_errors.MissingPathError, errno.ENOENT, text, full)
             later = self.items[self.items.index(item) + 1 :]
-            built = next((each for each in later if set(each.places()) & set(item.places())), None)
+            built = next((each for each in later if set(each.names()) & set(item.names())), None)
             if built is not None:
                 text = "a later operation of this transaction builds on it; drop that first"
                 _errors.fail(_errors.DuplicateDestinationError, errno.EEXIST, text, full, built.path)
@@ -247,18 +267,13 @@ class Intake:
             item.end(done=False)
             self.failed.pop(item.path, None)
 
-    def counting(self, phase: str) -> Callable[[int], None] | None:
+    def counting(self, phase: str) -> Counting | None:
         """What turns "so many more" into "so many so far", for the user's progress function."""
-        progress, total = self.progress, 0
-        if progress is None:
+        if self.progress is None:
             return None
+        from atomik._progress import Counting
 
-        def more(count: int) -> None:
-            nonlocal total
-            total += count
-            progress(phase, total, 0)
-
-        return more
+        return Counting(self.progress, phase)
 
     # --- what items tell -----------------------------------------------------------------------------------------
     def sealed(self, item: Item) -> None:

@@ -26,7 +26,6 @@ from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
 from atomik._folder.place import Place
-from atomik._receipt import ItemReceipt
 from atomik._system import kernel
 
 from . import checks
@@ -34,8 +33,9 @@ from . import checks
 if TYPE_CHECKING:
     from _thread import RLock
 
+    from atomik._progress import Counting
     from atomik._protocol.step import Step
-    from atomik._receipt import Kind, Op
+    from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
 
     from .options import Options
@@ -92,10 +92,15 @@ class Owner(Protocol):
     def discarded(self, item: Item, reason: str) -> None:
         """It was dropped."""
 
+    def counting(self, phase: str) -> Counting | None:
+        """What reports the progress of a phase, one object at a time."""
+
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
-    return "folder" if kernel.is_folder(mode) else "file" if kernel.is_file(mode) else "other"
+    if kernel.is_file(mode):
+        return "file"
+    return "folder" if kernel.is_folder(mode) else "symlink" if kernel.is_link(mode) else "other"
 
 
 class Item:
@@ -106,8 +111,8 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "early", "expectation", "found", "given", "links", "not_preserved", "options", "order", "owner", "place", "slot", "stage",
-        "stamp", "state", "synced", "unchanged", "workspace",
+        "backup", "displaces", "early", "expectation", "follows", "found", "given", "links", "not_preserved", "options",
+        "order", "owner", "place", "slot", "stage", "stamp", "state", "synced", "unchanged", "workspace",
     )  # fmt: skip
 
     kind: Kind
@@ -134,6 +139,10 @@ class Item:
         self.found = ""
         #: how many names besides the destination what exists there has
         self.links = 0
+        #: an earlier operation of the transaction changes the destination, and leaves `displaces` there: what another item
+        #: staged, or what exists now under another name, or nothing
+        self.follows = False
+        self.displaces: Item | Place | None = None
         #: its content is durable already
         self.synced = False
         #: sealed before the commit, so the destination's metadata may have changed since
@@ -209,6 +218,11 @@ class Item:
     def close(self) -> None:
         """Let go of descriptors."""
 
+    def content_path(self) -> str:
+        """Where its content is now, by path, for reading it before the commit."""
+        assert self.slot is not None
+        return self.workspace.path_of(self.slot)
+
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it; "" where it is not known yet."""
@@ -217,6 +231,11 @@ class Item:
     def places(self) -> tuple[Place, ...]:
         """The names that it changes, whose folders must be locked."""
         return (self.place,)
+
+    def names(self) -> tuple[Place, ...]:
+        """The names that it changes, with the one for the previous version."""
+        place = self.backup_place
+        return self.places() if place is None else (*self.places(), place)
 
     def folders_there(self) -> tuple[Place, ...]:
         """The names that it changes at which there were folders when it last looked; readers of them hold their locks."""
@@ -244,28 +263,38 @@ class Item:
         self.found = kind_of(found.mode)
         return found
 
-    def conflict(self, text: str) -> NoReturn:
-        """Raise the error for something that is not what the caller expects, with both as data."""
-        from .observe import look_at
-
+    def conflict(self, text: str, place: Place | None = None) -> NoReturn:
+        """Raise the error for something that is not what the caller expects, with both as data; it is at `place`, by default
+        the destination."""
         error = errors.ConflictError(*errors.os_args(errno.EBUSY, f"{text}; observe it again and repeat", self.path))
-        error.path, error.expected, error.found = self.path, self.expectation, look_at(self.place, digest=False)
+        self.explain(error, place or self.place)
         raise error
+
+    def explain(self, error: errors.ConflictError, place: Place) -> None:
+        """Give the error what differs as data."""
+        from .observe import Digest, look_at
+
+        expected = self.expectation
+        error.path, error.expected = self.path, str(expected) if isinstance(expected, Digest) else expected
+        error.found = look_at(place, digest=False)
 
     def leaves(self) -> str | None:
         """What it leaves at its destination: the kind of an object, or None for nothing."""
         return self.step_kind()
 
+    def origin(self) -> Item | Place | None:
+        """What that is: itself, the name at which it exists now, or nothing."""
+        return self
+
     def follow(self, leaves: str | None) -> None:
         """In the place of `look`: an earlier operation of the same transaction leaves that at the destination."""
         if self.expectation not in (None, "absent"):
-            text = "an earlier operation of this transaction changes it, so it cannot be what was observed"
-            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
+            self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
         if leaves is None:
             return
         if not self.options.overwrite or self.expectation == "absent":
             text = "this transaction puts something there already; pass overwrite=True to replace that"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path, str(self.place))
         kind = self.step_kind()
         if kind and leaves and (kind == "folder") != (leaves == "folder"):
             text = (
@@ -275,8 +304,7 @@ class Item:
 
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
-        from atomik._folder import mounts  # noqa: F401
-        from atomik._tree import compare, metadata, sync  # noqa: F401
+        from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
@@ -289,10 +317,10 @@ class Item:
         touched, when the destination is not as the item requires.
         """
         self.refuse_companions()
-        if self.place in found:
-            self._finish_late(None)
-        else:
+        if self.place not in found:
             found[self.place] = self._find_destination(alone=alone)
+        elif self.follows:
+            self._finish_following()
         place = self.backup_place
         if place is not None and place not in found:
             there = self.check_backup()
@@ -315,6 +343,16 @@ class Item:
         if self.stamp is not None:
             self._refresh(self.stamp)
         return Found(self.found, None if alone else place.identity())
+
+    def _finish_following(self) -> None:
+        """What an earlier operation leaves at the destination gives its owner and mode, now that it has its own."""
+        self._finish_late(None)
+        source = self.displaces
+        if source is None or self.slot is None or not self.options.overwrite or self.options.preserve == "none":
+            return
+        place = source.slot if isinstance(source, Item) else source
+        if place is not None:
+            self.finish_slot(place)
 
     def _finish_late(self, there: Status | None) -> None:
         """What was sealed by the commit gets its metadata now that the destination has been looked at."""
@@ -363,16 +401,10 @@ class Item:
 
     def check_backup(self) -> Status | None:
         """What exists under the name for the previous version, if that may be replaced."""
-        from atomik._protocol.step import same_kind
-
         place = self.backup_place
         there = None if place is None else place.status()
         if there is None or place is None:
             return None
-        # Where the destination is still empty its kind may not be known; then nothing will be displaced either.
-        if self.step_kind() and not same_kind(there.mode, self.step_kind()):
-            text = "the name for the previous version is taken by another kind of object; remove it or choose another"
-            errors.fail(errors.WrongKindError, errno.EISDIR, text, str(place))
         checks.refuse_mounts(place, there, self.path)
         checks.refuse_sticky(place.directory, there, str(place))
         return there
@@ -393,36 +425,52 @@ class Item:
         assert slot is not None
         return sync_place(slot)
 
-    def receipt(self, step: Step | None) -> ItemReceipt:
-        """What happened to it, by the step that the commit took at its destination."""
-        if step is None:
+    def receipt(self, op: str | None, step: Step | None, *, kept: bool) -> ItemReceipt:
+        """What happened to its destination: `op`, by the `step` that the commit took there; `kept`: and to its backup's name,
+        too."""
+        from atomik._receipt import ItemReceipt
+
+        if op is None or step is None:
             return ItemReceipt(self.path, self.kind, "unchanged", "", self.order, replaced=False)
         replaced = step.op != "create"
-        backup = str(self.backup_place) if replaced and self.backup is not None else None
-        op = cast("Op", "move" if self.kind == "move" else step.op)
+        backup = str(self.backup_place) if kept else None
         links = self.links if step.op == "replace" and not step.folder else 0
         return ItemReceipt(
-            self.path, self.kind, op, step.method, self.order, replaced, self.not_preserved, links, backup
-        )
+            self.path,
+            self.kind,
+            cast("Op", op),
+            step.method,
+            self.order,
+            replaced,
+            self.not_preserved,
+            links,
+            backup,
+            step.op == "replace" and self.found == "symlink",
+        )  # fmt: skip
 
-    def finish(self, fd: int, there: Status | None) -> None:
+    def present(self) -> Status | None:
+        """The status of what it will displace, where that is what exists at the destination now."""
+        return None if self.follows else self.place.status()
+
+    def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
         """Give the new object its final owner, attributes and mode, through an open descriptor; `there` is the status of what
-        it will displace."""
+        it will displace, which is at `source` (by default the destination)."""
         options = self.options
-        if there is not None and options.overwrite and options.preserve != "none":
-            if self.early or not self._take_over_mode(fd, there):
-                self._take_over_all(fd)
+        source = source or self.place
+        old = there if options.overwrite and options.preserve != "none" else None
+        if old is not None and (self.early or not self._take_over_mode(fd, old, source)):
+            self._take_over_all(fd, source)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
 
-    def _take_over_mode(self, fd: int, old: Status) -> bool:
+    def _take_over_mode(self, fd: int, old: Status, source: Place) -> bool:
         """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
         more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
         port = kernel.port
         if not kernel.is_file(old.mode) or old.mode & 0o6000:
             return False
         try:
-            if port.has_xattrs(self.place.name, self.place.directory.fd):
+            if port.has_xattrs(source.name, source.directory.fd):
                 return False
             new = port.statx(fd)
             if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
@@ -435,10 +483,10 @@ class Item:
             port.fchmod(fd, old.mode & 0o777)
         return True
 
-    def _take_over_all(self, fd: int) -> None:
+    def _take_over_all(self, fd: int, place: Place) -> None:
         from atomik._tree import metadata
 
-        source = metadata.Metadata.of(self.place)
+        source = metadata.Metadata.of(place)
         if source is not None and kernel.is_folder(source.type) == (self.step_kind() == "folder"):
             self.stamp = source.stamp
             self.not_preserved = metadata.apply(fd, source, self.options.preserve)
@@ -447,15 +495,21 @@ class Item:
         """The destination's owner or mode changed since the item was sealed: follow that."""
         now = self.place.stat()
         if now is not None and (now.st_ino, now.st_ctime_ns) != stamp:
-            self.finish_slot()
+            self.finish_slot(self.place)
 
-    def finish_slot(self) -> None:
-        """`finish` what was staged, opened anew."""
+    def finish_slot(self, source: Place | None = None) -> None:
+        """`finish` what was staged, opened anew, by what is at `source`."""
         assert self.slot is not None
         self.synced = False
-        fd = kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
         try:
-            self.finish(fd, self.place.status())
+            fd = kernel.port.open(self.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, self.slot.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
+                return
+            raise
+        try:
+            source = source or self.place
+            self.finish(fd, source.status(), source)
         finally:
             kernel.port.close(fd)
 

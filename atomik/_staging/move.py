@@ -16,7 +16,7 @@ from atomik._folder.paths import absolute
 from atomik._system import kernel
 
 from . import checks, companions
-from .destinations import UNTOUCHED
+from .destinations import UNTOUCHED, Entry, key_of
 from .item import Found, Item, Operation, kind_of, sync_place
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def stage(
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup, "expect": expect}
         item = intake.add(Move, dest, overwrite, None, options, lambda item: item.take(source))
         try:
-            intake.workspace.destinations.register(source, None, item.displaced_source, None)
+            intake.workspace.destinations.register(source, Entry(item, None, None, key_of(item.displaced_source)))
         except BaseException:
             intake.forget(item)
             raise
@@ -51,7 +51,7 @@ def stage(
 class Move(Item):
     """What exists at ``source`` goes to the destination."""
 
-    __slots__ = ("_there", "displaced_source", "registered", "source")
+    __slots__ = ("_origin", "_there", "displaced_source", "registered", "source")
 
     kind = "move"
     #: whoever wrote what is moved may not have synced it (P5)
@@ -60,11 +60,17 @@ class Move(Item):
     def take(self, source: Place) -> None:
         """Say what is to be moved: what exists there, or what the operations so far leave there."""
         self.source = source
+        if source == self.place:
+            text = "source and destination are the same name, so there is nothing to move"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
         #: whether the source is among the destinations
         self.registered = False
         #: the status of a folder that moves away
         self.displaced_source: Status | None = None
-        leaves = self.workspace.destinations.leaves(source)
+        destinations = self.workspace.destinations
+        leaves = destinations.leaves(source)
+        #: what is there: what an item staged, or what exists at a name now
+        self._origin = destinations.origin(source)
         self._there = leaves or ""
         if leaves == UNTOUCHED:
             found = self._look_at_source()
@@ -75,6 +81,12 @@ class Move(Item):
         if self._there != "folder" and self.path.endswith("/"):
             text = "only a folder's name may end with a slash; drop it"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
+
+    def choose_backup(self) -> None:
+        super().choose_backup()
+        if self.backup_place == self.source:
+            text = "backup= names the source of the move; to have the two change places, use tx.exchange()"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, str(self.source), self.path)
 
     def open(self) -> None:
         """Reserve the slot."""
@@ -98,6 +110,9 @@ class Move(Item):
 
     def step_kind(self) -> str:
         return self._there
+
+    def origin(self) -> Item | Place | None:
+        return self._origin
 
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)

@@ -98,7 +98,7 @@ class Digest:
         return f"sha256:{self.hexadecimal}"
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what exists at `place` differs, None when it does not; a rename (`moved`) changes nothing of it."""
+        """How what exists at `place` differs, None when it does not."""
         now = sha256_of(place)
         if now is None:
             return "it is no regular file" if place.status() is not None else "it was removed"

@@ -70,11 +70,8 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
         raise ValueError(f"preserve must be 'all', 'mode' or 'none', not {preserve!r}")
     if permissions is not None and not isinstance(permissions, int):
         raise TypeError(f"permissions must be mode bits such as 0o640, not {permissions!r}")
-    if permissions is not None and not 0 <= permissions <= 0o7777:
-        hint = ""
-        if 0 < permissions <= 7777 and set(str(permissions)) <= set("01234567"):
-            hint = f"; did you mean 0o{permissions}?"
-        raise ValueError(f"permissions are mode bits from 0 to 0o7777, not {permissions!r}{hint}")
+    if permissions is not None:
+        _check_mode_bits(permissions)
     if not isinstance(given.get("order", 0), SupportsIndex):
         raise TypeError(f"order must be an int, not {given['order']!r}")
     if not -(2**63) <= index(given.get("order", 0)) < 2**63:  # as wide as the journal has room for
@@ -84,6 +81,16 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
         overwrite, preserve, permissions, expect, given.get("backup"),
         bool(given.get("if_changed")), bool(given.get("allow_gap")),
     )  # fmt: skip
+
+
+def _check_mode_bits(permissions: int) -> None:
+    """Refuse what are none, and what was meant in octal: 512 to 777 would be a sticky bit and too little else."""
+    octal = 0 < permissions <= 7777 and set(str(permissions)) <= set("01234567")
+    hint = f"; did you mean 0o{permissions}?" if octal else ""
+    if not 0 <= permissions <= 0o7777:
+        raise ValueError(f"permissions are mode bits from 0 to 0o7777, not {permissions!r}{hint}")
+    if octal and 0o1000 <= permissions <= 777:
+        raise ValueError(f"permissions={permissions} are the mode bits 0o{permissions:o}{hint}")
 
 
 def _expected(expect: object, *, overwrite: bool) -> tuple[Observation | Digest | str | None, bool]:

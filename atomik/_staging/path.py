@@ -18,9 +18,9 @@ from .item import Item
 if TYPE_CHECKING:
     from atomik._system.libc import Status
 
-    from .file_objects import StagedPath
     from .intake import Intake
     from .options import ItemOptions, StrPath
+    from .staged_path import StagedPath
 
 
 def stage(
@@ -51,6 +51,12 @@ class StagedProgram(Item):
 
     def step_kind(self) -> str:
         return getattr(self, "_there", "")
+
+    def content_path(self) -> str:
+        if self.slot is not None:
+            return super().content_path()
+        assert self._work is not None
+        return os.path.join(self.workspace.path_of(self._work), self.place.name)
 
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
@@ -113,7 +119,7 @@ class StagedProgram(Item):
         try:
             if mode is not None:
                 kernel.port.fchmod(fd, mode)
-            self.finish(fd, self.place.status())
+            self.finish(fd, self.present())
         finally:
             kernel.port.close(fd)
 

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
-    from .options import ItemOptions, StrPath
+    from .options import Expectation, ItemOptions, StrPath
 
 
-def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int) -> None:
+def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int, expect: Expectation) -> None:
     """Stage the removal of what exists at `path`."""
     intake.require_open()
     if missing_ok and not intake.will_exist(path):
         return
-    options: ItemOptions = {"order": order, "preserve": "none"}
+    options: ItemOptions = {"order": order, "preserve": "none", "expect": expect}
     item = intake.add(Removal, path, True, None, options)  # noqa: FBT003
     intake.open(item, item.open)
 
@@ -50,13 +50,19 @@ class Removal(Item):
         if found is None:
             text = "there is nothing to remove; pass missing_ok=True if that is fine"
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
+        if self.expectation is not None:
+            super().look()
         self.found = kind_of(found.mode)
         return found
 
     def leaves(self) -> None:
         return None
 
+    def origin(self) -> None:
+        return None
+
     def follow(self, leaves: str | None) -> None:
+        super().follow(leaves)
         if leaves is None:
             text = "an earlier operation of this transaction takes it away already"
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import os
-from _thread import RLock
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -28,10 +27,6 @@ from .destinations import Destinations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-#: Held while a private folder is made, by any transaction: two threads of one must not make two in the same folder.  A
-#: signal handler may use atomik in the middle, so it can be taken again by the same thread.
-_making = RLock()
 
 
 class Workspace:
@@ -57,7 +52,7 @@ class Workspace:
     def txid(self) -> str:
         """The transaction's id, in its log events and in the names of its temporary files."""
         if not self._txid:
-            self._txid = new_txid()
+            vars(self).setdefault("_txid", new_txid())  # one of two threads is the first
         return self._txid
 
     # --- paths ---------------------------------------------------------------------------------------------------
@@ -85,13 +80,20 @@ class Workspace:
             if number != errno.ENOENT:
                 raise errors.system_error(exc, "cannot open the folder", path) from exc
             folder = self._open_missing(path, exc, parents=parents, wanted=wanted and absolute(wanted))
-        key = folder.place_key
-        held = self._by_key.get(key)
-        if held is not None:
+        self._by_path[path] = held = self.adopt(folder)
+        return held
+
+    def adopt(self, folder: Directory) -> Directory:
+        """Use a folder that is open already for its path, and close it at the end."""
+        held = self._by_key.setdefault(folder.place_key, folder)
+        if held is not folder:
             folder.close()
-            folder = held
-        self._by_path[path] = self._by_key[key] = folder
-        return folder
+        self._by_path[folder.path] = held
+        return held
+
+    def held(self, path: str) -> Directory | None:
+        """The folder that is open for this path."""
+        return self._by_path.get(path)
 
     def hold(self, folder: Directory) -> None:
         """Use a folder that is open already for its path; it is opened once more, and `folder` stays the caller's."""
@@ -110,7 +112,7 @@ class Workspace:
 
     def _make_parents(self, path: str) -> None:
         missing: list[str] = []
-        while path and not os.path.lexists(path):
+        while path and not _exists(path):
             path, name = os.path.split(path)
             missing.append(name)
         above = Directory.open(path)
@@ -118,12 +120,13 @@ class Workspace:
         while missing:
             place = Place(above, missing.pop())
             with kernel.typed("cannot create the parent folder", str(place)):
-                self._make_folder(place)
+                self.make_folder(place)
                 above = Directory.open(place.name, place.fd, follow=False)
             above.path = str(place)
             self._made_in = [*self._made_in, above]
 
-    def _make_folder(self, place: Place) -> None:
+    def make_folder(self, place: Place) -> None:
+        """Make a folder that goes again if it comes to nothing; `place` is in a folder that stays open until the end."""
         self._made = [*self._made, place]  # before it is there: an interrupt may come right behind the call
         try:
             kernel.port.mkdir(place.name, 0o777, place.fd)
@@ -163,12 +166,10 @@ class Workspace:
         if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        with _making, kernel.typed("cannot stage in the folder", directory.path):
-            made = self.private_folders.get(key)
-            if made is None or not made.made:
-                # Known before it is there: an interrupt may come right behind the call that makes it.
-                made = self.private_folders[key] = PrivateFolder(directory, self.txid)
-                made.make()
+        # Known before it is there, for an interrupt may come right behind the call that makes it; one for all threads.
+        made = self.private_folders.setdefault(key, PrivateFolder(directory, self.txid))
+        with kernel.typed("cannot stage in the folder", directory.path):
+            made.make()
         return made
 
     def slot(self, directory: Directory) -> Place:
@@ -242,7 +243,11 @@ class Workspace:
     def _give_up_private_folders(
         self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool
     ) -> None:
-        cleaned = None if progress is None else _counting(progress)
+        cleaned = None
+        if progress is not None:
+            from atomik._progress import Counting
+
+            cleaned = Counting(_without_failing(progress), "cleaning")
         if not keep and len(self.private_folders) > 1:
             for made in self.private_folders.values():
                 try:
@@ -259,6 +264,8 @@ class Workspace:
             except OSError as exc:
                 note_failure(failures, exc)
             del self.private_folders[key]
+        if cleaned is not None:
+            cleaned.finish()
 
     def _remove_made(self, failures: list[OSError], *, keep: bool) -> None:
         while self._made and not keep:
@@ -272,6 +279,17 @@ class Workspace:
         self._made = ()
 
 
+def _exists(path: str) -> bool:
+    """os.path.lexists, which would make a no of a signal handler's OSError."""
+    try:
+        kernel.port.lstat(path, None)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+    return True
+
+
 def note_failure(failures: list[OSError], exc: OSError) -> None:
     """Note what the kernel refused while something was given back; everything else goes on."""
     if not is_failure(exc):
@@ -279,14 +297,11 @@ def note_failure(failures: list[OSError], exc: OSError) -> None:
     failures.append(exc)
 
 
-def _counting(progress: Callable[[str, int, int], None]) -> Callable[[int], None]:
-    """From "so many more" to "so many so far"."""
-    total = 0
+def _without_failing(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """The commit is over; a failing callback must not fail it."""
 
-    def more(count: int) -> None:
-        nonlocal total
-        total += count
-        with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
-            progress("cleaning", total, 0)
+    def tell(phase: str, done: int, total: int) -> None:
+        with contextlib.suppress(Exception):
+            progress(phase, done, total)
 
-    return more
+    return tell

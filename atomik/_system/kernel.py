@@ -20,7 +20,7 @@ import struct
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from atomik.errors import AtomikError, system_error
+from atomik.errors import AtomikError, UnsupportedFilesystemError, os_args, system_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,8 @@ def sandboxed(call: str) -> str | None:
     """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
     about one file: the words for an error; None when the call arrives.
 
-    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock, utimensat, O_TMPFILE.
+    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock,
+    name_to_handle_at, utimensat, O_TMPFILE.
     """
     c = libc()
     try:
@@ -114,6 +115,7 @@ _HARMLESS: dict[str, Callable[[Any], int]] = {
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
+    "name_to_handle_at": lambda c: -1 if c.handle(_NO_FD, b"x", 0) is None else 0,
 }
 
 
@@ -592,3 +594,17 @@ def is_device(mode: int) -> bool:
 def is_link(mode: int) -> bool:
     """Whether a ``st_mode`` is that of a symbolic link."""
     return _stat.S_ISLNK(mode)
+
+
+_MODULE = type(errno)
+
+
+def refuse_fake(path: str | None = None) -> None:
+    """pyfakefs puts objects of its own in the place of the module `os`, everywhere.  Half of our calls would go to its files
+    in memory and half to the real disk, and what is imported meanwhile would keep the fake for ever."""
+    if type(os) is not _MODULE:
+        text = (
+            "a test has replaced the module os by a fake (pyfakefs), but atomik calls the kernel and cannot write to "
+            "files in memory; use pytest's tmp_path in tests that call atomik, or pause the fake meanwhile (fs.pause())"
+        )
+        raise UnsupportedFilesystemError(*os_args(errno.ENOSYS, text, path))

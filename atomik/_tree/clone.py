@@ -156,8 +156,10 @@ class _Clone:
 
     # --- saying where ------------------------------------------------------------------------------------------------
     def _note(self, what: tuple[str, ...] | list[str], name: str = "") -> None:
+        if not what:
+            return
         names = [*self.source.level.names(), name] if name else self.source.level.names()
-        where = " of " + os.path.join(*names) if names else ""
+        where = " of " + "/".join(names) if names else ""
         self.lost += [one + where for one in what]
 
     def _fail(self, cause: OSError, name: str = "", new_name: str = "") -> NoReturn:

@@ -89,7 +89,7 @@ def _walk(directory: Directory, *, digest: bool) -> Iterator[tuple[str, bytes, s
             level = down.level
             if level.folders is None:
                 own, newest = _Folder(down, level, digest=digest, inodes=directory.fs.name != "fuse").read()
-                yield os.path.join("", *level.names()), own, newest
+                yield "/".join(level.names()), own, newest
             assert level.folders is not None
             if level.folders:
                 _enter(down, level.folders.pop())

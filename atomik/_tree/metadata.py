@@ -31,9 +31,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Literal
-
-from attrs import define, field
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from atomik import errors
 from atomik._system import kernel
@@ -80,8 +78,7 @@ def address(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-@define(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """What one object carries besides its content.
 
     ``mode`` is without the type, which is ``type``; ``unread`` names attributes that exist and could not be read ("*" for
@@ -286,25 +283,20 @@ class Named(Opened):
         kernel.port.removexattr_of(address(self.fd), name)
 
 
-@define(eq=False)
 class _Dressing:
     """One object that is getting the metadata of another.  The steps are called in the order that `dress` shows."""
 
-    target: Opened
-    wanted: Metadata
-    what: What
-    permissions: int | None
-    path: str
-    found: os.stat_result  # before anything was changed
-    uid: int = field(init=False)
-    gid: int = field(init=False)
-    mode: int = field(init=False)  # the present one
-    refused: list[str] = field(factory=list)
-    bound: dict[str, bytes] = field(factory=dict)  # xattrs that go when the owner changes
-    stuck: bool = False  # it has an ACL that could not be removed
+    stuck = False  # it has an ACL that could not be removed
 
-    def __attrs_post_init__(self) -> None:
-        self.uid, self.gid, self.mode = self.found.st_uid, self.found.st_gid, stat.S_IMODE(self.found.st_mode)
+    def __init__(
+        self, target: Opened, wanted: Metadata, what: What, permissions: int | None, path: str, found: os.stat_result
+    ) -> None:
+        self.target, self.wanted, self.what, self.permissions, self.path = target, wanted, what, permissions, path
+        self.found = found  # before anything was changed
+        self.uid, self.gid = found.st_uid, found.st_gid
+        self.mode = stat.S_IMODE(found.st_mode)  # the present one
+        self.refused: list[str] = []
+        self.bound: dict[str, bytes] = {}  # xattrs that go when the owner changes
 
     # --- the steps ---------------------------------------------------------------------------------------------------
     def set_all(self, never: frozenset[str]) -> None:

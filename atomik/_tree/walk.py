@@ -26,8 +26,6 @@ import os
 import stat
 from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define, field
-
 from atomik import errors
 from atomik._folder.mounts import same_mount
 from atomik._folder.place import chmod
@@ -52,17 +50,17 @@ _OWNER = stat.S_IRWXU
 _PIECE = 4000
 
 
-@define(eq=False)
 class Level:
     """One folder on the way down.  ``fd`` is -1 while it is let go; ``folders`` are names still to be entered."""
 
-    name: str
-    above: Level | None
-    fd: int
-    folders: list[str] | None = None
-    tries: int = 0
-    mode: int | None = None  # before it was loosened
-    key: tuple[int, int, int] | None = None  # device, inode and mount, once it was let go
+    __slots__ = ("above", "fd", "folders", "key", "mode", "name", "tries")
+
+    def __init__(self, name: str, above: Level | None, fd: int, mode: int | None = None) -> None:
+        self.name, self.above, self.fd = name, above, fd
+        self.folders: list[str] | None = None
+        self.tries = 0
+        self.mode = mode  # before it was loosened
+        self.key: tuple[int, int, int] | None = None  # device, inode and mount, once it was let go
 
     def names(self) -> list[str]:
         """The names from the top to here, the top's own not among them."""
@@ -74,21 +72,16 @@ class Level:
         return names[::-1]
 
 
-@define(eq=False)
 class TreeWalk:
     """The way from `top`, whose descriptor stays the caller's, down to the present level."""
 
-    top: Directory
-    action: str
-    loosen: bool = False
-    restore: bool = False
-    levels: list[Level] = field(init=False)
-    error: errors.AtomikOSError | None = field(default=None, init=False)  # the last that it raised
-    _lowest: int = field(default=1, init=False)  # the levels from here on are open
-    _openat2: bool = field(default=True, init=False)
+    error: errors.AtomikOSError | None = None  # the last that it raised
+    _lowest = 1  # the levels from here on are open
+    _openat2 = True
 
-    def __attrs_post_init__(self) -> None:
-        self.levels = [Level("", None, self.top.fd)]
+    def __init__(self, top: Directory, action: str, *, loosen: bool = False, restore: bool = False) -> None:
+        self.top, self.action, self.loosen, self.restore = top, action, loosen, restore
+        self.levels = [Level("", None, top.fd)]
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +116,8 @@ class TreeWalk:
     def path(self, name: str = "", level: Level | None = None) -> str:
         """The path of `name` in a level (the present one), for messages."""
         names = (level or self.level).names()
-        return os.path.join(self.top.path, *names, name) if name else os.path.join(self.top.path, *names)
+        below = "/".join([*names, name] if name else names)  # os.path.join looks at each, and there may be thousands
+        return os.path.join(self.top.path, below) if below else self.top.path
 
     def fail(self, cause: OSError, name: str = "", level: Level | None = None) -> NoReturn:
         """Raise atomik's error for a call that failed on `name`; what did not come from the kernel goes on unchanged."""
@@ -220,10 +214,11 @@ class TreeWalk:
             try:
                 return port.open_beneath(name, _FOLDER, above, _BENEATH)
             except OSError as exc:
-                # ENOSYS before Linux 5.6; EPERM of a container's filter that does not know the call.
-                if kernel.errno_of(exc) not in (errno.ENOSYS, errno.EPERM):
+                # ENOSYS before Linux 5.6; EPERM, or EACCES, of a container's filter that does not know the call.
+                number = kernel.errno_of(exc)
+                if number not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                     self._refused(exc, name)
-                self._openat2 = False
+                self._openat2 = number == errno.EACCES  # perhaps the folder is closed: the other call tells
         try:
             fd = port.open(name, _FOLDER, above)
         except OSError as exc:

@@ -1,8 +1,8 @@
-"""The command ``atomik``: write, run, swap, recover, doctor.
+"""The command ``atomik``: write, run, apply, swap, recover, doctor.
 
 Exit codes (docs/reference/command-line.md):
 
-* 0: done.  1: it failed, and nothing was changed.  2: the command line is wrong.
+* 0: done.  1: it failed, and nothing was changed.  2: the command line, or the change set, is wrong.
 * 3: it needs attention: in doubt, not confirmed durable, `recover` could not settle everything, or it is done and the
   report could not be written.
 * 128 + n: ended by signal n.
@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
 
     _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
     _add_run(command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
+    _add_apply(command("apply", "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY))
     _add_swap(command("swap", "Exchange what is at two paths, in one step."))
     _add_recover(command("recover", "Undo or finish what dead transactions left in folders."))
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
@@ -135,12 +136,22 @@ copy takes the folder's place in one step:
 """
 
 
+_APPLY = """
+    {"changes": [{"op": "write", "path": "a.txt", "text": "...", "expect": "absent"},
+                 {"op": "replace", "path": "x.py", "old": "foo(", "new": "bar(", "count": 2},
+                 {"op": "remove", "path": "d"}, {"op": "move", "from": "e", "to": "f"}]}
+
+Each change sees what the earlier ones will have done.  --schema prints all that can be said.
+"""
+
+
 def _add_write(add: argparse.ArgumentParser) -> None:
     add.add_argument("destination", metavar="DEST")
     add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
     add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
     add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
     add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
     _add_output_options(add)
 
 
@@ -153,6 +164,8 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    text = "run the program, and only tell what would be published, or with --in what it changed"
+    add.add_argument("--dry-run", action="store_true", help=text)
     _add_output_options(add)
     inside = add.add_argument_group("with --in FOLDER")
     inside.add_argument(
@@ -162,14 +175,23 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     inside.add_argument("--overwrite-changes", action="store_true", help=text)
     text = "what to do about processes that the program leaves running; refuse (to publish) is the default"
     inside.add_argument("--background", choices=("refuse", "wait", "kill"), help=text)
-    inside.add_argument("--dry-run", action="store_true", help="list what the program changed, and publish nothing")
     text = "if the program fails, keep the copy as this new folder, on the same filesystem"
     inside.add_argument("--keep-on-failure", metavar="DIR", help=text)
+
+
+def _add_apply(add: argparse.ArgumentParser) -> None:
+    add.add_argument("changes", nargs="?", metavar="CHANGES", help="a JSON file, or - for standard input")
+    add.add_argument("--root", default=".", metavar="DIR", help="all paths are below it; by default the current folder")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    add.add_argument("--schema", action="store_true", help="print the JSON schema of change sets, and do nothing else")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_swap(add: argparse.ArgumentParser) -> None:
     add.add_argument("first", metavar="A")
     add.add_argument("second", metavar="B")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only see whether both are there")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
 
 
@@ -216,7 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.failure("Stopped", "stopped by SIGINT")
         return _INTERRUPTED
     except (errors.AtomikError, OSError, ValueError) as exc:
-        report.failure(type(exc).__name__, report.say(exc))
+        change = getattr(exc, "change", None)
+        report.failure(type(exc).__name__, report.say(exc), **({} if change is None else {"change": change}))
+        if type(exc).__name__ == "ChangeSetError":
+            return USAGE
         doubt = isinstance(exc, errors.RollbackError | errors.DurabilityError) and name != "run"
         return ATTENTION if doubt else failed
 
@@ -243,7 +268,7 @@ def _check_inside(known: argparse.Namespace) -> None:
     """Some options of ``run`` are for --in alone, others have no meaning with it."""
     only = {
         "--overwrite-changes": known.overwrite_changes, "--background": known.background is not None,
-        "--dry-run": known.dry_run, "--keep-on-failure": known.keep_on_failure is not None,
+        "--keep-on-failure": known.keep_on_failure is not None,
     }  # fmt: skip
     never = {"an output": known.outputs, "--overwrite": known.overwrite, "--parents": known.parents}
     wrong = [name for name, given in (never if known.inside is not None else only).items() if given]
@@ -256,7 +281,19 @@ def _check_inside(known: argparse.Namespace) -> None:
 def _write(known: argparse.Namespace, report: Report) -> int:
     from .run import write
 
-    report.receipt(write(known, report.progress()))
+    report.done(write(known, report.progress()))
+    return DONE
+
+
+def _apply(known: argparse.Namespace, report: Report) -> int:
+    from .apply import apply, schema
+
+    if known.schema:
+        report.print(schema())
+    elif known.changes is None:
+        raise UsageError("", "atomik apply: name the change set, or - for standard input; see atomik apply --help")
+    else:
+        report.done(*apply(known, report.progress()))
     return DONE
 
 
@@ -272,7 +309,7 @@ def _run(known: argparse.Namespace, report: Report) -> int:
     if isinstance(done, Listing):
         report.listing(done.as_dict(), str(done))
     elif done is not None:
-        report.receipt(done)
+        report.done(done)
     else:  # the program has said why; a machine is told whose exit code this is
         text = f"the program ended with {code}; nothing was published"
         report.result({"error": "ProgramFailed", "message": text, "code": code})
@@ -289,6 +326,9 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
     for path in paths:
         if not os.path.lexists(path):
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to swap", path)
+    if known.dry_run:
+        report.result({"dry_run": True, "swap": list(paths)}, f"exchange {known.first} {known.second}")
+        return DONE
     with Signals() as signals, contextlib.ExitStack() as held:
         # Opened before the swap, so that what can fail has failed by then (and ".." is where it leads to, I7).
         folders = [_parent_of(path, held) for path in paths] if known.durable else []
@@ -377,6 +417,7 @@ def _why_no_run_in(folder: str) -> str:
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {
     "write": _write,
     "run": _run,
+    "apply": _apply,
     "swap": _swap,
     "recover": _recover,
     "doctor": _doctor,

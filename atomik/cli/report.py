@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from .progress import Progress
@@ -22,7 +23,7 @@ from .progress import Progress
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from atomik._receipt import Receipt
+    from atomik._receipt import PlannedChange, Receipt
 
 #: What the messages of the library call by Python's names.
 _SAID_HERE = {
@@ -66,18 +67,24 @@ class Report:
         else:
             self._put(text, sys.stderr)
 
-    def receipt(self, receipt: Receipt) -> None:
-        """What a commit did."""
-        from attrs import asdict
+    def done(self, what: Receipt | Sequence[PlannedChange], value: dict[str, Any] | None = None) -> None:
+        """What a commit did, or would do; `value` says it for a machine, where it is more than the receipt."""
+        if not isinstance(what, Sequence):
+            for leftover in what.leftovers:
+                self.tell(f"could not clean up: {leftover}")
+            self.result(what.as_dict() if value is None else value)
+        else:
+            plan = [change.as_dict() for change in what]
+            self.result({"dry_run": True, "plan": plan}, "\n".join(map(str, what)))
 
-        for leftover in receipt.leftovers:
-            self.tell(f"could not clean up: {leftover}")
-        self.result(asdict(receipt))
+    def print(self, value: dict[str, Any]) -> None:
+        """A document, with or without ``--json``."""
+        self._put(json.dumps(value, indent=None if self._machine else 2), sys.stdout)
 
-    def failure(self, kind: str, message: str) -> None:
+    def failure(self, kind: str, message: str, **more: Any) -> None:
         """That the command failed: the message, and an object that says the same."""
         self.tell(message)
-        self._fail({"error": kind, "message": message})
+        self._fail({"error": kind, "message": message, **more})
 
     def failed(self, exc: Exception) -> None:
         """That one folder of several failed; the result is still to come."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing import IO, Any
 
     from atomik._api.transaction import Transaction
-    from atomik._receipt import Receipt
+    from atomik._receipt import PlannedChange, Receipt
 
     from .progress import Progress
 
@@ -63,8 +63,8 @@ def _named(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 # --- write -----------------------------------------------------------------------------------------------------------
-def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
-    """Standard input to a file."""
+def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[PlannedChange, ...]:
+    """Standard input to a file; returns what was done, or would be."""
     if sys.stdin is None:  # as Python found it; what the descriptor leads to now is something else
         errors.fail(errors.AtomikOSError, errno.EBADF, "standard input is closed; redirect a file or a pipe to it", "-")
     _refuse_special(arguments.destination)
@@ -75,12 +75,12 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt:
             lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments),
         )  # fmt: skip
 
-        def work() -> Receipt:
+        def work() -> Receipt | tuple[PlannedChange, ...]:
             _copy_input(output.output, progress)
-            return output.commit()
+            return output.transaction.plan() if arguments.dry_run else output.commit()
 
-        receipt: Receipt = guarded(signals, output.transaction, work)
-        return receipt
+        result: Receipt | tuple[PlannedChange, ...] = guarded(signals, output.transaction, work)
+        return result
 
 
 def _copy_input(output: IO[bytes], progress: Progress) -> None:
@@ -127,8 +127,8 @@ def _refuse_special(path: str) -> None:
 
 
 # --- run -------------------------------------------------------------------------------------------------------------
-def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | None]:
-    """A program on staged paths; (the exit code, what was published)."""
+def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
+    """A program on staged paths; (the exit code, what was published, or would be)."""
     paths = [(kind, path) for kind, path in arguments.outputs if kind not in STREAMS]
     names = [path for _, path in paths]
     with Signals() as signals, progress:
@@ -137,7 +137,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
             progress=progress,
         )  # fmt: skip
 
-        def work() -> tuple[int, Receipt | None]:
+        def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
             streams = {kind: _stage(tx, kind, path, arguments) for kind, path in arguments.outputs if kind in STREAMS}
             staged = [str(_stage(tx, kind, path, arguments)) for kind, path in paths]
             command = fill_in(arguments.program, names, staged)
@@ -148,9 +148,9 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
             for (kind, path), place in zip(paths, staged, strict=True):
                 _check_output(kind, path, place)
             progress.start()
-            return 0, tx.commit()
+            return 0, tx.plan() if arguments.dry_run else tx.commit()
 
-        result: tuple[int, Receipt | None] = guarded(signals, tx, work)
+        result: tuple[int, Receipt | tuple[PlannedChange, ...] | None] = guarded(signals, tx, work)
         return result
 
 

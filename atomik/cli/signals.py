@@ -17,7 +17,7 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from atomik._receipt import State
+from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from atomik import errors
 from atomik._api.shortcuts import transaction
-from atomik._receipt import State
 from atomik._system import kernel
+from atomik.flags import State
 
 from .view import Change, View
 

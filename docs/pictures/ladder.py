@@ -32,7 +32,7 @@ _ROWS = (
     ("does it know the flag\nof renameat2?", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new"),
     ("no folder, and\nhard links exist?", "link", "hard link, then unlink\nor rename over", "new"),
     ("a single file that\noverwrites another?", "rename", "a plain rename: one step,\nbut no way back", "old"),
-    ('allow_gap=True\nasked for?', "gap", "a moment with nothing there,\nor an empty folder", "old"),
+    ("allow_gap=True\nasked for?", "gap", "a moment with nothing there,\nor an empty folder", "old"),
 )
 
 

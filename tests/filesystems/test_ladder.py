@@ -165,10 +165,11 @@ def test_links_never_replace_a_stranger(folder: Path) -> None:
     """Without flags, a file that appears at the last moment is not replaced (P2)."""
     with lacking("no flags, no O_TMPFILE"):
         rival = Acting(
-            "link", lambda call: (folder / "new").write_text("theirs"), when=lambda call: call.args[2] == "new"
+            "link link_fd", lambda _: (folder / "new").write_text("theirs"), when=lambda call: "new" in call.args
         )
         with installed(rival), pytest.raises(errors.FileAlreadyExistsError), atomik.file("new") as f:
             f.write("ours")
+    assert rival.acted == 1
     assert (folder / "new").read_text() == "theirs"
 
 

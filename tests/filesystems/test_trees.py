@@ -16,8 +16,6 @@ from tests.support.trees import few_descriptors, in_memory, make_deep, make_wide
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEEP = 5000
-
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -41,14 +39,15 @@ def _depth(top: Path) -> int:
         os.close(fd)
 
 
-def test_a_deep_tree_is_published_copied_replaced_moved_and_removed(folder: Path) -> None:
-    """5,000 levels, at most 40 descriptors, the usual recursion limit."""
+@pytest.mark.parametrize("levels", [1500, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_deep_tree_is_published_copied_replaced_moved_and_removed(folder: Path, levels: int) -> None:
+    """Deeper than the recursion limit, with at most 40 descriptors."""
     with few_descriptors(40):
         with atomik.path("site") as name:
-            make_deep(name, DEEP)
+            make_deep(name, levels)
         with atomik.folder("site", overwrite=True, copy=True, backup="site.old") as new:
             (new / "new").write_text("new")
-        assert (_depth(folder / "site"), _depth(folder / "site.old")) == (DEEP, DEEP)
+        assert (_depth(folder / "site"), _depth(folder / "site.old")) == (levels, levels)
         with atomik.transaction() as tx:
             tx.move("site.old", "moved")
         with atomik.folder("site", overwrite=True) as new:
@@ -58,7 +57,7 @@ def test_a_deep_tree_is_published_copied_replaced_moved_and_removed(folder: Path
         assert sorted(os.listdir(folder)) == ["site"]
         assert os.listdir(folder / "site") == ["new"]
         with pytest.raises(KeyError), atomik.path("site", overwrite=True) as name:
-            make_deep(name, DEEP)
+            make_deep(name, levels)
             raise KeyError
     assert not left_in(folder)
 

@@ -171,6 +171,42 @@ class Move:
 
 
 @define(frozen=True)
+class Exchange:
+    """What is at ``path`` and at ``other`` changes places."""
+
+    path: str
+    other: str
+
+    def apply(self, tree: Tree) -> Tree:
+        rest = without(without(tree, self.path), self.other)
+        return {**rest, **moved(tree, self.path, self.other), **moved(tree, self.other, self.path)}
+
+    def stage(self, tx: atomik.Transaction, root: Path) -> None:
+        tx.exchange(root / self.path, root / self.other)
+
+
+@define(frozen=True)
+class Bring:
+    """What somebody wrote beside the root a moment ago, and did not sync, comes to ``path``: by a move, or by an exchange
+    with what is there."""
+
+    path: str
+    tree: Tree
+    exchange: bool = False
+
+    def apply(self, tree: Tree) -> Tree:
+        return {**without(tree, self.path), **{f"{self.path}/{n}".rstrip("/"): node for n, node in self.tree.items()}}
+
+    def stage(self, tx: atomik.Transaction, root: Path) -> None:
+        source = root.parent / f"brought {self.path.replace('/', ' ')}"
+        plant(root.parent, {f"{source.name}/{n}".rstrip("/"): node for n, node in self.tree.items()})
+        if self.exchange:
+            tx.exchange(root / self.path, source)
+        else:
+            tx.move(source, root / self.path)
+
+
+@define(frozen=True)
 class Phase:
     """One transaction.
 
@@ -217,6 +253,8 @@ class History:
                 found[os.path.dirname(op.path)] = None
                 if isinstance(op, Move):
                     found[os.path.dirname(op.source)] = None
+                if isinstance(op, Exchange):
+                    found[os.path.dirname(op.other)] = None
         return list(found)
 
     def made(self) -> set[str]:

@@ -96,6 +96,10 @@ class StrictDisk(Watching):
             if durable and journal is not None and transaction.swapped and journal in self._changed:
                 self._break(f"P5: the commit of {txid} returned, and its mark is not durable")
 
+    def lasts(self, path: str) -> None:
+        """What was published at `path`, whoever wrote it, must last (P5)."""
+        self._require_tree(path)
+
     def _after(self, call: Call, txid: str | None, result: Any) -> None:
         name, args = call.name, call.args
         if name == "fsync":
@@ -147,6 +151,8 @@ class StrictDisk(Watching):
 
     # --- the rules -----------------------------------------------------------------------------------------------
     def _before_swap(self, call: Call, txid: str | None) -> None:
+        if txid is None and self.recovering:
+            return
         if txid is None:
             if call.name == "link_fd":  # a new file, straight to its destination
                 self._require_content(_key(call.args[0]), call.paths[1])
@@ -242,6 +248,9 @@ class StrictDisk(Watching):
         found = [match[1] for path in call.paths if (match := _TXID.search(path))]
         if not found and call.name == "unlink" and call.args[0] == ".atomik-journal":
             return self._owner_of_signpost(call)
+        if not found and is_swap(call) and call.name == "rename" and call.args[4] == 2:
+            # Two destinations change places: a step of the transaction that is at work.
+            found = [txid for txid, one in self._known.items() if one.journal is not None and not one.outcome]
         return found[0] if found else None
 
     def _owner_of_signpost(self, call: Call) -> str | None:

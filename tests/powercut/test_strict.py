@@ -11,7 +11,7 @@ import pytest
 
 import atomik
 from tests.powercut import tape
-from tests.powercut.histories import History, look, plant, without_empty
+from tests.powercut.histories import Bring, History, look, plant, without_empty
 from tests.powercut.mutants import MUTANTS, Mutant
 from tests.powercut.strict import StrictDisk
 from tests.powercut.workloads import NAMED
@@ -42,6 +42,9 @@ def watched(
                 with contextlib.suppress(tape.Sabotage):
                     phase.perform(root, tape.saboteur(int(at)) if at else None)
         disk.returned()
+        for op in phase.ops:
+            if isinstance(op, Bring):
+                disk.lasts(str(root / op.path))
         broken += disk.broken
         checked += disk.checked
     return broken, checked
@@ -148,3 +151,11 @@ def test_what_stands_already_is_made_durable(count: int, tmp_path: Path) -> None
             tx.file(name, if_changed=True).write("equal")
     synced = {path for call in kernel.calls for path in call.paths}
     assert {str(tmp_path), *map(str, names)} <= synced
+
+
+def test_what_was_brought_and_not_synced_breaks_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sync of what is moved or exchanged, its content does not last (P5)."""
+    for module in ("move", "exchange"):
+        monkeypatch.setattr(f"atomik._staging.{module}.sync_place", lambda place: 0)
+    broken, _ = watched(NAMED["brought/fsync"], tmp_path / "work")
+    assert any("its content is not durable" in line for line in broken)

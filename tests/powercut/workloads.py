@@ -5,7 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from tests.powercut.histories import Fill, History, Link, Move, Operation, Phase, Remove, Tree, Write, content
+from tests.powercut.histories import (
+    Bring,
+    Exchange,
+    Fill,
+    History,
+    Link,
+    Move,
+    Operation,
+    Phase,
+    Remove,
+    Tree,
+    Write,
+    content,
+)
 
 #: Sizes that matter: nothing, inline in the inode (btrfs, ext4), one block, several blocks.
 SIZES = (0, 30, 1500, 4096, 9000)
@@ -107,6 +120,45 @@ LONG: tuple[Operation, ...] = (
 )
 """An intent of more than a block, so that a power cut can leave a part of it."""
 
+CHAINS: tuple[Operation, ...] = (
+    Move("a/g", "b/f"),
+    Move("a/f", "a/g"),
+    Write("a/f", content("new f", 9000)),
+    Move("a/dir", "c/dir"),
+    Fill("a/dir", LEAVES),
+    Move("c/dir", "c/again"),
+    Write("c/f", content("new c/f", 30), backup="f.before"),
+)
+"""Rotation within a folder and across two, and a folder that goes on."""
+
+EXCHANGES: tuple[Operation, ...] = (
+    Exchange("a/f", "b/f"),
+    Exchange("b/f", "c/f"),
+    Exchange("a/dir", "b/goes"),
+    Exchange("a/link", "b/dir"),
+)
+"""Cycles of two and three, of one kind and of two, across folders."""
+
+OTHER_KINDS: tuple[Operation, ...] = (
+    Remove("a/dir"),
+    Write("a/dir", content("a file now", 5000)),
+    Remove("a/f"),
+    Fill("a/f", LEAVES),
+    Remove("b/goes"),
+    Link("b/goes", "dir"),
+)
+
+BROUGHT: tuple[Operation, ...] = (
+    Bring("a/f", {"": content("brought f", 9000)}),
+    Bring("b/n", {"": content("brought n", 30)}),
+    Bring("a/dir", {"": None, **LEAVES}),
+    Bring("c/f", {"": content("exchanged f", 5000)}, exchange=True),
+    Bring("b/dir", {"": None, **LEAVES}, exchange=True),
+)
+"""What nobody synced (P5)."""
+
+SEQUENCES = {"chains": CHAINS, "exchanges": EXCHANGES, "kinds": OTHER_KINDS, "brought": BROUGHT}
+
 ALONE: dict[str, Operation] = {
     "file-new": Write("a/n", content("new n", 9000)),
     "file-over": Write("a/f", content("new f", 5000)),
@@ -142,6 +194,8 @@ def _named() -> Iterator[History]:
         yield _history(f"tmp/{how}", Phase(STAGED_ELSEWHERE, how), tmp=("tmp", "c"))
         yield _history(f"made/{how}", Phase(MADE, how))
         yield _history(f"many/{how}", Phase(MANY, how))
+        for name, ops in SEQUENCES.items():
+            yield _history(f"{name}/{how}", Phase(ops, how))
         for name, op in ALONE.items():
             yield _history(f"{name}/{how}", Phase((op,), how, alone=True), tmp=("tmp",) if "tmp" in name else ())
         for name, op in ONE_ITEM.items():
@@ -172,6 +226,11 @@ def _failing() -> Iterator[History]:
     for call, last in (("rename", 3), ("pwrite", 2), ("fsync", 9), ("unlink", 5), ("rmdir", 1)):
         for at in range(1, last + 1):
             yield _history(f"killed:{call}:{at}", Phase(THREE, "fsync", f"killed:{call}:{at}"))
+    for name, ops in SEQUENCES.items():
+        if name != "brought":  # what is written beside the root is not set up anew
+            for at in (2, 4):
+                yield _history(f"{name}/rollback:{at}", Phase(ops, "fsync", f"rollback:{at}"))
+                yield _history(f"{name}/killed:{at}", Phase(ops, "fsync", f"killed:rename:{at}"))
     for name in ("file-over", "folder-over", "folder-tmp", "path-over"):
         phase = Phase((ALONE[name],), "fsync", "killed:rename:2" if "path" in name else "killed:rename:1", alone=True)
         yield _history(f"{name}/killed", phase, tmp=("tmp",) if "tmp" in name else ())

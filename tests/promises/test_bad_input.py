@@ -275,17 +275,21 @@ def test_one_more_file_in_a_known_folder_is_refused_like_the_first(folder: Path,
             tx.abort()
 
 
-def test_duplicates_by_moves_and_removals(folder: Path) -> None:
-    """A removed or moved name is taken as well."""
+def test_each_operation_sees_the_earlier_ones(folder: Path) -> None:
+    """A name that an earlier operation fills exists, and one that it empties is free."""
     Path("a").touch()
     Path("b").touch()
-    with atomik.transaction(overwrite=True) as tx:
+    with atomik.transaction() as tx:
         tx.remove("a")
         tx.move("b", "c")
-        for action in (lambda: tx.file("a"), lambda: tx.remove("b"), lambda: tx.file("c"), lambda: tx.move("a", "d")):
-            with pytest.raises(errors.DuplicateDestinationError):
+        with pytest.raises(errors.DuplicateDestinationError, match="overwrite=True"):
+            tx.file("c")
+        for action in (lambda: tx.remove("b"), lambda: tx.move("a", "d"), lambda: tx.exchange("a", "c")):
+            with pytest.raises(errors.MissingPathError):
                 action()
-        tx.abort()
+        tx.file("a").write("new")
+        tx.file("c", overwrite=True).write("newer")
+    assert (Path("a").read_text(), Path("c").read_text(), Path("b").exists()) == ("new", "newer", False)
 
 
 @pytest.mark.parametrize("inner", ["d/x", "link/d/x", "d/sub/x"])
@@ -295,7 +299,7 @@ def test_file_inside_a_staged_folder(folder: Path, inner: str) -> None:
     (folder / "link").symlink_to(folder)
     with atomik.transaction(overwrite=True) as tx:
         tx.folder("d")
-        with pytest.raises(errors.NestedDestinationError, match="staged folder instead") as caught:
+        with pytest.raises(errors.NestedDestinationError, match="staged directory instead") as caught:
             tx.file(inner)
         assert caught.value.filename2 == str(folder / "d")
         tx.abort()

@@ -219,8 +219,6 @@ def test_names_that_lead_elsewhere_are_refused(shared: Path, name: str) -> None:
 
 def forge(place: Path, intent: Callable[[bytes], Intent], outcome: int | None = None) -> None:
     """A journal with true identities: what an attacker with our rights, and so nobody else, could make."""
-    from attrs import evolve
-
     from atomik._folder.directory import Directory
 
     (place / JOURNAL_NAME).touch(mode=0o600)
@@ -231,7 +229,7 @@ def forge(place: Path, intent: Callable[[bytes], Intent], outcome: int | None = 
         assert own
     finally:
         directory.close()
-    _journal(place, evolve(intent(me), journal=own), outcome)
+    _journal(place, intent(me)._replace(journal=own), outcome)
 
 
 def test_folders_above_are_known_by_identity(shared: Path) -> None:

@@ -32,8 +32,10 @@ def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
         numbers = [done for name, done, _ in told if name == phase]
         assert numbers == sorted(numbers), phase
         assert numbers, phase
+        assert [event for event in told if event[0] == phase][-1] == (phase, numbers[-1], numbers[-1]), phase
     assert ("swapping", 2, 2) in told
-    assert [event for event in told if event[0] == "syncing"] == [("syncing", done, 3) for done in range(3)]
+    assert [event for event in told if event[0] == "syncing"] == [("syncing", done, 3) for done in range(4)]
+    assert [event for event in told if event[0] == "cloning"][-1] == ("cloning", 30, 30)
     assert max(done for name, done, _ in told if name == "cleaning") >= 30
 
 
@@ -42,7 +44,7 @@ def test_one_item_tells_its_two_barriers(tmp_path: Path) -> None:
     told: Told = []
     with atomik.file(tmp_path / "a", progress=lambda *event: told.append(event)) as f:
         f.write("x")
-    assert told == [("syncing", 0, 2), ("syncing", 1, 2)]
+    assert told == [("syncing", 0, 2), ("syncing", 1, 2), ("syncing", 2, 2)]
 
 
 @pytest.mark.parametrize("phase", ["syncing", "swapping"])
@@ -51,7 +53,7 @@ def test_a_callback_that_fails_before_the_mark_rolls_back(tmp_path: Path, phase:
     (tmp_path / "b").write_text("old")
 
     def fail(name: str, done: int, total: int) -> None:
-        if name == phase and done:
+        if name == phase and done < total:
             raise LookupError(name)
 
     with (
@@ -75,6 +77,26 @@ def test_a_callback_that_fails_with_an_oserror_is_no_failed_sync(tmp_path: Path)
     with pytest.raises(BrokenPipeError), atomik.file(tmp_path / "a", "w", True, progress=fail) as f:
         f.write("new")
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_recovering_reaches_its_total(tmp_path: Path) -> None:
+    """In folders."""
+    told: Told = []
+    (tmp_path / "a").mkdir()
+    atomik.recover(tmp_path, tmp_path / "a", progress=lambda *event: told.append(event))
+    assert told == [("recovering", 1, 2), ("recovering", 2, 2)]
+
+
+def test_a_callback_that_fails_behind_the_mark_fails_nothing(tmp_path: Path) -> None:
+    """The last word of a phase may come when there is no way back."""
+
+    def fail(name: str, done: int, total: int) -> None:
+        if (name, done) == ("syncing", total):
+            raise LookupError(name)
+
+    with atomik.file(tmp_path / "a", progress=fail) as f:
+        f.write("x")
+    assert (tmp_path / "a").read_text() == "x"
 
 
 def test_a_callback_that_fails_while_cleaning_fails_nothing(tmp_path: Path) -> None:

@@ -273,7 +273,8 @@ def test_what_one_folder_refuses_says_nothing_about_the_others(folder: Path, cal
 
     Path("gone").mkdir()
     refusing = Acting(call, refuse, when=lambda _: refusing.acted == 0)
-    with installed(Recording()) as kernel, installed(refusing):  # both to the end, for what is known of it is forgotten then
+    # Both to the end, because what is known of the filesystem is forgotten then.
+    with installed(Recording()) as kernel, installed(refusing):
         with contextlib.suppress(errors.AtomikError), atomik.file("gone/x"):
             pass
         assert refusing.acted == 1
@@ -282,6 +283,17 @@ def test_what_one_folder_refuses_says_nothing_about_the_others(folder: Path, cal
             pass
         assert "create" not in kernel.names()
         assert "open_tmpfile" in kernel.names()
+
+
+def test_replaced_removed_and_created(folder: Path) -> None:
+    """The destination goes at the last moment, so that the new file is created and replaces nothing: the private name that it
+    had for the exchange does not stay beside it."""
+    Path("x").write_text("old")
+    with installed(Acting("rename", lambda _: os.unlink("x"), when=lambda call: call.number == 1)) as kernel:
+        receipt = write()
+    assert kernel.acted == 1
+    assert (receipt.items[0].op, Path("x").read_text(), os.stat("x").st_nlink) == ("create", "new", 1)
+    assert os.listdir() == ["x"]
 
 
 def test_a_moved_folder_and_a_journal(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import builtins
 import copy
 import errno
-import os
 import inspect
+import os
 import pickle
 
 import pytest

@@ -18,17 +18,17 @@ import pytest
 import atomik
 
 EXPORTS = {
-    "AtomikError", "Capabilities", "Flag", "ItemReceipt", "Mode", "Observation", "Output", "Receipt", "RecoveryReport",
-    "RunResult", "State", "Transaction", "errors", "file", "flags", "folder", "observe", "path", "probe", "reading",
-    "recover", "rename", "run_in", "swap", "transaction", "update",
+    "AtomikError", "Capabilities", "Flag", "ItemReceipt", "Mode", "Observation", "Output", "PlannedChange", "Receipt",
+    "RecoveryReport", "RunResult", "State", "Transaction", "edit", "errors", "file", "flags", "folder", "observe", "path",
+    "probe", "reading", "recover", "rename", "run_in", "swap", "transaction", "update", "write_bytes", "write_text",
 }  # fmt: skip
 
 ERRORS = {
     "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
     "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
     "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
-    "NamespaceError", "NestedDestinationError", "RollbackError", "StillRunningError", "TransactionStateError", "UndecidedError", "UnsupportedFilesystemError",
-    "WrongKindError",
+    "NamespaceError", "NestedDestinationError", "RollbackError", "StillRunningError", "TransactionStateError",
+    "UndecidedError", "UnsupportedFilesystemError", "WrongKindError",
 }  # fmt: skip
 
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
@@ -37,14 +37,27 @@ SIGNATURES = {
     "folder": "path overwrite=False tmp_dir=None * base=None copy=False **options",
     "path": "path overwrite=False tmp_dir=None **options",
     "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
-    "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None",
+    "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None coordinator=",
+    "edit": "path function * binary=False encoding=utf-8 errors=None newline= attempts=10 **options",
+    "write_bytes": "path data overwrite=False **options",
+    "write_text": "path data overwrite=False * encoding=utf-8 errors=None newline=None **options",
     "Transaction.file": "self path mode=w overwrite=None tmp_dir=None * encoding=utf-8 errors=None newline=None "
     "buffering=-1 **options",
     "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None copy=False **options",
     "Transaction.path": "self path overwrite=None tmp_dir=None **options",
-    "Transaction.symlink": "self path target overwrite=None * order=0 parents=False",
-    "Transaction.remove": "self path * missing_ok=False order=0",
-    "Transaction.move": "self src dest overwrite=None * order=0 backup=None",
+    "Transaction.symlink": "self path target overwrite=None * order=0 parents=False expect=None",
+    "Transaction.remove": "self path * missing_ok=False order=0 expect=None",
+    "Transaction.move": "self src dest overwrite=None * order=0 backup=None expect=None",
+    "Transaction.copy": "self src dest overwrite=None **options",
+    "Transaction.exchange": "self first second * order=0 expect=None",
+    "Transaction.write_text": "self path data overwrite=None * encoding=utf-8 errors=None newline=None **options",
+    "Transaction.write_bytes": "self path data overwrite=None **options",
+    "Transaction.exists": "self path",
+    "Transaction.open": "self path mode=r buffering=-1 * encoding=utf-8 errors=None newline=None",
+    "Transaction.expect": "self path expected",
+    "Transaction.drop": "self path",
+    "Transaction.plan": "self",
+    "Transaction.prepare": "self",
     "Transaction.commit": "self",
     "Transaction.abort": "self",
     "observe": "path * digest=False",
@@ -73,11 +86,13 @@ def test_nothing_else_is_public() -> None:
 
 #: What each class offers; the rest of its names begin with an underscore.
 MEMBERS = {
-    "Transaction": "abort commit file folder items move path receipt remove state symlink txid",
+    "Transaction": "abort commit copy drop exchange exists expect file folder items move open path plan prepare receipt "
+    "remove state symlink txid write_bytes write_text",
     "Output": "abort commit output receipt transaction",
     "Observation": "absent ctime_ns digest identity mtime_ns path size tree",
-    "Receipt": "barriers durable duration items leftovers sync_calls synced_by txid visible",
-    "ItemReceipt": "backup broken_links kind method not_preserved op order path replaced",
+    "Receipt": "as_dict barriers durable duration items leftovers state sync_calls synced_by txid visible",
+    "ItemReceipt": "as_dict backup broken_links kind method not_preserved op order path replaced replaced_link",
+    "PlannedChange": "as_dict kind method op order path",
     "RecoveryReport": "clean items kept",
     "testing.CrashPoint": "call number returned when",
 }
@@ -138,7 +153,8 @@ def test_options() -> None:
 DESCRIBED = [
     "file", "folder", "path", "update", "transaction", "observe", "reading", "recover", "probe", "swap",
     "rename.rename", "rename.renameat2", "rename.swap", "testing.crash_points", "testing.recorded",
-    "Transaction.symlink", "Transaction.remove", "Transaction.move",
+    "Transaction.symlink", "Transaction.remove", "Transaction.move", "Transaction.copy", "Transaction.exchange",
+    "Transaction.open", "edit", "write_bytes", "write_text",
 ]  # fmt: skip
 
 
@@ -161,7 +177,7 @@ def test_every_parameter_is_described(name: str) -> None:
 def test_help_of_a_transaction_is_enough() -> None:
     """It shows every method, every option of an output, and every error."""
     text = inspect.getdoc(atomik.transaction) or ""
-    for method in "file folder path symlink remove move commit abort".split():
+    for method in "file folder path symlink remove move copy exchange expect drop commit abort".split():
         assert f"tx.{method}(" in text
     for option in {*OPTIONS.split(), "order", "overwrite", "tmp_dir"}:
         assert re.search(rf"\b{option}[=:`]", text), option

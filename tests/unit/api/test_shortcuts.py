@@ -399,7 +399,7 @@ def test_if_changed(folder: Path) -> None:
     [
         ({"preserve": "owner"}, ValueError),
         ({"fallback": "any"}, TypeError),
-        ({"expect": "present"}, TypeError),
+        ({"expect": "present"}, ValueError),
         ({"overwrit": True}, TypeError),
         ({"durable": "maybe"}, ValueError),
         ({"lock_timeout": -1}, ValueError),

@@ -63,7 +63,7 @@ def made(number: int, op: Op) -> Found:
     return Found(op.kind, f"new {number}".encode())
 
 
-def naive(world: World, number: int, op: Op) -> World:
+def naive(world: World, number: int, op: Op) -> World:  # noqa: C901  one operation after the other
     """Do one operation on the names, as a user would say what it does."""
     there = world[op.name]
     if op.op == "remove":
@@ -82,6 +82,9 @@ def naive(world: World, number: int, op: Op) -> World:
     if there is not None:
         refuse(op, there, new)
         if op.backup:
+            taken = world[op.backup]
+            if taken is not None and (taken.kind == "folder") != (there.kind == "folder"):
+                raise Refused("backup", op.backup)
             after[op.backup] = there
     if op.op == "move":
         after[op.other] = None

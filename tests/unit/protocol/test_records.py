@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from hashlib import blake2b
 
-import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,7 +101,7 @@ def test_every_torn_intent_is_nothing() -> None:
 
 def test_every_missing_sector_is_nothing() -> None:
     """Of a long intent any sector may be missing, for they are written in any order."""
-    long = attrs.evolve(SIMPLE, steps=SIMPLE.steps * 20)
+    long = SIMPLE._replace(steps=SIMPLE.steps * 20)
     data = encode_intent(long)
     assert len(data) > 4 * 512
     for at in range(0, len(data), 512):
@@ -125,7 +124,7 @@ def test_every_torn_outcome_is_none() -> None:
 def test_a_mark_lies_in_one_sector() -> None:
     """Wherever it comes to stand, no sector boundary runs through it."""
     for steps in range(30):
-        start = len(encode_intent(attrs.evolve(SIMPLE, steps=SIMPLE.steps * steps)))
+        start = len(encode_intent(SIMPLE._replace(steps=SIMPLE.steps * steps)))
         assert len(MARK) <= 64
         assert start % 512 + len(MARK) <= 512
 
@@ -207,7 +206,7 @@ def test_recovery_writes_its_outcome_behind_version_1() -> None:
 def test_the_slot_of_an_exchange_is_a_destination() -> None:
     """In a parent folder, under a name of the user's."""
     step = StepRecord("exchange", "folder", False, 0, "new", 0, os_name, b"n", b"o", 0)
-    journal = decode(encode_intent(attrs.evolve(SIMPLE, steps=(step,), coordinator="Datenbank ß")))
+    journal = decode(encode_intent(SIMPLE._replace(steps=(step,), coordinator="Datenbank ß")))
     assert journal is not None
     assert journal.intent.steps == (step,)
     assert journal.intent.coordinator == "Datenbank ß"
@@ -215,9 +214,9 @@ def test_the_slot_of_an_exchange_is_a_destination() -> None:
 
 def test_the_coordinators_name_has_a_limit() -> None:
     """In bytes; it is said when it is written, not when it cannot be read."""
-    decode(encode_intent(attrs.evolve(SIMPLE, coordinator="ß" * 127)))
+    decode(encode_intent(SIMPLE._replace(coordinator="ß" * 127)))
     with pytest.raises(ValueError, match="255 bytes"):
-        encode_intent(attrs.evolve(SIMPLE, coordinator="ß" * 128))
+        encode_intent(SIMPLE._replace(coordinator="ß" * 128))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ import pytest
 
 import atomik
 from atomik import Mode, errors
-from atomik._staging.file_objects import StagedPath, parse_mode
+from atomik._staging.file_objects import parse_mode
+from atomik._staging.staged_path import StagedPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable

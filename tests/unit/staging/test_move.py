@@ -114,16 +114,30 @@ def test_move_to_itself(folder: Path) -> None:
 
 
 def test_two_names_change_places(folder: Path) -> None:
-    """A chain of moves through a third name is one transaction's business only if no name is used twice."""
+    """By a chain through a third name, or in one step; `atomik.swap` is that alone."""
+    Path("a").write_text("a")
+    Path("b").write_text("b")
+    with atomik.transaction() as tx:
+        tx.move("a", "c")
+        tx.move("b", "a")
+        tx.move("c", "b")
+    assert (Path("a").read_text(), Path("b").read_text()) == ("b", "a")
+    with atomik.transaction() as tx:
+        tx.exchange("a", "b")
+    assert (Path("a").read_text(), Path("b").read_text()) == ("a", "b")
+    atomik.swap("a", "b")
+    assert (Path("a").read_text(), Path("b").read_text()) == ("b", "a")
+
+
+def test_a_backup_under_the_name_of_the_source(folder: Path) -> None:
+    """What was at the destination would take the source's name, and that is an exchange: refused, with that cure."""
     Path("a").write_text("a")
     Path("b").write_text("b")
     with atomik.transaction(overwrite=True) as tx:
-        tx.move("a", "c")
-        with pytest.raises(errors.DuplicateDestinationError):
-            tx.move("b", "a")
+        with pytest.raises(errors.DuplicateDestinationError, match="exchange"):
+            tx.move("a", "b", backup="a")
         tx.abort()
-    atomik.swap("a", "b")
-    assert (Path("a").read_text(), Path("b").read_text()) == ("b", "a")
+    assert (Path("a").read_text(), Path("b").read_text()) == ("a", "b")
 
 
 def test_move_across_filesystems(folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import atomik
 from atomik import errors
 from atomik._folder import filesystem
 from atomik._folder.directory import Directory
@@ -85,6 +86,32 @@ def test_all_of_them_at_once(here: Directory, number: int) -> None:
         assert sorted(os.listdir(again.path)) == ["folder", "link", "other"]
 
     behind(number, *CALLS, do=ask)
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_handles_are_refused_later(here: Directory, number: int) -> None:
+    """A filter that is entered after the filesystem was asked: identities are inode numbers from then on."""
+    before = here.identity("file")
+
+    def ask() -> None:
+        assert here.identity("none") is None
+        assert here.identity("file") not in (None, before)
+        assert here.identity("file") == here.identity("file") != here.identity("folder")
+        assert here.fs.handle_flags is None
+        with atomik.file(here.child("file"), overwrite=True) as f:
+            f.write("new")
+        with atomik.transaction() as tx:
+            tx.remove(here.child("file"))
+            tx.symlink(here.child("second"), "nowhere")
+        assert sorted(os.listdir(here.path)) == ["folder", "link", "second"]
+
+    def sandboxed() -> None:
+        refuse(number, "name_to_handle_at")
+        ask()
+
+    assert before is not None
+    assert before.startswith(b"h"), "this filesystem has handles"
+    in_child(sandboxed)
 
 
 @pytest.mark.parametrize("number", REFUSED)

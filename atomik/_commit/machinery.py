@@ -1,0 +1,19 @@
+"""What only a commit with a journal needs, loaded apart: most programs write one plain file, and never need it.
+
+Whoever stages something that may need it calls `load` first (I14), for at the commit there may be nothing to load from any
+more: after an upgrade, a chroot, or dropped rights.
+"""
+
+from __future__ import annotations
+
+from atomik import _receipt  # noqa: F401
+from atomik._protocol import journal, records
+from atomik._recovery.unfinished_journal import wait_or_recover
+
+__all__ = ["journal", "load", "records", "wait_or_recover"]
+
+
+def load() -> None:
+    """Importing this module has done it; the rest is what outputs other than files need."""
+    from atomik._folder import mounts  # noqa: F401
+    from atomik._tree import compare, delete, metadata, sync  # noqa: F401

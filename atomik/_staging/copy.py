@@ -1,0 +1,128 @@
+"""`Transaction.copy`: a copy of what exists at a source, with everything that can be kept of it, goes to the destination."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.paths import absolute
+from atomik._folder.place import Place
+from atomik._system import kernel
+
+from . import companions
+from .file import StagedFile
+from .item import OPEN, Item, kind_of
+from .path import StagedProgram
+from .view import Staged
+
+if TYPE_CHECKING:
+    from atomik._system.libc import Status
+
+    from .intake import Intake
+    from .options import ItemOptions, StrPath
+
+
+def stage(intake: Intake, src: StrPath, dest: StrPath, overwrite: bool | None, options: ItemOptions) -> None:
+    """Stage a copy of what the transaction has at `src`."""
+    full = absolute(src, "src")
+    with kernel.typed("cannot copy", full), intake.lock:
+        intake.require_open()
+        source, held = _locate(intake, src, full)
+        try:
+            chosen: ItemOptions = {"preserve": "none", **options}
+            item = intake.add(Copy, dest, overwrite, None, chosen, lambda item: item.take(source, full))
+            intake.open(item, item.open, source)
+        finally:
+            if held is not None:
+                held.close()
+
+
+def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory | None]:
+    """The place where the content of `src` is now, and its folder where that is to be closed again."""
+    view = Staged(intake)
+    resolved = view.resolve(full, follow=False)
+    if view.at_or_above(resolved) is None:
+        if os.path.realpath(os.path.dirname(full)) == os.path.dirname(resolved):
+            resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
+        return intake.workspace.locate(resolved, folder=True, parents=False), None
+    item = view.changes.get(resolved)
+    if isinstance(item, (StagedFile, StagedProgram)):
+        where: str | None = _path_of(item, full)
+    else:
+        where = view.where(resolved, follow=False)
+    if where is None:
+        text = "there is nothing to copy: an earlier operation of this transaction takes it away"
+        errors.fail(errors.MissingPathError, errno.ENOENT, text, full)
+    folder = Directory.open(os.path.dirname(where))
+    return Place(folder, os.path.basename(where)), folder
+
+
+def _path_of(item: StagedFile | StagedProgram, full: str) -> str:
+    """Where what was staged is now; a file gets a name for it."""
+    if item.state is OPEN:
+        text = "it is still being written; close it, or leave its block, before it is copied"
+        raise errors.TransactionStateError(f"cannot copy {full!r}: {text}")
+    chain: list[
+        Item
+    ] = []  # what overwrites a staged file takes its owner and mode over at the commit: here it is needed now
+    earlier: Item | Place | None = item
+    while isinstance(earlier, Item):
+        chain.append(earlier)
+        earlier = earlier.displaces if earlier.follows else None
+    for each in reversed(chain):
+        if isinstance(each, StagedFile):
+            each.name_it()
+        if each.follows:
+            each._finish_following()
+    return Item.content_path(item)
+
+
+class Copy(Item):
+    """A copy of what exists at another name."""
+
+    __slots__ = ("_there",)
+
+    kind = "copy"
+
+    def take(self, source: Place, full: str) -> None:
+        """Say what is to be copied."""
+        found: Status | None = source.status()
+        if found is None:
+            errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to copy", full, self.path)
+        self._there = kind_of(found.mode)
+        if self._there != "folder" and self.path.endswith("/"):
+            text = "only a folder's name may end with a slash; drop it"
+            errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
+        if self._there == "folder" and (found.dev, found.ino) in self.place.directory.ancestors():
+            text = "cannot copy a folder into itself; choose a destination outside it"
+            errors.fail(errors.NestedDestinationError, errno.EINVAL, text, full, self.path)
+
+    def open(self, source: Place) -> None:
+        """Make the copy in a slot."""
+        from atomik._tree.clone import copy_entry
+
+        assert self.owner is not None
+        slot = self.workspace.slot(self.stage)
+        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        counting = self.owner.counting("cloning")
+        lost = copy_entry(source, slot, counting)
+        if counting is not None:
+            counting.finish()
+        if slot.status() is None:
+            text = "cannot copy a device or socket as this user; leave it out, or run as root"
+            errors.fail(errors.AccessDeniedError, errno.EPERM, text, self.path)
+        self.not_preserved = tuple(lost)
+        self.seal()
+
+    def step_kind(self) -> str:
+        return self._there
+
+    def refuse_companions(self) -> None:
+        companions.refuse_log(self.place, self.workspace, self.path)
+
+    def _seal(self) -> None:
+        if self.options.permissions is not None:
+            self.finish_slot()
