@@ -198,6 +198,7 @@ class Entrance:
                 os.waitpid(child, 0)
         except BaseException:
             os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
             raise
         return self.answer()
 
