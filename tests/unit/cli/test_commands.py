@@ -465,16 +465,16 @@ class TestDoctor:
         """Each folder gets its table of what the filesystem can and of what that promises."""
         done = call("doctor", ".", "/")
         assert done.returncode == 0
-        here, there = done.stdout.decode().split("\n\n/: ")
-        assert here.startswith(f"{atomik.probe(folder)}\n\n  programs on a private copy (atomik run --in) ")
-        assert f"/: {there}".startswith(f"{atomik.probe('/')}\n\n  programs on a private copy (atomik run --in) ")
+        table = re.sub(r"\n\n  programs on a private copy .*(\n     .*)?", "", done.stdout.decode())
+        assert table == f"{atomik.probe(folder)}\n\n{atomik.probe('/')}\n"
+        assert done.stdout.count(b"(atomik run --in)") == 2
         assert b"exchange" in done.stdout
 
     def test_json(self, folder: Path) -> None:
         """The same as data."""
-        (found,) = json.loads(call("doctor", "--json", ".").stdout)["folders"]
-        expected = json.loads(json.dumps(atomik.probe(folder).as_dict()))
-        assert {name: found[name] for name in expected} == expected
+        found = json.loads(call("doctor", "--json", ".").stdout)["folders"]
+        assert found[0].pop("run_in").keys() == {"works", "reason"}
+        assert found == [json.loads(json.dumps(atomik.probe(folder).as_dict()))]
 
     def test_missing(self, folder: Path) -> None:
         """A folder that is not there is told, and the others are shown."""
