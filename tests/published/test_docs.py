@@ -22,8 +22,6 @@ import sys
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import structlog
@@ -232,7 +230,6 @@ EXAMPLES = {
     "edit": ["config.json"],
     "write_text": ["version.txt"],
     "observe": ["config.json"],
-    "run_in": ["site/page"],
     "reading": [],
     "probe": [],
     "run_in": ["out/done"],
@@ -259,8 +256,6 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
     for path, content in before.items():
         Path(path).parent.mkdir(exist_ok=True)
         Path(path).write_text(content)
-    if name == "run_in":
-        names["atomik"] = SimpleNamespace(run_in=in_place_of_make)
     examples = doctest.DocTestParser().get_examples(inspect.getdoc(function) or "")
     assert examples
     with contextlib.redirect_stdout(io.StringIO()):
@@ -271,16 +266,6 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
     assert left == ({*before} - gone) | {*EXAMPLES[name]}
     if name == "update":
         assert json.loads(Path("config.json").read_text()) == {"workers": 8}
-
-
-def in_place_of_make(folder: str, command: list[str], **options: Any) -> None:
-    """The example's program is not there; it makes a file."""
-    assert command == ["make", "install"]
-    Path(folder).mkdir()
-    try:
-        atomik.run_in(folder, ["touch", "site/page"], **options)
-    except atomik.errors.NamespaceError as exc:
-        pytest.skip(str(exc))
 
 
 def test_every_example_in_a_help_text_is_among_them() -> None:
