@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from attrs import define
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -43,7 +45,8 @@ _REFUSED = ("preexec_fn", "user", "group", "extra_groups")
 _GRACE = 5.0
 
 
-class RunResult(NamedTuple):
+@define(frozen=True)
+class RunResult:
     """What `run_in` returns.
 
     ``process``: a `subprocess.CompletedProcess`.  ``receipt``: what was published, a `atomik.Receipt`; None when the program
@@ -68,7 +71,7 @@ def run_in(
 ) -> RunResult:
     """Run a program that changes a folder: all of its changes are published at once, or none.
 
-    >>> atomik.run_in("site", ["make", "install"], check=True)
+    >>> atomik.run_in("out", ["touch", "out/done"], check=True)
 
     The program sees a clone of the folder at the folder's own path.  Nobody else sees the clone before the program has exited
     with 0 and the clone is durable; then it takes the folder's place in one step.

@@ -148,12 +148,12 @@ class Entrance:
         if self._answer is None and self._ours.fileno() >= 0:
             flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             try:
-                said, fds, _, _ = socket.recv_fds(self._ours, 256, 1, flags)
+                said, rights, _, _ = self._ours.recvmsg(256, socket.CMSG_LEN(4), flags)  # recv_fds ignores the flags
             except BlockingIOError:
                 return None
             step, number = said.split()
             self._answer = Answer("" if step == b"-" else step.decode(), int(number))
-            self._namespace = fds[0] if fds else -1
+            self._namespace = int.from_bytes(rights[0][2][:4], sys.byteorder) if rights else -1
         return self._answer
 
     def members(self, parent: int | None = None) -> list[Process]:
@@ -198,6 +198,7 @@ class Entrance:
                 os.waitpid(child, 0)
         except BaseException:
             os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
             raise
         return self.answer()
 

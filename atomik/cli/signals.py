@@ -45,9 +45,11 @@ class Signals:
     """The signals that end us, caught from entry to exit; while ``armed``, the first one raises `Stopped`."""
 
     def __init__(self) -> None:
-        self.armed = False
+        self.armed: bool = False
         self.number: int | None = None
-        self.caught = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        self.caught: list[signal.Signals] = [
+            number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
+        ]
         self._before: list[tuple[int, Any]] = []
 
     def __enter__(self) -> Self:

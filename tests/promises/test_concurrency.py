@@ -245,7 +245,7 @@ def test_reader_of_an_overwritten_file(folder: Path, rounds: int) -> None:
     assert (seen["missing"], seen["empty"], seen["mixed"]) == (0, 0, 0), seen
 
 
-@scaled("rounds", 300, 10_000)
+@scaled("rounds", 100, 10_000)
 def test_reader_of_an_overwritten_folder(folder: Path, rounds: int) -> None:
     """P1 for a non-empty folder: whatever stands at the name is there, complete, and of one version.
 

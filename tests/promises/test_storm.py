@@ -40,14 +40,14 @@ def ground(folder: Path) -> Field:
 def test_one_exception(ground: Field, name: str) -> None:
     """At every so manieth line and call, each class in turn."""
     scene = SCENES[name]
-    _calm(singles(ground, scene, step=ground.known(scene)[2] // 70), at_least=60)
+    _calm(singles(ground, scene, step=ground.known(scene)[2] // 35), at_least=30)
 
 
 @pytest.mark.parametrize("name", SCENES)
 def test_two_exceptions(ground: Field, name: str) -> None:
     """A second one while the first is being handled."""
     scene = SCENES[name]
-    _calm(pairs(ground, scene, step=ground.known(scene)[2] // 7, second=101))
+    _calm(pairs(ground, scene, step=ground.known(scene)[2] // 4, second=101))
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ import pytest
 import structlog
 
 import atomik
+from atomik._api.run_in import refuse_where_impossible
 from atomik._protocol.step import Undone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +142,8 @@ def test_the_code_in_a_page_does_what_the_page_says(page: Path, folder: Path) ->
     """Every block of code in the documentation runs, and prints what is said to be printed."""
     sybil = pytest.importorskip("sybil", reason="needs sybil (pip install '.[docs]')")
     myst = pytest.importorskip("sybil.parsers.myst")
+    if page.name == "run-in.md":
+        skip_without_namespaces(folder)
     runner = Runner(folder)
     kinds = {name: getattr(runner, name) for name in RUN}
     parsers = [myst.CodeBlockParser(language, evaluator) for language, evaluator in kinds.items()]
@@ -197,6 +200,13 @@ def test_every_picture_is_shown_and_described() -> None:
         assert re.search(r"<desc[^>]*>[^<]{60,}</desc>", picture.read_text(encoding="utf-8")), picture.name
 
 
+def skip_without_namespaces(folder: Path) -> None:
+    try:
+        refuse_where_impossible(str(folder))
+    except atomik.errors.NamespaceError as exc:
+        pytest.skip(str(exc))
+
+
 class Frame:
     """Stands in for a data frame and for numpy: what matters is how they write."""
 
@@ -222,6 +232,7 @@ EXAMPLES = {
     "observe": ["config.json"],
     "reading": [],
     "probe": [],
+    "run_in": ["out/done"],
     "fsspec.AtomikFileSystem": ["set/year=a/0", "set/year=b/0"],
 }
 
@@ -237,6 +248,8 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
         names["fsspec"] = pytest.importorskip("fsspec", reason="needs the extra atomik[fsspec]")
         importlib.import_module("atomik.fsspec")
         names["fsspec"].register_implementation("atomik", atomik.fsspec.AtomikFileSystem, clobber=True)
+    if name == "run_in":
+        skip_without_namespaces(folder)
     for part in name.split("."):
         function = getattr(function, part)
     before = {"model.old": "m", "config.json": '{"workers": 1}', "out/model.bin": "m", "out/index.json": "{}"}

@@ -76,7 +76,6 @@ def test_failure(site: Path, program: list[str], code: int, said: bytes) -> None
         (["--in", "site", "--overwrite"], b"--overwrite cannot go with --in"),
         (["--in", "site", "--parents"], b"--parents cannot go with --in"),
         (["--in", "site", "--file", "x"], b"an output cannot go with --in"),
-        (["--dry-run", "--file", "x"], b"--dry-run needs --in"),
         (["--background", "wait", "--file", "x"], b"--background needs --in"),
         (["--overwrite-changes", "--file", "x"], b"--overwrite-changes needs --in"),
         (["--keep-on-failure", "y", "--file", "x"], b"--keep-on-failure needs --in"),
