@@ -27,8 +27,8 @@ def checker() -> Iterator[Checker]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_random_sequences(checker: Checker, part: int) -> None:
-    """Committed, aborted, failed, killed, prepared: every name has the object that the dictionary says."""
-    for seed in range(part * 1000, part * 1000 + 8):
+    """Committed, aborted, failed, killed, prepared: every name has the object that the dictionary says; nothing is left."""
+    for seed in range(part * 1000, part * 1000 + 10):
         rng = random.Random(seed)
         checker.check(Sequence.random(rng), rng, points=3)
 
@@ -55,7 +55,8 @@ FOUND = {
     "log rotation": (
         {"a/1": FILE, "a/2": FILE, "a/3": FILE},
         (
-            Operation("move", "a/3", "a/2", overwrite=True), Operation("move", "a/2", "a/1"),
+            Operation("move", "a/3", "a/2", overwrite=True),
+            Operation("move", "a/2", "a/1"),
             Operation("file", "a/1", text="new"),
         ),
     ),

@@ -58,6 +58,12 @@ def replace_config(folder: Path, out: str) -> None:
     assert "attempts: 2" in out
 
 
+def apply_changes(folder: Path, out: str) -> None:
+    assert tree(folder / "project") == ["CHANGES.md", "lib.py", "main.py"]
+    assert "bar() + 1" in (folder / "project" / "main.py").read_text()
+    assert "the other edit is there" in out
+
+
 def swap_site(folder: Path, out: str) -> None:
     assert len(list((folder / "site").iterdir())) == 3
     assert len(list((folder / "site.previous").iterdir())) == 5
@@ -180,6 +186,7 @@ def worker_pool(folder: Path, out: str) -> None:
 
 CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
     replace_config: (),
+    apply_changes: (),
     swap_site: (),
     manifest_last: (),
     external_program: (),
