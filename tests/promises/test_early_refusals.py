@@ -102,8 +102,8 @@ def dropped_with_a_later_one(tx: atomik.Transaction) -> None:
 REFUSED: dict[Callable[[atomik.Transaction], None], tuple[type[errors.AtomikOSError], str]] = {
     moved_folder: (errors.NestedDestinationError, "of its own before"),
     moved_folder_later: (errors.NestedDestinationError, "of its own before"),
-    removed_folder: (errors.NestedDestinationError, "staged directory"),
-    below_a_folder_that_comes: (errors.NestedDestinationError, "staged directory"),
+    removed_folder: (errors.NestedDestinationError, "staged folder"),
+    below_a_folder_that_comes: (errors.NestedDestinationError, "staged folder"),
     exchange_with_child: (errors.NestedDestinationError, "is inside the other"),
     exchange_child_with_it: (errors.NestedDestinationError, "is inside the other"),
     into_itself: (errors.NestedDestinationError, "outside it"),
