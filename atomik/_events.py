@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def emit(level: int, event: str, **fields: Any) -> None:
 
 def _record(logger: logging.Logger, level: int, event: str, fields: dict[str, Any]) -> logging.LogRecord:
     """The event for the standard library: ``event=… tx=… …`` for people, and an attribute for each field."""
-    frame = _caller()
+    frame = caller()
     where = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else ("(unknown file)", 0)
     function = frame.f_code.co_name if frame is not None else "(unknown function)"
     fields = {"event": event, **fields}
@@ -82,8 +83,14 @@ _PACKAGE = os.path.dirname(emit.__code__.co_filename) + os.sep
 _BETWEEN = contextlib.contextmanager.__code__.co_filename
 
 
-def _caller() -> FrameType | None:
+#: thread that works for another one -> the frame there that called atomik
+called_by: dict[int, FrameType | None] = {}
+
+
+def caller() -> FrameType | None:
     """The frame that called atomik; None where there is none, as when the interpreter ends."""
+    if (me := get_ident()) in called_by:
+        return called_by[me]
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_PACKAGE, _BETWEEN)):
         frame = frame.f_back

@@ -2,12 +2,16 @@
 
     python examples/asyncio_writer.py [FOLDER]
 
-Files block, so the work runs in threads (`asyncio.to_thread`).  A thread cannot be stopped: cancelling the task that
-waits for it would leave it writing behind our back.  `finished` waits for the thread first and is cancelled then, so
+``async with`` commits in a thread, and the loop goes on meanwhile.
 
-* cancelled before the commit: the transaction is aborted, every destination is as it was, nothing is left over;
-* cancelled during the commit: the commit runs to its end.  All outputs are new (or, if it failed, all are old); then
-  the task ends with CancelledError, and ``tx.state`` tells which it was.
+* Cancelled before the commit mark, while lines come in or between two swaps: everything is as it was, nothing is left over.
+* Cancelled behind the mark: the commit runs to its end, and all outputs are new.
+
+The task then ends with CancelledError, and ``tx.state`` tells which it was.
+
+Writing blocks too; a few lines do no harm, and much of it can run in threads (`asyncio.to_thread`).  A thread cannot be
+stopped: cancelling the task that waits for it would leave it writing behind our back.  `finished` waits for the thread first
+and is cancelled then.
 """
 
 from __future__ import annotations
@@ -43,13 +47,12 @@ async def finished(function: Callable[..., T], *args: object) -> T:
 async def publish(folder: Path, lines: AsyncIterator[str], tx: atomik.Transaction) -> None:
     """Write lines as they come, and publish them together with their number."""
     count = 0
-    with tx:
+    async with tx:
         out = tx.file(folder / "lines.txt")
         async for line in lines:
             await finished(out.write, line)
             count += 1
-        await finished(tx.file(folder / "count.txt").write, f"{count}\n")
-        await finished(tx.commit)
+        tx.file(folder / "count.txt").write(f"{count}\n")
 
 
 # --- what happens when it is cancelled -----------------------------------------------------------------------------
@@ -83,18 +86,18 @@ async def cancelled_before(folder: Path) -> atomik.State:
     return tx.state
 
 
-async def cancelled_during(folder: Path) -> atomik.State:
-    """Cancel between the swap of the first output and that of the second."""
+async def cancelled_during(folder: Path, phase: str, step: int) -> atomik.State:
+    """Cancel when the commit has come to that step of that phase."""
     loop, delivered = asyncio.get_running_loop(), threading.Event()
 
-    def between_two_swaps(phase: str, done: int, total: int) -> None:
+    def progress(current: str, done: int, _total: int) -> None:
         """Called in the commit's thread: cancels the task there and then."""
-        if phase == "swapping" and done < total:
+        if (current, done) == (phase, step):
             loop.call_soon_threadsafe(task.cancel)
             loop.call_soon_threadsafe(delivered.set)
             delivered.wait()
 
-    tx = atomik.transaction(overwrite=True, progress=between_two_swaps)
+    tx = atomik.transaction(overwrite=True, progress=progress)
     task = asyncio.create_task(publish(folder, lines_of(Path(__file__)), tx))
     await ended(task)
     assert delivered.is_set(), "nobody cancelled during the commit"
@@ -105,8 +108,10 @@ async def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     state = await cancelled_before(folder)
     print(f"cancelled before the commit: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
-    state = await cancelled_during(folder)
-    print(f"cancelled during the commit: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
+    state = await cancelled_during(folder, "swapping", 1)
+    print(f"cancelled between two swaps: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
+    state = await cancelled_during(folder, "syncing", 3)
+    print(f"cancelled behind the mark: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
     count = int((folder / "count.txt").read_text())
     assert len((folder / "lines.txt").read_text().splitlines()) == count, "the two files do not belong together"
 

@@ -2,11 +2,12 @@
 
     python examples/publish_report.py [FOLDER] [--output report] [--overwrite]
 
-Reads FOLDER (default: this Python's own standard library) and publishes, in ONE transaction, into the output folder
+Reads FOLDER (default: this Python's own standard library), leaving out compiled caches, and publishes, in ONE transaction,
+into the output folder
 
 * ``index.json``: path, size and SHA-256 of every file,
 * ``by_extension.csv``: how many files and bytes of each extension,
-* ``site/``: one HTML page per package, and ``site/index.html``.
+* ``site/``: one HTML page per package, and ``site/index.html`` with a chart; tables sort by a click on a heading.
 
 Then it proves what the transaction promises: runs that fail in three ways change nothing at all, and a run with
 ``--overwrite`` replaces everything at once.  A report that was there before is replaced only with ``--overwrite``;
@@ -22,6 +23,7 @@ import csv
 import hashlib
 import html
 import json
+import math
 import os
 import stat
 import sys
@@ -29,7 +31,7 @@ import sysconfig
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Self, TextIO
 
 import atomik
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 OUTPUTS = ("index.json", "by_extension.csv", "site")
+
+#: folders that hold nothing but what Python makes again by itself
+CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,19 @@ class Report:
 def read_tree(tree: Path, left_out: set[Path]) -> Report:
     """Read every file below `tree`, but for the folders in `left_out`."""
     unreadable: list[OSError] = []
-    entries: list[Entry] = []
+    paths: list[str] = []
     packages: set[str] = set()
     for folder, folders, names in os.walk(tree, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if name not in CACHES and Path(folder, name) not in left_out)
         linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        folders[:] = sorted(name for name in folders if Path(folder, name) not in left_out)
         if "__init__.py" in names:
             packages.add(relative(tree, folder))
-        entries += (read_entry(tree, os.path.join(folder, name)) for name in sorted(names + linked))
+        paths += (os.path.join(folder, name) for name in sorted(names + linked))
+    entries: list[Entry] = []
+    with Meter("reading", len(paths)) as meter:
+        for path in paths:
+            entries.append(read_entry(tree, path))
+            meter.step()
     entries += (Entry(relative(tree, exc.filename), 0, error=f"folder: {exc.strerror}") for exc in unreadable)
     entries.sort(key=lambda entry: entry.path)
     # A tree without Python packages has a page for each folder instead.
@@ -112,6 +122,28 @@ def package_of(path: str, packages: set[str]) -> str:
     return folder
 
 
+class Meter:
+    """A line that tells how far the work is, where standard error is a terminal."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.shown = what, total, 0, -1
+
+    def step(self) -> None:
+        self.done += 1
+        filled = 30 * self.done // self.total
+        if filled != self.shown and sys.stderr.isatty():
+            self.shown = filled
+            line = f"{self.what} {'█' * filled}{'░' * (30 - filled)} {self.done:,} of {self.total:,} files"
+            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.shown >= 0:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
 # --- publishing it -------------------------------------------------------------------------------------------------
 def publish(report: Report, output: Path, *, overwrite: bool, sabotage: str = "") -> atomik.Receipt:
     """Write the three outputs; nobody ever sees some of them new and others missing after a failure."""
@@ -139,34 +171,64 @@ def write_index(report: Report, file: TextIO) -> None:
 
 
 def write_table(report: Report, file: TextIO) -> None:
+    table = csv.writer(file)
+    table.writerow(["extension", "files", "bytes"])
+    table.writerows(by_extension(report))
+
+
+def by_extension(report: Report) -> list[tuple[str, int, int]]:
+    """(extension, files, bytes), those with the most bytes first."""
     totals: dict[str, list[int]] = {}
     for entry in report.entries:
         total = totals.setdefault(os.path.splitext(entry.path)[1].lower(), [0, 0])
         total[0] += 1
         total[1] += entry.size
-    table = csv.writer(file)
-    table.writerow(["extension", "files", "bytes"])
-    for extension, (files, size) in sorted(totals.items(), key=lambda each: (-each[1][1], each[0])):
-        table.writerow([shown(extension) or "(none)", files, size])
+    ordered = sorted(totals.items(), key=lambda each: (-each[1][1], each[0]))
+    return [(shown(extension) or "(none)", files, size) for extension, (files, size) in ordered]
 
 
 # --- the web site --------------------------------------------------------------------------------------------------
+#: so many kinds of files in the chart
+KINDS = 10
+
 STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --line: #e4e7ec; --bar: #a9c1fb; --paper: #fff }
+:root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --line: #e4e7ec; --bar: #7c9ff8; --paper: #fff }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e9ef; --soft: #98a2b3; --line: #2c3442; --bar: #2d4a8a; --paper: #12161d } }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 5rem }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; overflow-wrap: anywhere }
 a { color: #4f7cf7; text-decoration: none } a:hover { text-decoration: underline }
-p, footer { color: var(--soft); overflow-wrap: anywhere } footer { margin-top: 3rem; font-size: .85rem }
+p, footer, small { color: var(--soft); overflow-wrap: anywhere } footer { margin-top: 3rem; font-size: .85rem }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; margin-top: 1.5rem; font-size: .93rem }
 th { text-align: left; color: var(--soft); font-weight: 600 }
 td:first-child { overflow-wrap: anywhere; min-width: 9rem }
 th, td { padding: .4rem .75rem .4rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
 .n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 code { font: .82rem ui-monospace, monospace; color: var(--soft); overflow-wrap: anywhere } .bar { width: 22% }
-.bar i { display: block; height: .6rem; margin-top: .5rem; border-radius: .3rem; background: var(--bar) }
+i { display: block; height: .6rem; border-radius: .3rem; background: var(--bar) } .bar i { margin-top: .5rem }
+th[data-by] { cursor: pointer } th[data-by]:hover { color: var(--ink) }
+th[data-by]:after { content: " ↕"; opacity: .35 } th[data-up]:after { content: " ↑"; opacity: 1 }
+th[data-down]:after { content: " ↓"; opacity: 1 }
+.facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0 } .facts div { flex: 1 1 8rem; padding: .7rem 1rem;
+       border: 1px solid var(--line); border-radius: .6rem; color: var(--soft); font-size: .85rem }
+.facts b { display: block; font-size: 1.35rem; color: var(--ink); font-variant-numeric: tabular-nums }
+.chart { display: grid; grid-template-columns: max-content 1fr max-content max-content; gap: .35rem .9rem;
+       align-items: center; font-size: .93rem; margin: 1rem 0 .5rem } h2 { font-size: 1.1rem; margin: 2rem 0 0 }
+.chart i { height: .85rem; min-width: 2px }
+"""
+
+#: Sorts a table by the column whose heading is clicked: by the number in data-v, else by the text.
+SCRIPT = """
+for (const head of document.querySelectorAll("th[data-by]")) head.onclick = () => {
+  const row = head.parentNode, body = row.parentNode, at = head.cellIndex, down = "up" in head.dataset
+  const key = tr => { const cell = tr.cells[at]; return "v" in cell.dataset ? +cell.dataset.v : cell.textContent }
+  const rows = [...body.rows].slice(1).sort((a, b) => {
+    const x = key(a), y = key(b); return typeof x == "number" ? x - y : x.localeCompare(y) })
+  for (const other of row.cells) { delete other.dataset.up; delete other.dataset.down }
+  head.dataset[down ? "down" : "up"] = ""
+  body.append(row, ...(down ? rows.reverse() : rows))
+}
 """
 
 
@@ -176,26 +238,52 @@ def site_pages(report: Report) -> Iterator[tuple[str, str]]:
     total = sum(entry.size for entry in report.entries)
     widest = max((sum(e.size for e in entries) for entries in report.packages.values()), default=0)
     rows = (package_row(names[package], package, entries, widest) for package, entries in report.packages.items())
-    summary = f"{len(report.entries):,} files in {len(report.packages):,} packages, {human(total)}"
-    head = "<th>package<th class=n>files<th class=n>size<th class=bar>"
-    yield "index.html", page(report.tree, summary, head, rows, report)
+    facts = {"files": f"{len(report.entries):,}", "packages": f"{len(report.packages):,}", "in total": human(total)}
+    summary = "Every file with its size and SHA-256, published all or nothing."
+    summary += (
+        f'\n<div class="facts">{"".join(f"<div><b>{fact}</b>{name}</div>" for name, fact in facts.items())}</div>'
+    )
+    head = "<th data-by>package<th class=n data-by>files<th class=n data-by>size<th class=bar>"
+    yield "index.html", page(report.tree, summary + chart(report), head, rows, report)
     for package, entries in report.packages.items():
         summary = f'<a href="index.html">All packages</a> · {len(entries):,} files'
-        head = "<th>file<th class=n>size<th>SHA-256"
+        head = "<th data-by>file<th class=n data-by>size<th>SHA-256"
         yield names[package], page(title(package), summary, head, map(file_row, entries), report)
+
+
+def chart(report: Report) -> str:
+    """The kinds of files with the most bytes, on a logarithmic scale: one of them is often a hundred times the next."""
+    kinds = by_extension(report)[:KINDS]
+    widest = max((size for _, _, size in kinds), default=0)
+    bars = "".join(
+        f'<span>{escape(kind)}</span><i style="width:{share(size, widest):.1f}%"></i>'
+        f"<span class=n>{files:,} file{'s' * (files != 1)}</span><span class=n>{human(size)}</span>\n"
+        for kind, files, size in kinds
+    )
+    return (
+        f'\n<h2>Bytes by type</h2><small>logarithmic scale</small>\n<div class="chart">{bars}</div><h2>Packages</h2>'
+        if kinds
+        else ""
+    )
+
+
+def share(size: int, widest: int) -> float:
+    """How long a bar is, in per cent of the longest, on a logarithmic scale that begins at about 1 kB."""
+    return 100 * math.log1p(size / 1000) / math.log1p(widest / 1000) if widest else 0.0
 
 
 def package_row(link: str, package: str, entries: list[Entry], widest: int) -> str:
     size = sum(entry.size for entry in entries)
     return (
-        f'<tr><td><a href="{link}">{escape(title(package))}</a><td class=n>{len(entries):,}<td class=n>{human(size)}'
-        f'<td class=bar><i style="width:{100 * size / (widest or 1):.1f}%"></i>'
+        f'<tr><td><a href="{link}">{escape(title(package))}</a>'
+        f"<td class=n data-v={len(entries)}>{len(entries):,}<td class=n data-v={size}>{human(size)}"
+        f'<td class=bar><i style="width:{share(size, widest):.1f}%"></i>'
     )
 
 
 def file_row(entry: Entry) -> str:
     what = entry.sha256 or (f"→ {entry.link_to}" if entry.link_to is not None else entry.error or "")
-    return f"<tr><td>{escape(entry.path)}<td class=n>{human(entry.size)}<td><code>{escape(what)}</code>"
+    return f"<tr><td>{escape(entry.path)}<td class=n data-v={entry.size}>{human(entry.size)}<td><code>{escape(what)}</code>"
 
 
 def page(name: str, summary: str, head: str, rows: Iterator[str], report: Report) -> str:
@@ -205,7 +293,7 @@ def page(name: str, summary: str, head: str, rows: Iterator[str], report: Report
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{heading}</title>'
         f"<style>{STYLE}</style>\n<h1>{heading}</h1>\n<p>{summary}</p>\n"
         f'<div class="scroll"><table><tr>{head}\n' + "\n".join(rows) + "\n</table></div>\n"
-        f"<footer>{escape(report.tree)} as of {escape(report.generated)}</footer>\n</html>\n"
+        f"<footer>{escape(report.tree)} as of {escape(report.generated)}</footer>\n<script>{SCRIPT}</script>\n</html>\n"
     )
 
 
@@ -305,6 +393,15 @@ def prove_overwrite(report: Report, output: Path) -> None:
     print(f"  replaced all: {', '.join(OUTPUTS)}; a page that only the old site had is gone with it")
 
 
+def print_summary(report: Report) -> None:
+    """What there is most of, as a small table."""
+    kinds = by_extension(report)[:5]
+    widest = max((size for _, _, size in kinds), default=0)
+    for kind, files, size in kinds:
+        print(f"  {kind:<10.10} {files:>7,} files {human(size):>9}  {'█' * round(share(size, widest) / 5)}")
+    print("  (bars on a logarithmic scale)" if kinds else "  nothing to show")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="the tree to read (default: the standard library)")
@@ -334,6 +431,7 @@ def run(tree: Path, left_out: set[Path], output: Path, *, overwrite: bool) -> in
     total = human(sum(entry.size for entry in report.entries))
     taken = time.perf_counter() - started
     print(f"read {len(report.entries):,} files, {total}, of {shown(str(tree))} in {taken:.1f} s")
+    print_summary(report)
     if output.is_dir() and (recovered := atomik.recover(output)).items:
         print(f"  a run before was killed; cleared up after it:\n      {shown(str(recovered).splitlines()[0])}")
     there = any(os.path.lexists(output / name) for name in OUTPUTS)

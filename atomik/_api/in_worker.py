@@ -26,12 +26,12 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from atomik import _progress, errors  # noqa: F401  loaded before the commit needs it (I14)
+from atomik import _events, _progress, errors  # noqa: F401  loaded before the commit needs it (I14)
 from atomik._folder import lock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
     from atomik._staging.options import Progress
 
@@ -55,12 +55,14 @@ class Ending:
         self._transaction, self._leave = transaction, leave
         self._stop = False
         self._failure: BaseException | None = None
+        self._caller: FrameType | None = None
 
     async def run(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End it, and raise what the caller is to see."""
-        loop = _trio() or _Asyncio()
+        loop = running()
+        self._caller = _events.caller()
         if kind is None:
             try:
                 await loop.checkpoint()
@@ -97,6 +99,7 @@ class Ending:
         me = threading.get_ident()
         intake = self._transaction._intake
         progress = intake.progress
+        _events.called_by[me] = self._caller
         if left_by[0] is None:
             lock.while_waiting[me] = self._check
             intake.progress = self._checking(progress)
@@ -109,6 +112,7 @@ class Ending:
         finally:
             intake.progress = progress
             lock.while_waiting.pop(me, None)
+            _events.called_by.pop(me, None)
             done()
 
     def _check(self) -> None:
@@ -214,12 +218,14 @@ class _TrioEvent:
         return self._event.wait()  # type: ignore[no-any-return]
 
 
-def _trio() -> _Trio | None:
+def running() -> _Asyncio | _Trio:
+    """The loop that runs this task; RuntimeError where there is none of these two."""
     trio = sys.modules.get("trio")
-    if trio is None:
-        return None
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return None
-    return _Trio(trio)
+    if trio is not None:
+        try:
+            trio.lowlevel.current_task()
+        except RuntimeError:
+            pass
+        else:
+            return _Trio(trio)
+    return _Asyncio()

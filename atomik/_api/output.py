@@ -76,8 +76,9 @@ class Output(Generic[_T]):
                 raise
 
     async def __aenter__(self) -> _T:
-        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+        from . import in_worker  # before it is needed (I14)
 
+        in_worker.running()
         return self.__enter__()
 
     async def __aexit__(

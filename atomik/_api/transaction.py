@@ -708,8 +708,9 @@ class Transaction:
         return exc is failure
 
     async def __aenter__(self) -> Self:
-        from . import in_worker  # noqa: F401  loaded before it is needed (I14)
+        from . import in_worker  # before it is needed (I14)
 
+        in_worker.running()
         return self.__enter__()
 
     async def __aexit__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -141,6 +142,32 @@ def test_the_loop_goes_on(old: Path) -> None:
         asyncio.run(main())
     assert ticks == 5
     assert there(old) == NEW
+
+
+def test_events_name_the_code_that_called(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not the thread's: file and function are those of the task."""
+
+    async def main() -> None:
+        async with atomik.transaction() as tx:
+            tx.file(tmp_path / "a").write("x")
+
+    with caplog.at_level(logging.DEBUG, "atomik"):
+        asyncio.run(main())
+    assert [record.event for record in caplog.records][-1] == "transaction.committed"  # type: ignore[attr-defined]
+    assert {(record.filename, record.funcName) for record in caplog.records} == {(Path(__file__).name, "main")}
+
+
+def test_no_loop_is_an_error_at_the_beginning(tmp_path: Path) -> None:
+    """Where neither asyncio nor trio runs the coroutine, nothing is begun that could not be ended."""
+    tx = atomik.transaction()
+
+    async def main() -> None:
+        async with tx:
+            tx.file(tmp_path / "a").write("x")
+
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        main().send(None)
+    tx.abort()
 
 
 # --- cancelled -----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         exec(compile("\n" * line + text, str(README), "exec"), namespace)
     assert len(found) >= 5
     left = sorted(path.name for path in tmp_path.iterdir())
-    expected = "latest manifest.json manifest.zip model.bin plots plots.old results.json"
+    expected = "a.txt b.txt latest manifest.json manifest.zip model.bin plots plots.old results.json results.old.json"
     assert left == expected.split()
     assert "it already exists; pass overwrite=True" in capsys.readouterr().out
 

@@ -59,6 +59,9 @@ if receipt.synced_by == "sync":  # never equal
 receipt.barrier  # no such attribute
 atomik.file("x").transaction.receipt.items  # there may be none
 atomik.observe("x").mtime  # no such attribute
+with atomik.file("y") as one:
+    one.receipt.items  # there may be none
+atomik.transaction(progress=False)  # a function or True
 """
 
 RIGHT = """\
@@ -88,6 +91,18 @@ try:
         name.with_suffix(".txt").read_bytes()
 except atomik.errors.DurabilityError as exc:
     print(exc.filename)
+with atomik.file("y") as one, atomik.file("z", "wb") as two, atomik.folder("d", progress=True) as three:
+    one.write("x")
+    two.write(b"x")
+json_or_text: TextIO = one
+raw: BinaryIO = two
+print([each.receipt.as_dict() for each in (one, two, three) if each.receipt is not None])
+async def publish() -> None:
+    async with atomik.file("x") as f, atomik.transaction() as tx:
+        f.write("x")
+        tx.file("y").write("y")
+    async with atomik.path("z") as name:
+        name.write_text("z")
 for promise in atomik.probe(".").promises:
     print(promise.name, promise.holds == "yes")
 """
