@@ -60,7 +60,7 @@ def transaction(
     ...     tx.remove("model.old", missing_ok=True)
 
     Nothing is visible before the end of the block.  Leaving it well commits; leaving it with any exception
-    (KeyboardInterrupt and sys.exit too) aborts, and the exception goes on unchanged.  ``async with`` does the same in a thread,
+    (KeyboardInterrupt and sys.exit too) aborts, and the exception goes on unchanged.  ``async with`` ends in a thread,
     under asyncio and trio; a cancellation before the commit mark rolls back.  Inside the block::
 
         f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
