@@ -14,14 +14,18 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class Counting:
-    """Turns "so many more" into "so many so far", of a total that is known only at the end."""
+    """Turns "so many more" into "so many so far", of a total that is known only at the end.
+
+    It tells what was done when more is done, so that the last thing is told once, with the total.
+    """
 
     def __init__(self, progress: Progress, phase: str) -> None:
         self._progress, self._phase, self._done = progress, phase, 0
 
     def __call__(self, count: int) -> None:
+        if self._done:
+            self._progress(self._phase, self._done, 0)
         self._done += count
-        self._progress(self._phase, self._done, 0)
 
     def finish(self) -> None:
         """That was all of it."""

@@ -154,7 +154,7 @@ class Applier:
         expect_content: str | None = None,
     ) -> None:  # fmt: skip
         full = self._place(path, change, source=True)
-        data, staged_mode = self._content(self._workspace.locate(full, folder=False, parents=False))
+        data, staged = self._content(self._workspace.locate(full, folder=False, parents=False))
         seen = f"sha256:{sha256(data).hexdigest()}"
         if expect_content not in (None, "any", seen) and expect_content.lower() != seen:
             _conflict(
@@ -166,10 +166,10 @@ class Applier:
             _conflict(full, text, count, found)
         self._place(path, change)
         # What was read is what must still be there at the commit, unless an earlier change staged it.
-        self._put(full, (data.replace(old, new),), staged_mode, seen if staged_mode is None else None)
+        self._put(full, (data.replace(old, new),), None, None if staged else seen)
 
-    def _content(self, place: Place) -> tuple[bytes, int | None]:
-        """The content of a regular file as the changes so far leave it, and its mode if one of them staged it."""
+    def _content(self, place: Place) -> tuple[bytes, bool]:
+        """The content of a regular file as the changes so far leave it, and whether one of them put it there."""
         path, leaves = str(place), self._workspace.destinations.leaves(place)
         if leaves is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "an earlier change takes it away", path)
@@ -177,7 +177,7 @@ class Applier:
             if leaves != "file":
                 errors.fail(errors.WrongKindError, errno.EISDIR, "what an earlier change puts there is no file", path)
             with self.tx.open(path, "rb") as staged:
-                return staged.read(), stat.S_IMODE(os.fstat(staged.fileno()).st_mode)
+                return staged.read(), True
         with kernel.typed("cannot read the file", path):
             found = place.status()
             if found is not None and not kernel.is_file(found.mode):
@@ -185,7 +185,7 @@ class Applier:
                 errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
             fd = kernel.port.open(place.name, _READ, place.fd)
             with open(fd, "rb") as f:
-                return f.read(), None
+                return f.read(), False
 
     def _remove(self, change: Change, path: tuple[str, ...], expect_content: str | None = None) -> None:
         self._place(path, change, source=True)

@@ -369,7 +369,7 @@ def _reason(step: str, number: int) -> str:
         return f"{said}; the kernel is older than Linux 5.2, or a sandbox hides the call"
     if step == "userns" and number in (errno.ENOSPC, errno.EUSERS):
         return f"{said}; the limit of user namespaces is reached: raise the sysctl user.max_user_namespaces, or run as root"
-    if step == "map" and kernel.port.stat("/proc/self").st_uid != os.geteuid():
+    if step == "map" and kernel.port.stat("/proc/self/uid_map").st_uid != os.geteuid():
         return (
             f"{said}; this process changed its user and may not be inspected since: execute a program as the new user"
         )

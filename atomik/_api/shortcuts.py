@@ -78,7 +78,8 @@ def transaction(
         tx.commit(), tx.abort()            the end, by hand
         tx.state, tx.items, tx.receipt     where it is, what is staged, what was done
 
-    Paths are str or path objects.  All six take ``order=0`` (an int: lower is published first, equal ones as staged).
+    Paths are str or path objects.  Whatever changes a name takes ``order=0`` (an int: lower is published first, equal ones
+    as staged) and ``expect=None``.
     `file`, ``folder`` and ``path`` share these options, which ``help(atomik.file)`` describes::
 
         overwrite=None          may what exists be replaced?  None: as the transaction says
@@ -477,7 +478,7 @@ def edit(
 ) -> Receipt:
     """Change a file by a function of its content, without losing somebody else's change made meanwhile.
 
-    >>> atomik.edit("config.ini", lambda text: text.replace("workers = 4", "workers = 8"))
+    >>> atomik.edit("config.json", lambda text: text.replace('"workers": 4', '"workers": 8'))
 
     Reads the file, calls the function, and writes what it returns.  If the file was changed in the meantime, all of that is
     repeated with the new content, so the function should do nothing else.

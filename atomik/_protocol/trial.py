@@ -31,8 +31,7 @@ def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
         _make(second, b"2")
         inodes = [_inode(first), _inode(second)]
         fs.exchange = _accepts(first, second, kernel.EXCHANGE)
-        # Opened and read, for the kernel's cache believes what the server said; only the server knows what it did.
-        if fs.exchange and ([_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]):
+        if fs.exchange and not _exchanged(first, second, inodes):
             fs.lies, fs.exchange, fs.noreplace = True, False, False
         _remove(second)
         if not fs.lies:
@@ -44,6 +43,16 @@ def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
     finally:
         for place in (first, second, third, fourth):
             _remove(place)
+
+
+def _exchanged(first: Place, second: Place, inodes: list[int]) -> bool:
+    """Whether it has happened.  Files are opened and read, and names listed, because the kernel's cache believes what the
+    server said; only the server knows what it did."""
+    if [_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]:
+        return False
+    with kernel.port.scandir(first.fd) as entries:
+        names = {entry.name for entry in entries}
+    return {first.name, second.name} <= names
 
 
 def _make(place: Place, content: bytes) -> None:

@@ -28,12 +28,10 @@ def refuse_existing(path: str) -> NoReturn:
 def refuse_other_kind(mode: int, kind: str, path: str) -> None:
     """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
     what is to come, as `Step` knows it, or empty where nobody knows yet."""
-    if not kind:
-        return
     if kernel.is_device(mode):
-        text = f"cannot put a {kind} there: what exists is a device; remove it first in the same transaction"
+        text = "cannot replace it: what exists is a device; remove it first in the same transaction"
         errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
-    if not same_kind(mode, kind):
+    if kind and not same_kind(mode, kind):
         there = "a folder" if kernel.is_folder(mode) else "no folder"
         text = f"cannot put a {kind} there: what exists is {there}; remove it first, or choose another name"
         errors.fail(errors.WrongKindError, errno.EISDIR if kernel.is_folder(mode) else errno.ENOTDIR, text, path)

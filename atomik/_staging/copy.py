@@ -65,8 +65,18 @@ def _path_of(item: StagedFile | StagedProgram, full: str) -> str:
     if item.state is OPEN:
         text = "it is still being written; close it, or leave its block, before it is copied"
         raise errors.TransactionStateError(f"cannot copy {full!r}: {text}")
-    if isinstance(item, StagedFile):
-        item.name_it()
+    chain: list[
+        Item
+    ] = []  # what overwrites a staged file takes its owner and mode over at the commit: here it is needed now
+    earlier: Item | Place | None = item
+    while isinstance(earlier, Item):
+        chain.append(earlier)
+        earlier = earlier.displaces if earlier.follows else None
+    for each in reversed(chain):
+        if isinstance(each, StagedFile):
+            each.name_it()
+        if each.follows:
+            each._finish_following()
     return Item.content_path(item)
 
 

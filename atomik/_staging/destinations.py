@@ -187,8 +187,8 @@ class Destinations:
 
 def _nested(inner: str, outer: str) -> NoReturn:
     text = (
-        "one path is inside the other, a directory that the same transaction moves or replaces; write into the staged "
-        "directory instead, or change the inner one in a transaction of its own before"
+        "one path is inside the other, a folder that the same transaction moves or replaces; write into the staged folder "
+        "instead, or change the inner one in a transaction of its own before"
     )
     errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)
 

@@ -140,8 +140,8 @@ class _Sealing:
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit of its `Output` did: None before, after a failure that left everything as it was, and for a file of a
-        larger transaction, which has a receipt of its own."""
+        """What the commit of its `Output` did: None before, after a failure that left everything as it was, and for a file
+        of a larger transaction, which has a receipt of its own."""
         return None if self._transaction is None else self._transaction.receipt
 
     def close(self) -> None:

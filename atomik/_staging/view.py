@@ -190,7 +190,7 @@ def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: di
             errors.fail(errors.MissingPathError, errno.ENOENT, why, full)
         if "b" in mode:
             text = {}
-        return open(full, mode, buffering, **text, opener=lambda _, flags: os.open(where, flags | os.O_CLOEXEC))  # type: ignore[call-overload,no-any-return]
+        return open(full, mode, buffering, **text, opener=lambda _, flags: kernel.port.open(where, flags))  # type: ignore[call-overload,no-any-return]
 
 
 def _path_of(directory: Directory) -> str:

@@ -19,6 +19,7 @@ import pytest
 
 import atomik
 from atomik import errors
+from atomik._protocol.private_folder import _SAMPLE
 from tests.filesystems.neighbours import (
     ATTACKS,
     STRANGER,
@@ -283,7 +284,7 @@ def test_a_sample_that_is_swapped_vouches_for_nothing() -> None:
 
         def swap_sample(call: Call) -> None:
             with acting_as(STRANGER), contextlib.suppress(OSError):
-                sample = next(place.inner.glob(".atomik-*/sample"))
+                sample = next(place.inner.glob(f".atomik-*/.atomik-*-{_SAMPLE}"))
                 sample.rename(sample.with_name("aside"))
                 sample.mkdir() if call.name == "mkdir" else sample.touch()
                 sample.chmod(0o777)
@@ -291,7 +292,7 @@ def test_a_sample_that_is_swapped_vouches_for_nothing() -> None:
         first = Acting(
             "open", swap_claim, when=lambda call: str(call.args[0]).startswith(".atomik-") and not first.acted
         )
-        then = Acting("mkdir create", swap_sample, when=lambda call: call.args[0] == "sample", after=True)
+        then = Acting("mkdir create", swap_sample, when=lambda call: call.args[0].endswith(f"-{_SAMPLE}"), after=True)
         with installed(first), installed(then), pytest.raises(errors.ConflictError, match="put another folder"):
             write_folder(place)
         assert (first.acted, then.acted) == (1, 1)
@@ -590,7 +591,7 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
             lambda: atomik.update(path),
         ):
             with pytest.raises(errors.WrongKindError, match="what exists is a device"):
-                work()
+                work().abort()
     assert kernel.acted == 0
     assert stat.S_ISCHR(path.lstat().st_mode)
     with atomik.transaction() as tx:

@@ -28,6 +28,10 @@ ABILITIES = (
 )
 
 
+#: which calls of the many that the trials make; neighbouring ones are much alike
+some_or_all = pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+
+
 def test_it_is_readable_and_plain(folder: Path) -> None:
     """A table for people, plain values for programs, frozen."""
     (folder / "there").write_text("there")
@@ -69,10 +73,11 @@ def test_no_name_of_the_users_is_touched(folder: Path) -> None:
     assert descriptors() == before
 
 
+@some_or_all
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int) -> None:
+def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int, step: int) -> None:
     """Whichever call fails: an error of atomik's with the folder's path, or an answer less; never anything left."""
-    for point in every_call(number):
+    for point in every_call(number, step=step):
         with installed(point.kernel):
             try:
                 atomik.probe(folder)
@@ -85,14 +90,15 @@ def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int) -> N
         assert os.listdir(folder) == []
 
 
-def test_it_may_be_killed(folder: Path) -> None:
+@some_or_all
+def test_it_may_be_killed(folder: Path, step: int) -> None:
     """Dying at any call, it leaves at most a staging folder, which recovery removes."""
 
     def check(point: CrashPoint) -> None:
         atomik.recover(folder)
         assert not left_in(folder)
 
-    assert crash_points(lambda: atomik.probe(folder), check) > 20
+    assert crash_points(lambda: atomik.probe(folder), check, step=step) > 20
 
 
 def test_what_cannot_be_probed(folder: Path) -> None:

@@ -151,3 +151,11 @@ def test_what_stands_already_is_made_durable(count: int, tmp_path: Path) -> None
             tx.file(name, if_changed=True).write("equal")
     synced = {path for call in kernel.calls for path in call.paths}
     assert {str(tmp_path), *map(str, names)} <= synced
+
+
+def test_what_was_brought_and_not_synced_breaks_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the sync of what is moved or exchanged, its content does not last (P5)."""
+    for module in ("move", "exchange"):
+        monkeypatch.setattr(f"atomik._staging.{module}.sync_place", lambda place: 0)
+    broken, _ = watched(NAMED["brought/fsync"], tmp_path / "work")
+    assert any("its content is not durable" in line for line in broken)

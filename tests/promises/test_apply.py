@@ -208,6 +208,35 @@ def test_overwriting(folder: Path) -> None:
     assert (Path("a").read_text(), Path("b").read_text(), Path("l").is_symlink()) == ("a", "a", False)
 
 
+def test_killed_at_every_call(folder: Path) -> None:
+    """After the recovery all changes are there, or none."""
+    root = folder / "root"
+    changes = [
+        {"op": "write", "path": "a", "text": "new"},
+        {"op": "replace", "path": "sub/b", "old": "old", "new": "new"},
+        {"op": "replace", "path": "sub/b", "old": "new", "new": "newer"},
+        {"op": "move", "from": "c", "to": "sub/c"},
+        {"op": "copy", "from": "a", "to": "copy"},
+        {"op": "remove", "path": "d"},
+    ]
+    old = {"a": b"old", "sub/b": b"old", "c": b"c", "d/x": b"x"}
+    new = {"a": b"new", "sub/b": b"newer", "sub/c": b"c", "copy": b"new"}
+
+    def prepare() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        for name, content in old.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+
+    def check(point: atomik.testing.CrashPoint) -> None:
+        atomik.recover(root, recursive=True)
+        found = {path: content for path, (mode, _, content) in tree(root).items() if stat.S_ISREG(mode)}
+        assert found in ([new] if point.returned else [old, new])
+        assert not left_in(root)
+
+    assert atomik.testing.crash_points(lambda: apply(changes, root), check, prepare=prepare) > 50
+
+
 # --- the root --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def hostile(folder: Path) -> Path:

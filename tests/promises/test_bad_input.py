@@ -299,7 +299,7 @@ def test_file_inside_a_staged_folder(folder: Path, inner: str) -> None:
     (folder / "link").symlink_to(folder)
     with atomik.transaction(overwrite=True) as tx:
         tx.folder("d")
-        with pytest.raises(errors.NestedDestinationError, match="staged folder instead") as caught:
+        with pytest.raises(errors.NestedDestinationError, match="staged directory instead") as caught:
             tx.file(inner)
         assert caught.value.filename2 == str(folder / "d")
         tx.abort()

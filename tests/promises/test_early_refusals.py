@@ -1,4 +1,4 @@
-"""What a sequence of operations cannot do is refused when it is asked for, with the cure, and the transaction stays usable."""
+"""What a sequence of operations cannot do is refused when it is asked for, with the cure; the transaction stays usable."""
 
 from __future__ import annotations
 

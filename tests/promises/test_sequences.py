@@ -27,7 +27,7 @@ def checker() -> Iterator[Checker]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_random_sequences(checker: Checker, part: int) -> None:
-    """Committed, aborted, failed, killed, prepared: every name has the object that the dictionary says, and nothing is left."""
+    """Committed, aborted, failed, killed, prepared: every name has the object that the dictionary says; nothing is left."""
     for seed in range(part * 1000, part * 1000 + 10):
         rng = random.Random(seed)
         checker.check(Sequence.random(rng), rng, points=3)
@@ -54,7 +54,11 @@ FOUND = {
     ),
     "log rotation": (
         {"a/1": FILE, "a/2": FILE, "a/3": FILE},
-        (Operation("move", "a/3", "a/2", overwrite=True), Operation("move", "a/2", "a/1"), Operation("file", "a/1", text="new")),
+        (
+            Operation("move", "a/3", "a/2", overwrite=True),
+            Operation("move", "a/2", "a/1"),
+            Operation("file", "a/1", text="new"),
+        ),
     ),
     "three change places": (
         {"a/1": FILE, "a/2": ("folder", 0o755), "b/1": ("link", 0)},

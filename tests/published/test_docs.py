@@ -217,6 +217,8 @@ EXAMPLES = {
     "folder": ["site/index.html"],
     "path": ["data.npz"],
     "update": ["config.json"],
+    "edit": ["config.json"],
+    "write_text": ["version.txt"],
     "observe": ["config.json"],
     "reading": [],
     "probe": [],

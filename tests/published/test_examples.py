@@ -58,6 +58,12 @@ def replace_config(folder: Path, out: str) -> None:
     assert "attempts: 2" in out
 
 
+def apply_changes(folder: Path, out: str) -> None:
+    assert tree(folder / "project") == ["CHANGES.md", "lib.py", "main.py"]
+    assert "bar() + 1" in (folder / "project" / "main.py").read_text()
+    assert "the other edit is there" in out
+
+
 def swap_site(folder: Path, out: str) -> None:
     assert len(list((folder / "site").iterdir())) == 3
     assert len(list((folder / "site.previous").iterdir())) == 5
@@ -100,6 +106,26 @@ def sqlite_build(folder: Path, out: str) -> None:
     with closing(sqlite3.connect(folder / "modules.sqlite")) as database:
         assert database.execute("SELECT lines > 100 FROM module WHERE name = 'subprocess'").fetchone() == (1,)
     assert "the longest is" in out
+
+
+def files_and_sqlite(folder: Path, out: str) -> None:
+    assert tree(folder) == ["gallery/pictures.sqlite", "gallery/pictures/circle.svg", "gallery/pictures/latest.txt"]
+    assert "neither file nor row" in out
+
+
+def files_and_sqlalchemy(folder: Path, out: str) -> None:
+    assert tree(folder) == ["reports.sqlite", "reports/january.txt"]
+    assert "neither file nor row" in out
+
+
+def two_phase(folder: Path, out: str) -> None:
+    assert tree(folder) == ["out/letter.txt"]
+    assert "nothing was changed" in out
+
+
+def two_filesystems(folder: Path, out: str) -> None:
+    assert tree(folder) == ["archive/2026.txt", "index/2026.txt"]
+    assert "neither was changed" in out
 
 
 def zip_build(folder: Path, out: str) -> None:
@@ -161,12 +187,17 @@ def worker_pool(folder: Path, out: str) -> None:
 
 CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
     replace_config: (),
+    apply_changes: (),
     swap_site: (),
     manifest_last: (),
     external_program: (),
     json_logs: ("structlog",),
     numpy_savez: ("numpy",),
     sqlite_build: (),
+    files_and_sqlite: (),
+    files_and_sqlalchemy: ("sqlalchemy",),
+    two_phase: ("transaction",),
+    two_filesystems: (),
     zip_build: (),
     static_site: (),
     jinja_config: ("jinja2",),

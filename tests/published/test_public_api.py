@@ -27,8 +27,8 @@ ERRORS = {
     "AccessDeniedError", "AtomikError", "AtomikOSError", "CommitError", "ConflictError", "CrossFilesystemError",
     "DuplicateDestinationError", "DurabilityError", "FileAlreadyExistsError", "InvalidCrossDeviceError",
     "InvalidDestinationError", "JournalError", "LockTimeoutError", "MissingPathError", "MountPointError",
-    "NamespaceError", "NestedDestinationError", "RollbackError", "StillRunningError", "TransactionStateError", "UndecidedError", "UnsupportedFilesystemError",
-    "WrongKindError",
+    "NamespaceError", "NestedDestinationError", "RollbackError", "StillRunningError", "TransactionStateError",
+    "UndecidedError", "UnsupportedFilesystemError", "WrongKindError",
 }  # fmt: skip
 
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.

@@ -274,9 +274,9 @@ class Looped:
 
 
 def every_call(
-    fault: Callable[[], int | BaseException] | int, *, among: Collection[str] = MUTATING, **how: Any
+    fault: Callable[[], int | BaseException] | int, *, among: Collection[str] = MUTATING, step: int = 1, **how: Any
 ) -> Iterator[Looped]:
-    """One `Faulty.at` for each call in turn, until one does not strike because there are no more calls.
+    """One `Faulty.at` for each call in turn, or every `step`-th, until one does not strike: there are no more calls.
 
     The loop's body must use each kernel (``with installed(point.kernel)``); an error is raised when none ever struck.
     """
@@ -287,7 +287,7 @@ def every_call(
         if not kernel.struck:
             assert number > 1, "no call was looked at: the loop tested nothing"
             return
-        number += 1
+        number += step
 
 
 class Poor(Watching):

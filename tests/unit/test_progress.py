@@ -102,4 +102,4 @@ def test_counting() -> None:
     for count in (1, 5):
         counting(count)
     counting.finish()
-    assert told == [("cloning", 1, 0), ("cloning", 6, 0), ("cloning", 6, 6)]
+    assert told == [("cloning", 1, 0), ("cloning", 6, 6)]

@@ -35,10 +35,10 @@ class Renames(enum.Enum):
 
 
 class MirrorFileSystem(FileSystem):
-    """The folder ``source``, served with the given rename behaviour."""
+    """The folder ``source``, served with the given rename behaviour; the kernel may believe each name for ``seconds``."""
 
-    def __init__(self, source: Path, renames: Renames) -> None:
-        self._renames = renames
+    def __init__(self, source: Path, renames: Renames, seconds: int = 0) -> None:
+        self._renames, self._seconds = renames, seconds
         self._nodes = NodeTable(source)
         self._listings: dict[int, list[tuple[int, int, bytes]]] = {}
 
@@ -261,7 +261,7 @@ class MirrorFileSystem(FileSystem):
 
     def _entry(self, parent: int, name: bytes) -> bytes:
         number, found = self._nodes.find(parent, name)
-        return fuse_wire.pack_entry(number, fuse_wire.pack_attr(found))
+        return fuse_wire.pack_entry(number, fuse_wire.pack_attr(found), self._seconds)
 
 
 def _attr_reply(found: os.stat_result) -> bytes:

@@ -11,8 +11,9 @@ folders, links, symlinks, devices, modes, owners, times, xattrs, fsync, mmap,
 flock and POSIX locks (the last two kept by the kernel). Missing: O_TMPFILE
 (EOPNOTSUPP), fallocate other than the plain kind, ioctl.
 
-Nothing is cached, so what the server really did is seen at once. Permissions are
-checked by the kernel against the source's modes (default_permissions).
+Nothing is cached, so what the server really did is seen at once; with ``seconds``
+the kernel believes each name for so long, as with most servers (libfuse's default is 1).
+Permissions are checked by the kernel against the source's modes (default_permissions).
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Mirror:
 
 
 @contextlib.contextmanager
-def passthrough(renames: Renames, source: Path | None = None) -> Iterator[Mirror]:
+def passthrough(renames: Renames, source: Path | None = None, *, seconds: int = 0) -> Iterator[Mirror]:
     """Serve ``source`` (default: a fresh folder on the scratch tmpfs) with this rename behaviour."""
     real = namespace.scratch("source") if source is None else source
-    filesystem = MirrorFileSystem(real, renames)
+    filesystem = MirrorFileSystem(real, renames, seconds)
     try:
         mount = FuseMount(filesystem, name="passthrough", options="default_permissions,allow_other")
     finally:

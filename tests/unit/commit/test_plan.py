@@ -63,7 +63,7 @@ def made(number: int, op: Op) -> Found:
     return Found(op.kind, f"new {number}".encode())
 
 
-def naive(world: World, number: int, op: Op) -> World:
+def naive(world: World, number: int, op: Op) -> World:  # noqa: C901  one operation after the other
     """Do one operation on the names, as a user would say what it does."""
     there = world[op.name]
     if op.op == "remove":

@@ -376,7 +376,7 @@ def test_a_folder_that_went_with_a_rolled_back_transaction_is_not_missed(pair: t
             tx.file(pair[0] / "x").write("new")
             tx.file(pair[1] / "made" / "y", parents=True).write("new")
 
-    die_at(job, "unlink")
+    die_at(job, "unlink", after=False)
     assert (pair[0] / ".atomik-journal").exists()
     shutil.rmtree(pair[1] / "made")
     report = atomik.recover(pair[0])

@@ -213,6 +213,22 @@ class TestCopy:
         found = {name: Path(name).read_text() for name in ("a", "b", "c", "x", "d/x", "d2/x", "n", "n2")}
         assert found == {"a": "a", "b": "a", "c": "a", "x": "x", "d/x": "x", "d2/x": "x", "n": "m", "n2": "m"}
 
+    def test_what_replaces_what_is_staged(self, folder: Path) -> None:
+        """The copy is no more open than its original will be, which gets its mode from what was staged before it (P8)."""
+        Path("old").write_text("old")
+        os.chmod("old", 0o600)
+        with atomik.transaction(overwrite=True) as tx:
+            tx.write_text("secret", "1", permissions=0o600)
+            for number in range(2, 40):
+                tx.write_text("secret", str(number))
+            tx.copy("secret", "copy")
+            tx.write_text("old", "1")
+            tx.write_text("old", "2")
+            tx.copy("old", "old copy")
+        modes = {name: stat.S_IMODE(os.stat(name).st_mode) for name in os.listdir()}
+        assert modes == {"secret": 0o600, "copy": 0o600, "old": 0o600, "old copy": 0o600}
+        assert (Path("copy").read_text(), Path("old copy").read_text()) == ("39", "2")
+
     def test_refusals_leave_nothing(self, folder: Path) -> None:
         Path("d").mkdir()
         tx = atomik.transaction()

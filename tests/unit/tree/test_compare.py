@@ -409,31 +409,25 @@ class TestKeep:
         with pytest.raises(atomik.errors.DuplicateDestinationError):
             atomik.file("a", overwrite=True, backup="a")
 
-    @pytest.mark.parametrize("backup_first", [True, False])
-    def test_backup_is_another_destination(self, folder: Path, backup_first: bool) -> None:
-        """Two outputs of one transaction cannot have the same name, be it a backup's: refused when staged."""
+    def test_backup_is_a_name_as_any_other(self, folder: Path) -> None:
+        """What follows in the transaction sees the backup there, as on disk: it needs ``overwrite``, and may move it on."""
         write("a", "one")
-        with atomik.transaction(overwrite=True) as tx:
-            if backup_first:
-                tx.file("a", backup="b").write("two")
-                with pytest.raises(atomik.errors.DuplicateDestinationError):
-                    tx.file("b")
-            else:
-                tx.file("b").write("b")
-                with pytest.raises(atomik.errors.DuplicateDestinationError):
-                    tx.file("a", backup="b")
-                tx.file("a", backup="c").write("two")
-        assert Path("a").read_text() == "two"
+        with atomik.transaction() as tx:
+            tx.file("a", overwrite=True, backup="b").write("two")
+            with pytest.raises(atomik.errors.DuplicateDestinationError):
+                tx.file("b")
+            tx.move("b", "c")
+            tx.file("b").write("new")
+        assert [Path(name).read_text() for name in ("a", "b", "c")] == ["two", "new", "one"]
 
-    def test_two_with_one_backup(self, folder: Path) -> None:
-        """Two destinations cannot keep their old versions under one name."""
+    def test_the_later_backup_under_one_name_wins(self, folder: Path) -> None:
+        """A backup replaces an older one, as it would in a transaction of its own."""
         write("a", "a")
         write("b", "b")
         with atomik.transaction(overwrite=True) as tx:
             tx.file("a", backup="old").write("A")
-            with pytest.raises(atomik.errors.DuplicateDestinationError):
-                tx.file("b", backup="old")
-        assert Path("old").read_text() == "a"
+            tx.file("b", backup="old").write("B")
+        assert [Path(name).read_text() for name in ("a", "b", "old")] == ["A", "B", "b"]
 
     def test_given_up_backup_is_free_again(self, folder: Path) -> None:
         """A discarded item lets its backup's name go."""
