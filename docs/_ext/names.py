@@ -5,6 +5,7 @@ Docstrings are read in a terminal first, where `recover` says more than a role w
 
 from __future__ import annotations
 
+import enum
 import inspect
 import re
 from typing import Any
@@ -19,7 +20,7 @@ import atomik.testing
 
 def _public() -> dict[str, str]:
     """Short name → where it is documented."""
-    found = {"Recovered": "atomik._dead.Recovered", "Promise": "atomik._promises.Promise"}  # part of what is returned
+    found = {"Recovered": "atomik.Recovered", "Promise": "atomik.Promise"}  # part of what is returned
     for module in (atomik.testing, atomik.rename, atomik.errors, atomik):
         for name in module.__all__:
             if inspect.ismodule(value := getattr(module, name)):
@@ -27,7 +28,7 @@ def _public() -> dict[str, str]:
             home = "atomik.errors" if module is atomik and name == "AtomikError" else module.__name__
             home = "atomik.flags" if name in ("Flag", "Mode") else home
             found[name] = found[f"{home}.{name}"] = f"{home}.{name}"
-            if inspect.isclass(value) and home in ("atomik", "atomik.testing"):
+            if inspect.isclass(value) and not issubclass(value, enum.Enum) and home in ("atomik", "atomik.testing"):
                 methods = {member for member in dir(value) if not member.startswith("_")}
                 found |= {f"{name}.{member}": f"{home}.{name}.{member}" for member in methods}
     return found

@@ -31,6 +31,7 @@ _OTHERS = {
     ("py:class", "int"): "library/functions.html",
     ("py:class", "object"): "library/functions.html",
     ("py:class", "bool"): "library/functions.html",
+    ("py:exception", "subprocess.SubprocessError"): "library/subprocess.html",
     ("py:function", "open"): "library/functions.html",
     ("py:function", "os.replace"): "library/os.html",
     ("py:function", "os.fsync"): "library/os.html",
