@@ -103,7 +103,7 @@ def test_files_and_sqlalchemy(tmp_path: Path) -> None:
     def check(point: CrashPoint) -> None:
         example.recover(folder / "reports", engine())
         with engine().connect() as connection:
-            rows = dict(connection.execute(sqlalchemy.text("SELECT name, size FROM report")).tuples().all())
+            rows = {row.name: row.size for row in connection.execute(sqlalchemy.text("SELECT name, size FROM report"))}
         files = {path.stem: path.stat().st_size for path in (folder / "reports").iterdir()}
         assert rows == files
         outcomes.add(len(files))
