@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     Job = Callable[[World, bool | str], object]
 
+pytestmark = pytest.mark.sweep
+
 ERRNOS = (
     errno.EIO, errno.ENOSPC, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.EDQUOT, errno.EMFILE, errno.ENOMEM,
     errno.EROFS, errno.ESTALE, errno.EINTR,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Job = Callable[[World, bool | str], object]
 
+pytestmark = pytest.mark.sweep
+
 
 @pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
 def test_several_items_are_all_old_or_all_new(world: World, job: Job) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.sweep
+
 
 def build(top: Path) -> None:
     atomik.recover(*(top / name for name in ("a", "b") if (top / name).exists()), discard=True)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Job = Callable[[World, bool | str], object]
     Way = Callable[[World], object]
 
+pytestmark = pytest.mark.sweep
+
 
 def deaths_of(world: World, job: Job, durable: bool, first: int, step: int) -> Iterator[tuple[int, str, CrashPoint]]:
     """The points at which the job dies, each with the scene set: the world as that death left it."""

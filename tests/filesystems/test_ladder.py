@@ -76,6 +76,7 @@ def prepare(folder: Path) -> None:
     (folder / "site" / "index").write_text("old index")
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "what", ["no flags", pytest.param("no flags, no O_TMPFILE", marks=pytest.mark.filesystems), "no exchange"]
 )
@@ -84,6 +85,7 @@ def test_lower_rungs_survive_death_at_every_call(folder: Path, what: str) -> Non
     _every_death(folder, what, publish)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("what", ["no flags", pytest.param("no links, no exchange", marks=pytest.mark.filesystems)])
 def test_the_weaker_rung_survives_death_at_every_call(folder: Path, what: str) -> None:
     """Weaker is about the moment of the swap: after a crash it is all or nothing like the others, folders too."""

@@ -73,6 +73,7 @@ def test_no_name_of_the_users_is_touched(folder: Path) -> None:
     assert descriptors() == before
 
 
+@pytest.mark.sweep
 @some_or_all
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int, step: int) -> None:
@@ -90,6 +91,7 @@ def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int, step
         assert os.listdir(folder) == []
 
 
+@pytest.mark.sweep
 @some_or_all
 def test_it_may_be_killed(folder: Path, step: int) -> None:
     """Dying at any call, it leaves at most a staging folder, which recovery removes."""

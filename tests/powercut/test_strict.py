@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+pytestmark = pytest.mark.sweep
+
 
 def watched(
     history: History, root: Path, around: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext

@@ -208,6 +208,7 @@ def test_overwriting(folder: Path) -> None:
     assert (Path("a").read_text(), Path("b").read_text(), Path("l").is_symlink()) == ("a", "a", False)
 
 
+@pytest.mark.sweep
 def test_killed_at_every_call(folder: Path) -> None:
     """After the recovery all changes are there, or none."""
     root = folder / "root"

@@ -245,6 +245,7 @@ def test_reader_of_an_overwritten_file(folder: Path, rounds: int) -> None:
     assert (seen["missing"], seen["empty"], seen["mixed"]) == (0, 0, 0), seen
 
 
+@pytest.mark.sweep
 @scaled("rounds", 100, 10_000)
 def test_reader_of_an_overwritten_folder(folder: Path, rounds: int) -> None:
     """P1 for a non-empty folder: whatever stands at the name is there, complete, and of one version.
@@ -313,6 +314,7 @@ def test_cooperating_reader_sees_whole_transactions(folder: Path, rounds: int) -
     assert seen["mixed"] == 0
 
 
+@pytest.mark.sweep
 @scaled("rounds", 100, 1000)
 def test_update_of_a_folder_under_readers(folder: Path, rounds: int) -> None:
     """copy=True grows a folder by one file at a time; a reader by path never misses a file that was there."""

@@ -208,6 +208,7 @@ def check(field: Field, exc: BaseException | None, kernel: Faulty, number: int) 
     assert not field.leaked(), where
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("job", "number"), CASES)
 def test_every_changing_call_fails(field: Callable[..., Field], job: Callable[[], None], number: int) -> None:
     """Whatever call that changes something fails, all is old with an exact error, or all is new; nothing is left."""
@@ -220,6 +221,7 @@ def test_every_changing_call_fails(field: Callable[..., Field], job: Callable[[]
             check(ground, exc, point.kernel, number)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("job", "number"), CASES)
 def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], number: int) -> None:
     """Nor does it matter when one fails that only looks."""
@@ -256,6 +258,7 @@ def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], Non
     assert "old" in outcomes
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", [*ERRNOS, KeyboardInterrupt, SystemExit], ids=[*by_name, "Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("first", ["third swap", "last swap", "B2", "mark"])
 def test_a_second_fault_during_rollback(field: Callable[..., Field], first: str, number: Any) -> None:

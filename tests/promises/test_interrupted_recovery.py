@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+pytestmark = pytest.mark.sweep
+
 KINDS: tuple[Callable[[], BaseException], ...] = (
     KeyboardInterrupt,
     SystemExit,

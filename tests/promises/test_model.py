@@ -53,6 +53,8 @@ from tests.powercut.noise import is_swap
 from tests.powercut.tape import killed
 from tests.support.kernels import Acting, Call, installed
 
+pytestmark = pytest.mark.sweep
+
 EXAMPLES = int(os.environ.get("ATOMIK_MODEL_EXAMPLES", "0"))
 
 FOLDERS = ("a", "b")

@@ -139,6 +139,7 @@ def make(path: Path, folder: bool, owner: tuple[int, int], mode: int, value: byt
         os.setxattr(path, ACL, value)
 
 
+@pytest.mark.sweep
 @root
 @pytest.mark.parametrize("folder", [False, True])
 @pytest.mark.parametrize("dropped", CAPABILITIES, ids=str)

@@ -249,6 +249,7 @@ def test_what_was_not_even_journalled_cannot_be_committed(
 
 
 # --- the clean-up of a commit ---------------------------------------------------------------------------------------------
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_a_clean_up_that_was_killed_is_finished_from_any_folder(pair: tuple[Path, Path], name: str) -> None:
     """Wherever it died, no content stays in the other folder: at most the private folder itself, empty, or with the journal

@@ -176,6 +176,7 @@ def missing(program: str) -> str | None:
     return None if shutil.which(program) else f"{program} is not installed"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_result_is_that_of_a_run_without(run: Callable[..., Any], open_folder: Path, program: str) -> None:
     """Content, kinds, modes, owners, links and attributes are those of the same program run in the folder itself."""
@@ -277,6 +278,7 @@ def test_the_folder_itself_stays(here: Path, script: str) -> None:
     assert (done.receipt, (here / "F/a").read_text(), os.listdir(here)) == (None, "old", ["F"])
 
 
+@pytest.mark.sweep
 def test_a_stranger_sees_whole_states_only(here: Path) -> None:
     """A reader in a loop finds all files of one version, and never a file missing."""
     names = [str(number) for number in range(30)]
@@ -312,6 +314,7 @@ def test_a_stranger_sees_whole_states_only(here: Path) -> None:
     assert len(seen) > 2
 
 
+@pytest.mark.sweep
 def test_killed_at_any_moment(here: Path) -> None:
     """SIGKILL of atomik and the program: all old or all new, and `recover` removes what is left."""
     names = [str(number) for number in range(40)]

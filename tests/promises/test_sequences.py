@@ -16,6 +16,8 @@ from tests.crash.model import Checker, Operation, Sequence, ground
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.sweep
+
 
 @pytest.fixture
 def checker() -> Iterator[Checker]:

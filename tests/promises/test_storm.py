@@ -18,7 +18,10 @@ from tests.support.storm import SCENES, Blow, Field, Struck, Trial, pairs, singl
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.sweep,
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def _calm(trials: Iterable[Trial], at_least: int = 1) -> None:

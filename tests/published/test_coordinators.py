@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
-pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here: not a checkout")
+pytestmark = [
+    pytest.mark.sweep,
+    pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are not here: not a checkout"),
+]
 
 
 def load(name: str) -> Any:

@@ -6,6 +6,8 @@ import os
 import random
 from pathlib import Path
 
+import pytest
+
 import atomik
 from tests.shutdown.crowd import Member, idle, prepare, recover, whole
 
@@ -13,6 +15,7 @@ ROUNDS = int(os.environ.get("ATOMIK_KILL_ROUNDS", "20"))
 WRITERS = 8
 
 
+@pytest.mark.sweep
 def test_eight_writers_are_killed_at_random(tmp_path: Path) -> None:
     """Each death leaves work for the next writer or reader; none of them ever sees or leaves half a generation."""
     rng = random.Random(7)

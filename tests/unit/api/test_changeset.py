@@ -177,7 +177,7 @@ CHANGES = st.fixed_dictionaries(
 ))  # fmt: skip
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(CHANGES, max_size=3))
 def test_what_the_parser_takes_is_valid(given_changes: list[dict[str, Any]]) -> None:
     """The parser accepts or raises its error, and what it accepts the schema accepts; no path of it leaves the root."""
@@ -193,7 +193,7 @@ def test_what_the_parser_takes_is_valid(given_changes: list[dict[str, Any]]) -> 
             assert all(name and name not in (".", "..") and not set(name) & {"/", "\0"} for name in names)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from([*OPERATIONS]), st.data())
 def test_what_is_valid_the_parser_takes(op: str, data: st.DataObject) -> None:
     """And the other way round, but for what only the parser can see."""
@@ -216,7 +216,7 @@ def test_what_is_valid_the_parser_takes(op: str, data: st.DataObject) -> None:
 SCRAPS = st.text(st.sampled_from('{}[]":,changes0 NaN\\u'), max_size=40).map(str.encode)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.one_of(st.binary(max_size=60), ANYTHING.map(lambda value: json.dumps(value).encode()), SCRAPS))
 def test_noise(document: bytes) -> None:
     """Whatever comes in, the answer is a list of changes or a `ChangeSetError`."""
