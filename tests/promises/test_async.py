@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,13 @@ def test_no_loop_is_an_error_at_the_beginning(tmp_path: Path) -> None:
 
 
 # --- cancelled -----------------------------------------------------------------------------------------------------
-BACKENDS = ["asyncio", "anyio", "trio"]
+BACKENDS = [
+    "asyncio",
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(not find_spec(name), reason=f"needs {name}"))
+        for name in ("anyio", "trio")
+    ),
+]
 
 
 def run(backend: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -179,9 +186,8 @@ def run(backend: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if backend == "asyncio":
         asyncio.run(main())
         return
-    anyio = pytest.importorskip("anyio")
-    if backend == "trio":
-        pytest.importorskip("trio")
+    import anyio
+
     anyio.run(main, backend="trio" if backend == "trio" else "asyncio")
 
 
