@@ -171,6 +171,7 @@ def test_a_staging_folder_that_was_swapped(work: Callable[[Shared], None]) -> No
         assert not _readable(place.base)
 
 
+@pytest.mark.sweep
 def test_a_racing_stranger() -> None:
     """A privileged program at work in a stranger's folder, 2,000 rounds: no write, chmod, chown or unlink outside."""
     _race(2000)

@@ -39,6 +39,7 @@ def by_several(place: Path, version: str) -> None:
         tx.file(place.with_name("version")).write(version)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("pause", [0.001, 0.3])
 @pytest.mark.parametrize("lock", ["parent", "folder"])
 @pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several], ids=lambda way: way.__name__)

@@ -146,6 +146,7 @@ class TestWhileTheProgramRuns:
             assert ours.wait(timeout=30) == 0
         assert Path("a").read_text() == "new\n"
 
+    @pytest.mark.sweep
     def test_killed(self, folder: Path) -> None:
         """When we are killed with SIGKILL the program ends too; recover removes what was staged."""
         before = prepare(folder)
@@ -265,6 +266,7 @@ class TestEveryCall:
         assert decided > 12 // step
         assert all(new for _, new in outcomes[decided:]), "an outcome must not come and go"
 
+    @pytest.mark.sweep
     @STEPS
     def test_killed(self, folder: Path, step: int) -> None:
         """SIGKILL at any call: after recover all old or all new, and nothing left."""
@@ -302,6 +304,7 @@ class TestWrite:
         assert said.decode() == f"atomik: stopped by {number.name}; nothing was changed\n"
         assert tree(folder) == before
 
+    @pytest.mark.sweep
     def test_killed(self, folder: Path) -> None:
         """SIGKILL while input still comes leaves nothing to recover: the file had no name."""
         before = prepare(folder)
