@@ -289,6 +289,7 @@ class TestIfChanged:
         with pytest.raises(FileExistsError):
             atomik.file("a", if_changed=True)
 
+    @pytest.mark.sweep
     def test_nothing_left_at_any_crash(self, folder: Path) -> None:
         """Killed at any call of an unchanged transaction, everything is as it was after recovery."""
 
@@ -503,6 +504,7 @@ class TestKeep:
         assert struck > 30
         assert not failed
 
+    @pytest.mark.sweep
     def test_every_crash(self, folder: Path) -> None:
         """Killed at whatever call: after recovery all old or all new, the backups with their destinations."""
 
