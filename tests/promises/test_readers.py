@@ -39,8 +39,7 @@ def by_several(place: Path, version: str) -> None:
         tx.file(place.with_name("version")).write(version)
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("pause", [0.001, 0.3])
+@pytest.mark.parametrize("pause", [0.001, pytest.param(0.3, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("lock", ["parent", "folder"])
 @pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several], ids=lambda way: way.__name__)
 def test_a_reader_sees_one_version(folder: Path, publish: Callable[[Path, str], None], lock: str, pause: float) -> None:

@@ -61,7 +61,7 @@ def tree(top: Path | str) -> dict[str, Any]:
             elif path.is_file():
                 content = path.read_bytes()
             found[str(path.relative_to(top))] = (oct(stat.st_mode), stat.st_uid, stat.st_gid, content)
-    return found
+    return dict(sorted(found.items()))  # folders list their names in an order of their own
 
 
 def in_child(function: Callable[..., Any], *args: Any, become: int | None = None) -> Any:

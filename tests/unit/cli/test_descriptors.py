@@ -25,15 +25,15 @@ ANY = pytest.mark.parametrize("closed", CLOSED, ids=lambda each: "".join(map(str
 
 
 def _pairs() -> list[Any]:
-    """Each entry with all that may be closed; the script with some of it is slow, for it is the same from there on."""
+    """Each entry with all that may be closed; in a plain run not every pair."""
     pairs = []
     for entry, closed in itertools.product(ENTRIES, CLOSED):
-        slow = entry == "script" and closed not in ((), (0,), (0, 1, 2))
+        some = closed in ((), (0,), (1, 2), (0, 1, 2)) if entry == "module" else closed == (0, 1, 2)
         pairs.append(
             pytest.param(
                 entry,
                 closed,
-                marks=pytest.mark.slow if slow else (),
+                marks=() if some else pytest.mark.sweep,
                 id=f"{entry}-{''.join(map(str, closed)) or 'none'}",
             )
         )

@@ -239,6 +239,7 @@ def main_in_child(call: list[str], kernel: _kernel.Kernel) -> int:
 STEPS = pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 
 
+@pytest.mark.sweep
 class TestEveryCall:
     """A signal at each of the system calls that atomik makes, from the first staging to the last cleanup."""
 

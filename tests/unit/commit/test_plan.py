@@ -228,6 +228,7 @@ def check(kinds: tuple[str, ...], ops: list[Op], wanted: World | Refused) -> Non
     assert not steps or before != end, "what nets out to nothing has steps"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("kinds", WORLDS, ids="-".join)
 def test_every_sequence_of_three(kinds: tuple[str, ...]) -> None:
     """Put, remove, move and exchange, with overwriting and without, at all names, as often as they like."""

@@ -460,6 +460,7 @@ class TestTransaction:
             assert len(fs.ls("set")) == 100
         assert (len(os.listdir("set")), len(os.listdir("deep")), len(os.listdir())) == (100, 3, 22)
 
+    @pytest.mark.sweep
     def test_every_crash(self, folder: Path) -> None:
         """Killed at whatever call of the commit: after recovery all old or all new."""
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 #: Of fixtures in the suites of older versions.
-pytestmark = pytest.mark.filterwarnings("ignore:Class-scoped fixtures")
+#: fsspec's own suite
+pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings("ignore:Class-scoped fixtures")]
 
 
 class Fixtures(abstract.AbstractFixtures):  # type: ignore[misc]
