@@ -403,7 +403,10 @@ class Kernel:
         return os.readlink(name, dir_fd=dir_fd)
 
     def scandir(self, fd: int) -> os.ScandirIterator[str]:  # type: ignore[name-defined]
-        """getdents64(2) of an open folder (of a duplicate: the position is the iterator's own)."""
+        """getdents64(2) of an open folder, from its beginning.
+
+        The rewind is not only for the position: btrfs lists what was there when the folder was opened or rewound."""
+        os.lseek(fd, 0, os.SEEK_SET)
         return os.scandir(fd)
 
     def statx(self, fd: int, name: str = "") -> Status:

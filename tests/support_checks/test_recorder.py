@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.sweep]
 
 KINDS = ("ext4", "xfs", "btrfs")
 OLD = b"old " * 3000

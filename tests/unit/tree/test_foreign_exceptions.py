@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.sweep
+
 EXCEPTIONS = (
     TimeoutError(errno.ETIMEDOUT, "alarm"),
     FileNotFoundError(errno.ENOENT, "alarm"),
