@@ -142,7 +142,6 @@ def pyright(folder: Path) -> dict[tuple[str, int], str]:
 CHECKERS = {"mypy": mypy, "pyright": pyright}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_mistakes_are_found(checker: str, tmp_path: Path) -> None:
     """Each wrong line is an error, and no other line is."""
@@ -152,7 +151,6 @@ def test_mistakes_are_found(checker: str, tmp_path: Path) -> None:
     assert set(found) == wrong, {at: found.get(at, "not found") for at in wrong ^ set(found)}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_right_programs_pass(checker: str, tmp_path: Path) -> None:
     """What the documentation recommends is no error to a strict checker, nor are the README's programs."""
