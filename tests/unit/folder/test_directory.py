@@ -37,14 +37,14 @@ def publish(directory: Directory, name: str) -> None:
 @root
 def test_the_folder_above_is_closed(folder: Path) -> None:
     """As for open(2): what lies above the working folder does not matter; the path in messages is absolute."""
-    Path("home/work/sub").mkdir(parents=True)
-    for name in ("home/work", "home/work/sub"):
+    Path("home/jane/sub").mkdir(parents=True)
+    for name in ("home/jane", "home/jane/sub"):
         os.chmod(name, 0o777)
     os.chmod("home", 0o700)
-    os.chdir("home/work")
+    os.chdir("home/jane")
 
     def work() -> None:
-        for path, shown in ((".", "/home/work"), ("sub", "/home/work/sub"), ("./sub/..", "/home/work/./sub/..")):
+        for path, shown in ((".", "/home/jane"), ("sub", "/home/jane/sub"), ("./sub/..", "/home/jane/./sub/..")):
             directory = Directory.open(path)
             assert directory.path.endswith(shown)
             publish(directory, path.replace("/", ":") + "x")
@@ -56,7 +56,7 @@ def test_the_folder_above_is_closed(folder: Path) -> None:
         os.chdir("/")
         assert moved.still_there(), "it starts from where the working folder was"
         with pytest.raises(errors.AccessDeniedError, match="may not search") as caught:
-            Directory.open(absolute(str(folder / "home/work/sub")))
+            Directory.open(absolute(str(folder / "home/jane/sub")))
         assert str(folder / "home").startswith(str(caught.value.filename)), "the uppermost one that is closed"
 
     in_child(work, become=NOBODY)
@@ -65,10 +65,10 @@ def test_the_folder_above_is_closed(folder: Path) -> None:
 @root
 def test_rights_that_go_later(folder: Path) -> None:
     """A daemon opens its folder as root and publishes as another user."""
-    Path("home/work").mkdir(parents=True)
-    os.chmod("home/work", 0o777)
+    Path("home/jane").mkdir(parents=True)
+    os.chmod("home/jane", 0o777)
     os.chmod("home", 0o700)
-    os.chdir("home/work")
+    os.chdir("home/jane")
 
     def work() -> None:
         directory = Directory.open(".")
