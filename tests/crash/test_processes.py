@@ -112,6 +112,7 @@ def kill_at_random(places: tuple[Path, ...], times: int) -> set[str]:
     return seen
 
 
+@pytest.mark.sweep
 def test_killed_writers_and_a_reader(folder: Path) -> None:
     """P4 and P6 with real processes, in one folder."""
     assert len(kill_at_random(tuple(folder / name for name in NAMES), 40)) > 3

@@ -132,6 +132,7 @@ def test_a_process_killed_from_outside_at_every_call_gets_well(built: World, job
     assert killed(built, job, [(call, nth) for call in CALLS for nth in range(1, counts[call] + 1)]) == {"old", "new"}
 
 
+@pytest.mark.sweep
 def test_strace_counts_few_syncs(tmp_path: Path) -> None:
     """I10: the number of sync calls is bounded, whatever the number of items, as seen from outside."""
     for items, folders, most in ((1, 1, 3), (1000, 1, 6), (400, 4, 12)):

@@ -130,6 +130,7 @@ def test_one_file_on_the_link_rung_survives_death_at_every_call(folder: Path, wh
         assert crash_points(work, check, prepare=lambda: prepare(folder)) > 10
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("what", ["no flags", "no exchange"])
 def test_lower_rungs_roll_back_from_every_failure(folder: Path, what: str, number: int) -> None:

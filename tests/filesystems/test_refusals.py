@@ -307,6 +307,7 @@ def _several_too_much(folder: Path) -> None:
 
 
 # --- what only a network or a quota says -----------------------------------------------------------------------------
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("number", "cure"), [(errno.ESTALE, "open it again"), (errno.EDQUOT, "disk quota"), (errno.EIO, "kernel log")]
 )

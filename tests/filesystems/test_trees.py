@@ -39,6 +39,7 @@ def _depth(top: Path) -> int:
         os.close(fd)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("levels", [1500, pytest.param(5000, marks=pytest.mark.slow)])
 def test_a_deep_tree_is_published_copied_replaced_moved_and_removed(folder: Path, levels: int) -> None:
     """Deeper than the recursion limit, with at most 40 descriptors."""
@@ -75,6 +76,7 @@ def _wide(folder: Path, entries: int) -> None:
     assert not left_in(folder)
 
 
+@pytest.mark.sweep
 def test_a_wide_folder(folder: Path) -> None:
     """10,000 entries: published, copied, replaced."""
     _wide(folder, 10_000)

@@ -87,6 +87,7 @@ def edits_of(project: Path) -> list[dict[str, Any]]:
     return edits
 
 
+@pytest.mark.sweep
 def test_a_thousand_edits(project: Path) -> None:
     """All are there, and the receipt says what was written."""
     edits = edits_of(project)
@@ -370,6 +371,7 @@ CHANGE = st.one_of(
 )  # fmt: skip
 
 
+@pytest.mark.sweep
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(CHANGE, max_size=5))
 def test_whatever_it_says_outside_stays(folder: Path, changes: list[dict[str, Any]]) -> None:

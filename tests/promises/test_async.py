@@ -223,6 +223,7 @@ async def cancelled_once(backend: str, reached: threading.Event, go: threading.E
     return scope.cancelled_caught
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("durable", [True, False], ids=["durable", "not"])
 def test_cancelled_at_every_call_of_the_commit(tmp_path: Path, backend: str, durable: bool) -> None:

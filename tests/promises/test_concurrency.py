@@ -84,6 +84,7 @@ def test_race_for_one_destination(folder: Path, write: Callable[[str, int], None
     assert len({winner(f"x{number}") for number in range(rounds)}) == 2, "one of them always won: this is no race"
 
 
+@pytest.mark.sweep
 @scaled("rounds", 100, 1000)
 def test_race_of_overwriters(folder: Path, rounds: int) -> None:
     """Two that overwrite never disturb each other: the last one wins, and neither sees an error."""

@@ -78,6 +78,7 @@ def agree(said: dict[str, str], did: dict[str, bool]) -> None:
     assert (said["P4"] in ("yes", "one folder")) == did["group"], (said, did)
 
 
+@pytest.mark.sweep
 @needs_seccomp
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EACCES])
 @pytest.mark.parametrize("call", CALLS)

@@ -232,6 +232,7 @@ def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], 
             check(ground, exc, point.kernel, number)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("late", [False, True], ids=["before", "behind"])
 @pytest.mark.parametrize("job", [six_items, *SINGLE, *CHAINS], ids=lambda job: job.__name__)
 def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], None], late: bool) -> None:

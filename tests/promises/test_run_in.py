@@ -438,6 +438,7 @@ def test_background_killed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stranger.wait()
 
 
+@pytest.mark.sweep
 def test_a_daemon_that_hides_is_found_by_the_command(here: Path) -> None:
     """A process in another mount namespace, or one that may not be inspected, is still a descendant of ``atomik run``."""
     script = "import os, time, ctypes\nif os.fork(): os._exit(0)\nctypes.CDLL(None).unshare(0x20000)\ntime.sleep(2)"

@@ -275,6 +275,7 @@ def _lsyncd(source: Path, target: Path, home: Path) -> Iterator[None]:
             process.terminate()
 
 
+@pytest.mark.sweep
 def test_lsyncd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mirror has what was published, and keeps it."""
     if shutil.which("lsyncd") is None or shutil.which("rsync") is None:

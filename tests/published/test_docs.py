@@ -136,8 +136,12 @@ def settings_of_the_process() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+#: how-to pages start many programs, so a plain run leaves them to the sweeps
+EACH_PAGE = [pytest.param(page, marks=pytest.mark.sweep) if page.parent.name == "howto" else page for page in PAGES]
+
+
 @pytest.mark.usefixtures("settings_of_the_process")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+@pytest.mark.parametrize("page", EACH_PAGE, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_code_in_a_page_does_what_the_page_says(page: Path, folder: Path) -> None:
     """Every block of code in the documentation runs, and prints what is said to be printed."""
     sybil = pytest.importorskip("sybil", reason="needs sybil (pip install '.[docs]')")

@@ -209,6 +209,7 @@ CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_example(check: Callable[[Path, str], None], tmp_path: Path) -> None:
     """The example works in an empty folder, and again over its own output."""

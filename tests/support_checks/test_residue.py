@@ -36,6 +36,7 @@ with contextlib.ExitStack() as stack:
 """
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_left_of_a_user_that_was_stopped(end: signal.Signals) -> None:
     """Every loop device, FUSE connection and server of the stopped process goes, whatever stopped it."""

@@ -71,6 +71,7 @@ def test_it_finds_what_is_no_transaction(folder: Path, prepare: Callable[[], Non
     atomik.recover(folder)
 
 
+@pytest.mark.sweep
 def test_points_can_be_left_out(folder: Path, prepare: Callable[[], None]) -> None:
     """first and step save time, and keep the end."""
     points: list[CrashPoint] = []

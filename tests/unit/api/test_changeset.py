@@ -177,6 +177,7 @@ CHANGES = st.fixed_dictionaries(
 ))  # fmt: skip
 
 
+@pytest.mark.sweep
 @settings(max_examples=100, deadline=None)
 @given(st.lists(CHANGES, max_size=3))
 def test_what_the_parser_takes_is_valid(given_changes: list[dict[str, Any]]) -> None:

@@ -82,6 +82,7 @@ def test_run(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     assert done.stdout == (b"" if 1 in closed else b"printed")
 
 
+@pytest.mark.sweep
 @BOTH
 def test_run_with_streams(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """Streams that are published are open for the program, whatever we were started with."""
@@ -91,6 +92,7 @@ def test_run_with_streams(folder: Path, entry: str, closed: tuple[int, ...]) -> 
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
+@pytest.mark.sweep
 @BOTH
 def test_other_commands(folder: Path, entry: str, closed: tuple[int, ...]) -> None:
     """They do their work and say what they can."""

@@ -80,6 +80,7 @@ def test_files_everywhere(folder: Path, lacks: tuple[str, ...]) -> None:
     assert sorted(os.listdir()) == ["c", "d"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("lacks", POOR)
 @pytest.mark.usefixtures("unknown")
 def test_a_failing_call_on_a_poor_filesystem(folder: Path, lacks: tuple[str, ...]) -> None:
@@ -226,6 +227,7 @@ def test_folders_with_a_gap_on_request(folder: Path) -> None:
             assert os.listdir("d") == [content]
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("unknown")
 def test_folders_with_a_gap_are_undone(folder: Path) -> None:
     """Whatever call fails on the method with a gap, all is old or all is new."""

@@ -117,6 +117,7 @@ def test_an_empty_path_is_no_folder(recursive: bool) -> None:
         atomik.recover("", recursive=recursive)
 
 
+@pytest.mark.sweep
 def test_more_folders_than_descriptors(folder: Path) -> None:
     """The soft limit is raised while they are needed, as for the commit."""
     folders = [folder / str(number) for number in range(120)]

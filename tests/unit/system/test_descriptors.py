@@ -32,6 +32,7 @@ def soft() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+@pytest.mark.sweep
 def test_five_thousand_folders(tmp_path: Path) -> None:
     """At a soft limit of 1,024: the limit goes up while they are open, and is afterwards what it was."""
     for number in range(5000):

@@ -264,6 +264,7 @@ def memory() -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("openat2", [True, False])
 def test_deep(memory: Path, openat2: bool) -> None:
     """2,000 levels, with hard links from the deepest to the top and back, with a fixed number of descriptors."""
@@ -297,6 +298,7 @@ def test_deep(memory: Path, openat2: bool) -> None:
     assert descriptors() == before
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("files", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
 @mounts
 def test_wide(files: int) -> None:

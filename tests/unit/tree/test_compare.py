@@ -112,6 +112,7 @@ class TestComparing:
             assert not same(folder / "a", folder / "b")
         assert kernel.names().count("pread") == 2
 
+    @pytest.mark.sweep
     def test_deeper_than_the_descriptors(self, folder: Path) -> None:
         """Trees deeper than the number of descriptors that is held open, and than PATH_MAX, are compared to the end."""
         try:
@@ -484,6 +485,7 @@ class TestKeep:
         Path("last").unlink()
         assert tree(folder) == before
 
+    @pytest.mark.sweep
     def test_every_fault(self, folder: Path) -> None:
         """At whatever call the kernel fails: all old or all new, the backups with their destinations."""
         struck = 0

@@ -100,6 +100,7 @@ def memory() -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("openat2", [True, False])
 def test_delete_deep(memory: Path, openat2: bool) -> None:
     """5,000 levels go with a fixed number of descriptors and no recursion."""

@@ -172,6 +172,7 @@ def test_unreadable(tmp_path: Path) -> None:
         assert as_user(NOBODY, lambda: (attempt(False), attempt(True))) == repr(("sub", "sub"))
 
 
+@pytest.mark.sweep
 def test_deep() -> None:
     """2,000 levels with a fixed number of descriptors; the path of a difference at the bottom."""
     with in_memory() as memory:

@@ -100,6 +100,7 @@ def memory() -> Iterator[Path]:
         yield path
 
 
+@pytest.mark.sweep
 def test_sync_deep(memory: Path) -> None:
     """5,000 levels with a fixed number of descriptors."""
     make_deep(memory / "deep", DEEP)
@@ -115,6 +116,7 @@ def test_sync_deep(memory: Path) -> None:
         delete.delete_tree(Place(parent, "deep"))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("files", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
 @mounts
 def test_sync_wide(files: int) -> None:
