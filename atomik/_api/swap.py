@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from atomik import errors, rename
 from atomik._folder.resolve import open_path_fd
 from atomik._protocol.trial import LIES
+from atomik._staging import companions
 from atomik._staging.workspace import Workspace
 from atomik._system import kernel
 from atomik.flags import formerly
@@ -42,6 +43,8 @@ def swap(
         says that it exchanged two scratch files and did not.
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
     :raises atomik.errors.MissingPathError: one of them is missing (ENOENT).
+    :raises atomik.errors.ConflictError: one of them is a database whose log beside it holds changes, which would be replayed
+        into the other.
     :raises atomik.errors.AccessDeniedError: the way to one leads through a link of another user to a folder that is not
         theirs, or this user may not change one of the two folders.
     :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
@@ -64,6 +67,7 @@ def swap(
             raise errors.system_error(exc, "cannot rename", *paths) from exc
         except ValueError as exc:  # a NUL in a name
             errors.fail(errors.InvalidDestinationError, errno.EINVAL, f"cannot rename: {exc}", *paths)
+        companions.refuse_logs_of_swap((one, two), paths)
         try:
             rename.swap(one[1], two[1], first_dir_fd=one[0], second_dir_fd=two[0])
         except errors.AtomikOSError as exc:

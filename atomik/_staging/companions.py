@@ -16,7 +16,11 @@ from atomik import errors
 from atomik._folder.place import Place
 from atomik._system import kernel
 
+from .destinations import UNTOUCHED
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .workspace import Workspace
 
 #: what a database's log is called, behind the database's own name
@@ -24,6 +28,9 @@ _LOGS = ("-wal", "-journal", ".wal")
 #: names under which a file that is written by `Transaction.file` is taken for a database
 _DATABASES = (".db", ".db3", ".sqlite", ".sqlite3", ".s3db", ".sl3", ".duckdb", ".gpkg", ".mbtiles")
 _NAME_MAX = 255
+#: how SQLite's logs begin (https://sqlite.org/fileformat2.html, sections 3 and 4.1)
+_JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+_WAL = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
 
 def is_database(name: str) -> bool:
@@ -33,24 +40,88 @@ def is_database(name: str) -> bool:
 
 def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
     """Refuse to publish at `place` while a log with changes for its predecessor lies beside it, unless the same transaction
-    removes that."""
+    moves or removes that."""
+    for log in logs(place.fd, place.name):
+        if _untouched(place, log, workspace):
+            text = (
+                "a log beside the destination holds changes for the database that is, or was, there, and would be replayed "
+                "into the new one"
+            )
+            _refuse(text, place.directory.child(log), path)
+
+
+def refuse_left_log(source: Place, workspace: Workspace, path: str) -> None:
+    """Refuse to take a database away from a log that holds the last of it; asked at the commit, for the transaction may move
+    the log as well."""
+    for log in logs(source.fd, source.name, sure=True):
+        if _untouched(source, log, workspace):
+            text = "a log that stays behind holds changes for this database, which would be without them"
+            _refuse(text, source.directory.child(log), path)
+
+
+def refuse_half_copy(suffixes: Sequence[str], place: Place, workspace: Workspace, path: str) -> None:
+    """Refuse the copy of a database whose log was not copied with it; asked at the commit, as above."""
+    for suffix in suffixes:
+        if workspace.destinations.leaves(Place(place.directory, place.name + suffix)) == UNTOUCHED:
+            _refuse("a log beside the source holds changes for this database, which the copy is without", path)
+
+
+def _untouched(place: Place, log: str, workspace: Workspace) -> bool:
+    return workspace.destinations.leaves(Place(place.directory, log)) == UNTOUCHED
+
+
+def logs(dir_fd: int, name: str, *, sure: bool = False) -> list[str]:
+    """The names of the logs beside a file that hold changes; `sure`: only those that are a database's without doubt."""
+    found = []
     for suffix in _LOGS:
-        name = place.name + suffix
-        if len(name) > _NAME_MAX // 4 and len(os.fsencode(name)) > _NAME_MAX:
+        log = name + suffix
+        if len(log) > _NAME_MAX // 4 and len(os.fsencode(log)) > _NAME_MAX:
             continue
-        log = Place(place.directory, name)
-        there = None if log in workspace.removed else log.stat()
-        if there is not None and kernel.is_file(there.st_mode) and there.st_size:
-            _refuse_log(str(log), path)
+        try:
+            there = kernel.port.lstat(log, dir_fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise
+            continue
+        if not kernel.is_file(there.st_mode) or not there.st_size:
+            continue
+        begins = _beginning(log, dir_fd)
+        # SQLite's journal_mode=PERSIST ends a transaction by writing zeros over the header.
+        over = suffix == "-journal" and begins == bytes(len(_JOURNAL))
+        if not over and (not sure or is_database(name) or begins == _JOURNAL or begins[:4] in _WAL):
+            found.append(log)
+    return found
 
 
-def _refuse_log(log: str, path: str) -> NoReturn:
-    text = (
-        "a log beside the destination holds changes for the database that is, or was, there, and would be replayed into the "
-        "new one; open the database once with its own program, so that it finishes, or remove the log in the same "
-        "transaction (tx.remove)"
+def _beginning(name: str, dir_fd: int) -> bytes:
+    """The first bytes of a file; none where this user may not read it."""
+    try:
+        fd = kernel.port.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return b""
+    try:
+        return os.pread(fd, len(_JOURNAL), 0)
+    finally:
+        kernel.port.close(fd)
+
+
+def _refuse(why: str, *paths: str) -> NoReturn:
+    cure = (
+        "open the database once with its own program, so that it finishes, or move, copy or remove the log in the same "
+        "transaction"
     )
-    errors.fail(errors.ConflictError, errno.EBUSY, text, log, path)
+    errors.fail(errors.ConflictError, errno.EBUSY, f"{why}; {cure}", *paths)
+
+
+def refuse_logs_of_swap(ends: Sequence[tuple[int, str]], paths: tuple[str, str]) -> None:
+    """Refuse to exchange a database at one of two names (each a folder's descriptor and a name) away from its log."""
+    for (dir_fd, name), path in zip(ends, paths, strict=True):
+        for log in logs(dir_fd, name, sure=True):
+            _refuse(
+                "a log holds changes for the database that is there, and would be replayed into the other", log, path
+            )
 
 
 def refuse_open(place: Place, path: str) -> None:

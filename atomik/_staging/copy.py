@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
+    from .item import Found
     from .options import ItemOptions, StrPath
 
 
@@ -83,7 +84,7 @@ def _path_of(item: StagedFile | StagedProgram, full: str) -> str:
 class Copy(Item):
     """A copy of what exists at another name."""
 
-    __slots__ = ("_there",)
+    __slots__ = ("_logs", "_there")
 
     kind = "copy"
 
@@ -93,6 +94,11 @@ class Copy(Item):
         if found is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to copy", full, self.path)
         self._there = kind_of(found.mode)
+        #: what the logs that hold changes for the source are called behind its name
+        self._logs = [
+            log.removeprefix(source.name)
+            for log in (companions.logs(source.fd, source.name, sure=True) if self._there == "file" else ())
+        ]
         if self._there != "folder" and self.path.endswith("/"):
             text = "only a folder's name may end with a slash; drop it"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
@@ -122,6 +128,10 @@ class Copy(Item):
 
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
+
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        companions.refuse_half_copy(self._logs, self.place, self.workspace, self.path)
+        super().find(found, alone=alone)
 
     def _seal(self) -> None:
         if self.options.permissions is not None:

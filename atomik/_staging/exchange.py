@@ -9,7 +9,7 @@ from atomik import errors
 from atomik._folder.paths import absolute
 from atomik._system import kernel
 
-from . import checks
+from . import checks, companions
 from .destinations import UNTOUCHED, Entry, key_of
 from .item import Found, Item, Operation, kind_of, sync_place
 
@@ -105,6 +105,8 @@ class Exchange(Item):
         for place in (self.place, self.other):
             if place not in found:
                 there = place.status()
+                if there is not None and kernel.is_file(there.mode):
+                    companions.refuse_left_log(place, self.workspace, self.path)
                 found[place] = None if there is None else Found(kind_of(there.mode), place.identity())
 
     def operation(self, *, alone: bool) -> Operation:

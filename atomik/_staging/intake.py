@@ -200,7 +200,6 @@ class Intake:
         with self.lock:
             if item in self.items:
                 self.items.remove(item)
-                self.workspace.removed -= {item.place}
                 self._unregister(item)
             if item in self._retained:
                 self._retained.remove(item)

@@ -126,6 +126,8 @@ class Move(Item):
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
         if self.source not in found:
             self._look_at_source()
+            if self._there == "file":
+                companions.refuse_left_log(self.source, self.workspace, self.path)
             found[self.source] = Found(self._there, self.source.identity())
         super().find(found, alone=alone)
 

@@ -39,7 +39,6 @@ class Removal(Item):
     def open(self) -> None:
         """Reserve the slot."""
         self.slot = self.workspace.slot(self.stage)
-        self.workspace.removed |= {self.place}
         self.seal()
 
     def step_kind(self) -> str:

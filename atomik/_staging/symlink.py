@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from atomik._folder.paths import decoded
 from atomik._system import kernel
 
+from . import companions
 from .item import Item
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ class StagedSymlink(Item):
         self.slot = slot  # before it is there: an interrupt may come right behind the call
         kernel.port.symlink(target, slot.name, slot.fd)
         self.seal()
+
+    def refuse_companions(self) -> None:
+        if companions.is_database(self.place.name):
+            companions.refuse_log(self.place, self.workspace, self.path)
 
     def _seal(self) -> None:
         pass

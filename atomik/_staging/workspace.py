@@ -33,8 +33,6 @@ class Workspace:
     """The shared ground of one transaction; see the module."""
 
     _txid = ""
-    #: the names that the transaction takes away
-    removed: frozenset[Place] = frozenset()
     _made: Sequence[Place] = ()
     _made_in: Sequence[Directory] = ()
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,81 @@ def test_the_log_of_a_database_that_died(folder: Path, work: Callable[[Path], No
     assert Path("app.db").read_text() == "old"
     Path(log).unlink()
     work(Path("app.db"))
+    assert Path("app.db").read_text() == "new"
+
+
+@pytest.fixture
+def dead_database(folder: Path) -> Path:
+    """A database whose program died: its last row is in the log alone."""
+    with contextlib.closing(sqlite3.connect("live.db", isolation_level=None)) as live:
+        live.execute("PRAGMA journal_mode=WAL")
+        live.execute("CREATE TABLE t (x)")
+        live.execute("INSERT INTO t VALUES (1)")
+        for ending in ("", "-wal"):
+            shutil.copy(f"live.db{ending}", f"app.db{ending}")
+    for left in ("live.db", "live.db-wal", "live.db-shm"):
+        Path(left).unlink(missing_ok=True)
+    Path("other.db").write_text("other")
+    return folder / "app.db"
+
+
+def rows(name: str) -> list[tuple[int]]:
+    with contextlib.closing(sqlite3.connect(name)) as database:
+        return database.execute("SELECT x FROM t").fetchall()
+
+
+def moved(tx: atomik.Transaction) -> None:
+    tx.move("app.db", "new.db")
+
+
+def copied(tx: atomik.Transaction) -> None:
+    tx.copy("app.db", "new.db")
+
+
+def exchanged(tx: atomik.Transaction) -> None:
+    tx.exchange("other.db", "app.db")
+
+
+def linked(tx: atomik.Transaction) -> None:
+    tx.symlink("app.db", "other.db", overwrite=True)
+
+
+@pytest.mark.parametrize("work", [moved, copied, exchanged, linked])
+def test_a_database_is_not_parted_from_its_log(dead_database: Path, work: Callable[[atomik.Transaction], None]) -> None:
+    """It would be without its last changes, and another one would get them."""
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    with pytest.raises(errors.ConflictError, match=r"app\.db-wal|new\.db"), atomik.transaction() as tx:
+        work(tx)
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+    assert rows("app.db") == [(1,)]
+
+
+def test_a_database_is_not_swapped_away_from_its_log(dead_database: Path) -> None:
+    """As above, by `atomik.swap`, whichever of the two it is."""
+    for pair in (("app.db", "other.db"), ("other.db", "app.db")):
+        with pytest.raises(errors.ConflictError, match=r"app\.db-wal"):
+            atomik.swap(*pair)
+    assert rows("app.db") == [(1,)]
+
+
+@pytest.mark.parametrize("order", [("", "-wal"), ("-wal", "")])
+@pytest.mark.parametrize("operation", ["move", "copy"])
+def test_a_database_goes_with_its_log(dead_database: Path, operation: str, order: tuple[str, str]) -> None:
+    """In one transaction, in any order."""
+    with atomik.transaction() as tx:
+        for ending in order:
+            getattr(tx, operation)(f"app.db{ending}", f"new.db{ending}")
+    assert rows("new.db") == [(1,)]
+
+
+def test_a_log_that_is_over(folder: Path) -> None:
+    """SQLite's journal_mode=PERSIST leaves a log with a header of zeros; it holds nothing."""
+    with contextlib.closing(sqlite3.connect("app.db")) as database:
+        database.execute("PRAGMA journal_mode=PERSIST")
+        database.execute("CREATE TABLE t (x)")
+        database.commit()
+    assert Path("app.db-journal").stat().st_size
+    as_path(Path("app.db"))
     assert Path("app.db").read_text() == "new"
 
 
