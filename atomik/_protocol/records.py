@@ -115,7 +115,8 @@ class Journal(NamedTuple):
 
     intent: Intent
     outcome: int | None
-    #: where the next record belongs
+    #: where an outcome belongs, right behind the intent.  One that is there already is written again in its place: a second
+    #: one behind it could survive a power cut without the first, and contradict what recovery then decides
     end: int
 
 
@@ -187,12 +188,12 @@ def decode(data: bytes) -> Journal | None:
     first = _read_record(data, 0, (INTENT,))
     if first is None:
         return None
-    version, _, payload, end = first
+    version, _, payload, behind = first
     try:
         intent = _decode_intent(payload, version)
     except (struct.error, IndexError, ValueError) as exc:
         raise BadJournal(f"its intent is malformed ({exc})") from exc
-    outcome = None
+    outcome, end = None, behind
     while (record := _read_record(data, end, (COMMITTED, UNDONE))) is not None:
         _, kind, payload, after = record
         if payload.rstrip(b"\0") != intent.txid.encode():
@@ -200,7 +201,7 @@ def decode(data: bytes) -> Journal | None:
         if outcome not in (None, kind):
             raise BadJournal("it says both committed and undone")
         outcome, end = kind, after
-    return Journal(intent, outcome, end)
+    return Journal(intent, outcome, behind)
 
 
 def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, int, bytes, int] | None:

@@ -38,7 +38,13 @@ def main() -> int:
     corpus.mkdir(exist_ok=True)
     for number, seed in enumerate(targets.seeds(options.target)):
         (corpus / f"seed-{number}").write_bytes(seed)
-    arguments = [sys.argv[0], f"-runs={options.runs}", f"-seed={options.seed}", f"-max_len={_LONGEST[options.target]}", "-print_final_stats=1"]
+    arguments = [
+        sys.argv[0],
+        f"-runs={options.runs}",
+        f"-seed={options.seed}",
+        f"-max_len={_LONGEST[options.target]}",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([*arguments, str(corpus)], targets.TARGETS[options.target])
     atheris.Fuzz()
     return 0

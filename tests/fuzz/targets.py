@@ -147,11 +147,11 @@ def command_line(data: bytes) -> None:
     arguments = _arguments(data)
     try:
         known = commands._parse(list(arguments))
-    except commands.UsageError as exc:
-        assert str(exc)
+    except commands.UsageError:
         return
     except SystemExit as exc:
-        assert not exc.code  # --help, --version
+        if exc.code:  # else --help or --version
+            raise AssertionError(f"it exits with {exc.code}") from exc
         return
     assert known.name in commands._COMMANDS
     timeout = getattr(known, "lock_timeout", 0.0)
@@ -187,7 +187,16 @@ def seeds(name: str) -> Iterator[bytes]:
         yield from _journals()
     elif name == "change-set":
         for op in changeset.OPERATIONS:
-            change = {"op": op, "path": "a/b", "text": "t", "old": "x", "new": "y", "from": "c", "to": "d", "target": "../e"}
+            change = {
+                "op": op,
+                "path": "a/b",
+                "text": "t",
+                "old": "x",
+                "new": "y",
+                "from": "c",
+                "to": "d",
+                "target": "../e",
+            }
             required, one_of, _ = changeset.OPERATIONS[op]
             keys = {"op", *required, *one_of[:1]}
             yield b"\0" + json.dumps({"changes": [{k: v for k, v in change.items() if k in keys}]}).encode()

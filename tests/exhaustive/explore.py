@@ -1,0 +1,232 @@
+"""Explore one transaction to the end: every crash, the recovery of each, every crash of that, until no disk is new.
+
+The disks are the nodes of a graph.  What recovery makes of a disk depends on the disk alone: it is the only input (the
+process is new, its ids are not used, and nobody else is there).  So each disk is recovered once, however many crashes lead
+to it, and with its recovery every crash of that recovery is known, for those are disks again.  That makes it finite, and
+complete to any number of crashes one after the other.
+
+What must hold:
+
+* before the commit returned, every disk is recovered to all old or all new; when it returned, to all new; when it was rolled
+  back and has said so, to all old;
+* a recovery that is cut, and begun again, comes to the same as the one that was not cut;
+* it ends without an error, is content, and leaves no name of atomik's.
+
+A process that is killed while the machine goes on leaves what it did in memory: what is visible is not durable yet.  There
+recovery may come to either side, but once it has returned, its side must last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from attrs import define, field
+
+import atomik
+from atomik import _hidden_names
+from atomik._commit import commit as _commit
+from atomik._folder import filesystem as _filesystem
+from atomik._system import kernel as _kernel
+from tests.powercut.histories import Tree, difference
+
+from .crashes import Cut, Key, bare, key_of
+from .memory import Disk, MemoryKernel, Record
+from .transactions import OLD, Case
+
+FOLDERS = ("/a", "/b")
+
+
+class Violation(AssertionError):
+    """A promise is broken; the text says where."""
+
+
+class _Sabotage(Exception):
+    """What a rolled-back transaction fails with."""
+
+
+@define
+class Counts:
+    """``crashes``: sets of changes that reached a disk, at every call; ``disks``: those that were different, each of which
+    was recovered; ``kills``: processes killed at a call, and recovered with what was in memory."""
+
+    crashes: int = 0
+    disks: int = 0
+    kills: int = 0
+    refused: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            *(getattr(self, name) + getattr(other, name) for name in ("crashes", "disks", "kills", "refused"))
+        )
+
+
+@define
+class _Run:
+    """One run of a transaction: its log, the disk in the end, and whether it was committed."""
+
+    log: list[Record]
+    kernel: MemoryKernel
+    committed: bool
+
+
+@contextlib.contextmanager
+def on(kernel: MemoryKernel) -> Iterator[MemoryKernel]:
+    """Have atomik work on a disk in memory.  Its ids are the same every time, and it does not wait for readers."""
+    before, grace = _kernel.install(kernel), _commit._grace
+    _filesystem.forget()
+    _commit._grace = lambda: 0.0
+    _hidden_names._random[:] = [bytes([number]) * 8 for number in (3, 2, 1)]
+    try:
+        yield kernel
+    finally:
+        _kernel.install(before)
+        _commit._grace = grace
+        _hidden_names._random.clear()
+        _filesystem.forget()
+
+
+@define
+class Explorer:
+    """One case.  ``mutant`` is told of each kernel before it is used, and may spoil it."""
+
+    case: Case
+    mutant: Callable[[MemoryKernel, bool], object] = lambda kernel, recovering: None
+    counts: Counts = field(factory=Counts)
+    _outcomes: dict[Key, Tree] = field(factory=dict)
+
+    def explore(self) -> Counts:
+        """All of it; raises `Violation`."""
+        run = self._run(None)
+        if run is None:
+            self.counts.refused += 1
+            return self.counts
+        new = run.kernel.disk.tree()
+        if new != self.case.wanted():
+            self._break("it committed", difference(new, self.case.wanted()))
+        self._crash(run, [OLD, new], [new])
+        for at in range(1, len(self.case.names) + 1):
+            back = self._run(at)
+            if back is not None and not back.committed:
+                if back.kernel.disk.tree() != OLD:
+                    self._break("it rolled back", difference(back.kernel.disk.tree(), OLD))
+                self._crash(back, [OLD, new], [OLD])
+        return self.counts
+
+    def _break(self, when: str, what: str) -> None:
+        raise Violation(f"{self.case}: {when}: {what}")
+
+    # --- running -------------------------------------------------------------------------------------------------
+    def _run(self, sabotaged: int | None) -> _Run | None:
+        """Commit it, or fail after so many swaps; None when it was refused."""
+        disk = Disk()
+        disk.plant(OLD)
+        kernel = MemoryKernel(disk)
+        self.mutant(kernel, False)
+        committed = True
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase == "swapping" and done == min(sabotaged or 0, total):
+                raise _Sabotage
+
+        with on(kernel):
+            try:
+                with atomik.transaction(overwrite=True, durable=self.case.syncs, progress=sabotaged and progress) as tx:
+                    self.case.stage(tx, kernel)
+            except (_Sabotage, atomik.errors.AtomikError) as exc:
+                committed = False
+                if not isinstance(exc, _Sabotage):
+                    if kernel.disk.tree() != OLD:
+                        self._break("it was refused", difference(kernel.disk.tree(), OLD))
+                    return None
+        return _Run(kernel.log, kernel, committed)
+
+    def _recover(self, disk: Disk, *folders: str) -> tuple[MemoryKernel, Any]:
+        kernel = MemoryKernel(disk)
+        self.mutant(kernel, True)
+        with on(kernel):
+            try:
+                report = atomik.recover(*(folders or FOLDERS), lock_timeout=0)
+            except (OSError, AssertionError) as exc:
+                self._break(f"recovery of {sorted(disk.tree())}", f"{type(exc).__name__}: {exc}")
+        return kernel, report
+
+    # --- crashes -------------------------------------------------------------------------------------------------
+    def _crash(self, run: _Run, meanwhile: list[Tree], afterwards: list[Tree]) -> None:
+        """Cut and kill a run at every call; `meanwhile` and `afterwards` are the trees that are allowed then."""
+        start = Disk(outputs=run.kernel.disk.outputs)
+        start.plant(OLD)
+        now = start.copy()
+        cut = Cut(start)
+        self._kill(now, cut, meanwhile)
+        for number, record in enumerate(run.log):
+            for disk in cut.after(record, run.kernel.disk.made):
+                self._judge(disk, meanwhile, f"power cut after change {number}")
+            now.made = run.kernel.disk.made
+            now.apply(record)
+            self._kill(now, cut, meanwhile)
+        for disk in cut.everything():
+            self._judge(disk, afterwards, "power cut after the end")
+
+    def _kill(self, now: Disk, cut: Cut, allowed: list[Tree]) -> None:
+        """The process dies here, the machine goes on: recovered from what is visible; that is cut in its turn."""
+        self.counts.kills += 1
+        disk = bare(now)
+        kernel, report = self._recover(disk)
+        found = kernel.disk.tree()
+        self._check(found, report, allowed, "killed")
+        after = cut.copy()
+        for record in kernel.log:
+            for crashed in after.after(record, kernel.disk.made):
+                self._judge(crashed, allowed, "killed, and power cut while that was recovered")
+        if report.items:  # else nothing was to be seen of the dead, so nothing is promised
+            for crashed in after.everything():
+                self._judge(crashed, [found], "killed, recovered, and then power cut")
+
+    def _judge(self, disk: Disk, allowed: list[Tree], when: str) -> None:
+        self.counts.crashes += 1
+        outcome = self._outcome(disk)
+        if outcome not in allowed:
+            nearest = min(allowed, key=lambda tree: len(difference(outcome, tree)))
+            self._break(when, f"on {sorted(disk.tree())}: {difference(outcome, nearest)}")
+
+    def _outcome(self, disk: Disk) -> Tree:
+        """What recovery makes of a disk, and of every disk that a crash of that recovery leaves, which must be the same."""
+        key = key_of(disk)
+        known = self._outcomes.get(key)
+        if known is not None:
+            return known
+        outcome: Tree | None = None
+        work = [(key, bare(disk))]
+        while work:
+            key, disk = work.pop()
+            before = self._outcomes.get(key)
+            if before is None:
+                self.counts.disks += 1
+                start = disk.copy()
+                kernel, report = self._recover(disk)
+                before = self._outcomes[key] = kernel.disk.tree()
+                self._check(before, report, None, "power cut")
+                work += self._cuts(start, kernel)
+            if outcome is None:
+                outcome = before
+            elif before != outcome:
+                self._break("recovery was cut", f"it came to another end: {difference(before, outcome)}")
+        assert outcome is not None
+        return outcome
+
+    def _cuts(self, start: Disk, kernel: MemoryKernel) -> Iterator[tuple[Key, Disk]]:
+        cut = Cut(start)
+        for record in kernel.log:
+            for crashed in cut.after(record, kernel.disk.made):
+                self.counts.crashes += 1
+                yield key_of(crashed), bare(crashed)
+
+    def _check(self, found: Tree, report: Any, allowed: list[Tree] | None, when: str) -> None:
+        if left := [path for path in found if ".atomik" in path]:
+            self._break(when, f"left over: {left}")
+        if not report.clean:
+            self._break(when, f"recovery is not content: {report}")
+        if allowed is not None and found not in allowed:
+            self._break(when, difference(found, allowed[0]))
