@@ -115,15 +115,6 @@ def _refuse(why: str, *paths: str) -> NoReturn:
     errors.fail(errors.ConflictError, errno.EBUSY, f"{why}; {cure}", *paths)
 
 
-def refuse_logs_of_swap(ends: Sequence[tuple[int, str]], paths: tuple[str, str]) -> None:
-    """Refuse to exchange a database at one of two names (each a folder's descriptor and a name) away from its log."""
-    for (dir_fd, name), path in zip(ends, paths, strict=True):
-        for log in logs(dir_fd, name, sure=True):
-            _refuse(
-                "a log holds changes for the database that is there, and would be replayed into the other", log, path
-            )
-
-
 def refuse_open(place: Place, path: str) -> None:
     """Refuse a file that this process still holds open for writing.  Where /proc does not tell, nothing is known."""
     found = place.status()

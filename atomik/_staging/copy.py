@@ -48,7 +48,7 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
     if view.at_or_above(resolved) is None:
         if os.path.realpath(os.path.dirname(full)) == os.path.dirname(resolved):
             resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
-        return intake.workspace.locate(resolved, folder=True, parents=False), None
+        return intake.workspace.locate(resolved, folder=True, parents=None), None
     item = view.changes.get(resolved)
     if isinstance(item, (StagedFile, StagedProgram)):
         where: str | None = _path_of(item, full)

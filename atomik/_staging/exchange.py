@@ -25,7 +25,7 @@ def stage(intake: Intake, first: StrPath, second: StrPath, *, order: int, expect
     """Stage the exchange of what exists at two names."""
     with kernel.typed("cannot exchange", absolute(second)), intake.lock:
         intake.require_open()
-        other = intake.workspace.locate(absolute(second), folder=True, parents=False)
+        other = intake.workspace.locate(absolute(second), folder=True, parents=None)
         options: ItemOptions = {"order": order, "preserve": "none", "expect": expect}
         item = intake.add(Exchange, first, True, None, options, lambda item: item.take(other))  # noqa: FBT003
         try:
@@ -44,6 +44,7 @@ class Exchange(Item):
     __slots__ = ("kinds", "origins", "other", "registered", "there")
 
     kind = "exchange"
+    makes_parents = False
     #: whoever wrote the two may not have synced them (P5)
     content = True
 

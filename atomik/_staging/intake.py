@@ -124,7 +124,8 @@ class Intake:
     ) -> _Item:  # fmt: skip
         workspace = self.workspace
         folder = kind.kind not in ("file", "symlink")
-        place = workspace.locate(where, folder=folder, parents=bool(given and given.get("parents")))
+        parents = bool(given and given.get("parents")) if kind.makes_parents else None
+        place = workspace.locate(where, folder=folder, parents=parents)
         directory, name = place
         stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir, "tmp_dir"), full)
         as_given = None if full == directory.child(name) else full
@@ -241,7 +242,7 @@ class Intake:
         """Whether something would exist at `path` if the commit came now."""
         full = absolute(path)
         try:
-            place = self.workspace.locate(full, folder=True, parents=False)
+            place = self.workspace.locate(full, folder=True, parents=None)
         except _errors.MissingPathError:
             return False
         leaves = self.workspace.destinations.leaves(place)
@@ -252,7 +253,7 @@ class Intake:
         full = absolute(path)
         with self.lock:
             self.require_open()
-            place = self.workspace.locate(full, folder=True, parents=False)
+            place = self.workspace.locate(full, folder=True, parents=None)
             item = next((item for item in reversed(self.items) if place in item.names()), None)
             if item is None:
                 text = "no operation of this transaction changes it, so there is nothing to drop"

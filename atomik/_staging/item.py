@@ -118,6 +118,8 @@ class Item:
     kind: Kind
     #: whether staging it writes content that must be synced
     content = True
+    #: whether it can make missing folders above its destination (parents=True)
+    makes_parents = True
     #: whether it changes a name, and does not only say what must exist there
     changes = True
 

@@ -36,7 +36,7 @@ def stage(
     """Stage moving what exists at `src` to `dest`."""
     with kernel.typed("cannot move", absolute(src, "src")), intake.lock:
         intake.require_open()
-        source = intake.workspace.locate(os.fsdecode(src), folder=True, parents=False)
+        source = intake.workspace.locate(os.fsdecode(src), folder=True, parents=None)
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup, "expect": expect}
         item = intake.add(Move, dest, overwrite, None, options, lambda item: item.take(source))
         try:
@@ -54,6 +54,7 @@ class Move(Item):
     __slots__ = ("_origin", "_there", "displaced_source", "registered", "source")
 
     kind = "move"
+    makes_parents = False
     #: whoever wrote what is moved may not have synced it (P5)
     content = True
 

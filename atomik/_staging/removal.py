@@ -34,6 +34,7 @@ class Removal(Item):
     __slots__ = ()
 
     kind = "removal"
+    makes_parents = False
     content = False
 
     def open(self) -> None:

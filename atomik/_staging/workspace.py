@@ -54,12 +54,12 @@ class Workspace:
         return self._txid
 
     # --- paths ---------------------------------------------------------------------------------------------------
-    def locate(self, path: str, *, folder: bool, parents: bool) -> Place:
-        """The place of a destination: its parent held open, its name checked."""
+    def locate(self, path: str, *, folder: bool, parents: bool | None) -> Place:
+        """The place of a destination: its parent held open, its name checked; `parents` None: the call has no such option."""
         head, name = split(path, folder=folder)
         directory = self._by_path.get(head)
         if directory is None:
-            directory = self.directory(head, parents=parents, wanted=path)
+            directory = self.directory(head, parents=bool(parents), wanted=None if parents is None else path)
         return Place(directory, name)
 
     def directory(self, where: str, *, parents: bool = False, wanted: str | None = None) -> Directory:

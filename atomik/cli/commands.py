@@ -15,9 +15,6 @@ A mistake of the user's gets one line on standard error, never a traceback.  Wha
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
-import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from atomik._folder.directory import Directory
 
 DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3
 _RUN_FAILED = 125
@@ -191,8 +187,9 @@ def _add_apply(add: argparse.ArgumentParser) -> None:
 def _add_swap(add: argparse.ArgumentParser) -> None:
     add.add_argument("first", metavar="A")
     add.add_argument("second", metavar="B")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only see whether both are there")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not sync the folders")
+    add.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_recover(add: argparse.ArgumentParser) -> None:
@@ -317,44 +314,19 @@ def _run(known: argparse.Namespace, report: Report) -> int:
 
 
 def _swap(known: argparse.Namespace, report: Report) -> int:
-    from atomik._api.swap import swap
-    from atomik._system import kernel
+    from atomik._api.transaction import Transaction
 
     from .signals import Signals
 
-    paths = (known.first, known.second)
-    for path in paths:
-        if not os.path.lexists(path):
-            errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to swap", path)
-    if known.dry_run:
-        report.result({"dry_run": True, "swap": list(paths)}, f"exchange {known.first} {known.second}")
-        return DONE
-    with Signals() as signals, contextlib.ExitStack() as held:
-        # Opened before the swap, so that what can fail has failed by then (and ".." is where it leads to, I7).
-        folders = [_parent_of(path, held) for path in paths] if known.durable else []
+    with Signals() as signals, Transaction(durable=known.durable, lock_timeout=known.lock_timeout) as tx:
+        tx.exchange(known.first, known.second)
+        if known.dry_run:
+            report.done(tx.plan())
+            tx.abort()
+            return DONE
         signals.check()
-        swap(*paths)
-        for folder in {folder.key: folder for folder in folders}.values():
-            try:
-                folder.sync()
-            except OSError as exc:
-                if kernel.errno_of(exc) is None:
-                    raise
-                text = "they are swapped, but a power cut may swap them back: the sync of their folder failed"
-                raise errors.DurabilityError(*errors.describe(exc.errno or errno.EIO, text, folder.path)) from exc
     report.result({"swapped": [known.first, known.second], "durable": known.durable})
     return DONE
-
-
-def _parent_of(path: str, held: contextlib.ExitStack) -> Directory:
-    from atomik._folder.directory import Directory
-    from atomik._system import kernel
-
-    head = os.path.dirname(path.rstrip("/")) or "."
-    with kernel.typed("cannot open the folder to sync it; --no-durable leaves that out", head):
-        folder = Directory.open(head)
-    held.callback(folder.close)
-    return folder
 
 
 def _recover(known: argparse.Namespace, report: Report) -> int:

@@ -39,9 +39,19 @@ def by_several(place: Path, version: str) -> None:
         tx.file(place.with_name("version")).write(version)
 
 
+def by_swap(place: Path, version: str) -> None:
+    """Two folders change places all the time, as in a blue-green deployment."""
+    other = place.with_name("other")
+    for each, said in ((place, version), (other, version + " too")):
+        if not each.exists():
+            each.mkdir()
+            _fill(each, said)
+    atomik.swap(place, other)
+
+
 @pytest.mark.parametrize("pause", [0.001, pytest.param(0.3, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("lock", ["parent", "folder"])
-@pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several, by_swap], ids=lambda way: way.__name__)
 def test_a_reader_sees_one_version(folder: Path, publish: Callable[[Path, str], None], lock: str, pause: float) -> None:
     """Five files are read in one block, while the folder is published all the time."""
     place = folder / "ds"
