@@ -8,8 +8,11 @@
     .atomik-TXID-N                  a slot
     .atomik-TXID-N-old, -new, -new1 a second name beside a slot, for the methods and undos that need one
     .atomik-TXID-N-kept             an original that could not be brought back, and that only the user may delete
+    .atomik-ID-resume-NAME          the private folder of a resumable output of that name; ID is derived from the destination,
+                                    and the names in it carry ID in the place of TXID
+    .atomik-TXID-pinned             a private folder of an ended transaction, which holds what readers still use
 
-TXID is 16 lower-case hexadecimal digits, N a decimal number of at most ten digits.  This is part of the journal format
+TXID and ID are 16 lower-case hexadecimal digits, N is a decimal number of at most ten.  This is part of the journal format
 (docs/reference/journal-format.md): another version of atomik must be able to read it.
 """
 
@@ -25,6 +28,10 @@ KEPT = "-kept"
 
 #: What `parse` says about a name.
 PRIVATE_FOLDER, JOURNAL, SLOT, TWIN, KEPT_ORIGINAL = "private folder", "journal", "slot", "twin", "kept original"
+RESUMABLE, PINNED = "resumable", "pinned"
+
+#: So many bytes of the destination's name are part of a resumable output's.
+_SHOWN = 80
 
 _HEX = "0123456789abcdef"
 _DIGITS = "0123456789"
@@ -71,6 +78,16 @@ def kept_name(slot: str) -> str:
     return slot + KEPT
 
 
+def resumable_name(id: str, name: str) -> str:
+    """The name of the private folder for a resumable output `name`, by the id that is derived from the destination."""
+    return f"{PREFIX}{id}-resume-{os.fsdecode(os.fsencode(name)[:_SHOWN])}"
+
+
+def pinned_name(txid: str) -> str:
+    """The name of a private folder that holds what readers still use."""
+    return f"{PREFIX}{txid}-pinned"
+
+
 def is_txid(text: str) -> bool:
     """Whether `text` has the form of a transaction id."""
     return len(text) == 16 and not text.strip(_HEX)
@@ -87,6 +104,10 @@ def parse(name: str) -> tuple[str, str] | None:
         return PRIVATE_FOLDER, txid
     if rest == "journal":
         return JOURNAL, txid
+    if rest == "pinned":
+        return PINNED, txid
+    if rest.startswith("resume-"):
+        return RESUMABLE, txid
     number, behind, suffix = rest.partition("-")
     if not 1 <= len(number) <= 10 or number.strip(_DIGITS):
         return None

@@ -269,6 +269,7 @@ def folder(
     *,
     base: StrPath | None = None,
     copy: bool = False,
+    resume: bool = False,
     **options: Unpack[OutputOptions],
 ) -> Output[StagedPath]:
     """Write a whole folder, all or nothing.
@@ -297,12 +298,14 @@ def folder(
     """
     _load_machinery()
     tx = _begin(overwrite, options)
-    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, **cast("Any", options))
+    options_of_all = cast("Any", options)
+    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, resume=resume, **options_of_all)
 
 
 def path(
-    path: StrPath, overwrite: bool = False, tmp_dir: StrPath | None = None, **options: Unpack[OutputOptions]
-) -> Output[StagedPath]:
+    path: StrPath, overwrite: bool = False, tmp_dir: StrPath | None = None, *, resume: bool = False,
+    **options: Unpack[OutputOptions],
+) -> Output[StagedPath]:  # fmt: skip
     """A path for programs that want a file name, published all or nothing.
 
     >>> with atomik.path("data.npz") as name:
@@ -320,7 +323,7 @@ def path(
     """
     _load_machinery()
     tx = _begin(overwrite, options)
-    return Output(tx, tx.path, path, overwrite, tmp_dir, **cast("Any", options))
+    return Output(tx, tx.path, path, overwrite, tmp_dir, resume=resume, **cast("Any", options))
 
 
 @overload

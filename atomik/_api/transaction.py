@@ -34,9 +34,11 @@ from atomik.flags import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from atomik._folder.directory import Directory
     from atomik._progress import Bar
     from atomik._receipt import PlannedChange, Receipt
     from atomik._staging.item import Item
@@ -225,12 +227,15 @@ class Transaction:
         *,
         base: StrPath | None = None,
         copy: bool = False,
+        resume: bool = False,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
         """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters.
 
         :param base: a str or path object: start from a clone of this folder.
         :param bool copy: start from a clone of what exists at `path`.
+        :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
+            returned path says whether there was anything.
         :returns: a `pathlib.Path`; with ``with``, leaving the block by an exception drops this output alone.  It pickles
             as a plain path, for worker processes.
 
@@ -238,24 +243,51 @@ class Transaction:
         """
         from atomik._staging import folder
 
-        return folder.stage(self._intake, path, overwrite, tmp_dir, base, copy=copy, options=options)
+        settle = self._resume if resume else None
+        new = folder.stage(self._intake, path, overwrite, tmp_dir, base, copy=copy, settle=settle, options=options)
+        if new.resumed:
+            self._recover_inside(new, new)
+        return new
 
     def path(
         self,
         path: StrPath,
         overwrite: bool | None = None,
         tmp_dir: StrPath | None = None,
+        *,
+        resume: bool = False,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
         """Stage a path for a program that opens files by name; see `atomik.path` for the parameters.
 
+        :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
+            returned path says whether there was anything.
         :returns: a `pathlib.Path`, at which nothing stands yet.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import path as _path
 
-        return _path.stage(self._intake, path, overwrite, tmp_dir, options)
+        new = _path.stage(self._intake, path, overwrite, tmp_dir, self._resume if resume else None, options)
+        if new.resumed:
+            self._recover_inside(new, new.parent)
+        return new
+
+    def _recover_inside(self, new: StagedPath, folder: Path) -> None:
+        """What was staged may have been written by transactions of its own, which died with the job."""
+        from atomik._recovery.recover import recover
+
+        try:
+            recover(folder, recursive=True, lock_timeout=self._lock_timeout)
+        except BaseException as exc:
+            new._item.discard(f"what an earlier run has staged could not be recovered: {exc}")
+            raise
+
+    def _resume(self, directory: Directory, name: str) -> None:
+        """Undo or finish what a dead transaction has done to a resumable output."""
+        from atomik._commit.machinery import wait_or_recover
+
+        wait_or_recover(directory, self._lock_timeout, name=name)
 
     def symlink(
         self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False,

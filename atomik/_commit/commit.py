@@ -40,6 +40,7 @@ from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, identity_of_new, publish
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
+from atomik._staging import checks
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
 from atomik.flags import State
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from atomik._protocol.journal import LiveJournal
+    from atomik._protocol.private_folder import PrivateFolder
     from atomik._staging.item import Found, Item
     from atomik._staging.workspace import Workspace
 
@@ -258,7 +260,7 @@ class Commit:
         found = self._find(alone=False)
         items = [item for item in self.items if not item.unchanged]
         self.steps = self._planned(items, found)
-        later = self.undecided or any(item.expectation is not None for item in items)
+        later = self.undecided or any(item.expectation is not None or item.kept is not None for item in items)
         self._needs = _plan.needs(self.steps, checked_later=later, folders_displaced=True)
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
@@ -282,6 +284,8 @@ class Commit:
             parents = {step.dest.directory.key: step.dest.directory for step in steps}
             if len(parents) != 1 or not any(_is_bound(step.dest, step.slot) for step in steps):
                 continue
+            if items[slot].kept is not None:
+                checks.refuse_bound(items[slot].path)
             self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would tell whose that slot is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
@@ -718,7 +722,7 @@ class Commit:
         """
         journal = self._journal
         if journal is not None:
-            if self.stranded:
+            if self.stranded or any(item.kept is not None for item in self.items):
                 self._without_failing(functools.partial(journal.keep, self._home()))
             self._without_failing(journal.withdraw)
         if self._locked:
@@ -730,8 +734,10 @@ class Commit:
         if journal is not None:
             journal.close()
 
-    def _home(self) -> Directory:
-        return next(iter(self.workspace.private_folders.values())).folder
+    def _home(self) -> PrivateFolder:
+        """Where the journal stays: with what is resumable, for it says what that is."""
+        kept = (item.kept for item in self.items if item.kept is not None)
+        return next(kept, next(iter(self.workspace.private_folders.values())))
 
     def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
         """Tried twice, for the cause of a failure may have been of the moment; then told, not raised."""

@@ -66,6 +66,7 @@ def may_go_alone(items: Sequence[Item]) -> bool:
         or options.allow_gap
         or item.kind in _OF_TWO_NAMES
         or item.expectation is not None
+        or item.kept is not None  # a journal says whether its slot holds what was staged or what was displaced
     )
     return not special
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.place import Place, rename_back
-from atomik._hidden_names import JOURNAL_NAME, journal_name, new_txid
+from atomik._hidden_names import JOURNAL_NAME, new_txid
 from atomik._system import forked, kernel
 
 from . import records as _records
@@ -91,10 +91,10 @@ class LiveJournal:
         """Take its well-known names away: it stops nobody any more, and recovery finds it in the private folders only."""
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
 
-    def keep(self, home: Directory) -> None:
+    def keep(self, home: PrivateFolder) -> None:
         """Keep it where it stops nobody: in a private folder, where it is already unless the filesystem has no hard links."""
         if all(place.name == JOURNAL_NAME for place in self.names):
-            private = Place(home, journal_name(self.txid))
+            private = Place(home.folder, home.journal)
             rename_back(self.names[0], private, folder=False)
             self.names[0] = private
 
@@ -177,7 +177,7 @@ def _create(
     parents: list[Directory],
 ) -> None:
     home = private_folders[0]
-    private = [Place(private_folder.folder, journal_name(journal.txid)) for private_folder in private_folders]
+    private = [Place(private_folder.folder, private_folder.journal) for private_folder in private_folders]
     journal.fd = _unnamed(home.folder, private[0].name)
     try:
         journal.identity = identity(journal.fd, home.folder)
@@ -224,7 +224,7 @@ def _unnamed(home: Directory, name: str) -> int:
 
 def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
     """Link the journal to one more name."""
-    first = Place(home.folder, journal_name(journal.txid))
+    first = Place(home.folder, home.journal)
     journal.names.append(place)  # before the call: an interrupt may come right behind it
     try:
         kernel.port.link(first.name, first.fd, place.name, place.fd)
@@ -244,7 +244,7 @@ def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
 def _move_name(journal: LiveJournal, home: PrivateFolder, place: Place, cause: OSError | None) -> None:
     """No hard links here: the journal's one name must be the well-known one, so there can be only one parent, and what is
     staged must lie in it, for recovery would find a private folder elsewhere without a journal and take it for abandoned."""
-    first = Place(home.folder, journal_name(journal.txid))
+    first = Place(home.folder, home.journal)
     if place.name != JOURNAL_NAME or journal.names != [first, place] or home.parent.key != place.directory.key:
         text = (
             "the filesystem has no hard links, so a transaction over several folders cannot be journalled there; "

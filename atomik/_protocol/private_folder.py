@@ -44,6 +44,8 @@ class PrivateFolder:
 
     #: the folder itself, once it was opened
     folder: Directory
+    #: what is staged in it outlives a transaction that does not publish it (see `resumable`)
+    outlives = False
 
     def __init__(self, parent: Directory, txid: str) -> None:
         self.parent, self.txid = parent, txid
@@ -103,6 +105,11 @@ class PrivateFolder:
     def name(self) -> str:
         """Its name in the parent."""
         return private_folder_name(self.txid)
+
+    @property
+    def journal(self) -> str:
+        """The name that the journal has in it."""
+        return journal_name(self.txid)
 
     def path_of(self, slot: Place) -> str:
         """The path of a slot, for code that is not ours and writes to it by name.

@@ -305,8 +305,8 @@ def _decode_step(reader: _Reader, txid: str, folders: tuple[Folder, ...], ops: t
     name = ops[op]
     _check_destination(dest)
     if name != "exchange":
-        if _hidden_names.parse(slot) != (_hidden_names.SLOT, txid):
-            raise ValueError("a slot does not carry the transaction's id")
+        if _hidden_names.parse(slot) != (_hidden_names.SLOT, _slot_id(folders[slot_folder], txid)):
+            raise ValueError("a slot does not carry the id of its transaction or private folder")
     else:
         _check_destination(slot)
         if not folders[slot_folder].parent:
@@ -314,6 +314,12 @@ def _decode_step(reader: _Reader, txid: str, folders: tuple[Folder, ...], ops: t
     if (new is None) != (name == "remove") or (old is None) != (name == "create"):
         raise ValueError("identities do not fit the operation")
     return StepRecord(name, KINDS[kind], bool(allow_gap), dest_folder, dest, slot_folder, slot, new, old, order)
+
+
+def _slot_id(folder: Folder, txid: str) -> str:
+    """The id that slots in a folder carry: the transaction's, or that of the private folder of a resumable output."""
+    kind, id = _hidden_names.parse(folder.parts[-1] if folder.parts else "") or ("", "")
+    return id if kind == _hidden_names.RESUMABLE and not folder.parent else txid
 
 
 def _check_destination(name: str) -> None:

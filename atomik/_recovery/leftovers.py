@@ -17,12 +17,15 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._hidden_names import journal_name, private_folder_name
 from atomik._protocol.private_folder import as_given, clear, is_failure, is_suspect
+from atomik._protocol.resumable import is_empty
 from atomik._system import kernel
 from atomik._tree import delete
 
 from .takeover import ATTENTION, Recovered, remove_folder
 
 _PRIVATE = 0o077
+#: the kinds of private folders
+PRIVATE = (_hidden_names.PRIVATE_FOLDER, _hidden_names.RESUMABLE)
 
 
 def report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
@@ -51,7 +54,7 @@ def names(directory: Directory, *kinds: str) -> list[tuple[str, str]]:
 
 def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iterator[Recovered]:
     """Remove what is abandoned in the folder, and say what stays."""
-    for name, txid in names(directory, _hidden_names.PRIVATE_FOLDER):
+    for name, txid in names(directory, *PRIVATE):
         try:
             yield from _clean_private_folder(directory, name, txid, discard=discard)
         except OSError as exc:
@@ -125,14 +128,28 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
         if private_folder.exists(journal_name(txid)):
             return  # it keeps a displaced original, or could not be settled: that was reported
         yield from kept(private_folder, private=True, discard=discard)
+        waits = resumable(private_folder, name, txid)
+        if waits is not None and not discard:
+            yield _logged(waits)
+            return
         _make_last(private_folder, directory)
         clear(private_folder, txid)
         if remove_folder(directory, name, private_folder):
-            yield report(private_folder.path, "removed", txid, "staged, never committed")
+            what = "removed" if waits is None else "discarded"
+            yield report(private_folder.path, what, txid, "staged, never committed")
         else:
             yield report(private_folder.path, "left", txid, "there is something in it that is not atomik's, or is kept")
     finally:
         private_folder.close()
+
+
+def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None:
+    """What to report if the folder holds what an output with ``resume=True`` has staged."""
+    if _hidden_names.parse(name) != (_hidden_names.RESUMABLE, id) or is_empty(private_folder, id):
+        return None
+    shown = name.partition("-resume-")[2]
+    detail = f"staged for {shown!r}; the next run with resume=True goes on with it, discard=True deletes it"
+    return Recovered(private_folder.path, "resumable", id, detail)
 
 
 def _make_last(private_folder: Directory, directory: Directory) -> None:

@@ -194,7 +194,7 @@ class _Recovery:
         """Settle every journal in the folder; False when there is one that could not be, so that nothing may be removed."""
         if not self._settle(directory, JOURNAL_NAME):
             return False
-        for name, txid in leftovers.names(directory, _hidden_names.PRIVATE_FOLDER):
+        for name, txid in leftovers.names(directory, *leftovers.PRIVATE):
             private_folder = leftovers.open_private_folder(directory, name, txid)
             if isinstance(private_folder, Directory):
                 try:
@@ -311,7 +311,7 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
     for item in _survey_journal(directory, JOURNAL_NAME):
         told.add(item.txid)
         yield item
-    for name, txid in leftovers.names(directory, _hidden_names.PRIVATE_FOLDER):
+    for name, txid in leftovers.names(directory, *leftovers.PRIVATE):
         private_folder = leftovers.open_private_folder(directory, name, txid, dry=True)
         if not isinstance(private_folder, Directory):
             if private_folder is not None:
@@ -321,7 +321,8 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
             if txid not in told:  # else its journal is the same file
                 items = _survey_journal(private_folder, journal_name(txid))
                 items += leftovers.kept(private_folder, private=True, dry=True)
-                yield from items or [Recovered(directory.child(name), "abandoned", txid)]
+                waits = leftovers.resumable(private_folder, name, txid)
+                yield from items or [waits or Recovered(directory.child(name), "abandoned", txid)]
         finally:
             private_folder.close()
     yield from leftovers.kept(directory, private=False, dry=True)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from atomik import _events, errors
+from atomik import _events, _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name
@@ -271,9 +271,17 @@ class DeadTransaction:
         ours = self.olds - self.news if committed else self.news - self.olds
         if stranded:
             self._keep_private()
+        resumable, mine = self._resumable()
         self._remove_well_known_names()
-        private_folders = self._private_folders()
+        if not committed:
+            self._leave_staged(mine, stranded)
+        private_folders = [
+            (folder, name)
+            for folder, name in self._private_folders()
+            if folder not in resumable or (committed and folder in mine)
+        ]
         inside = set() if stranded else {folder for folder, _ in private_folders}  # they are cleared as a whole
+        inside |= resumable
         all_gone = True
         for place in dict.fromkeys(slot for step in steps for slot in _slots(step) if slot.directory not in inside):
             found = place.identity()
@@ -284,11 +292,12 @@ class DeadTransaction:
 
     def _remove_private_folders(self, private_folders: list[tuple[Directory, str]], *, journal: bool) -> None:
         """The journal goes from none of them before everything else is gone from all: after a death it leads to the rest."""
-        txid, told = self.intent.txid, bool(self.found)
-        for folder, _ in private_folders:
-            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, txid, journal=False))
+        told = bool(self.found)
+        for folder, name in private_folders:
+            id = _id_in(name)
+            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, id, journal=False))
         for folder, name in private_folders if journal else ():
-            done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name, txid))
+            done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name, _id_in(name)))
             if done and not told:
                 self.tell(folder.path, "removed", "left by a transaction that had ended")
 
@@ -296,6 +305,26 @@ class DeadTransaction:
         """The private folders that were found, and their names."""
         entries = zip(self.folders, self.intent.folders, strict=True)
         return [(folder, entry.parts[-1]) for folder, entry in entries if folder is not None and not entry.parent]
+
+    def _resumable(self) -> tuple[set[Directory], set[Directory]]:
+        """The private folders of resumable outputs, and those of them that no other job can have begun to use: this journal
+        is in them, or still where it stops others."""
+        found = [
+            (folder, _private_journal(folder, name))
+            for folder, name in self._private_folders()
+            if _hidden_names.parse(name) == (_hidden_names.RESUMABLE, _id_in(name))
+        ]
+        stops = bool(self._well_known())
+        mine = {folder for folder, place in found if stops or place.identity() == self.journal.identity}
+        return {folder for folder, _ in found}, mine
+
+    def _leave_staged(self, resumable: set[Directory], stranded: list[Place]) -> None:
+        """What was staged to be resumed is where it was staged, and waits for the next run."""
+        for folder, name in self._private_folders():
+            place = _private_journal(folder, name)
+            free = folder in resumable and not any(each.directory is folder for each in stranded)
+            if free and place.identity() == self.journal.identity:
+                kernel.port.unlink(place.name, place.fd)
 
     def _remove(self, path: str, action: Callable[[], object]) -> bool:
         try:
@@ -309,7 +338,7 @@ class DeadTransaction:
 
     def _keep_private(self) -> None:
         """Without hard links the well-known name is the journal's only one: move it into a private folder, to stop nobody."""
-        places = [Place(folder, journal_name(self.intent.txid)) for folder, _ in self._private_folders()]
+        places = [_private_journal(folder, name) for folder, name in self._private_folders()]
         if places and not any(place.identity() == self.journal.identity for place in places):
             for place in self._well_known():
                 rename_back(place, places[0], folder=False)
@@ -336,6 +365,16 @@ def _is_published(step: Step) -> bool:
 def _slots(step: Step) -> tuple[Place, ...]:
     """The private names of a step; both names of an exchange are destinations, which nobody may delete (I6)."""
     return () if step.op == "exchange" else step.slots()
+
+
+def _id_in(name: str) -> str:
+    """The id in the name of a private folder, which the names in it carry."""
+    return (_hidden_names.parse(name) or ("", ""))[1]
+
+
+def _private_journal(folder: Directory, name: str) -> Place:
+    """The journal's name in a private folder."""
+    return Place(folder, journal_name(_id_in(name)))
 
 
 def _reason(exc: OSError) -> str:

@@ -87,6 +87,13 @@ def refuse_sticky(directory: Directory, found: Status, path: str) -> None:
         errors.fail(errors.AccessDeniedError, errno.EPERM, text, path)
 
 
+def refuse_bound(path: str) -> NoReturn:
+    """A folder that this user may not write to can be renamed only within its parent, not into the private folder that a
+    resumable output has."""
+    text = "resume=True cannot replace a folder, or publish one, that this user may not write to; chmod u+w it first"
+    errors.fail(errors.AccessDeniedError, errno.EACCES, text, path)
+
+
 def refuse_unsupported(item: Item, fs: Filesystem, *, overwriting: bool) -> None:
     """A filesystem that ignores the flags of renameat2, and for folders one that lacks them, is refused before anything is
     written."""

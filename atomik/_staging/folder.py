@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
+from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import decoded
-from atomik._folder.place import Place
+from atomik._folder.place import Place, rename, set_mode
+from atomik._protocol.resumable import CLONE, WORK
 from atomik._system import kernel
 
 from .item import Item
 
 if TYPE_CHECKING:
     from atomik._progress import Counting
+    from atomik._protocol.resumable import Settle
 
     from .intake import Intake
     from .options import ItemOptions, StrPath
@@ -22,11 +27,16 @@ if TYPE_CHECKING:
 
 def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
-    options: ItemOptions,
+    settle: Settle | None, options: ItemOptions,
 ) -> StagedPath:  # fmt: skip
-    """Stage a folder, and return its present path."""
+    """Stage a folder, and return its present path; with `settle` a resumable one."""
     if copy and base is not None:
         raise ValueError("copy=True starts from what exists at the destination, base= from another folder; pass one")
+    if copy and settle is not None:
+        raise ValueError("copy=True starts from what exists now, resume=True from what was staged before; pass one")
+    if settle is not None:
+        item = intake.add(StagedFolder, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
+        return intake.hand_out(item, intake.open(item, item.resume, settle, base, intake.counting("cloning")))
     item = intake.add(StagedFolder, path, overwrite, tmp_dir, options)
     return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
 
@@ -47,6 +57,28 @@ class StagedFolder(Item):
             self._clone_present(slot, progress)
         elif base is not None:
             self._clone_base(os.path.abspath(decoded(base, "base")), slot, progress)
+        return self.workspace.path_of(slot)
+
+    def resume(self, settle: Settle, base: StrPath | None, progress: Counting | None = None) -> str:
+        """Go on with what an earlier run has staged, or make the folder where the next run finds it."""
+        kept = self.keep(settle)
+        slot, work = kept.slot(), kept.slot(WORK)
+        there = slot.status()
+        if work.status() is not None or not (there is None or kernel.is_folder(there.mode)):
+            text = "an earlier run staged it with path(); go on with that, or delete it with recover(discard=True)"
+            errors.fail(errors.WrongKindError, errno.ENOTDIR, text, self.path, kept.folder.path)
+        self.slot = slot
+        if there is None:
+            fresh = kept.slot(CLONE)  # so that what is in the slot is complete
+            kernel.port.mkdir(fresh.name, 0o777, fresh.fd)
+            if base is not None:
+                self._clone_base(os.path.abspath(decoded(base, "base")), fresh, progress)
+            rename(fresh, slot, 0)
+            kept.make_durable()
+        else:
+            self.resumed = True
+            if not kernel.port.may_write(slot.name, slot.fd):  # it has its final mode already
+                set_mode(slot, stat.S_IMODE(there.mode) | stat.S_IRWXU)
         return self.workspace.path_of(slot)
 
     def _clone_present(self, slot: Place, progress: Counting | None) -> None:

@@ -53,6 +53,8 @@ _order = operator.attrgetter("order")
 class Syncs(Protocol):
     """What makes a file durable that gives up its descriptor."""
 
+    durable: bool | str
+
     def sealed(self, item: StagedFile) -> None:
         """Sync it now, unless that comes later for all."""
 
@@ -65,6 +67,7 @@ class Intake:
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
         self.overwrite, self.progress, self._syncs = overwrite, progress, syncs
+        self.durable = bool(syncs.durable)
         self.workspace = Workspace()
         self.items: list[Item] = []
         #: outputs that were dropped and must be staged again: path → reason
@@ -216,6 +219,8 @@ class Intake:
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
                 raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
             raise
+        if item.resumed:
+            _events.emit(_events.INFO, "item.resumed", tx=self.workspace.txid, path=item.path, kind=item.kind)
         if self.heard:
             _events.emit(
                 _events.DEBUG, "item.staged", tx=self.workspace.txid, path=item.path, kind=item.kind, order=item.order,
@@ -227,6 +232,8 @@ class Intake:
         """Staging failed, and that is the error to tell: what cannot be removed now, the private folder's end reports."""
         try:
             item.end(done=False)
+            if item.kept is not None:
+                self.workspace.let_go(item.kept)
         except OSError as exc:
             if not is_failure(exc):
                 raise  # the transaction's end finds it among the items
@@ -236,7 +243,7 @@ class Intake:
         """The path `path` of `item`, as the user gets it."""
         from .staged_path import StagedPath
 
-        return StagedPath.of(path, item, self.workspace.path_elsewhere(path))
+        return StagedPath.of(path, item, self.workspace.path_elsewhere(path), resumed=item.resumed)
 
     def will_exist(self, path: StrPath) -> bool:
         """Whether something would exist at `path` if the commit came now."""
@@ -265,6 +272,8 @@ class Intake:
                 _errors.fail(_errors.DuplicateDestinationError, errno.EEXIST, text, full, built.path)
             self.forget(item)
             item.end(done=False)
+            if item.kept is not None:
+                self.workspace.let_go(item.kept, discard=True)
             self.failed.pop(item.path, None)
 
     def counting(self, phase: str) -> Counting | None:

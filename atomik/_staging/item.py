@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
@@ -26,6 +27,7 @@ from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
 from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
 
 from . import checks
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from _thread import RLock
 
     from atomik._progress import Counting
+    from atomik._protocol.resumable import Resumable, Settle
     from atomik._protocol.step import Step
     from atomik._receipt import ItemReceipt, Kind, Op
     from atomik._system.libc import Status
@@ -85,6 +88,8 @@ class Owner(Protocol):
     """What must know how an item fares: the intake of its transaction."""
 
     lock: RLock
+    #: whether the outputs are to survive a power cut
+    durable: bool
 
     def sealed(self, item: Item) -> None:
         """Its content is complete."""
@@ -111,8 +116,9 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "displaces", "early", "expectation", "follows", "found", "given", "links", "not_preserved", "options",
-        "order", "owner", "place", "slot", "stage", "stamp", "state", "synced", "unchanged", "workspace",
+        "backup", "displaces", "early", "expectation", "follows", "found", "given", "kept", "links", "not_preserved",
+        "options", "order", "owner", "place", "resumed", "slot", "stage", "stamp", "state", "synced", "unchanged",
+        "workspace",
     )  # fmt: skip
 
     kind: Kind
@@ -133,6 +139,9 @@ class Item:
         self.expectation = options.expect if options.expect != "any" else None
         self.state = OPEN
         self.slot: Place | None = None
+        #: where a resumable output is staged, and whether something was staged there before
+        self.kept: Resumable | None = None
+        self.resumed = False
         self.not_preserved: tuple[str, ...] = ()
         self.unchanged = False
         #: the name under which the previous version is to stay
@@ -219,6 +228,28 @@ class Item:
 
     def close(self) -> None:
         """Let go of descriptors."""
+
+    def settle(self, settle: Settle) -> None:
+        """Before the destination is looked at: a dead run may have left something there that is still to be undone."""
+        from atomik._protocol.resumable import settle_journal
+
+        settle_journal(self.place.directory, JOURNAL_NAME, settle)
+
+    def keep(self, settle: Settle) -> Resumable:
+        """Stage it where the next run finds it."""
+        if self.follows:
+            text = "resume=True cannot follow an earlier operation of this transaction at this name; drop that first"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+        assert self.owner is not None
+        mode, durable = self.options.permissions, self.owner.durable
+        if self.found == "folder" and not kernel.port.may_write(self.place.name, self.place.fd):
+            checks.refuse_bound(self.path)
+        if mode is not None and not mode & stat.S_IWUSR and os.geteuid():
+            raise ValueError(f"permissions={mode:#o} with resume=True: what is staged must stay writable for its owner")
+        self.kept = kept = self.workspace.resumable(self.stage, self.place, settle, durable=durable)
+        with kernel.typed("cannot stage in the folder", self.stage.path):
+            kept.make()
+        return kept
 
     def content_path(self) -> str:
         """Where its content is now, by path, for reading it before the commit."""
@@ -520,8 +551,9 @@ class Item:
         raise NotImplementedError
 
     def _drop(self) -> None:
-        """Remove the slot.  A failure to remove is the private folder's to report, for it empties itself at the end."""
-        if self.slot is None:
+        """Remove the slot, unless it is resumable.  A failure to remove is the private folder's to report, for it empties
+        itself at the end."""
+        if self.slot is None or self.kept is not None:
             return
         from atomik._tree.delete import delete_file, delete_tree
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place, set_mode
+from atomik._folder.place import Place, rename, set_mode
+from atomik._protocol.resumable import WORK
 from atomik._system import kernel
 
 from . import companions
 from .item import Item
 
 if TYPE_CHECKING:
+    from atomik._protocol.resumable import Settle
     from atomik._system.libc import Status
 
     from .intake import Intake
@@ -24,9 +26,13 @@ if TYPE_CHECKING:
 
 
 def stage(
-    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, options: ItemOptions
-) -> StagedPath:
-    """Stage a path for a program that opens files by name."""
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, settle: Settle | None,
+    options: ItemOptions,
+) -> StagedPath:  # fmt: skip
+    """Stage a path for a program that opens files by name; with `settle` a resumable one."""
+    if settle is not None:
+        item = intake.add(StagedProgram, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
+        return intake.hand_out(item, intake.open(item, item.resume, settle))
     item = intake.add(StagedProgram, path, overwrite, tmp_dir, options)
     return intake.hand_out(item, intake.open(item, item.open))
 
@@ -47,6 +53,27 @@ class StagedProgram(Item):
         """Make the private folder in which the program writes under the destination's own name."""
         self._work = work = self.workspace.slot(self.stage)
         kernel.port.mkdir(work.name, 0o700, work.fd)
+        return os.path.join(self.workspace.path_of(work), self.place.name)
+
+    def resume(self, settle: Settle) -> str:
+        """Go on with what an earlier run has left, or make the private folder where the next run finds it."""
+        kept = self.keep(settle)
+        self._work = work = kept.slot(WORK)
+        made = work.status() is None
+        if made:
+            kernel.port.mkdir(work.name, 0o700, work.fd)
+        inside = Directory.open(work.name, work.fd, follow=False)
+        try:
+            sealed = kept.slot().status()
+            if sealed is not None:  # it was complete, but was not published
+                self._loosen(kept.slot(), sealed)
+                rename(kept.slot(), Place(inside, self.place.name), 0)
+            with kernel.port.scandir(inside.fd) as entries:
+                self.resumed = any(True for _ in entries)
+        finally:
+            inside.close()
+        if made:
+            kept.make_durable()
         return os.path.join(self.workspace.path_of(work), self.place.name)
 
     def step_kind(self) -> str:
@@ -75,7 +102,7 @@ class StagedProgram(Item):
             self._there = "folder" if kernel.is_folder(found.mode) else "file"
             self._refuse_others(work)
             companions.refuse_open(inner, self.path)
-            slot = self.workspace.slot(self.stage)
+            slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()
             mode = self._loosen(inner, found)
             self.slot = slot  # before it is there: an interrupt may come right behind the call
             kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
@@ -105,7 +132,7 @@ class StagedProgram(Item):
     def _loosen(self, inner: Place, found: Status) -> int | None:
         """The kernel lets nobody but root rename a folder that they may not write to into another one (its ".." would
         change).  The mode to give back, where it had to be changed."""
-        if self._there != "folder" or kernel.port.may_write(inner.name, inner.fd):
+        if not kernel.is_folder(found.mode) or kernel.port.may_write(inner.name, inner.fd):
             return None
         return set_mode(inner, stat.S_IMODE(found.mode) | stat.S_IRWXU)
 
@@ -125,7 +152,7 @@ class StagedProgram(Item):
 
     def _drop(self) -> None:
         work = getattr(self, "_work", None)
-        if work is not None:
+        if work is not None and self.kept is None:
             from atomik._tree.delete import delete_tree
 
             delete_tree(work)

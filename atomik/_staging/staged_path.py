@@ -33,6 +33,8 @@ class StagedPath(_Path):
     _item: Sealable
     _elsewhere: str
     _transaction: Publishing | None = None
+    #: with ``resume=True``: whether it holds what an earlier run has staged
+    resumed: bool = False
 
     @property
     def receipt(self) -> Receipt | None:
@@ -58,11 +60,12 @@ class StagedPath(_Path):
             return _Path._from_parts.__func__(cls, args)  # type: ignore[attr-defined, no-any-return]
 
     @classmethod
-    def of(cls, path: str, item: Sealable, elsewhere: str) -> StagedPath:
+    def of(cls, path: str, item: Sealable, elsewhere: str, *, resumed: bool = False) -> StagedPath:
         """The path `path` for `item`; `elsewhere` is the one for processes that it is sent to."""
         self = cls(path)
         self._item = item
         self._elsewhere = elsewhere
+        self.resumed = resumed
         return self
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import itertools
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -28,6 +28,8 @@ from .destinations import Destinations
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from atomik._protocol.resumable import Resumable, Settle
+
 
 class Workspace:
     """The shared ground of one transaction; see the module."""
@@ -38,8 +40,8 @@ class Workspace:
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        #: by the place key of the folder in which each lies
-        self.private_folders: dict[tuple[int, int, int], PrivateFolder] = {}
+        #: by the place key of the folder in which each lies; resumable ones by their name as well
+        self.private_folders: dict[tuple[int | str, ...], PrivateFolder] = {}
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
         self.destinations = Destinations()
@@ -170,6 +172,24 @@ class Workspace:
             made.make()
         return made
 
+    def resumable(self, directory: Directory, place: Place, settle: Settle, *, durable: bool) -> Resumable:
+        """The private folder in `directory` that keeps what is staged for `place`, still to be made."""
+        from atomik._protocol.resumable import Resumable
+
+        refuse_append_only(directory, directory.path)
+        kept = Resumable(directory, place, settle, durable=durable)
+        found = self.private_folders.setdefault((*directory.place_key, kept.name), kept)
+        assert isinstance(found, Resumable)
+        return found
+
+    def let_go(self, kept: Resumable, *, discard: bool = False) -> None:
+        """An output that is resumable is out of the transaction; what was staged stays, unless it is to be discarded."""
+        self.private_folders = {key: made for key, made in self.private_folders.items() if made is not kept}
+        if discard:
+            kept.dissolve()
+        else:
+            kept.leave()
+
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the private folder of `directory`."""
         return Place(self.private_folder(directory).folder, self._slot_name())
@@ -225,7 +245,7 @@ class Workspace:
         """
         failures: list[OSError] = []
         if self.private_folders:
-            self._give_up_private_folders(failures, progress, keep=keep_private_folders)
+            self._give_up_private_folders(failures, progress, keep=keep_private_folders, committed=keep_parents)
         if self._made:
             self._remove_made(failures, keep=keep_parents)
         for folder in (*self._by_key.values(), *self._made_in):
@@ -239,26 +259,28 @@ class Workspace:
         return failures
 
     def _give_up_private_folders(
-        self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool
+        self, failures: list[OSError], progress: Callable[[str, int, int], None] | None, *, keep: bool, committed: bool
     ) -> None:
         cleaned = None
         if progress is not None:
             from atomik._progress import Counting
 
             cleaned = Counting(_without_failing(progress), "cleaning")
-        if not keep and len(self.private_folders) > 1:
-            for made in self.private_folders.values():
-                try:
-                    made.empty(cleaned)
-                except OSError as exc:  # `dissolve` tries once more, and says so
-                    if not is_failure(exc):
-                        raise
+        going = [made for made in self.private_folders.values() if not keep and (committed or not made.outlives)]
+        for made in going if len(self.private_folders) > 1 else ():
+            try:
+                made.empty(cleaned)
+            except OSError as exc:  # `dissolve` tries once more, and says so
+                if not is_failure(exc):
+                    raise
         for key, made in list(self.private_folders.items()):
             try:
                 if keep:
                     made.close()
-                else:
+                elif made in going:
                     made.dissolve(cleaned)
+                else:
+                    cast("Resumable", made).leave()
             except OSError as exc:
                 note_failure(failures, exc)
             del self.private_folders[key]

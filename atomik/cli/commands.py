@@ -121,6 +121,9 @@ ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transa
     atomik run --file out.csv --folder plots -- ./analyse --table {out.csv} --plots {plots}
     atomik run --stdout dump.sql -- pg_dump shop
 
+With --resume, what the program has written stays for the next run if it fails or is killed; that run finds it at the same
+path, and ATOMIK_RESUMED_1 (for the first path) set to 1.
+
 A shell script gets them as arguments:
 
     atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
@@ -162,6 +165,8 @@ def _add_run(add: argparse.ArgumentParser) -> None:
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
     text = "run the program, and only tell what would be published, or with --in what it changed"
     add.add_argument("--dry-run", action="store_true", help=text)
+    text = "go on with what an earlier run wrote to --file and --folder, and keep it for the next if the program fails"
+    add.add_argument("--resume", action="store_true", help=text)
     _add_output_options(add)
     inside = add.add_argument_group("with --in FOLDER")
     inside.add_argument(
@@ -196,7 +201,7 @@ def _add_recover(add: argparse.ArgumentParser) -> None:
     add.add_argument("folders", nargs="+", metavar="FOLDER")
     add.add_argument("--recursive", action="store_true", help="the folders below them as well")
     add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
-    text = "also delete displaced originals that cannot go back, and give up folders that are gone"
+    text = "also delete displaced originals that cannot go back, and what is staged with resume; give up folders that are gone"
     add.add_argument("--discard", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
@@ -267,7 +272,9 @@ def _check_inside(known: argparse.Namespace) -> None:
         "--overwrite-changes": known.overwrite_changes, "--background": known.background is not None,
         "--keep-on-failure": known.keep_on_failure is not None,
     }  # fmt: skip
-    never = {"an output": known.outputs, "--overwrite": known.overwrite, "--parents": known.parents}
+    never = {
+        "an output": known.outputs, "--overwrite": known.overwrite, "--parents": known.parents, "--resume": known.resume,
+    }  # fmt: skip
     wrong = [name for name, given in (never if known.inside is not None else only).items() if given]
     if wrong:
         text = f"{wrong[0]} cannot go with --in" if known.inside is not None else f"{wrong[0]} needs --in FOLDER"

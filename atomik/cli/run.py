@@ -139,9 +139,11 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
 
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
             streams = {kind: _stage(tx, kind, path, arguments) for kind, path in arguments.outputs if kind in STREAMS}
-            staged = [str(_stage(tx, kind, path, arguments)) for kind, path in paths]
+            outputs = [_stage(tx, kind, path, arguments) for kind, path in paths]
+            staged = [str(output) for output in outputs]
             command = fill_in(arguments.program, names, staged)
-            code = spawn(signals, command, environment(names, staged), streams)
+            resumed = {f"ATOMIK_RESUMED_{at}": "1" for at, output in enumerate(outputs, 1) if output.resumed}
+            code = spawn(signals, command, environment(names, staged) | resumed, streams)
             if code:
                 return code, None
             signals.check()  # the child was told to stop, and said that all is well; its output is not to be trusted
@@ -158,9 +160,9 @@ def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace)
     """What the program is to write to: a path, or for a stream a file object."""
     _refuse_special(path)
     options = {"parents": arguments.parents, **_named(arguments)}
-    if kind == "folder":
-        return tx.folder(path, **options)
-    return tx.path(path, **options) if kind == "file" else tx.file(path, "wb", **options)
+    if kind in STREAMS:
+        return tx.file(path, "wb", **options)
+    return (tx.folder if kind == "folder" else tx.path)(path, resume=arguments.resume, **options)
 
 
 def _check_output(kind: str, path: str, place: str) -> None:
@@ -205,7 +207,7 @@ def _refuse_to_split(argument: str, ours: re.Pattern[str], places: dict[str, str
 
 def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     """The environment with ``ATOMIK_PATH_1`` … in the order given, and ``ATOMIK_PATH_OUT_CSV`` for a base name."""
-    found = dict(os.environ)
+    found = {key: value for key, value in os.environ.items() if not key.startswith("ATOMIK_RESUMED_")}
     keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
     found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
     # The numbers last, because they are always there: an output may be called "2" and not be the second.
