@@ -281,6 +281,11 @@ def folder(
     :param bool copy: start from a clone of what exists at `path`, so that a folder can be updated (extents shared where the
         filesystem can; links, modes, times, hard links and attributes kept), and empty where nothing exists there.
     :param base: a str or path object: start from a clone of that folder instead.
+    :param bool resume: keep what was staged for the next run if this one fails, is aborted or is killed (by SIGKILL, or by a
+        power cut as far as its writer had synced it), and go on with what an earlier run has kept; ``resumed`` of the path
+        says whether there was any.  It is locked while this process lives.  It goes when it is published, by
+        `Transaction.drop`, and by ``recover(discard=True)``.  Not with ``copy=True``; with `base` only the first run starts
+        from the clone.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
         folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
@@ -290,7 +295,8 @@ def folder(
 
     Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
     `UnsupportedFilesystemError` where folders cannot be exchanged and ``allow_gap=True`` was not passed; `ConflictError`
-    when a folder that started from ``copy=True`` was changed meanwhile.
+    when a folder that started from ``copy=True`` was changed meanwhile, or with ``resume=True`` when another job is
+    staging the same destination, or what lies there cannot be trusted.
 
     Guarantee: the whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.
     Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
@@ -313,6 +319,7 @@ def path(
 
     :param path: the destination, a str or path object.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
+    :param bool resume: as for `folder`: what the program wrote stays for the next run, which finds it at the same path.
     :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
         name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is
         published; what else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a

@@ -76,9 +76,9 @@ def recover(
     :param folders: str or path objects: folders that hold destinations (their parents, not the destinations).  From any
         one folder of a transaction the others are found, wherever the tree is mounted now.
     :param bool recursive: also recover every folder below them; not below links and mount points.
-    :param bool discard: also delete displaced originals that cannot go back because somebody else published in their
-        place since, and give up parts of a transaction that cannot be undone: their folder cannot be found, or the kernel
-        refuses for good (an immutable file, an xfs project id).
+    :param bool discard: also delete what is staged with ``resume=True`` and not in use, and displaced originals that cannot
+        go back because somebody else published in their place since; and give up parts of a transaction that cannot be
+        undone: their folder cannot be found, or the kernel refuses for good (an immutable file, an xfs project id).
     :param bool dry_run: change nothing; report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
     :param decide: a function that is called with the id and the coordinator of each prepared transaction that a dead process
         left (``transaction(coordinator=…)``), and returns True to commit it or False to undo it.

@@ -50,7 +50,8 @@ class Recovered:
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),
     "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object is there, and
     stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it is), "discarded" (such
-    an original, deleted on request), "removed" (an abandoned temporary file or folder), "live" (its owner is at work),
+    an original, deleted on request), "removed" (an abandoned temporary file or folder), "resumable" (what was staged with
+    ``resume=True``, for the next run), "live" (its owner is at work),
     "left" (it could not be removed, or is not atomik's; ``detail`` says why), "unreachable" (a folder of the transaction
     was not found); with ``dry_run`` also "hot" (a journal whose owner is dead), "prepared" (the same, and its coordinator
     has to decide), "abandoned" (its staging folder) and "slot" (a name beside a destination).

@@ -244,4 +244,4 @@ def _duration(tmp_path: Path) -> float:
 
 def _result(top: Path) -> dict[str, object]:
     """What is published."""
-    return {name: what for name, what in tree(top / "model").items()}
+    return tree(top / "model")

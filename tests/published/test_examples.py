@@ -170,6 +170,11 @@ def checkpoint(folder: Path, out: str) -> None:
     assert "slope 3.0" in out
 
 
+def resumable_training(folder: Path, out: str) -> None:
+    assert tree(folder) == ["model/model.json", "undisturbed/model.json"]
+    assert int(re.findall(r"killed (\d+) times", out)[-1]) > 0
+
+
 def asyncio_writer(folder: Path, out: str) -> None:
     assert tree(folder) == ["count.txt", "lines.txt"]
     assert (folder / "lines.txt").read_bytes() == (EXAMPLES / "asyncio_writer.py").read_bytes()
@@ -204,6 +209,7 @@ CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
     pandas_dataset: ("pandas", "pyarrow"),
     pyarrow_dataset: ("pyarrow",),
     checkpoint: ("numpy",),
+    resumable_training: (),
     asyncio_writer: (),
     worker_pool: (),
 }

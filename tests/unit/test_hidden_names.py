@@ -21,6 +21,8 @@ def test_what_is_made_is_understood() -> None:
     assert names.parse(names.journal_name(ID)) == (names.JOURNAL, ID)
     assert names.parse(slot) == (names.SLOT, ID)
     assert names.parse(names.kept_name(slot)) == (names.KEPT_ORIGINAL, ID)
+    assert names.parse(names.resumable_name(ID, "run-7")) == (names.RESUMABLE, ID)
+    assert names.parse(names.pinned_name(ID)) == (names.PINNED, ID)
     for suffix in ("old", "new", "new1", "new20"):
         assert names.parse(names.twin_name(slot, suffix)) == (names.TWIN, ID)
 
@@ -46,8 +48,10 @@ GRAMMAR = {
     names.SLOT: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}",
     names.TWIN: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-(?:old|new[0-9]*)",
     names.KEPT_ORIGINAL: r"\.atomik-([0-9a-f]{16})-[0-9]{1,10}-kept",
+    names.RESUMABLE: r"\.atomik-([0-9a-f]{16})-resume-(?s:.*)",
+    names.PINNED: r"\.atomik-([0-9a-f]{16})-pinned",
 }
-_PIECES = some.sampled_from([".atomik-", ID, "-", "0", "12345", "old", "new", "kept", "journal", "f", "\n", "é", "F"])
+_PIECES = some.sampled_from([".atomik-", ID, "-", "0", "12345", "old", "new", "kept", "journal", "resume", "pinned", "f", "\n", "é", "F"])
 
 
 @given(some.one_of(some.lists(_PIECES, max_size=6).map("".join), some.text(max_size=40)))
@@ -56,6 +60,13 @@ def test_it_is_the_grammar(name: str) -> None:
     """The parser accepts exactly what the regular expressions of the format accept."""
     expected = [(kind, found[1]) for kind, rule in GRAMMAR.items() if (found := re.fullmatch(rule, name))]
     assert [names.parse(name)] == (expected or [None])
+
+
+def test_a_long_name_is_cut() -> None:
+    """In bytes, for that is what the filesystem counts; half a character is no trouble."""
+    name = names.resumable_name(ID, "\N{SNOWMAN}" * 85)
+    assert len(os.fsencode(name)) == len(f".atomik-{ID}-resume-") + 80
+    assert names.parse(name) == (names.RESUMABLE, ID)
 
 
 def test_ids_are_not_shared_with_a_forked_child() -> None:

@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_leave_its_parent_is_refused_early(open_folder: Pat
 
 @pytest.mark.leftovers("an original that has no place to go back to")
 def test_a_displaced_original_is_never_taken_for_what_was_staged(folder: Path) -> None:
-    """Somebody published there in the middle: the original lies where the output was staged, and stays until it is discarded."""
+    """Somebody published there in the middle: the original lies where the output was staged until it is discarded."""
     Path("ds").mkdir()
     Path("ds", "old").touch()
 
