@@ -201,7 +201,9 @@ def _add_recover(add: argparse.ArgumentParser) -> None:
     add.add_argument("folders", nargs="+", metavar="FOLDER")
     add.add_argument("--recursive", action="store_true", help="the folders below them as well")
     add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
-    text = "also delete displaced originals that cannot go back and what is staged with resume, and give up lost folders"
+    text = (
+        "also delete displaced originals that cannot go back and what is staged with resume, and give up lost folders"
+    )
     add.add_argument("--discard", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 

@@ -51,7 +51,9 @@ GRAMMAR = {
     names.RESUMABLE: r"\.atomik-([0-9a-f]{16})-resume-(?s:.*)",
     names.PINNED: r"\.atomik-([0-9a-f]{16})-pinned",
 }
-_PIECES = some.sampled_from([".atomik-", ID, "-", "0", "12345", "old", "new", "kept", "journal", "resume", "pinned", "f", "\n", "é", "F"])
+_PIECES = some.sampled_from(
+    [".atomik-", ID, "-", "0", "12345", "old", "new", "kept", "journal", "resume", "pinned", "f", "\n", "é", "F"]
+)
 
 
 @given(some.one_of(some.lists(_PIECES, max_size=6).map("".join), some.text(max_size=40)))
