@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from atomik._commit.barriers import Barriers
 from atomik._folder import filesystem as _filesystem
 from atomik._system import kernel as _kernel
 from tests.support.state import NOBODY, child_processes, descriptors, in_child, left_in
@@ -60,6 +61,12 @@ def no_syncfs(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield
     monkeypatch.undo()
     _filesystem.forget()
+
+
+@pytest.fixture
+def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem on which no sync brings anything else along, whatever the tests run on."""
+    monkeypatch.setattr(Barriers, "one_log", lambda *_: False)
 
 
 @pytest.fixture

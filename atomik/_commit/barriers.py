@@ -8,6 +8,10 @@ first byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
 ``durable=True`` decides: fsync for a few files that are still open, syncfs for more than that, and for trees, where the
 filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and ``"syncfs"`` decide otherwise.
 
+Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` syncs only what a barrier
+changed last, and the log brings the rest along: B1 the journal, once the content was written back, B2 the folder of the
+last swap.  B2 and B3 stay two: the mark must not be durable before the swaps are.
+
 A failed sync is never repeated: the kernel reports an error once and then says "fine" without it being so.
 """
 
@@ -15,11 +19,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from atomik._folder.filesystem import has_one_log
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from atomik._folder.directory import Directory
     from atomik._receipt import SyncedBy
@@ -53,23 +58,50 @@ class Barriers:
         """Whether syncfs may serve on this filesystem."""
         return self.durable == "syncfs" or (self.durable is True and directory.fs.syncfs and not self._refused)
 
+    def one_log(self, directory: Directory) -> bool:
+        """Whether syncing what changed last is enough on this filesystem."""
+        return self.durable is True and not self._refused and has_one_log(directory.fs, directory.fd, directory.dev)
+
     def sealed(self, item: StagedFile) -> None:
         """A file gives up its descriptor: sync it now unless syncfs will."""
         if self.durable and not self.whole(item.stage):
             self.fsync(item.fd)
             item.synced = True
 
+    def begin(self, items: Sequence[Item]) -> None:
+        """Start the writeback of the files that B1 will wait for: the disk works while the commit is prepared."""
+        if not self.durable or len(items) > FEW:
+            return
+        for item in items:
+            if isinstance(item, StagedFile) and item.fd >= 0 and not item.synced:
+                try:
+                    kernel.port.start_writeback(item.fd)
+                except OSError as exc:
+                    if kernel.errno_of(exc) is None:
+                        raise
+                    return  # only a head start: the sync tells what is wrong
+
     def staged(
-        self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None
-    ) -> None:
-        """B1.  `folders` are those that hold slots or the journal's names."""
+        self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None,
+        *, journal_last: bool = False,
+    ) -> None:  # fmt: skip
+        """B1.  `folders` are those that hold slots or the journal's names; `journal_last`: its names came last."""
         if not self.durable:
             return
         self.passed += 1
         unsynced = [item for item in items if item.content and (not item.synced or item.backup)]
         one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
-        many = len(one_by_one) < len(unsynced) or len(one_by_one) > FEW
+        one_log = journal_fd is not None and journal_last and self.one_log(items[0].stage)
+        calls = len(one_by_one)
+        if journal_fd is not None and _is_btrfs(items[0].stage):
+            calls += 1 + len(folders)
+        many = len(one_by_one) < len(unsynced) or calls > FEW
         if many and self.whole(items[0].stage) and self._by_syncfs(items[0].stage.fd):
+            return
+        if one_log and journal_fd is not None:
+            for item in unsynced:
+                self._give(item)
+            self.fsync(journal_fd)
             return
         # Made folders first: a journal that outlives a power cut must not name a folder that does not.
         self._folders(made)
@@ -85,18 +117,34 @@ class Barriers:
         self._how += ("fsync",) if "fsync" not in self._how else ()
         item.synced = True
 
-    def names(self, folders: list[Directory]) -> None:
-        """B2: every folder of a swapped name, source and destination."""
-        if self.durable:
-            self.passed += 1
-            if not (len(folders) > FEW_FOLDERS and self.whole(folders[0]) and self._by_syncfs(folders[0].fd)):
-                self._folders(folders)
+    def _give(self, item: Item) -> None:
+        """Write content back, where the next sync makes it durable."""
+        if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged and item.backup is None:
+            try:
+                kernel.port.write_back(item.fd)
+            except OSError as exc:
+                if kernel.errno_of(exc) not in kernel.SANDBOXED or kernel.sandboxed("sync_file_range") is None:
+                    raise
+            else:
+                item.synced = True
+                return
+        self.content(item)
 
-    def mark(self, fd: int) -> None:
-        """B3: the record that was just appended to the journal."""
+    def names(self, folders: list[Directory], last: Directory | None = None) -> None:
+        """B2: every folder of a swapped name, source and destination; `last` is one that the last swap changed."""
         if self.durable:
             self.passed += 1
-            self.fsync(fd)
+            if last is not None and self.one_log(last):
+                self._folders([last])
+            elif not (len(folders) > FEW_FOLDERS and self.whole(folders[0]) and self._by_syncfs(folders[0].fd)):
+                self._folders(reversed(folders) if _is_btrfs(folders[0]) else folders)
+
+    def mark(self, fd: int, *, in_place: bool = False) -> None:
+        """B3: the record that was just written into the journal; `in_place`, where zeros were before: its content is all
+        that changed, so that no log need be forced."""
+        if self.durable:
+            self.passed += 1
+            self.fsync(fd, kernel.port.fdatasync if in_place else kernel.port.fsync)
 
     def _folders(self, folders: Iterable[Directory]) -> None:
         for folder in folders:
@@ -104,11 +152,11 @@ class Barriers:
             self._how += ("fsync",) if "fsync" not in self._how else ()
             folder.sync()
 
-    def fsync(self, fd: int) -> None:
-        """One fsync."""
+    def fsync(self, fd: int, call: Callable[[int], None] | None = None) -> None:
+        """One fsync, or what else syncs one file."""
         self.calls += 1
         self._how += ("fsync",) if "fsync" not in self._how else ()
-        kernel.port.fsync(fd)
+        (call or kernel.port.fsync)(fd)
 
     def _by_syncfs(self, fd: int) -> bool:
         """syncfs; False where a sandbox refuses it and nobody asked for just that: then everything is synced by itself."""
@@ -128,3 +176,9 @@ class Barriers:
         self.calls += 1
         self._how += ("syncfs",) if "syncfs" not in self._how else ()
         kernel.port.syncfs(fd)
+
+
+def _is_btrfs(folder: Directory) -> bool:
+    """Whether a sync of one new name may cost a whole commit of the filesystem.  So folders and journal count like files
+    there, and the private folders, which names leave, are synced first: the parents then have nothing left to do."""
+    return folder.fs.name == "btrfs"

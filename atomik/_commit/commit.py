@@ -191,6 +191,7 @@ class Commit:
 
     def _prepare_group(self) -> None:
         """Under the locks: plan, and write the journal."""
+        self.barriers.begin(self.items)
         displaced = {place for item in self.items for place in item.folders_there()}
         self._lock(displaced)
         for item in self.items:
@@ -214,7 +215,9 @@ class Commit:
         self._syncing(0)
         # The private folders' own names must last as well: what is displaced will lie in them.
         fd = None if self._journal is None else self._journal.fd
-        self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
+        self.barriers.staged(
+            self.items, self._folders() + homes, self.workspace.made_parents, fd, journal_last=not self._moved
+        )
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 
@@ -352,10 +355,12 @@ class Commit:
         return folders
 
     def _write_journal(self) -> None:
-        from .machinery import journal
+        from .machinery import journal, records
 
         self._journal = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
+        if self.barriers.one_log(private[0].folder):
+            self._journal.room = records.OUTCOME_SIZE
         try:
             journal.create(self._journal, self._intent, private, list(self._parents))
         except journal.HotJournal as hot:
@@ -527,7 +532,7 @@ class Commit:
         """B2.  Of one step alone it is the last sync: a failure leaves the new version visible, for to undo it would be
         no more durable."""
         try:
-            self.barriers.names(self._folders())
+            self.barriers.names(self._folders(), self.steps[-1].dest.directory)
         except OSError as exc:
             if self._needs.journal or kernel.errno_of(exc) is None:
                 raise
@@ -554,7 +559,7 @@ class Commit:
     def _sync_mark(self) -> None:
         assert self._journal is not None
         try:
-            self.barriers.mark(self._journal.fd)
+            self.barriers.mark(self._journal.fd, in_place=self._journal.room > 0)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise

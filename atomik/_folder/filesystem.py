@@ -7,6 +7,7 @@ the object, so one mount's poverty never switches a feature off for another.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from atomik._system import kernel
@@ -54,6 +55,8 @@ class Filesystem:
     links_are_one: bool | None = None
     #: reports an exchange as done without doing it
     lies = False
+    #: one log holds every change in the order in which they were made, and a sync of what was changed last forces all of it
+    one_log: bool | None = None
 
     def __init__(self, name: str, magic: int, *, syncfs: bool, handle_flags: int | None, trusted: bool) -> None:
         self.name, self.magic = name, magic
@@ -100,6 +103,46 @@ def _handle_flags(fd: int) -> int | None:
             continue
         return flags
     return None
+
+
+def has_one_log(fs: Filesystem, fd: int, dev: int) -> bool:
+    """Whether a sync of the object that was changed last makes every earlier change on the filesystem of `fd` durable.
+
+    Known of ext4 with a journal (jbd2 commits whole transactions, in order) and of xfs (a log force writes all items up to
+    its sequence number), and proven by the power-cut suite.  btrfs logs each file for itself.  Both flush the device's
+    cache before the record that commits, so that content which had been given to the device is durable with it
+    (`Kernel.write_back`); not that of a realtime section of xfs, which is a device of its own.
+    """
+    if fs.one_log is None:
+        known = (fs.name == "ext4" and _has_journal(dev)) or (
+            fs.name == "xfs" and kernel.port.has_realtime(fd) is False
+        )
+        fs.one_log = known and _waits_for_all_pages()
+    return fs.one_log
+
+
+def _has_journal(dev: int) -> bool:
+    """Whether jbd2 keeps a journal on the device; no where /sys and /proc do not tell."""
+    port = kernel.port
+    try:
+        device = port.readlink(f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}").rpartition("/")[2]
+        fd = port.open("/proc/fs/jbd2", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with port.scandir(fd) as entries:  # "sda1-8": the number is the journal's inode
+                return any(entry.name.rpartition("-")[0] == device for entry in entries)
+        finally:
+            port.close(fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+
+
+def _waits_for_all_pages(release: str = os.uname().release) -> bool:
+    """sync_file_range(2) writes with WB_SYNC_ALL since Linux 5.2; before, it could pass over pages, as on DAX."""
+    major, _, rest = release.partition(".")
+    minor = rest.split(".")[0].split("-")[0]
+    return major.isdecimal() and minor.isdecimal() and (int(major), int(minor)) >= (5, 2)
 
 
 def forget() -> None:

@@ -53,10 +53,12 @@ class HotJournal(Exception):  # noqa: N818  a signal to start again, not an erro
 class LiveJournal:
     """The journal of a transaction of this process, or one taken over by recovery.
 
-    ``fd`` is -1 while it is closed; ``end`` is where the next record belongs; ``identity`` is that of the file.
+    ``fd`` is -1 while it is closed; ``end`` is where the next record belongs; ``identity`` is that of the file.  With `room`
+    an outcome's bytes are written as zeros with the intent, so that the outcome itself changes no size.
     """
 
     fd = -1
+    room = 0
 
     def __init__(self, fd: int, txid: str, end: int, identity: bytes | None = None) -> None:
         self.txid, self.end, self.identity = txid, end, identity
@@ -184,8 +186,9 @@ def _create(
         journal.names.append(private[0])
         lock(journal.fd)
         data = encode(journal.identity or b"")
-        _write_all(journal.fd, data, 0)
         journal.end = len(data)
+        data += bytes(journal.room)
+        _write_all(journal.fd, data, 0)
         if home.folder.fs.tmpfile:
             _name(journal.fd, private[0])
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):

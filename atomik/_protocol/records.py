@@ -51,6 +51,8 @@ _LENGTHS = struct.Struct("<HH")
 _LENGTH = struct.Struct("<H")
 
 HEAD_SIZE = _HEAD.size
+#: An outcome record: head, transaction id, padding and digest.
+OUTCOME_SIZE = _ALIGN
 
 #: How long the name of a coordinator may be, in bytes of UTF-8.
 MAX_COORDINATOR = 255

@@ -46,7 +46,7 @@ NO_PROC = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM})
 MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
-    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback flock announce_writer
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback write_back flock announce_writer
     fchmod fchown lchown chmod fchmodat2 setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
@@ -54,6 +54,10 @@ MUTATING = frozenset(
 #: ioctl(2): all extents of a file, of which none is to be told (struct fiemap: start, length, flags, mapped, count, reserved)
 _FS_IOC_FIEMAP = 0xC020660B
 _NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
+
+#: ioctl(2): struct xfs_fsop_geom_v1; the tenth number is rtblocks, the size belongs into the request
+_XFS_IOC_FSGEOMETRY_V1 = 2 << 30 | ord("X") << 8 | 100
+_XFS_GEOMETRY = "@8L4Q16s2Ll4L" if struct.calcsize("@L") == 4 else "@8I4Q16s2Ii4I4x"
 
 _c: ModuleType | None = None
 
@@ -90,8 +94,8 @@ def sandboxed(call: str) -> str | None:
     """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
     about one file: the words for an error; None when the call arrives.
 
-    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, flock,
-    name_to_handle_at, utimensat, O_TMPFILE.
+    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, sync_file_range,
+    flock, name_to_handle_at, utimensat, O_TMPFILE.
     """
     c = libc()
     try:
@@ -114,6 +118,7 @@ _HARMLESS: dict[str, Callable[[Any], int]] = {
     "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
+    "sync_file_range": lambda c: c.write_back(_NO_FD),
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
     "name_to_handle_at": lambda c: -1 if c.handle(_NO_FD, b"x", 0) is None else 0,
 }
@@ -276,6 +281,25 @@ class Kernel:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE: start, do not wait.  A head start, never a guarantee."""
         if libc().start_writeback(fd) < 0:
             _raise(())
+
+    def has_realtime(self, fd: int) -> bool | None:
+        """XFS_IOC_FSGEOMETRY_V1, ioctl_xfs_fsgeometry(2): whether there is a realtime section; None where nobody knows."""
+        geometry = bytearray(struct.calcsize(_XFS_GEOMETRY))
+        try:
+            fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY_V1 | len(geometry) << 16, geometry)
+        except OSError as exc:
+            if errno_of(exc) is None:
+                raise
+            return None
+        return bool(struct.unpack(_XFS_GEOMETRY, geometry)[9])
+
+    def write_back(self, fd: int) -> None:
+        """sync_file_range(2), SYNC_FILE_RANGE_WRITE_AND_WAIT: the content was given to the device, and an error of writeback
+        is reported.  It may still be in the device's cache, and what is needed to find it only in memory: durable it is
+        behind the next sync that forces the filesystem's log, and only on filesystems where that is known
+        (`Filesystem.one_log`).  WB_SYNC_ALL since Linux 5.2."""
+        if libc().write_back(fd) < 0:
+            _raise((), "sync_file_range")
 
     #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
     flock = staticmethod(fcntl.flock)

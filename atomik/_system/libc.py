@@ -231,6 +231,11 @@ def start_writeback(fd: int) -> int:
     return _sync_file_range(fd, _ZERO, _ZERO, 2)
 
 
+def write_back(fd: int) -> int:
+    """sync_file_range(2) of all of the file, SYNC_FILE_RANGE_WRITE_AND_WAIT."""
+    return _sync_file_range(fd, _ZERO, _ZERO, 7)
+
+
 _sync_file_range = _bind("sync_file_range")
 _ZERO = ctypes.c_int64(0)  # off_t, which may be wider than int
 _NONE = ctypes.c_size_t(0)

@@ -34,7 +34,7 @@ MADE_BY = {
     ("fsync",): "fsync",
     ("fdatasync",): "fdatasync",
     ("syncfs", "sync"): "syncfs",
-    ("sync_file_range",): "start_writeback",
+    ("sync_file_range",): "start_writeback write_back",
     ("flock",): "flock",
     ("pwrite64", "pwritev"): "pwrite",
     ("ftruncate", "truncate"): "truncate",

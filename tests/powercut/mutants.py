@@ -24,7 +24,7 @@ from tests.powercut.noise import is_swap
 from tests.support.kernels import Call, Watching, installed
 
 _MAGIC = b"AtmK"
-_WATCHED = frozenset("fsync syncfs start_writeback pwrite rename link_fd mkdir".split())
+_WATCHED = frozenset("fsync fdatasync syncfs start_writeback write_back pwrite rename link_fd mkdir".split())
 _Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
@@ -68,11 +68,11 @@ class Progress(Watching):
         return call.name == "pwrite" and call.args[1][:4] == _MAGIC and call.args[2] > 0
 
     def is_journal(self, call: Call) -> bool:
-        return call.name == "fsync" and _key(call.args[0]) == self.journal
+        return call.name in ("fsync", "fdatasync") and _key(call.args[0]) == self.journal
 
     def is_content(self, call: Call) -> bool:
         """The head start of a file's writeback counts as its sync: with it, the data are on the disk by chance."""
-        if call.name not in ("fsync", "start_writeback") or self.is_journal(call):
+        if call.name not in ("fsync", "start_writeback", "write_back") or self.is_journal(call):
             return False
         return stat.S_ISREG(os.fstat(call.args[0]).st_mode)
 
@@ -93,7 +93,7 @@ class Progress(Watching):
         return self.is_folder(call) and _depth(call) > 1
 
     def is_sync(self, call: Call) -> bool:
-        return call.name in ("fsync", "syncfs")
+        return call.name in ("fsync", "fdatasync", "syncfs")
 
     def between(self) -> bool:
         """Behind the first swap, before the outcome: the place of B2."""
@@ -174,13 +174,14 @@ class Hasty(Progress):
 @define(frozen=True)
 class Mutant:
     """``rule``: what is broken, by the number of the invariant.  ``history``: shows it.  ``shows``: the filesystems on
-    which a crash state does, with the noise that it takes."""
+    which a crash state does, with the noise that it takes.  ``one_log``: only filesystems that have one log show it."""
 
     name: str
     rule: str
     history: str
     around: _Around = field(repr=False)
     shows: dict[str, str] = field(factory=dict)
+    one_log: bool = False
 
 
 def _without(skip: Callable[[Slack, Call], bool]) -> _Around:
@@ -193,6 +194,10 @@ def _hasty(when: Callable[[Hasty, Call], bool]) -> _Around:
 
 def _all(noise: str) -> dict[str, str]:
     return dict.fromkeys(("ext4", "xfs", "btrfs"), noise)
+
+
+def _logs(noise: str) -> dict[str, str]:
+    return dict.fromkeys(("ext4", "xfs"), noise)
 
 
 _STAGING = (
@@ -239,7 +244,14 @@ _ALONE = (
     Mutant("one-displaced-early", "I3: one displaced folder outlives the sync of its swap", "folder-over/fsync", _hasty(lambda s, c: s.swapped and s.is_sync(c))),
 )  # fmt: skip
 
-MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in (*_STAGING, *_SWAPPING, *_BACK, *_ALONE)}
+_ONE_LOG = (
+    Mutant("log-content", "I1: content that the journal's sync brings along", "pair/True", _without(lambda s, c: not s.swapped and s.is_content(c)), _logs("quiet"), one_log=True),
+    Mutant("log-journal", "I1: the sync that stands for all of B1", "pair/True", _without(lambda s, c: not s.swapped and s.is_journal(c)), _logs("file"), one_log=True),
+    Mutant("log-B2", "I2: the sync that stands for all of B2", "pair/True", _without(lambda s, c: s.between() and s.is_folder(c)), _logs("quiet"), one_log=True),
+    Mutant("log-B3", "I3: the mark in its place", "pair/True", _without(lambda s, c: s.ended and s.is_journal(c)), _logs("quiet"), one_log=True),
+)  # fmt: skip
+
+MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in (*_STAGING, *_SWAPPING, *_BACK, *_ALONE, *_ONE_LOG)}
 
 
 def _depth(call: Call) -> int:

@@ -82,6 +82,20 @@ EVERY: tuple[Operation, ...] = (
     Move("c/f", "b/f"),
 )
 
+PAIR: tuple[Operation, ...] = (
+    Write("a/f", content("new f", 9000)),
+    Write("a/n", content("new n", 30)),
+)
+"""Two files in one folder: where one log holds every change, few syncs serve all of it."""
+
+FILES: tuple[Operation, ...] = (
+    Write("a/f", content("new f", 9000)),
+    Write("b/new", content("new b", 4096)),
+    Write("c/f", content("new c/f", 0)),
+    Write("a/g", content("new g", 1500), backup="g.before"),
+)
+"""As many files as are synced without syncfs, in three folders."""
+
 MOVES: tuple[Operation, ...] = (
     Move("a/f", "b/from a"),
     Move("b/goes", "a/dir", backup="dir.before"),
@@ -190,6 +204,8 @@ def _named() -> Iterator[History]:
     for how in (True, "fsync", "syncfs"):
         yield _history(f"four/{how}", Phase(FOUR, how))
         yield _history(f"every/{how}", Phase(EVERY, how))
+        yield _history(f"pair/{how}", Phase(PAIR, how))
+        yield _history(f"files/{how}", Phase(FILES, how))
         yield _history(f"moves/{how}", Phase(MOVES, how))
         yield _history(f"tmp/{how}", Phase(STAGED_ELSEWHERE, how), tmp=("tmp", "c"))
         yield _history(f"made/{how}", Phase(MADE, how))

@@ -10,6 +10,8 @@ import pytest
 
 import atomik
 from atomik.testing import recorded
+from tests.support.lab.mounts import missing, mounted
+from tests.support.lab.need import need
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,6 +86,22 @@ def test_the_syncs_of_a_group_do_not_grow(tmp_path: Path, folders: int, most: in
     small = syncs(calls(lambda: group(made, 20)))
     large = syncs(calls(lambda: group([folder / "large" for folder in made], 200)))
     assert small == large <= most
+
+
+@pytest.mark.filesystems
+@pytest.mark.root
+@pytest.mark.parametrize(("kind", "few", "many"), [("ext4", 3, 3), ("xfs", 3, 3), ("btrfs", 4, 4)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_syncs_of_a_group_in_one_folder(kind: str, few: int, many: int, overwrite: bool) -> None:
+    """One sync a barrier where one log holds every change; btrfs syncs the private folder as well (powercut/ proves both)."""
+    need(missing(kind))
+    with mounted(kind, size=512 << 20) as place:
+        for count in (2, 3, 4, 5, 30):
+            (folder := place.folder / str(count)).mkdir()
+            if overwrite:
+                group([folder], count)
+            counted = calls(lambda folder=folder, count=count: group([folder], count, overwrite=overwrite))  # type: ignore[misc]
+            assert syncs(counted) == (few if count <= 4 else many)
 
 
 def test_calls_an_item_do_not_grow(tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from tests.support.kernels import Faulty, Recording, installed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.usefixtures("no_log")
+
 WATCHED = {
     "fsync",
     "fdatasync",
@@ -138,6 +140,47 @@ def test_transaction(folder: Path) -> None:
         "fsync unnamed in private folder",  # B3
         "unlink well-known name",
     ]  # fmt: skip
+
+
+def test_transaction_where_one_log_holds_every_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same order of barriers with three syncs: each syncs what was changed last, and the log brings the rest along.  The
+    content was written back before; the mark is written where zeros were, so that its sync need not force the log."""
+    monkeypatch.setattr(_barriers.Barriers, "one_log", lambda self, _: self.durable is True)
+    monkeypatch.setattr(f"{__name__}.WATCHED", WATCHED | {"start_writeback", "write_back"})
+    calls = trace(group(2))
+    assert [call for call in calls if call.split()[0] in ("start_writeback", "write_back")] == [
+        "start_writeback unnamed", "start_writeback unnamed", "write_back unnamed", "write_back unnamed",
+    ]  # fmt: skip
+    assert calls.index("write_back unnamed") > calls.index("link journal well-known name")
+    assert [call for call in calls if call.split()[0] in ("fsync", "fdatasync", "pwrite", "rename")] == [
+        "pwrite unnamed in private folder",
+        "fsync unnamed in private folder",  # B1
+        "rename slot0 f0", "rename slot1 f1",
+        "fsync .",  # B2
+        "pwrite unnamed in private folder",  # the mark
+        "fdatasync unnamed in private folder",  # B3
+    ]  # fmt: skip
+
+
+def test_a_sandbox_without_sync_file_range_has_every_file_synced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where content cannot be written back it is synced."""
+    monkeypatch.setattr(_barriers.Barriers, "one_log", lambda *_: True)
+    refusing = Faulty.every("write_back", errno.EPERM)
+    monkeypatch.setattr(
+        "atomik._system.kernel.sandboxed", lambda call: "a filter" if call == "sync_file_range" else None
+    )
+    with installed(refusing), installed(Recording({"fsync"})) as kernel:
+        group(2)()
+    assert refusing.struck
+    assert [os.path.basename(call.paths[0]).startswith("#") for call in kernel.calls] == [True, True, True, False]
+
+
+def test_content_that_cannot_be_written_back_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is published."""
+    monkeypatch.setattr(_barriers.Barriers, "one_log", lambda *_: True)
+    with installed(Faulty.every("write_back", errno.EIO)), pytest.raises(OSError, match="Input/output error"):
+        group(2)()
+    assert os.listdir() == []
 
 
 def phases(calls: list[str]) -> list[str]:

@@ -55,7 +55,7 @@ _NAMED: dict[str, tuple[tuple[int, ...], ...]] = {
     "unlink": ((0, 1),),
     "rmdir": ((0, 1),),
     **dict.fromkeys(("fsync", "fdatasync", "syncfs", "flock", "fchmod", "fchown", "close"), ((0,),)),
-    **dict.fromkeys(("write", "pwrite", "truncate", "open_tmpfile", "start_writeback"), ((0,),)),
+    **dict.fromkeys(("write", "pwrite", "truncate", "open_tmpfile", "start_writeback", "write_back"), ((0,),)),
 }
 
 

@@ -1,0 +1,69 @@
+"""What is known of a filesystem: whether one log holds every change."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from atomik._folder import filesystem
+from atomik._folder.directory import Directory
+from tests.support.kernels import Faulty, installed
+from tests.support.lab.mounts import missing, mounted
+from tests.support.lab.need import need
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def one_log(path: Path) -> bool:
+    """What is said of the filesystem at `path`, asked anew."""
+    filesystem.forget()
+    directory = Directory.open(str(path))
+    try:
+        return filesystem.has_one_log(directory.fs, directory.fd, directory.dev)
+    finally:
+        directory.close()
+
+
+@pytest.mark.filesystems
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("ext4", True), ("xfs", True), ("btrfs", False), ("tmpfs", False), ("vfat", False)]
+)
+def test_one_log(kind: str, expected: bool) -> None:
+    """ext4 with a journal and xfs; not where nobody can say: no list of journals, no answer about the geometry."""
+    need(missing(kind))
+    with mounted(kind) as place:
+        assert one_log(place.folder) is expected
+        with installed(Faulty(lambda call: errno.EACCES, {"readlink"})):
+            assert one_log(place.folder) is (kind == "xfs")
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ("6.18.44-fc", True),
+        ("5.2.0", True),
+        ("5.2-rc1", True),
+        ("5.1.9", False),
+        ("4.19.0-arch1", False),
+        ("odd", False),
+    ],
+)
+def test_the_kernel_must_wait_for_all_pages(release: str, expected: bool) -> None:
+    """sync_file_range(2) does since Linux 5.2; an unreadable version is an old one."""
+    assert filesystem._waits_for_all_pages(release) is expected
+
+
+def test_a_device_that_nobody_knows_has_no_journal() -> None:
+    """Neither has one that /sys has no link for."""
+    assert not filesystem._has_journal(os.makedev(4000, 1))
+
+
+def test_another_exception_goes_on(tmp_path: Path) -> None:
+    """A signal handler's OSError is no answer of the kernel (I13)."""
+    with installed(Faulty(lambda call: TimeoutError("a handler"), {"readlink"})), pytest.raises(TimeoutError):
+        filesystem._has_journal(os.stat(tmp_path).st_dev)
