@@ -7,9 +7,11 @@ mount namespace of its own shows it the copy at the folder's path (`_system.name
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
+import stat
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -20,9 +22,11 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
+from atomik._staging.layer import StagedLayer
 from atomik._system import kernel
-from atomik._system.namespace import Entrance, Process, View, end_with
+from atomik._system.namespace import Answer, Entrance, Overlay, Process, View, end_with
 from atomik._tree.changes import Change, changes, manifest
+from atomik._tree.layer import TRUSTED, USER
 from atomik._tree.metadata import Metadata, apply
 
 from .transaction import Transaction
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 
     from atomik._receipt import Receipt
     from atomik._staging.options import Progress, StrPath
-    from atomik._system.namespace import Answer
 
 Background = Literal["refuse", "wait", "kill"]
 
@@ -61,6 +64,7 @@ def run_in(
     folder: StrPath,
     args: Sequence[StrPath] | str,
     *,
+    changes_only: bool = False,
     overwrite_changes: bool = False,
     background: Background = "refuse",
     keep_on_failure: StrPath | None = None,
@@ -78,6 +82,9 @@ def run_in(
 
     :param folder: a str or path object: an existing folder.  If it is a link to one, that folder is meant.
     :param args: the program and its arguments, as for `subprocess.run`.
+    :param bool changes_only: do not clone the folder: the program sees it through a layer (overlayfs), and what it wrote
+        there is published as one transaction.  The cost grows with what changed, not with the folder; but it takes one step
+        for each name, so who does not use `reading` may see some new names beside old ones.
     :param bool overwrite_changes: publish even if somebody else changed the folder meanwhile; their changes are lost then.
     :param str background: what to do about processes that the program left running when it ended: "refuse" to publish,
         "wait" until they end, or "kill" them (SIGTERM, after 5 seconds SIGKILL).
@@ -107,7 +114,8 @@ def run_in(
         raise ValueError(f"background must be 'refuse', 'wait' or 'kill', not {background!r}")
     cwd = subprocess_options.pop("cwd", None)
     tx = Transaction(overwrite=True, durable=durable, lock_timeout=lock_timeout, progress=progress)
-    with tx, PrivateCopy(tx, folder, cwd, overwrite_changes=overwrite_changes, keep=keep_on_failure) as copy:
+    private = PrivateLayer if changes_only else PrivateCopy
+    with tx, private(tx, folder, cwd, overwrite_changes=overwrite_changes, keep=keep_on_failure) as copy:
         try:
             process = copy.run(args, subprocess_options)
             if process.returncode == 0:
@@ -119,37 +127,57 @@ def run_in(
             copy.keep()
             tx.abort()
             return RunResult(process, None)
-        return RunResult(process, tx.commit())
+        copy.stage()
+        receipt = tx.commit()
+        copy.published()
+        return RunResult(process, receipt)
 
 
-class PrivateCopy:
-    """A clone of a folder, staged in a transaction, and the way for one program to see it in the folder's place.
+class Private:
+    """A folder as one program is to see it, while everybody else sees the original; and the processes in there.
 
     Made before the program runs, and everything that can be refused is refused then.
     """
+
+    path: str
+    _entrance: Entrance
+    #: where the result is; what is kept of a failed run
+    slot: Place
 
     def __init__(
         self, tx: Transaction, folder: StrPath, cwd: StrPath | None = None, *, overwrite_changes: bool = False,
         keep: StrPath | None = None, allow_gap: bool = False,
     ) -> None:  # fmt: skip
-        path = real_folder(folder)
+        self.path = real_folder(folder)
         cwd = absolute(os.curdir if cwd is None else cwd, "cwd")
         if not os.path.isabs(cwd):
             errors.fail(
                 errors.MissingPathError, errno.ENOENT, "the working folder has no path; change to one that has", cwd
             )
-        refuse_where_impossible(path)
+        self._overwrite_changes = overwrite_changes
+        refuse_where_impossible(self.path)
         self._kept = None if keep is None else _Kept(keep)
         try:
-            options: Any = {"allow_gap": True} if allow_gap else {}
-            tx.folder(path, copy=True, preserve="none", expect="any" if overwrite_changes else None, **options)
-            self._item = tx.items[-1]
-            self.path = path
-            self._dress()
-            self._entrance = Entrance(self._view(cwd))
+            self._entrance = Entrance(self._prepare(tx, cwd, allow_gap=allow_gap))
         except BaseException:
             self._close_kept()
             raise
+
+    def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:
+        raise NotImplementedError
+
+    def remember(self) -> None:
+        """Look at it before the program runs, for `changes`."""
+
+    def changes(self) -> list[Change]:
+        """What the program changed since `remember`."""
+        raise NotImplementedError
+
+    def stage(self) -> None:
+        """The program is done, and its processes: stage what is to be published."""
+
+    def published(self) -> None:
+        """The commit is over."""
 
     def __enter__(self) -> Self:
         return self
@@ -165,37 +193,6 @@ class PrivateCopy:
     def _close_kept(self) -> None:
         if self._kept is not None:
             self._kept.close()
-
-    @property
-    def slot(self) -> Place:
-        """Where the clone is."""
-        slot = self._item.slot
-        assert slot is not None
-        return slot
-
-    def _dress(self) -> None:
-        """Give the clone itself the metadata of the original now: what the program changes of it is kept (`preserve`)."""
-        source = Metadata.of(self._item.place)
-        fd = kernel.port.open(self.slot.name, _FOLDER, self.slot.fd)
-        try:
-            self._item.not_preserved += apply(fd, source, "all", same_content=True, path=self.path)
-        finally:
-            kernel.port.close(fd)
-
-    def _view(self, cwd: str) -> View:
-        place, slot = self._item.place, self.slot
-        shown, hidden = slot.stat(), place.stat()
-        if shown is None or hidden is None:
-            errors.fail(errors.ConflictError, errno.ENOENT, "the folder was removed while it was copied", self.path)
-        private = os.path.basename(slot.directory.path)
-        return View(
-            place.fd,
-            f"{private}/{slot.name}",
-            place.name,
-            (shown.st_dev, shown.st_ino),
-            (hidden.st_dev, hidden.st_ino),
-            cwd,
-        )
 
     # --- the program -------------------------------------------------------------------------------------------------
     def run(self, args: Any, options: dict[str, Any]) -> subprocess.CompletedProcess[Any]:
@@ -258,7 +255,48 @@ class PrivateCopy:
             pause = min(2 * pause, 0.2)
         return alive
 
-    # --- what it did -------------------------------------------------------------------------------------------------
+    def keep(self) -> None:
+        """The run failed: move the result to where the user wants to inspect it, if anywhere."""
+        if self._kept is not None:
+            self._kept.take(self.slot)
+
+
+class PrivateCopy(Private):
+    """A clone of a folder, staged in a transaction."""
+
+    def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:
+        options: Any = {"allow_gap": True} if allow_gap else {}
+        tx.folder(self.path, copy=True, preserve="none", expect="any" if self._overwrite_changes else None, **options)
+        self._item = tx.items[-1]
+        assert self._item.slot is not None
+        self.slot = self._item.slot
+        self._dress()
+        return self._view(cwd)
+
+    def _dress(self) -> None:
+        """Give the clone itself the metadata of the original now: what the program changes of it is kept (`preserve`)."""
+        source = Metadata.of(self._item.place)
+        fd = kernel.port.open(self.slot.name, _FOLDER, self.slot.fd)
+        try:
+            self._item.not_preserved += apply(fd, source, "all", same_content=True, path=self.path)
+        finally:
+            kernel.port.close(fd)
+
+    def _view(self, cwd: str) -> View:
+        place, slot = self._item.place, self.slot
+        shown, hidden = slot.stat(), place.stat()
+        if shown is None or hidden is None:
+            errors.fail(errors.ConflictError, errno.ENOENT, "the folder was removed while it was copied", self.path)
+        private = os.path.basename(slot.directory.path)
+        return View(
+            place.fd,
+            f"{private}/{slot.name}",
+            place.name,
+            (shown.st_dev, shown.st_ino),
+            (hidden.st_dev, hidden.st_ino),
+            cwd,
+        )
+
     def remember(self) -> None:
         """Look at the clone before the program runs, for `changes`."""
         folder = self._opened(self.slot)
@@ -285,10 +323,46 @@ class PrivateCopy:
         folder.path = self.path
         return folder
 
+
+class PrivateLayer(Private):
+    """A layer over a folder, in which the program's changes are gathered (overlayfs)."""
+
+    def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:  # noqa: ARG002  for folders, which are exchanged where this works
+        self._layer = layer = StagedLayer(tx._intake, self.path)
+        try:
+            options = overlay_options(layer.place.directory, layer.private, self.path)
+            layer.begin(USER if "userxattr" in options.split(",") else TRUSTED)
+            self.slot = Place(layer.private, "upper")
+            place, below = layer.place, os.path.join(os.path.basename(layer.slot.directory.path), layer.slot.name)
+            return View(
+                place.fd, f"{below}/upper", place.name, layer.layer.upper.key, layer.folder.key, cwd,
+                Overlay(f"{below}/work", options),
+            )  # fmt: skip
+        except BaseException:
+            layer.close()
+            raise
+
+    def __exit__(self, *what: Any) -> None:  # noqa: PYI036
+        try:
+            super().__exit__(*what)
+        finally:
+            self._layer.close()
+
+    def changes(self) -> list[Change]:
+        self._layer.read()
+        return self._layer.listing()
+
+    def stage(self) -> None:
+        self._layer.read()
+        self._layer.stage(overwrite_changes=self._overwrite_changes)
+
+    def published(self) -> None:
+        self._layer.give_times()
+
     def keep(self) -> None:
-        """The run failed: move the clone to where the user wants to inspect it, if anywhere."""
         if self._kept is not None:
-            self._kept.take(self.slot)
+            self._layer.complete("", "")
+        super().keep()
 
 
 class _Kept:
@@ -349,6 +423,70 @@ def refuse_where_impossible(path: str) -> None:
         raise _error(answer, absolute(path), "/")
 
 
+#: What overlayfs is asked for: to write renamed folders down, which it does for root alone …
+_FOR_ROOT, _FOR_USERS = "redirect_dir=on", "userxattr"
+#: … and not to wait for the disk when it is unmounted, for the commit does that (Linux 5.10).
+_OVERLAYS = tuple(
+    f"{marks},index=off,metacopy=off{more}" for marks in (_FOR_ROOT, _FOR_USERS) for more in (",volatile", "")
+)
+
+
+def overlay_options(parent: Directory, private: Directory, path: str) -> str:
+    """Try in a child of our own, with scratch folders in `private`, a folder below `parent`, whether an overlay works here:
+    the options that it takes.  Raises `NamespaceError`."""
+    below = os.path.relpath(private.path, parent.path)
+    answer: Answer | None = None
+    for number, options in enumerate(_OVERLAYS):
+        if _FOR_ROOT in options and os.geteuid():
+            continue
+        answer = _try_overlay(parent, private, f"{below}/try{number}", options)
+        if answer is not None and not answer.failed:
+            return options
+    raise _error(answer, path, "/")
+
+
+def _try_overlay(parent: Directory, private: Directory, place: str, options: str) -> Answer | None:
+    """Lay an overlay over a scratch folder, remove and replace what is in there, and see how that was written down."""
+    name = os.path.basename(place)
+    kernel.port.mkdir(name, 0o700, private.fd)
+    with contextlib.closing(Directory.open(name, private.fd, follow=False)) as scratch:
+        for each in ("lower", "upper", "work", "lower/gone", "lower/new"):
+            kernel.port.mkdir(each, 0o700, scratch.fd)
+        upper, lower = (kernel.port.lstat(each, scratch.fd) for each in ("upper", "lower"))
+        view = View(
+            parent.fd, f"{place}/upper", f"{place}/lower", (upper.st_dev, upper.st_ino), (lower.st_dev, lower.st_ino), "",
+            Overlay(f"{place}/work", options),
+        )  # fmt: skip
+
+        def change() -> None:
+            os.rmdir(f"{place}/lower/gone")
+            os.rmdir(f"{place}/lower/new")
+            os.mkdir(f"{place}/lower/new")
+
+        with Entrance(view) as entrance:
+            answer = entrance.try_it(change)
+        if answer is None or answer.failed:
+            return answer
+        return answer if _as_understood(scratch, options) else Answer("marks", errno.EOPNOTSUPP)
+
+
+def _as_understood(scratch: Directory, options: str) -> bool:
+    """Whether what the trial did is written down as `atomik._tree.layer` reads it."""
+    port = kernel.port
+    try:
+        gone = port.lstat("upper/gone", scratch.fd)
+        fd = port.open("upper/new", _FOLDER, scratch.fd)
+        try:
+            opaque = port.getxattr(fd, ("user" if "userxattr" in options else "trusted") + ".overlay.opaque")
+        finally:
+            port.close(fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+    return stat.S_ISCHR(gone.st_mode) and not gone.st_rdev and opaque == b"y"
+
+
 def _error(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSError:
     if answer is None:
         return errors.NamespaceError(*errors.os_args(errno.EIO, "the child that tried it was killed", path))
@@ -388,11 +526,24 @@ def _reason(step: str, number: int) -> str:
             f"{said}; a container's seccomp filter or security module forbids it, or the process is in a chroot: run it with "
             "CAP_SYS_ADMIN and a filter that allows unshare and mount, or outside of the container"
         )
+    if step in ("overlay", "marks"):
+        return f"{said}; {_overlay_reason(number)}; or run it without changes_only: on a clone of the folder"
     if step == "private" and number == errno.EINVAL:
         return f"{said}; '/' is no mount point, as in a chroot: run it outside of the chroot"
     if step == "proc":
         return f"{said}; mount /proc"
     return said
+
+
+def _overlay_reason(number: int) -> str:
+    if number == errno.ENODEV:
+        return "the kernel has no overlayfs: load the module overlay"
+    if number in _DENIED:
+        return "the kernel lets only root mount an overlay (before Linux 5.11), or a sandbox forbids it: run it as root"
+    return (
+        "overlayfs cannot write to this filesystem: it is an overlay itself, a network filesystem, or one without extended "
+        "attributes"
+    )
 
 
 _CALLS = {
@@ -403,6 +554,8 @@ _CALLS = {
     "open_tree": "the copy cannot be mounted (open_tree)",
     "move_mount": "the copy cannot be mounted (move_mount)",
     "proc": "/proc is not there",
+    "overlay": "the changes cannot be gathered in an overlay (mount)",
+    "marks": "an overlay there does not write down all changes",
 }
 
 

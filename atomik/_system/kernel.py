@@ -506,6 +506,16 @@ class Kernel:
         if libc().attach_mount(tree_fd, path_fd) < 0:
             _raise(())
 
+    def mount_overlay(self, lower: int, upper: int, work: int, options: str) -> None:
+        """mount(2) of an overlay over its own lower layer, with that one's restrictions; all three by their descriptors, for
+        paths may hold what the options mean otherwise."""
+        layers = f"lowerdir=/proc/self/fd/{lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},{options}"
+        flags = os.fstatvfs(lower).f_flag & (
+            os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+        )  # the numbers are those of MS_NOSUID …
+        if libc().mount_overlay(b"/proc/self/fd/%d" % lower, layers.encode(), flags) < 0:
+            _raise(())
+
     def end_with_parent(self, signal: int) -> None:
         """prctl(2), PR_SET_PDEATHSIG: the signal that this process gets when its parent dies."""
         if libc().end_with_parent(signal) < 0:

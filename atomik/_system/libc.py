@@ -252,6 +252,11 @@ def make_mounts_private() -> int:
     return _mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
 
 
+def mount_overlay(target: bytes, options: bytes, flags: int) -> int:
+    """mount(2) of an overlay."""
+    return _mount(b"overlay", target, b"overlay", ctypes.c_ulong(flags), options)
+
+
 def copy_mount(path_fd: int) -> int:
     """open_tree(2) of what a descriptor holds, OPEN_TREE_CLONE."""
     return _open_tree(path_fd, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)

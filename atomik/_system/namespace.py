@@ -1,4 +1,5 @@
-"""A mount namespace in which one folder is seen in the place of another, entered by a child between fork and exec.
+"""A mount namespace in which one folder is seen in the place of another, or through a layer over it, entered by a child
+between fork and exec.
 
 Calling sequence::
 
@@ -10,7 +11,7 @@ Calling sequence::
         entrance.members()                       # the processes in the namespace
 
 The child reaches both folders from the parent folder, which is held open, and compares their identities with those that are
-known: a path that somebody else changed leads to a refusal, never to another folder.  The clone is attached by descriptor.
+known: a path that somebody else changed leads to a refusal, never to another folder.  All mounts are made by descriptor.
 
 Root makes a mount namespace alone.  Everybody else gets a user namespace with it, in which the user and group are mapped to
 themselves; exec(2) then drops the capabilities that came with it.
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -43,11 +45,20 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _SWAPPED = errno.ESTALE
 
 
+class Overlay(NamedTuple):
+    """How a layer is laid over a folder: ``work``, an empty folder beside the layer, by a path like the layer's; ``options``
+    of mount(2)."""
+
+    work: str
+    options: str
+
+
 class View(NamedTuple):
     """What a child is to see.
 
-    ``parent_fd``: the folder that holds both.  ``source`` (a path below it) is shown in the place of ``target``, a name in
-    it.  ``shown``, ``hidden``: their (st_dev, st_ino).  ``cwd``: the absolute path of the working folder.
+    ``parent_fd``: the folder that holds both.  ``source`` (a path below it) is shown in the place of ``target``, another;
+    with ``overlay`` it is the upper layer, and the target shows through.  ``shown``, ``hidden``: their (st_dev, st_ino).
+    ``cwd``: the absolute path of the working folder; "" is the folder that holds both.
     """
 
     parent_fd: int
@@ -56,6 +67,7 @@ class View(NamedTuple):
     shown: tuple[int, int]
     hidden: tuple[int, int]
     cwd: str
+    overlay: Overlay | None = None
 
 
 class Answer(NamedTuple):
@@ -114,16 +126,30 @@ class Entrance:
         self._step = "folder"
         source = _opened(view.source, view.shown)
         target = _opened(view.target, view.hidden)
-        self._step = "open_tree"
-        tree = port.copy_mount(source)
-        self._step = "move_mount"
-        port.attach_mount(tree, target)
-        for fd in (source, target, tree):
-            port.close(fd)
+        if view.overlay is None:
+            self._attach(source, target)
+        else:
+            self._lay_over(source, target, view.overlay)
+        port.close(source)
+        port.close(target)
         self._step = "cwd"
-        port.chdir(view.cwd)
+        if view.cwd:
+            port.chdir(view.cwd)
         self._step = "proc"
         return port.open("/proc/self/ns/mnt", os.O_RDONLY)
+
+    def _attach(self, source: int, target: int) -> None:
+        self._step = "open_tree"
+        tree = kernel.port.copy_mount(source)
+        self._step = "move_mount"
+        kernel.port.attach_mount(tree, target)
+        kernel.port.close(tree)
+
+    def _lay_over(self, upper: int, lower: int, overlay: Overlay) -> None:
+        work = kernel.port.open(overlay.work, _FOLDER)
+        self._step = "overlay"
+        kernel.port.mount_overlay(lower, upper, work, overlay.options)
+        kernel.port.close(work)
 
     def _unshare(self) -> None:
         user, group = os.geteuid(), os.getegid()
@@ -185,12 +211,13 @@ class Entrance:
         finally:
             os.close(fd)
 
-    def try_it(self) -> Answer | None:
-        """Enter in a child that runs nothing."""
+    def try_it(self, action: Callable[[], None] = lambda: None) -> Answer | None:
+        """Enter in a child that runs no program; it calls `action`, and nobody is told what that raises."""
         child = os.fork()
         if child == 0:
             try:
                 self.enter()
+                action()
             finally:
                 os._exit(0)  # whatever happened was told, or nothing can be
         try:

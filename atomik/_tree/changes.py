@@ -87,6 +87,27 @@ def changes(before: Manifest, clone: Directory, original: Directory) -> list[Cha
     return sorted(found, key=lambda each: each.path)
 
 
+def between(old: Directory | None, new: Directory | None, path: str = "") -> list[Change]:
+    """What differs between a folder and a changed copy of it, both at `path` for the answer; None stands for no folder."""
+    before, after = ({} if folder is None else manifest(folder) for folder in (old, new))
+    found = [Change("-", _shown(os.path.join(path, name), before[name])) for name in before.keys() - after.keys()]
+    for name, status in after.items():
+        if name not in before:
+            found.append(Change("+", _shown(os.path.join(path, name), status)))
+        elif old is None or new is None or not _may_differ(before[name], status):
+            continue
+        elif _differs(name, before[name], status, new, old):
+            found.append(Change("M", _shown(os.path.join(path, name), status)))
+    return found
+
+
+def _may_differ(old: os.stat_result, new: os.stat_result) -> bool:
+    """Whether a copy, which keeps times, may have been changed; folders are always asked for their attributes."""
+    return stat.S_ISDIR(new.st_mode) or (old.st_mode, old.st_uid, old.st_gid, old.st_size, old.st_mtime_ns) != (
+        new.st_mode, new.st_uid, new.st_gid, new.st_size, new.st_mtime_ns,
+    )  # fmt: skip
+
+
 def counts(found: Iterable[Change]) -> dict[str, int]:
     """How many of each."""
     kinds = [each.change for each in found]
@@ -99,7 +120,7 @@ def counts(found: Iterable[Change]) -> dict[str, int]:
 
 
 def _shown(path: str, status: os.stat_result) -> str:
-    return os.path.join(path or ".", "") if stat.S_ISDIR(status.st_mode) else path
+    return os.path.join(path.rstrip("/") or ".", "") if stat.S_ISDIR(status.st_mode) else path
 
 
 def _renamed(before: Manifest, after: Manifest) -> dict[str, str]:

@@ -53,11 +53,16 @@ _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS,
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
 
 
-def clone(src: Directory, dst: Directory, progress: Callable[[int], None] | None = None) -> list[str]:
-    """Make the empty folder `dst` a copy of `src`; returns the names of what could not be kept."""
+def clone(
+    src: Directory, dst: Directory, progress: Callable[[int], None] | None = None, *, share: bool = False
+) -> list[str]:
+    """Make the empty folder `dst` a copy of `src`; returns the names of what could not be kept.
+
+    With `share` the copy gets the same files, as hard links, where the kernel allows it: it is to take the original's place.
+    """
     _refuse_mounts(src)
     source, target = TreeWalk(src, "copy"), TreeWalk(dst, "copy", loosen=True)
-    with source, target, _Clone(source, target, progress) as work:
+    with source, target, _Clone(source, target, progress, share) as work:
         work.run()
         return work.lost
 
@@ -108,6 +113,7 @@ class _Clone:
     source: TreeWalk
     target: TreeWalk
     progress: Callable[[int], None] | None
+    share: bool = False
     lost: list[str] = field(factory=list)
     content: Copier = field(factory=Copier)
     _folders: list[tuple[os.stat_result, Metadata]] = field(factory=list)
@@ -226,7 +232,8 @@ class _Clone:
                 continue
             else:
                 try:
-                    (self._file if entry.is_file(follow_symlinks=False) else self._other)(name, name)
+                    if not (self.share and self._shared(name)):
+                        (self._file if entry.is_file(follow_symlinks=False) else self._other)(name, name)
                 except OSError as exc:
                     self._fail(exc, name)
             self._count()
@@ -252,6 +259,16 @@ class _Clone:
                 port.close(new)
         finally:
             port.close(fd)
+
+    def _shared(self, name: str) -> bool:
+        """Whether the copy got the file itself; not so one of another user's (fs.protected_hardlinks)."""
+        try:
+            kernel.port.link(name, self.source.level.fd, name, self.target.level.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in _NO_LINK:
+                raise
+            return False
+        return True
 
     def _linked(self, found: os.stat_result, name: str, new_name: str) -> bool:
         """Whether the new name could be linked to a copy that is there already."""

@@ -112,6 +112,24 @@ class TreeWalk:
         except OSError as exc:
             self.fail(exc)
 
+    def each(self) -> Iterator[os.DirEntry[str]]:
+        """Everything below the top, a folder before what is in it, with the way down at the folder that holds it.  A folder
+        that is taken off ``level.folders`` is passed over."""
+        while True:
+            level = self.level
+            if level.folders is None:
+                level.folders = []
+                for entry in self.entries():
+                    if entry.is_dir(follow_symlinks=False):
+                        level.folders.append(entry.name)
+                    yield entry
+            if level.folders:
+                self.enter(level.folders.pop())
+            elif self.depth:
+                self.leave()
+            else:
+                return
+
     # --- saying where ------------------------------------------------------------------------------------------------
     def path(self, name: str = "", level: Level | None = None) -> str:
         """The path of `name` in a level (the present one), for messages."""

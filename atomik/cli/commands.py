@@ -172,6 +172,10 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     inside.add_argument(
         "--in", dest="inside", metavar="FOLDER", help="run the program on a private copy of this folder"
     )
+    text = (
+        "do not clone the folder: gather the changes in an overlay, and publish each; for large folders without reflink"
+    )
+    inside.add_argument("--changes-only", action="store_true", help=text)
     text = "publish even if somebody else changed the folder meanwhile; their changes are lost"
     inside.add_argument("--overwrite-changes", action="store_true", help=text)
     text = "what to do about processes that the program leaves running; refuse (to publish) is the default"
@@ -271,7 +275,8 @@ def _parse(given: list[str]) -> argparse.Namespace:
 def _check_inside(known: argparse.Namespace) -> None:
     """Some options of ``run`` are for --in alone, others have no meaning with it."""
     only = {
-        "--overwrite-changes": known.overwrite_changes, "--background": known.background is not None,
+        "--changes-only": known.changes_only, "--overwrite-changes": known.overwrite_changes,
+        "--background": known.background is not None,
         "--keep-on-failure": known.keep_on_failure is not None,
     }  # fmt: skip
     never = {

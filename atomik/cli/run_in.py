@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define
 
-from atomik._api.run_in import PrivateCopy
+from atomik._api.run_in import Private, PrivateCopy, PrivateLayer
 from atomik._api.shortcuts import transaction
 from atomik._system import kernel
 from atomik._tree.changes import Change, counts
@@ -53,7 +53,8 @@ def run_in(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Rece
         )
 
         def work() -> tuple[int, Receipt | Listing | None]:
-            with PrivateCopy(
+            private = PrivateLayer if arguments.changes_only else PrivateCopy
+            with private(
                 tx, arguments.inside, overwrite_changes=arguments.overwrite_changes, keep=arguments.keep_on_failure,
                 allow_gap=arguments.allow_gap,
             ) as copy:  # fmt: skip
@@ -64,7 +65,7 @@ def run_in(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Rece
 
 
 def _work_on(
-    copy: PrivateCopy, tx: Transaction, arguments: argparse.Namespace, signals: Signals, progress: Progress
+    copy: Private, tx: Transaction, arguments: argparse.Namespace, signals: Signals, progress: Progress
 ) -> tuple[int, Receipt | Listing | None]:
     if arguments.dry_run:
         copy.remember()
@@ -83,10 +84,13 @@ def _work_on(
     if arguments.dry_run:
         return 0, Listing(copy.path, copy.changes())
     progress.start()
-    return 0, tx.commit()
+    copy.stage()
+    receipt = tx.commit()
+    copy.published()
+    return 0, receipt
 
 
-def _run(copy: PrivateCopy, program: list[str], signals: Signals) -> int:
+def _run(copy: Private, program: list[str], signals: Signals) -> int:
     try:
         return spawn(signals, program, dict(os.environ), {}, copy.enter)
     except subprocess.SubprocessError as exc:

@@ -1,0 +1,389 @@
+"""What a program wrote into a layer over a folder, staged as one transaction.
+
+Calling sequence::
+
+    staged = StagedLayer(intake, path)       # makes the layer, in a private folder beside the folder
+    staged.begin()                           # from here on, what others change in the folder is a conflict
+    …                                        # the program runs
+    staged.read()                            # what it changed
+    staged.stage(overwrite_changes=False)    # an output for each name
+    …                                        # the commit
+    staged.give_times()
+
+Nobody can look at the folder before the program runs: that would cost as much as to copy it.  So it is time that tells what
+others changed: what has a later ctime than the filesystem's clock had in the beginning was changed since.  No program can set
+a ctime, and every change of content, metadata or name sets it; the program itself writes into the layer alone.
+
+Folders that stay get the times that the program left them with after the commit, when atomik has done its own work in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from attrs import define
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._system import kernel
+from atomik._tree.changes import Change, between
+from atomik._tree.layer import Layer, LayerChange, handles, newer, strip
+from atomik._tree.metadata import Metadata, apply
+
+from . import checks, move, removal
+from .item import kind_of
+from .observe import Observation, look_at
+from .path import StagedProgram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .intake import Intake
+    from .options import ItemOptions
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
+
+#: Seconds of a run, and the part of it, by which the filesystem's clock may have gone slower than ours.
+_SLOWER, _PART = 0.1, 0.001
+
+
+class Ready(StagedProgram):
+    """An object that is complete, and lies in a private folder of the transaction."""
+
+    __slots__ = ()
+
+    def take(self, source: Place) -> None:
+        """Take the object over into a slot."""
+        found = source.status()
+        assert found is not None
+        self._there = kind_of(found.mode)
+        self._work = None
+        slot = self.workspace.slot(self.stage)
+        mode = self._loosen(source, found)
+        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        try:
+            kernel.port.rename(source.name, source.fd, slot.name, slot.fd, 0)
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.EXDEV:  # a btrfs subvolume, or another project id
+                raise
+            from atomik._tree.clone import copy_entry
+
+            self.not_preserved = tuple(copy_entry(source, slot))
+        if mode is not None:
+            self._finish_at(slot, mode)
+        self.seal()
+
+    def refuse_companions(self) -> None:  # the program knows which files belong together
+        pass
+
+    def _seal(self) -> None:
+        pass
+
+
+@define(frozen=True)
+class Displaced(Observation):
+    """What a folder was; once it is displaced, files in it that have other names as well may have lost these to the same
+    transaction, which changes their ctime."""
+
+    since: int = 0
+
+    def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
+        if not moved:
+            return Observation._mismatch(self, place)
+        if place.identity() != self.identity:
+            return "it was replaced"
+        what = newer(place, self.since, touched=2, moved=True)
+        return None if what is None else f"{what!r} in it was changed"
+
+
+class StagedLayer:
+    """A layer over the folder at ``path``; see the module."""
+
+    def __init__(self, intake: Intake, path: str) -> None:
+        self._intake, self.path = intake, path
+        workspace = intake.workspace
+        place = workspace.locate(path, folder=True, parents=False)
+        self.place = Place(place.directory, place.name)
+        with kernel.typed("cannot run a program in the folder", path):
+            self.folder = Directory.open(place.name, place.fd, follow=False)
+        self.folder.path = path
+        try:
+            found = place.status()
+            assert found is not None
+            checks.refuse_mounts(place, found, path)
+            self.slot = workspace.slot(place.directory)
+            kernel.port.mkdir(self.slot.name, 0o700, self.slot.fd)
+            self.private = Directory.open(self.slot.name, self.slot.fd, follow=False)
+            self.private.path = str(self.slot)
+        except BaseException:
+            self.folder.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        self.folder.close()
+        self.private.close()
+        if self._layer is not None:
+            self._layer.upper.close()
+
+    _layer: Layer | None = None
+    _old_names: dict[bytes, str] | None = None
+    changes: list[LayerChange] = []  # noqa: RUF012  replaced by `read`
+
+    # --- before the program ----------------------------------------------------------------------------------------------
+    def begin(self, prefix: str) -> None:
+        """Make the layer; `prefix` says how overlayfs will mark things in it."""
+        private = self.private
+        for name in ("upper", "work"):
+            kernel.port.mkdir(name, 0o700, private.fd)
+        self.since = self._tick()
+        self._began = time.monotonic()
+        upper = Directory.open("upper", private.fd, follow=False)
+        try:
+            apply(upper.fd, Metadata.of(self.place), "all", same_content=True, path=self.path)
+            found = kernel.port.fstat(self.folder.fd)
+            kernel.port.futime(upper.fd, (found.st_atime_ns, found.st_mtime_ns))
+            upper.path = self.path
+            self._layer = Layer(upper, self.folder, prefix)
+        except BaseException:
+            upper.close()
+            raise
+
+    def _tick(self) -> int:
+        """What the filesystem's clock says; whatever changes from now on has a later time."""
+        before = self._now(self.private.fd)
+        while self._now(self.private.fd) <= before:
+            time.sleep(0.0005)
+        return before
+
+    @staticmethod
+    def _now(fd: int) -> int:
+        kernel.port.fchmod(fd, 0o700)
+        return kernel.port.fstat(fd).st_ctime_ns
+
+    # --- after it --------------------------------------------------------------------------------------------------------
+    @property
+    def layer(self) -> Layer:
+        """The layer, once the program may run."""
+        assert self._layer is not None
+        return self._layer
+
+    def read(self) -> None:
+        """Find out what the program changed."""
+        with kernel.typed("cannot read what the program changed", self.path):
+            self.changes = self.layer.changes()
+
+    def complete(self, path: str, base: str | None, *, share: bool = False) -> None:
+        """Make a folder in the layer hold all that it shows."""
+        with kernel.typed("cannot complete what the program changed", os.path.join(self.path, path)):
+            self.layer.complete(path, base, lambda: self._intake.workspace.slot(self.place.directory), share=share)
+
+    def stage(self, *, overwrite_changes: bool) -> None:
+        """An output for each name that changed."""
+        if not self.changes:
+            return
+        if not overwrite_changes:
+            self._refuse_clock()
+        self._hold_folders()
+        if self.changes[0].path:  # a name in it leads recovery from there to all the others
+            self._intake.workspace.private_folder(self._intake.workspace.directory(self.path))
+        places = {change.path: self._place_of(change.path) for change in self.changes}
+        watched = () if overwrite_changes else [change for change in self.changes if change.op != "move"]
+        for change in watched:
+            self._refuse_newer(change, places[change.path])
+        for change in self.changes:
+            if change.op == "put":
+                self._complete(change)
+        # What is shared with the new folders has a new ctime by now; whatever others do to it is done to both.
+        since = self._tick()
+        seen = {change.path: self._observed(change, places[change.path], since) for change in watched}
+        for change in sorted(self.changes, key=lambda each: each.op):  # moves first: they make room
+            self._stage(change, places[change.path], seen.get(change.path))
+
+    def _complete(self, change: LayerChange) -> None:
+        """What is put must hold all that it shows, and no marks of the overlay."""
+        assert change.new is not None
+        if kernel.is_folder(change.new.st_mode):
+            self.complete(change.path, change.base, share=True)
+        else:
+            with self._source(change.path) as source:
+                strip(source, self.layer.prefix)
+
+    def _hold_folders(self) -> None:
+        """Hold the folders in which something changes, reached from the one that the program saw; the transaction writes into
+        these, wherever their paths may lead by now."""
+        workspace = self._intake.workspace
+        above = {os.path.dirname(path) for change in self.changes for path in (change.path, change.source) if path}
+        for path in sorted(above | {""}):
+            if not (path or self.changes[0].path):
+                continue  # the folder itself is replaced
+            held = Directory.reach(self.folder, path or ".", _BENEATH)
+            held.path = os.path.join(self.path, path) if path else self.path
+            workspace.adopt(held)
+
+    def _place_of(self, path: str) -> Place:
+        if not path:
+            return self.place
+        above, name = os.path.split(path)
+        return Place(self._intake.workspace.directory(os.path.join(self.path, above) if above else self.path), name)
+
+    def _refuse_newer(self, change: LayerChange, place: Place, *, touched: int | None = None) -> None:
+        """Raise if somebody else changed what the folder has at that name since the program began."""
+        what = newer(place, self.since, touched=touched)
+        if what is not None:
+            self._conflict(str(place) if what == "." else place.directory.child(os.path.join(place.name, what)))
+        if (place.stat() is None) != (change.old is None) or self._lost(change):
+            self._conflict(str(place))
+
+    def _observed(self, change: LayerChange, place: Place, since: int) -> Observation:
+        """What nobody may change from now on."""
+        seen = look_at(place, digest=False)
+        self._refuse_newer(change, place, touched=1)
+        if seen.tree is None:
+            return seen
+        return Displaced(
+            seen.path, seen.identity, seen.size, seen.mtime_ns, seen.ctime_ns, None, seen.tree, seen._folders, since
+        )
+
+    def _lost(self, change: LayerChange) -> bool:
+        """Whether somebody else removed what the program changed: it was copied up, and not because of a rename."""
+        if change.origin is None or change.base is not None:
+            return False
+        assert change.new is not None
+        if kernel.is_folder(change.new.st_mode):
+            return True
+        return bool(change.origin) and self.folder.fs.handle_flags is not None and change.origin not in self.old_names()
+
+    def _conflict(self, path: str) -> NoReturn:
+        text = (
+            "somebody else changed what the program changed too, while it ran; their version is kept, and nothing was "
+            "published. Run it again, or pass overwrite_changes=True"
+        )
+        error = errors.ConflictError(*errors.os_args(errno.EBUSY, text, path))
+        error.path = path
+        raise error
+
+    def _refuse_clock(self) -> None:
+        """If the clock was set back, a change may have an earlier time than the beginning."""
+        ours = time.monotonic() - self._began
+        theirs = (self._now(self.private.fd) - self.since) / 1e9
+        if theirs < ours * (1 - _PART) - _SLOWER:
+            text = (
+                "the clock was set back while the program ran, so nobody can tell what others changed meanwhile; nothing was "
+                "published. Run it again, or pass overwrite_changes=True"
+            )
+            errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
+
+    def _stage(self, change: LayerChange, place: Place, seen: Observation | None) -> None:
+        path = str(place)
+        if change.op == "move":
+            source = self._place_of(change.source)
+            move.stage(self._intake, str(source), path, False, order=0, backup=None, expect=None)  # noqa: FBT003
+            return
+        there = place.stat() if seen is None else change.old
+        removed = change.op == "remove" or (there is not None and _needs_room(there, change.new))
+        if removed and there is not None:
+            removal.stage(self._intake, path, missing_ok=seen is None, order=0, expect=seen)
+        if change.op == "put":
+            self._put(
+                change, path, None if removed or seen is None or seen.absent else seen, new=there is None or removed
+            )
+
+    def _put(self, change: LayerChange, path: str, seen: Observation | None, *, new: bool) -> None:
+        options: ItemOptions = {"preserve": "none", "expect": seen}
+        item = self._intake.add(Ready, path, not new, None, options)
+        with self._source(change.path) as source:
+            self._intake.open(item, item.take, source)
+
+    @contextlib.contextmanager
+    def _source(self, path: str) -> Iterator[Place]:
+        if not path:
+            yield Place(self.private, "upper")
+            return
+        above, name = os.path.split(path)
+        held = Directory.reach(self.layer.upper, above or ".", _BENEATH)
+        try:
+            yield Place(held, name)
+        finally:
+            held.close()
+
+    def give_times(self) -> None:
+        """After the commit: folders that stay get the times that the program left them with."""
+        for path, times in self.layer.merged.items() if self.changes else ():
+            try:
+                fd = kernel.port.open_beneath(path or ".", _FOLDER, self.folder.fd, _BENEATH)
+                try:
+                    kernel.port.futime(fd, times)
+                finally:
+                    kernel.port.close(fd)
+            except OSError as exc:  # gone by now, or another user's
+                if kernel.errno_of(exc) is None:
+                    raise
+
+    # --- telling ---------------------------------------------------------------------------------------------------------
+    def old_names(self) -> dict[bytes, str]:
+        """The path of everything that was at a name that changed, by its file handle; empty where there are no handles."""
+        if self._old_names is None:
+            self._old_names, flags = {}, self.folder.fs.handle_flags
+            for change in self.changes if flags is not None else ():
+                if change.old is not None and flags is not None:
+                    found = handles(self._place_of(change.source or change.path), flags)
+                    self._old_names |= {key: os.path.join(change.path, below).rstrip("/") for key, below in found}
+        return self._old_names
+
+    def listing(self) -> list[Change]:
+        """What would be published, a line for each name; times alone are no change."""
+        if not self.changes:
+            return []
+        self._hold_folders()
+        removed = {change.path for change in self.changes if change.op == "remove"}
+        found = [line for change in self.changes for line in self._lines(change, removed)]
+        renamed = {line.old for line in found if line.change == "R"}
+        return sorted((line for line in found if line.path not in renamed), key=lambda line: line.path)
+
+    def _lines(self, change: LayerChange, removed: set[str]) -> list[Change]:
+        if change.op == "move":
+            return [Change("R", change.path + "/", change.source + "/")]
+        if any(each is not None and kernel.is_folder(each.st_mode) for each in (change.old, change.new)):
+            return self._lines_of_folder(change)
+        if change.op == "remove":
+            return [Change("-", change.path)]
+        old = self.old_names().get(change.origin or b"")
+        if old in removed:
+            return [Change("R", change.path, old)]
+        return [] if change.same else [Change("+" if change.old is None else "M", change.path)]
+
+    def _lines_of_folder(self, change: LayerChange) -> list[Change]:
+        """What differs between the folder that was, and the one that is put."""
+        base = change.path if change.base is None else change.base
+        renamed = base != change.path
+        old = new = None
+        try:
+            if renamed or (change.old is not None and kernel.is_folder(change.old.st_mode)):
+                old = Directory.reach(self.folder, base or ".", _BENEATH)
+            if change.new is not None and kernel.is_folder(change.new.st_mode):
+                self.complete(change.path, change.base)
+                new = Directory.reach(self.layer.upper, change.path or ".", _BENEATH)
+            found = between(old, new, change.path)
+        finally:
+            for folder in (old, new):
+                if folder is not None:
+                    folder.close()
+        if renamed:
+            found.append(Change("R", change.path + "/", base + "/"))
+        if change.old is not None and change.new is not None and (old is None) != (new is None):  # another kind
+            shown = change.path if new is None else change.path + "/"
+            found = [line for line in found if line.path.rstrip("/") != change.path] + [Change("M", shown)]
+        return found
+
+
+def _needs_room(old: os.stat_result, new: os.stat_result | None) -> bool:
+    """Whether what exists must be removed by a step of its own: a folder in the place of anything else, or a device."""
+    assert new is not None
+    return kernel.is_folder(old.st_mode) != kernel.is_folder(new.st_mode) or kernel.is_device(old.st_mode)
