@@ -266,6 +266,7 @@ class PrivateCopy(Private):
 
     def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:
         options: Any = {"allow_gap": True} if allow_gap else {}
+        _refuse_fixed(tx, self.path)
         tx.folder(self.path, copy=True, preserve="none", expect="any" if self._overwrite_changes else None, **options)
         self._item = tx.items[-1]
         assert self._item.slot is not None
@@ -408,6 +409,30 @@ def real_folder(folder: StrPath) -> str:
     if path and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
         path = os.path.realpath(path)
     return path
+
+
+def _refuse_fixed(tx: Transaction, path: str) -> None:
+    """A folder of an overlay's lower layer cannot be renamed unless the overlay notes that down (redirect_dir).  The kernel
+    says so first when asked to rename it over a folder that is not empty, which nothing can be renamed over."""
+    workspace = tx._intake.workspace
+    place = workspace.locate(path, folder=True, parents=False)
+    if place.directory.fs.name != "overlay":
+        return
+    taken = workspace.slot(place.directory)
+    kernel.port.mkdir(taken.name, 0o700, taken.fd)
+    with contextlib.closing(Directory.open(taken.name, taken.fd, follow=False)) as inside:
+        kernel.port.mkdir("taken", 0o700, inside.fd)
+    try:
+        kernel.port.rename(place.name, place.fd, taken.name, taken.fd, 0)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        if exc.errno == errno.EXDEV:
+            text = (
+                "it belongs to the lower layer of an overlay, such as the image of a container, so it cannot be exchanged; "
+                "mount the overlay with redirect_dir=on, or replace the folder by a copy of itself (cp -a)"
+            )
+            raise errors.UnsupportedFilesystemError(*errors.os_args(errno.EXDEV, text, absolute(path))) from exc
 
 
 def refuse_where_impossible(path: str) -> None:

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
+import shutil
+import signal
 import subprocess
+import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import atomik
-from tests.promises.test_run_in import FIXED, PROGRAMS, USERS, fill, missing, run, shape, wheel  # noqa: F401  run is a fixture
+from atomik import errors
+from atomik._staging.layer import StagedLayer
+from tests.promises.test_run_in import (  # noqa: F401  fixtures
+    COMMAND,
+    ENVIRONMENT,
+    FIXED,
+    PROGRAMS,
+    USERS,
+    fill,
+    here,
+    missing,
+    run,
+    shape,
+    state,
+    wheel,
+)  # fmt: skip
+from tests.support.state import left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+# ruff: noqa: F811  fixtures that are imported
 
 ALL = PROGRAMS | {
     "mv": "mkdir x; mv folder x/y; echo z > x/y/z; mv x/y/setgid s; mv empty full; ln -sfn full moved; chmod 700 full",
@@ -51,3 +75,166 @@ def test_the_result_is_that_of_a_run_without(run: Callable[..., Any], open_folde
         assert os.listdir(open_folder / "inside") == ["F"]
 
     run(work)
+
+
+# --- all or nothing --------------------------------------------------------------------------------------------------
+def changed(here: Path, script: str, **options: Any) -> Any:
+    """Run a script in ``F``, its changes only."""
+    return atomik.run_in(here / "F", ["sh", "-ec", script], changes_only=True, cwd=here / "F", **options)
+
+
+def test_only_what_changed_changes(here: Path) -> None:
+    """Everything else keeps its inode; a renamed folder is moved, with what is in it; and folders get their times."""
+    for name in ("same", "sub/gone", "sub/same", "old/in it"):
+        (here / "F" / name).parent.mkdir(exist_ok=True)
+        (here / "F" / name).write_text(name)
+    before = {name: (here / "F" / name).stat().st_ino for name in ("same", "sub", "sub/same", "old", "old/in it")}
+    done = changed(here, "echo new > a; rm sub/gone; mv old renamed; touch -d 2001-01-01 sub")
+    assert {Path(item.path).name: item.op for item in done.receipt.items} == {
+        "a": "replace", "gone": "remove", "renamed": "move",
+    }  # fmt: skip
+    after = {name: (here / "F" / name.replace("old", "renamed")).stat().st_ino for name in before}
+    assert after == before
+    assert (here / "F/sub").stat().st_mtime == 978307200 + time.timezone
+    assert (left_in(here), os.listdir(here)) == ([], ["F"])
+
+
+@pytest.mark.parametrize("script", ["true", "cat a; echo x >> a; truncate -s 3 a; touch -d @0 a; exit 1", "kill -9 $$"])
+def test_nothing_happens(here: Path, script: str) -> None:
+    """A program that changes nothing, or fails."""
+    os.utime(here / "F/a", (0, 0))
+    before = state(here / "F")
+    assert (changed(here, script).receipt is None) == (script != "true")
+    assert (state(here / "F"), left_in(here), os.listdir(here)) == (before, [], ["F"])
+
+
+def test_kept_on_failure(here: Path) -> None:
+    """What a failed run would have published is there to look at, as a folder that shares nothing with the original."""
+    (here / "F/sub").mkdir()
+    (here / "F/sub/b").write_text("b")
+    changed(here, "echo half > a; rm -r sub; mkdir -p sub x/y; exit 1", keep_on_failure=here / "kept")
+    assert shape(here / "kept").keys() == {".", "a", "sub", "x", "x/y"}
+    assert ((here / "kept/a").read_text(), (here / "F/a").read_text()) == ("half\n", "old")
+    changed(here, "mv a b; rm -r sub; exit 1", keep_on_failure=here / "kept2")
+    assert ((here / "kept2/b").read_text(), os.listdir(here / "kept2")) == ("old", ["b"])
+    assert (here / "F/a").stat().st_nlink == 1
+
+
+@pytest.mark.sweep
+def test_killed_at_any_moment(here: Path) -> None:
+    """SIGKILL of atomik and the program: after `recover`, from the folder or from the one above, all is old or all is new."""
+    names = [f"{number % 7}/{number}" for number in range(40)]
+    for name in names:
+        (here / "F" / name).parent.mkdir(exist_ok=True)
+        (here / "F" / name).write_text("0\n")
+    script = 'for name in */*; do echo "$0" > "$name"; done; rm -f a; rm -rf gone; mkdir gone; echo "$0" > gone/1'
+    command = [*COMMAND, "run", "--changes-only", "--in", str(here / "F"), "--", "sh", "-c", script]
+    started = time.monotonic()
+    subprocess.run([*command, "0"], cwd=here / "F", env=ENVIRONMENT, check=True)
+    whole = time.monotonic() - started
+    chosen, seen = random.Random(7), set()
+    for version in range(1, 31):
+        ours = subprocess.Popen(
+            [*command, str(version)], cwd=here / "F", env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        time.sleep(chosen.uniform(0.3, 1.3) * whole)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ours.pid, signal.SIGKILL)
+        ours.wait()
+        atomik.recover(here / "F" if version % 2 else here)
+        found = {(here / "F" / name).read_text() for name in [*names, "gone/1"]}
+        assert len(found) == 1
+        atomik.recover(here, recursive=True)
+        seen |= found
+        assert left_in(here) == []
+    assert len(seen) > 1, "no run came to its end"
+
+
+# --- other people's changes ------------------------------------------------------------------------------------------
+def meanwhile(here: Path, script: str, change: str, **options: Any) -> Any:
+    """Run a script; a stranger runs another one, in the folder itself, when it is done and has not ended."""
+    os.mkfifo(here / "gate")
+    done: list[Any] = []
+
+    def work() -> None:
+        try:
+            done.append(changed(here, f"{script}; read x < ../gate", **options))
+        except errors.AtomikError as exc:
+            done.append(exc)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with open(here / "gate", "w") as gate:
+        subprocess.run(["sh", "-ec", change], cwd=here / "F", check=True)
+        gate.write("go\n")
+    thread.join()
+    os.unlink(here / "gate")
+    return done[0]
+
+
+CONFLICTS = {
+    "changed": ("echo mine > a", "echo theirs > a"),
+    "changed, and times reset": ("echo mine > a", "touch -r a r; echo 012 > a; touch -r r a; rm r"),
+    "mode": ("echo mine > a", "chmod 600 a"),
+    "removed by them": ("echo mine > a", "rm a"),
+    "removed by the program": ("rm a", "echo theirs > a"),
+    "replaced": ("echo mine > a", "echo theirs > t; mv t a"),
+    "created": ("echo mine > new", "echo theirs > new"),
+    "in a folder that goes": ("rm -r sub", "echo theirs > sub/in/c"),
+    "added to a folder that goes": ("rm -r sub", "touch sub/in/d"),
+    "a folder that went": ("echo mine > sub/in/c", "rm -r sub"),
+    "in a folder that is replaced": ("rm -r sub; mkdir sub", "echo theirs > sub/in/c"),
+    "in a folder with a new mode": ("chmod 711 sub", "rm sub/in/c"),
+    "renamed": ("mv a b", "echo theirs > a"),
+    "the folder itself": ("echo mine > a", "mv ../F ../H; mkdir ../F; echo theirs > ../F/a; cp -r sub ../F"),
+}
+SWEPT = [pytest.param(which, marks=pytest.mark.sweep) if at > 3 else which for at, which in enumerate(CONFLICTS)]
+
+
+@pytest.mark.parametrize("which", SWEPT)
+def test_conflict(here: Path, which: str) -> None:
+    """What the program changed and somebody else changed too is theirs; unless the caller wants it otherwise."""
+    (here / "F/sub/in").mkdir(parents=True)
+    (here / "F/sub/in/c").write_text("c")
+    mine, theirs = CONFLICTS[which]
+    shutil.copytree(here / "F", here / "G/F")
+    subprocess.run(["sh", "-ec", theirs], cwd=here / "G/F", check=True)
+    found = meanwhile(here, mine, theirs)
+    assert isinstance(found, errors.ConflictError), found
+    assert str(here / "F") in str(found)
+    assert shape(here / "F") == shape(here / "G/F")
+    assert left_in(here) == []
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "which", [which for which in CONFLICTS if which not in ("changed, and times reset", "the folder itself")]
+)
+def test_the_last_writer_wins_if_asked_to(here: Path, which: str) -> None:
+    """``overwrite_changes=True``: what the program changed is as the program left it."""
+    (here / "F/sub/in").mkdir(parents=True)
+    (here / "F/sub/in/c").write_text("c")
+    mine, theirs = CONFLICTS[which]
+    shutil.copytree(here / "F", here / "G")
+    subprocess.run(["sh", "-ec", mine], cwd=here / "G", check=True)
+    found = meanwhile(here, mine, theirs, overwrite_changes=True)
+    assert found.receipt is not None, found
+    assert shape(here / "F") == shape(here / "G") or which == "in a folder with a new mode"
+    assert left_in(here) == []
+
+
+def test_what_others_change_elsewhere_stays(here: Path) -> None:
+    """Only names that the program changed are compared."""
+    (here / "F/sub").mkdir()
+    found = meanwhile(here, "echo mine > sub/mine; echo new > a", "echo theirs > sub/theirs; echo b > b")
+    assert found.receipt is not None, found
+    assert sorted(shape(here / "F")) == [".", "a", "b", "sub", "sub/mine", "sub/theirs"]
+
+
+def test_a_clock_that_goes_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nobody can tell what others changed, and nothing is published."""
+    now = StagedLayer._now
+    monkeypatch.setattr(StagedLayer, "_now", staticmethod(lambda fd: now(fd) - 10**9 * (here / "gone back").exists()))
+    with pytest.raises(errors.ConflictError, match="clock was set back"):
+        changed(here, "echo new > a; touch '../gone back'")
+    assert (here / "F/a").read_text() == "old"

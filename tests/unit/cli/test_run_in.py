@@ -77,6 +77,7 @@ def test_failure(site: Path, program: list[str], code: int, said: bytes) -> None
         (["--in", "site", "--parents"], b"--parents cannot go with --in"),
         (["--in", "site", "--file", "x"], b"an output cannot go with --in"),
         (["--background", "wait", "--file", "x"], b"--background needs --in"),
+        (["--changes-only", "--file", "x"], b"--changes-only needs --in"),
         (["--overwrite-changes", "--file", "x"], b"--overwrite-changes needs --in"),
         (["--keep-on-failure", "y", "--file", "x"], b"--keep-on-failure needs --in"),
         (["--in", "site", "--background", "never"], b"invalid choice"),
@@ -106,6 +107,28 @@ def test_dry_run(site: Path) -> None:
     assert (tree(site), os.listdir()) == (before, ["site"])
     told = json.loads(call("--json", "--in", "site", "--dry-run", "--", "rm", "site/a").stderr)
     assert (told["changes"], told["counts"]["removed"]) == ([{"change": "-", "path": "a", "old": None}], 1)
+
+
+def test_changes_only(site: Path) -> None:
+    """``--changes-only``: the receipt has an item for each name, a dry run a line; what did not change stays as it is."""
+    (site / "moved").write_text("m")
+    (site / "d").mkdir()
+    (site / "d/x").write_text("x")
+    (site / "same").write_text("same")
+    before, same = tree(site), (site / "same").stat()
+    script = "cd site; echo new > a; mv moved to; rm -r d; mkdir -p e/f; touch same; rm -r e/f; echo > d; chmod 750 e"
+    done = call("--in", "site", "--changes-only", "--dry-run", "--", "sh", "-c", script)
+    lines = b"M a\nM d\n- d/x\n+ e/\nR moved -> to\n1 new, 1 removed, 2 changed, 1 renamed\n"
+    if b"overlay" in done.stderr:
+        pytest.skip(done.stderr.decode())
+    assert (done.returncode, done.stderr) == (0, lines)
+    assert (tree(site), left_in(site.parent), (site / "same").stat()) == (before, [], same)
+    told = json.loads(call("--json", "--in", "site", "--changes-only", "--", "sh", "-c", script).stderr)
+    assert sorted((os.path.relpath(item["path"], site), item["op"]) for item in told["items"]) == [
+        ("a", "replace"), ("d", "replace"), ("d", "replace"), ("e", "create"), ("moved", "remove"), ("same", "replace"),
+        ("to", "create"),
+    ]  # fmt: skip
+    assert ((site / "to").read_text(), (site / "d").read_text(), os.listdir(site / "e")) == ("m", "\n", [])
 
 
 def test_kept_on_failure(site: Path) -> None:
