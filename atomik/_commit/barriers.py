@@ -17,6 +17,7 @@ A failed sync is never repeated: the kernel reports an error once and then says 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, cast
 
 from atomik._folder.filesystem import has_one_log
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 #: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other
 #: hand also waits for what other programs have written.
 FEW = 4
+#: So many files are synced together, each by an fsync of its own.
+BATCH = 64
+#: So many files give up their descriptors one by one, before it shows that there are many.
+FEW_SEALED = 8
 #: So many folders are synced one by one, before syncfs is the cheaper way to make names durable.
 FEW_FOLDERS = 4
 
@@ -40,7 +45,7 @@ FEW_FOLDERS = 4
 class Barriers:
     """The barriers of one commit.  ``durable`` as given by the user; ``calls`` made so far, ``passed`` barriers."""
 
-    __slots__ = ("_how", "_refused", "calls", "durable", "passed")
+    __slots__ = ("_how", "_refused", "_sealed", "calls", "durable", "passed")
 
     def __init__(self, durable: bool | str) -> None:
         self.durable = durable
@@ -48,6 +53,8 @@ class Barriers:
         self._how: tuple[str, ...] = ()
         #: a sandbox refuses syncfs
         self._refused = False
+        #: so many files have given up their descriptors
+        self._sealed = 0
 
     @property
     def how(self) -> SyncedBy:
@@ -62,11 +69,17 @@ class Barriers:
         """Whether syncing what changed last is enough on this filesystem."""
         return self.durable is True and not self._refused and has_one_log(directory.fs, directory.fd, directory.dev)
 
-    def sealed(self, item: StagedFile) -> None:
-        """A file gives up its descriptor: sync it now unless syncfs will."""
-        if self.durable and not self.whole(item.stage):
-            self.fsync(item.fd)
-            item.synced = True
+    def batch(self, item: StagedFile) -> int:
+        """How many files give up their descriptors together: where each must be synced and they are many, a batch takes
+        a fraction of the time to sync."""
+        many = self._sealed >= FEW_SEALED and self.durable and not self.whole(item.stage)
+        return BATCH if many else 1
+
+    def sealed(self, items: Sequence[StagedFile]) -> None:
+        """Files give up their descriptors: sync them now unless syncfs will."""
+        self._sealed += len(items)
+        if self.durable and not self.whole(items[0].stage):
+            self._files(items)
 
     def begin(self, items: Sequence[Item]) -> None:
         """Start the writeback of the files that B1 will wait for: the disk works while the commit is prepared."""
@@ -105,11 +118,43 @@ class Barriers:
             return
         # Made folders first: a journal that outlives a power cut must not name a folder that does not.
         self._folders(made)
+        files = [
+            item for item in unsynced if isinstance(item, StagedFile) and item.backup is None and not item.unchanged
+        ]
+        self._files(files)
         for item in unsynced:
-            self.content(item)
+            if not item.synced or item.backup is not None:
+                self.content(item)
         if journal_fd is not None:
             self.fsync(journal_fd)
         self._folders(folders)
+
+    def _files(self, items: Sequence[StagedFile]) -> None:
+        """fsync the content of files, many at once; those that gave up their descriptors are opened again."""
+        for at in range(0, len(items), BATCH):
+            files = items[at : at + BATCH]
+            if len(files) == 1:
+                self.content(files[0])
+                continue
+            opened: list[int] = []
+            try:
+                self._together(files, [item.fd if item.fd >= 0 else _open(item, opened) for item in files])
+            finally:
+                while opened:
+                    kernel.port.close(opened.pop())
+
+    def _together(self, files: Sequence[StagedFile], fds: list[int]) -> None:
+        from atomik._tree.sync import sync_files  # loaded with the first output of a group (I14)
+
+        self.calls += len(fds)
+        self._how += ("fsync",) if "fsync" not in self._how else ()
+        failed = sync_files(fds)
+        if failed is not None:
+            at, exc = failed
+            exc.filename = files[at].path
+            raise exc
+        for item in files:
+            item.synced = True
 
     def content(self, item: Item) -> None:
         """fsync one item's content, all of it, and the previous version that stays."""
@@ -176,6 +221,13 @@ class Barriers:
         self.calls += 1
         self._how += ("syncfs",) if "syncfs" not in self._how else ()
         kernel.port.syncfs(fd)
+
+
+def _open(item: StagedFile, opened: list[int]) -> int:
+    """Open a file that gave up its descriptor, by its slot."""
+    assert item.slot is not None
+    opened.append(kernel.port.open(item.slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, item.slot.fd))
+    return opened[-1]
 
 
 def _is_btrfs(folder: Directory) -> bool:

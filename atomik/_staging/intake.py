@@ -29,7 +29,7 @@ from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import TypeVar, TypeVarTuple
 
     from atomik._progress import Counting
@@ -51,12 +51,15 @@ _order = operator.attrgetter("order")
 
 
 class Syncs(Protocol):
-    """What makes a file durable that gives up its descriptor."""
+    """What makes files durable that give up their descriptors."""
 
     durable: bool | str
 
-    def sealed(self, item: StagedFile) -> None:
-        """Sync it now, unless that comes later for all."""
+    def batch(self, item: StagedFile) -> int:
+        """How many of them do so together."""
+
+    def sealed(self, items: Sequence[StagedFile]) -> None:
+        """Sync them now, unless that comes later for all."""
 
 
 class Intake:
@@ -293,21 +296,26 @@ class Intake:
             self._retain(item)
 
     def _retain(self, item: StagedFile) -> None:
-        """Keep a sealed file open; give the oldest that is one too many its slot, and its descriptor to the system."""
-        oldest = item
+        """Keep a sealed file open; when they are too many, give the oldest slots, and their descriptors to the system."""
+        oldest = [item]
         try:
+            batch = self._syncs.batch(item)
             with self.lock:
                 self._retained.append(item)
-                if len(self._retained) <= RETAINED or self.closed:
+                if len(self._retained) < RETAINED + batch or self.closed:
                     return
-                oldest = self._retained.pop(0)
-                oldest.name_it()
+                oldest, self._retained = self._retained[:batch], self._retained[batch:]
+                for one in oldest:
+                    one.name_it()
             self._syncs.sealed(oldest)
-            oldest.close()
+            for one in oldest:
+                one.close()
         except BaseException as exc:
-            oldest.discard(f"staging failed: {exc}")
+            for one in oldest:  # whether another one's content is durable is not known
+                one.discard(f"staging failed: {exc}")
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
-                raise _errors.system_error(exc, "cannot stage the file", oldest.path) from exc
+                path = next((one.path for one in oldest if one.path == exc.filename), oldest[0].path)
+                raise _errors.system_error(exc, "cannot stage the file", path) from exc
             raise
 
     def discarded(self, item: Item, reason: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import atomik
 from atomik._commit import barriers as _barriers
+from atomik._tree import sync
 from tests.support.kernels import Faulty, Recording, installed
 
 if TYPE_CHECKING:
@@ -351,3 +353,72 @@ def test_few_files_by_fsync_many_by_syncfs(folder: Path, count: int, how: str) -
     calls = trace(group(count))
     first_swap = next(at for at, call in enumerate(calls) if call.startswith("rename"))
     assert any(call.startswith("syncfs") for call in calls[:first_swap]) == (how == "syncfs")
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few files are many, for a sync may take long."""
+    monkeypatch.setattr(_barriers, "FEW_SEALED", 2)
+    monkeypatch.setattr(_barriers, "BATCH", 6)
+    monkeypatch.setattr(sync, "FEW", 3)
+
+
+def stage(tx: atomik.Transaction, count: int, first: int = 0) -> None:
+    for number in range(first, count):
+        with tx.file(f"f{number}") as f:
+            f.write("x")
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_many_files_that_are_each_synced_are_synced_together(folder: Path) -> None:
+    """durable="fsync": the writeback of a batch is under way before its first fsync, each file is synced once, few
+    descriptors are open, and no thread stays."""
+    before, opened = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    with installed(Recording({"fsync", "start_writeback"})) as kernel:
+        with atomik.transaction(durable="fsync") as tx:
+            stage(tx, 23)
+            assert len(os.listdir("/proc/self/fd")) < opened + 8 + 6 + 4
+        names = kernel.names()
+    folders_and_journal = 6
+    assert names.count("fsync") == 23 + folders_and_journal
+    assert names[:8] == ["fsync"] * 2 + ["start_writeback"] * 6
+    assert threading.active_count() == before
+    assert tx.receipt is not None
+    assert tx.receipt.synced_by == "fsync"
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_file_of_many_that_cannot_be_synced_is_named(folder: Path) -> None:
+    """The error names it; nothing of its batch is taken for durable, and nothing stays."""
+    wanted: list[str] = []
+    strikes = Faulty(
+        lambda call: errno.EIO if os.readlink(f"/proc/self/fd/{call.args[0]}") in wanted else None, {"fsync"}
+    )
+    tx = atomik.transaction(durable="fsync")
+    stage(tx, 4)
+    with tx.file("broken") as file:
+        wanted.append(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+    with installed(strikes), pytest.raises(OSError, match=r"cannot stage the file.*broken'"):
+        stage(tx, 24, 4)
+    with pytest.raises(atomik.errors.TransactionStateError):
+        tx.commit()
+    tx.abort()
+    assert os.listdir() == []
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("later", [False, True])
+def test_files_that_gave_up_their_descriptors_are_synced_again(folder: Path, later: bool) -> None:
+    """A mode that is set after the sync of the content is made durable as well, for many files at once."""
+    for number in range(20):
+        Path(f"f{number}").write_text("old")
+    with atomik.transaction(durable="fsync", overwrite=True) as tx:
+        stage(tx, 20)
+        for number in range(20 if later else 0):
+            Path(f"f{number}").chmod(0o600)
+        with installed(Recording({"fsync", "rename"})) as kernel:
+            tx.commit()
+    before = kernel.names()[: kernel.names().index("rename")]
+    folders_and_journal = 3
+    assert len(before) == (20 if later else 20 - 2 - 6) + folders_and_journal
+    assert {Path(f"f{number}").stat().st_mode & 0o777 for number in range(20)} == {0o600 if later else 0o644}
