@@ -1,16 +1,15 @@
 """Every error that atomik raises on purpose.
 
-`AtomikError` is the root.  A class that stands for a failed system call also inherits the builtin
-`OSError` subclass of that failure, and carries ``errno``, ``filename`` and, where two paths take part,
-``filename2``; so ``except FileExistsError`` and ``except atomik.errors.AtomikError`` both work.
-The message says what happened and what cures it.  All of them survive pickling.
+`AtomikError` is the root.  A class for a failed system call also inherits from the builtin `OSError` subclass of that
+failure, and has ``errno``, ``filename`` and, if there are two paths, ``filename2``; so ``except FileExistsError`` and
+``except atomik.errors.AtomikError`` both work.  The message says what happened and what to do.  All of them can be pickled.
 
-What the classes tell about the destinations:
+What the classes say about the destinations:
 
-* raised while staging, or a `ConflictError`, `FileAlreadyExistsError`, `CommitError` out of ``commit()``:
-  every destination is as it was before, and nothing of ours is left;
-* `DurabilityError`: every destination is new, but a power cut could still take that back;
-* `RollbackError`: in doubt; the journal stays and `atomik.recover()` settles it.
+* raised while staging, or a `ConflictError`, `FileAlreadyExistsError` or `CommitError` from ``commit()``: every destination
+  is as it was before, and nothing of atomik's is left;
+* `DurabilityError`: every destination is new, but a power cut could still bring the old ones back;
+* `RollbackError`: in doubt; the journal stays, and `atomik.recover()` settles it.
 """
 
 from __future__ import annotations
@@ -52,83 +51,81 @@ __all__ = [
 class AtomikError(Exception):
     """The root of all errors that atomik raises on purpose: catch it to catch them all.
 
-    Mistakes in the arguments themselves (an unknown option, a mode that does not write) are ValueError and TypeError, as
-    from `open`.
+    Wrong arguments (an unknown option, a mode that does not write) raise ValueError and TypeError, as from `open`.
     """
 
     __module__ = "atomik"
 
 
 class AtomikOSError(AtomikError, OSError):
-    """A system call failed and no narrower class says why; ``errno``, ``filename`` and the message do.
+    """A system call failed, and there is no narrower class for it; see ``errno``, ``filename`` and the message.
 
-    Every class that stands for a failed system call derives from this one.  The usual ones that come as themselves are
-    a full disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
+    Every class for a failed system call derives from this one.  The usual causes that have no class of their own are a full
+    disk (ENOSPC), an exhausted quota (EDQUOT), a read-only mount (EROFS) and a failing device (EIO).
 
-    ``report``: when `atomik.recover` raises it, the `atomik.RecoveryReport` of what was done all the same.
+    ``report``: if `atomik.recover` raised it, the `atomik.RecoveryReport` of what was done nevertheless.
     """
 
     report: object = None
 
 
 class AccessDeniedError(AtomikOSError, PermissionError):
-    """This user may not do that there (EACCES, EPERM).  Nothing was changed.
+    """This user is not allowed to do that there (EACCES, EPERM).  Nothing was changed.
 
     Cause: no write or search permission on the folder, an immutable or append-only flag, a sticky folder in which the
     entry belongs to another user, or a security module.
 
-    Cure: look at the folder's permissions (``ls -ld``) and flags (``lsattr -d``); run as a user who may write there.
+    Cure: check the folder's permissions (``ls -ld``) and flags (``lsattr -d``); run as a user who may write there.
     """
 
 
 class MissingPathError(AtomikOSError, FileNotFoundError):
     """Something that must exist does not (ENOENT).  Nothing was changed.
 
-    Cause: the folder above the destination or the ``tmp_dir`` is missing; or what a mode "r+", a removal, a move or an
-    update begins from; or the staged path of `atomik.path`, to which nothing was written.
+    Cause: the parent folder of the destination, or the ``tmp_dir``, is missing; or the source of a move, a removal, an
+    update or a mode "r+" is missing; or nothing was written to the path from `atomik.path`.
 
     Cure: create it, or pass ``parents=True`` for missing folders, or ``missing_ok=True`` for a removal.
     """
 
 
 class FileAlreadyExistsError(AtomikOSError, FileExistsError):
-    """Something stands at the destination and ``overwrite`` is false (EEXIST).  It was left alone, whoever won the
-    race.
+    """The destination exists and ``overwrite`` is false (EEXIST).  What exists was left alone, whoever won the race.
 
-    Cause: it was there when the output was staged, or somebody else published first; the message says which.
+    Cause: it existed when the output was staged, or someone else published first; the message says which.
 
     Cure: pass ``overwrite=True`` if it may be replaced, or choose another name.
     """
 
 
 class WrongKindError(AtomikOSError, IsADirectoryError, NotADirectoryError):
-    """A file was to replace a folder, or a folder something that is no folder (EISDIR, ENOTDIR).  Nothing was changed.
+    """A file cannot replace a folder, nor a folder anything else (EISDIR, ENOTDIR).  Nothing was changed.
 
-    Cause: the destination is of another kind than the output.
+    Cause: what exists at the destination is of another kind than the output.
 
-    Cure: remove the old one first, if that is what you want, in a transaction of its own; or choose another name.
+    Cure: remove it first in the same transaction (`Transaction.remove`), or choose another name.
     """
 
 
 class InvalidDestinationError(AtomikOSError, ValueError):
-    """The destination is no usable name.  Nothing was changed.
+    """The destination is not a usable name.  Nothing was changed.
 
-    Cause: it is empty, ends in ``.``, ``..`` or (for a file) a slash, contains a NUL, is longer than 255 bytes, or
-    begins with ``.atomik-``, which is atomik's own; or ``keep=`` names something outside the destination's folder.
+    Cause: it is empty, ends in ``.``, ``..`` or (for a file) a slash, contains a NUL, is longer than 255 bytes, or begins
+    with ``.atomik-``, which is reserved for atomik; or ``backup=`` names something outside the destination's folder.
 
     Cure: choose another name.
     """
 
 
 class CrossFilesystemError(AtomikOSError):
-    """Two paths of one call lie on different filesystems or mounts, so no rename can join them (EXDEV).
+    """Two paths of one call are on different filesystems or mounts, and the kernel does not rename across them (EXDEV).
 
-    ``devices`` holds their ``st_dev`` values, ``filename`` and ``filename2`` the paths.  Nothing was changed.
+    ``devices`` has their ``st_dev`` values, ``filename`` and ``filename2`` the paths.  Nothing was changed.
 
-    Cause: destinations of one transaction, or a destination and its ``tmp_dir``, on two filesystems; also on two mounts
-    of the same one, as with a bind mount.
+    Cause: the destinations of one transaction, or a destination and its ``tmp_dir``, are on two filesystems, or on two mounts
+    of one filesystem, such as a bind mount.
 
-    Cure: use a transaction for each filesystem; leave ``tmp_dir`` out.
+    Cure: use one transaction for each filesystem; leave ``tmp_dir`` out.
     """
 
     devices: tuple[int, int] | None = None
@@ -140,11 +137,11 @@ InvalidCrossDeviceError = CrossFilesystemError
 class UnsupportedFilesystemError(AtomikOSError):
     """The filesystem cannot keep the promise that the call makes.  Every destination is as it was.
 
-    Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports them as
-    done and does not do them; and no other method keeps the promise.
+    Cause: the flags of renameat2(2) are missing (NFS, some FUSE servers, ZFS before 2.2), or a server reports success without
+    doing what they mean; and no other method keeps the promise.
 
-    Cure: write to another filesystem; for folders, ``allow_gap=True`` accepts a moment of visibility. ``atomik
-    doctor FOLDER`` shows what a filesystem can.
+    Cure: write to another filesystem; for folders, ``allow_gap=True`` accepts a moment in which the folder is empty or
+    missing.  ``atomik doctor FOLDER`` shows what a filesystem can do.
     """
 
 
@@ -152,7 +149,7 @@ class MountPointError(AtomikOSError):
     """A mount is in the way (EBUSY).  Nothing was changed.
 
     Cause: the destination is a mount point, such as a single file that is bind-mounted into a container; or something
-    is mounted inside the folder that would be displaced, and would move away and be deleted with it.
+    is mounted inside the folder that would be displaced, and the mount would move away with it.
 
     Cure: write to a path inside the mount, or unmount it.
     """
@@ -161,32 +158,32 @@ class MountPointError(AtomikOSError):
 class DuplicateDestinationError(AtomikOSError, FileExistsError):
     """The same destination was staged twice in one transaction.  The transaction stays usable.
 
-    Cause: perhaps two spellings of one path, or two paths of which one goes through a symlink; or ``keep=`` names the
-    destination itself.
+    Cause: perhaps two spellings of one path, or two paths of which one leads through a symbolic link; or ``backup=``
+    names the destination itself.
 
     Cure: stage it once.
     """
 
 
 class NestedDestinationError(AtomikOSError):
-    """One destination of the transaction lies inside another.  The transaction stays usable.
+    """One destination of the transaction is inside another.  The transaction stays usable.
 
-    Cause: a file was staged below a folder that is staged too; or a folder would be moved into itself.
+    Cause: a file was staged inside a folder that is also staged; or a folder would be moved into itself.
 
-    Cure: write into the staged folder, by the path that ``tx.folder()`` returned.
+    Cure: write into the staged folder, using the path that ``tx.folder()`` returned.
     """
 
 
 class ConflictError(AtomikOSError):
     """A destination, or the folder that holds it, is no longer what was expected.  Every destination is as it was.
 
-    Cause: somebody changed, replaced, created or removed it meanwhile, or moved the folder; or a database that was
+    Cause: someone else changed, replaced, created or removed it in the meantime, or moved the folder; or a database that was
     written through `atomik.path` is still open.
 
-    ``path``, ``expected`` (what ``expect=`` was given) and ``found`` (an `atomik.Observation`) say what differs, where an
-    expectation was not met; they are None otherwise.
+    ``path``, ``expected`` (the value of ``expect=``) and ``found`` (an `atomik.Observation`) say what differs, if an
+    expectation was not met; otherwise they are None.
 
-    Cure: read again and repeat the whole transaction; theirs was left alone.
+    Cure: read again and repeat the whole transaction; their version was kept.
     """
 
     path: str | None = None
@@ -195,19 +192,19 @@ class ConflictError(AtomikOSError):
 
 
 class LockTimeoutError(AtomikOSError, TimeoutError):
-    """Somebody held the lock on a folder for longer than ``lock_timeout`` seconds (ETIMEDOUT).  Nothing was changed.
+    """Another process held the lock on a folder for longer than ``lock_timeout`` seconds (ETIMEDOUT).  Nothing was changed.
 
-    Cause: another transaction or reader is at work there, or a stranger holds an flock(2) on the folder.
+    Cause: another transaction or reader is running there, or another program holds an flock(2) on the folder.
 
-    Cure: repeat later, or raise ``lock_timeout``; ``lslocks`` or ``fuser FOLDER`` show who holds it.
+    Cure: repeat later, or raise ``lock_timeout``; ``lslocks`` or ``fuser FOLDER`` show who holds the lock.
     """
 
 
 class TransactionStateError(AtomikError, RuntimeError):
-    """A method was called in a state that does not allow it.  It is the calling program's mistake.
+    """A method was called in a state that does not allow it.  This is a mistake in the calling program.
 
-    Cause: staging after the commit, committing twice, committing although the writing of an item failed, or using a
-    transaction in a forked child.
+    Cause: staging after the commit, committing twice, committing although writing an item failed, or using a transaction in a
+    forked child.
 
     Cure: begin a new transaction; stage the failed item again, or abort.
     """
@@ -218,44 +215,43 @@ class CommitError(AtomikOSError):
 
     ``__cause__`` is the system's error, and ``errno`` is its number.
 
-    Cause: the message and ``__cause__`` say; often a full disk or a failing device.
+    Cause: see the message and ``__cause__``; often a full disk or a failing device.
 
-    Cure: mend that, then repeat the whole transaction.
+    Cure: fix that, then repeat the whole transaction.
     """
 
 
 class RollbackError(AtomikOSError):
     """In doubt: the commit or a recovery failed, and undoing it failed as well.  The journal stays.
 
-    Cause: a device that fails, a filesystem that became read-only, or a folder that was moved away in the middle.
+    Cause: a failing device, a filesystem that became read-only, or a folder that was moved away during the commit.
 
-    Cure: mend the cause, then call `atomik.recover` on the folder that ``filename`` names; leave the destinations alone
-    before that.  For a single output there is no journal: ``filename2`` names where the original lies.
+    Cure: fix the problem, then call `atomik.recover` on the folder in ``filename``; do not change the destinations before
+    that.  For a single output there is no journal: ``filename2`` says where the original is.
     """
 
 
 class DurabilityError(AtomikOSError):
-    """Every destination is the new version, but a sync after the swaps failed: a power cut may still bring the old
-    back.
+    """Every destination is new, but a sync after the swaps failed: a power cut may still bring the old ones back.
 
-    ``receipt``, an `atomik.Receipt`, tells what was published.
+    ``receipt``, an `atomik.Receipt`, says what was published.
 
     Cause: the device reported an error for an fsync(2).
 
     Cure: check the disk and the kernel log, call `atomik.recover` on the folder, then write the outputs again.  Do not
-    sync once more instead: the kernel reports an error once and then says that all is well.
+    just sync again: the kernel reports an error only once, and the next sync would seem to succeed.
     """
 
     receipt: Receipt | None = None
 
 
 class JournalError(AtomikOSError):
-    """A journal, ``.atomik-journal``, is not one that may be trusted.  Nothing was touched.
+    """A journal, ``.atomik-journal``, cannot be trusted.  Nothing was touched.
 
-    Cause: it is damaged, comes from a newer version of atomik, belongs to another user, may be written by others, is no
-    regular file, or was copied here from elsewhere.
+    Cause: it is damaged, was written by a newer version of atomik, belongs to another user, can be written by others, is
+    not a regular file, or was copied here from elsewhere.
 
-    Cure: recover as the user it belongs to, as root, or with the newer version; if it is no work of atomik, remove it.
+    Cure: recover as its owner, as root, or with the newer version; if atomik did not make it, remove it.
     """
 
 
@@ -264,7 +260,7 @@ class UndecidedError(AtomikOSError):
     was touched.
 
     Cause: the process died between ``tx.prepare()`` and ``tx.commit()`` of a transaction with ``coordinator=``.  Only the
-    coordinator, such as a database, knows whether it was to be committed.
+    coordinator, such as a database, knows whether the transaction should be committed.
 
     Cure: call ``atomik.recover(folder, decide=f)``, where ``f(txid, coordinator)`` asks the coordinator and returns True to
     commit or False to undo.  ``txid`` and ``coordinator`` are attributes of this error.
@@ -281,21 +277,20 @@ class NamespaceError(AtomikOSError):
     Cause: the kernel refuses a mount namespace, or a mount in it: user namespaces are restricted (AppArmor, a sysctl), a
     container's filter forbids the calls, the process is in a chroot, or the kernel is older than Linux 5.2.
 
-    Cure: the message names it; running as root with CAP_SYS_ADMIN needs no user namespace.  ``atomik doctor FOLDER`` tells
-    whether it works.
+    Cure: see the message; as root with CAP_SYS_ADMIN no user namespace is needed.  ``atomik doctor FOLDER`` says whether it
+    works.
     """
 
 
 class StillRunningError(AtomikOSError):
-    """The program ended well, but processes that it started are still running on the private copy (`atomik.run_in`).  Nothing
+    """The program succeeded, but processes that it started are still running on the private copy (`atomik.run_in`).  Nothing
     was published.
 
     ``pids`` are their process ids.
 
-    Cause: a daemon or a background job that the program left behind.  It would go on changing the folder after it was
-    published.
+    Cause: a daemon or a background job that the program left running.  It could change the folder after it was published.
 
-    Cure: end it in the program, or choose ``background="wait"`` or ``"kill"``.
+    Cure: end it in the program, or pass ``background="wait"`` or ``"kill"``.
     """
 
     pids: tuple[int, ...] = ()
@@ -320,13 +315,13 @@ _CURE = {
     _errno.EDQUOT: "free some of the disk quota, then repeat",
     _errno.EROFS: "the filesystem is mounted read-only: remount it or choose another folder",
     _errno.EIO: "the device failed: check the kernel log",
-    _errno.ESTALE: "the network filesystem lost the folder: open it again",
+    _errno.ESTALE: "the network filesystem lost the folder: begin again",
     _errno.EBUSY: "a mount point cannot be replaced: write to a path inside it, or unmount it",
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
     _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
-    _errno.ELOOP: "links on the way lead to each other: mend them, or name the real path",
-    _errno.ENOTDIR: "a part of the path is no folder: correct it, or remove what stands there",
+    _errno.ELOOP: "symbolic links on the path form a loop: fix them, or use the real path",
+    _errno.ENOTDIR: "a part of the path is not a folder: correct the path, or remove what is there",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
 }
 

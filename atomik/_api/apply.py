@@ -88,7 +88,7 @@ class Applier:
         path = str(place)
         if self._workspace.destinations.leaves(place) != UNTOUCHED:
             text = (
-                "an earlier change makes, moves or removes this folder; what is in it cannot be changed in the same set"
+                "an earlier change creates, moves or removes this folder; nothing in it can be changed in the same set"
             )
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, path)
         held = self._workspace.held(path)
@@ -110,9 +110,9 @@ class Applier:
 
     def _refuse(self, place: Place, cause: OSError) -> None:
         found = place.status()
-        text = "a part of the path is no folder; correct the path, or remove what is there"
+        text = "a part of the path is not a folder; correct the path, or remove what is there"
         if found is not None and kernel.is_link(found.mode):
-            text = "the path leads through a symbolic link, and none is followed; name the real path below the root"
+            text = "the path leads through a symbolic link, which is not followed; use the real path below the root"
         raise errors.WrongKindError(*errors.os_args(errno.ENOTDIR, text, str(place))) from cause
 
     # --- operations ----------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Applier:
             )
         found = data.count(old)
         if found != count:
-            text = f"'old' is there {found} times, not {count} times; read the file again, or correct 'old' and 'count'"
+            text = f"'old' occurs {found} times, not {count} times; read the file again, or correct 'old' and 'count'"
             _conflict(full, text, count, found)
         self._place(path, change)
         # What was read is what must still be there at the commit, unless an earlier change staged it.
@@ -172,16 +172,21 @@ class Applier:
         """The content of a regular file as the changes so far leave it, and whether one of them put it there."""
         path, leaves = str(place), self._workspace.destinations.leaves(place)
         if leaves is None:
-            errors.fail(errors.MissingPathError, errno.ENOENT, "an earlier change takes it away", path)
+            errors.fail(errors.MissingPathError, errno.ENOENT, "an earlier change removes it", path)
         if leaves != UNTOUCHED:
             if leaves != "file":
-                errors.fail(errors.WrongKindError, errno.EISDIR, "what an earlier change puts there is no file", path)
+                errors.fail(
+                    errors.WrongKindError,
+                    errno.EISDIR,
+                    "an earlier change puts something there that is not a file",
+                    path,
+                )
             with self.tx.open(path, "rb") as staged:
                 return staged.read(), True
         with kernel.typed("cannot read the file", path):
             found = place.status()
             if found is not None and not kernel.is_file(found.mode):
-                text = "there is text to replace in regular files only; a link is not followed"
+                text = "text can be replaced only in a regular file; a link is not followed"
                 errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
             fd = kernel.port.open(place.name, _READ, place.fd)
             with open(fd, "rb") as f:
@@ -249,7 +254,7 @@ def naming(change: Change) -> Iterator[None]:
 def _name(exc: errors.AtomikError, change: Change) -> None:
     where = f"changes[{change.number}] ({change.op})"
     if isinstance(exc, OSError) and exc.strerror is not None:
-        said = exc.strerror.replace("pass overwrite=True", 'say "overwrite": true')
+        said = exc.strerror.replace("pass overwrite=True", 'add "overwrite": true')
         exc.strerror = f"{where}: {said}"
     else:
         exc.args = (f"{where}: {exc}",)

@@ -101,7 +101,7 @@ def _check_object(given: Any, what: str, index: int | None) -> None:
     if not isinstance(given, _Object):
         raise ChangeSetError(f"{what} must be an object, not {_shown(given)}", index)
     if given.twice is not None:
-        raise ChangeSetError(f"the key {_shown(given.twice)} is there twice; say it once", index)
+        raise ChangeSetError(f"the key {_shown(given.twice)} occurs twice; give it once", index)
 
 
 def _change(index: int, given: Any) -> Change:
@@ -169,7 +169,7 @@ def _path(value: Any) -> tuple[str, ...]:
     if path.startswith("/") or ".." in names or not names or path.endswith(("/", "/.")):
         _refuse("must be a path relative to the root, without '..', that ends with a name")
     if any(name.startswith(PREFIX) for name in names):
-        _refuse(f"must not have a name that begins with {PREFIX!r}: those are atomik's own")
+        _refuse(f"must not have a name that begins with {PREFIX!r}: those are reserved for atomik")
     return names
 
 
@@ -278,10 +278,10 @@ _FIELDS = {
     "old": _Field(_old, {**_STRING, "minLength": 1, "description": "what to look for in the file"}),
     "new": _Field(_encoded, {**_STRING, "description": "what to put in its place"}),
     "count": _Field(
-        _count, {"type": "integer", "minimum": 1, "default": 1, "description": "how often 'old' must be there"}
+        _count, {"type": "integer", "minimum": 1, "default": 1, "description": "how often 'old' must occur"}
     ),
     "target": _Field(
-        _plain_path, {**_STRING, "minLength": 1, "description": "what the link says; it may not lead out of the root"}
+        _plain_path, {**_STRING, "minLength": 1, "description": "the target of the link; must not lead out of the root"}
     ),
 }  # fmt: skip
 

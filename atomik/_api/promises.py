@@ -82,7 +82,9 @@ def _p4(can: Capabilities, trials: Trials) -> Promise:
         return Promise("P4", text, "yes", "overwriting is refused")
     if failed := _first(trials, "recover"):
         return _answer("P4", text, failed)
-    reason = "" if can.file_handles else "objects are told apart by inode numbers, which must not change meanwhile"
+    reason = (
+        "" if can.file_handles else "objects are identified by inode numbers, which must not change in the meantime"
+    )
     return _answer("P4", text, _first(trials, "recover two folders"), "one folder", reason)
 
 
@@ -94,7 +96,7 @@ def _p5(can: Capabilities, _: Trials) -> Promise:
         return Promise("P5", text, "unknown", can.unknown.get("dir_fsync") or can.unknown.get("volatile", ""))
     if not can.dir_fsync:
         return Promise("P5", text, "no", "folders cannot be synced")
-    reason = "" if can.syncfs else "as far as its server, or driver, syncs when it is told to"
+    reason = "" if can.syncfs else "if its server or driver syncs when it is asked to"
     return Promise("P5", text, "yes", reason)
 
 
@@ -109,7 +111,7 @@ def _p6(can: Capabilities, _: Trials) -> Promise:
 
 
 def _p7(_: Capabilities, trials: Trials) -> Promise:
-    return _answer("P7", "an unfinished file has no name, leaves nothing", _first(trials, "write unseen"))
+    return _answer("P7", "an unfinished file has no name and leaves nothing", _first(trials, "write unseen"))
 
 
 def _p8(_: Capabilities, trials: Trials) -> Promise:

@@ -519,7 +519,7 @@ def _error(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSError:
     if step == "cwd":
         return errors.system_error(OSError(number, ""), "cannot enter the working folder of the program", cwd)
     if step == "folder":
-        text = "the folder, or atomik's private folder beside it, was replaced; repeat"
+        text = "the folder, or atomik's private folder next to it, was replaced; try again"
         return errors.ConflictError(*errors.os_args(number, text, path))
     text = f"cannot show a program a private copy of the folder: {_reason(step, number)}"
     return errors.NamespaceError(*errors.os_args(number, text, path))

@@ -119,7 +119,7 @@ def _lose_the_race(fresh: Callable[[], Directory]) -> str:
             _put(at, "a", b"theirs")
     except errors.FileAlreadyExistsError:
         return _expect(at, "a", b"theirs")
-    return "a file that somebody else created meanwhile was replaced"
+    return "a file that someone else created in the meantime was replaced"
 
 
 def _lose_the_race_for_a_folder(fresh: Callable[[], Directory]) -> str:
@@ -130,8 +130,8 @@ def _lose_the_race_for_a_folder(fresh: Callable[[], Directory]) -> str:
             kernel.port.mkdir("a", 0o700, at.fd)
             theirs = at.identity("a")
     except errors.FileAlreadyExistsError:
-        return "" if at.identity("a") == theirs else "a folder that somebody else created meanwhile was replaced"
-    return "a folder that somebody else created meanwhile was replaced"
+        return "" if at.identity("a") == theirs else "a folder that someone else created in the meantime was replaced"
+    return "a folder that someone else created in the meantime was replaced"
 
 
 def _roll_back(fresh: Callable[[], Directory]) -> str:
@@ -203,7 +203,7 @@ def _write_unseen(fresh: Callable[[], Directory]) -> str:
         with kernel.port.scandir(at.fd) as entries:
             names = [entry.name for entry in entries]
         tx.abort()
-    return "it has a name in a private folder, for there is no O_TMPFILE" if names else ""
+    return "it has a name in a private folder, because there is no O_TMPFILE" if names else ""
 
 
 def _stay_closed(fresh: Callable[[], Directory]) -> str:

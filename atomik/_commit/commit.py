@@ -462,10 +462,10 @@ class Commit:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""
         came_out = step.slot.status()
         if came_out is None or (step.new is not None and step.slot.identity() == step.new):
-            text = "the filesystem says that it exchanged two names, and did not; write elsewhere"
+            text = "the filesystem reported an exchange that it did not do; write elsewhere"
             errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
         if step.op == "replace" and not same_kind(came_out.mode, step.kind):
-            text = "another kind of object came to exist there meanwhile; it was left alone"
+            text = "another kind of object was created there in the meantime; it was left alone"
             errors.fail(errors.WrongKindError, errno.EISDIR, text, str(step.dest))
 
     def _set_mode(self, place: Place, mode: int | None, known: bytes | None = None) -> None:
@@ -483,7 +483,7 @@ class Commit:
             if mode is None:
                 self.barriers.fsync(fd)
             elif identify(place.directory.fs, fd) != known:
-                text = "another folder came to be where the new one was staged; nothing was changed in it. Try again"
+                text = "another folder took the place of the staged one; nothing was changed in it. Try again"
                 errors.fail(errors.ConflictError, errno.EBUSY, text, str(place))
             else:
                 chmod(fd, mode, str(place))
@@ -661,8 +661,8 @@ class Commit:
         if not step.alone and result is Undone.FOREIGN and held is not None and _is_strange(step, held, self._recorded):
             self.stranded = (*self.stranded, step)
             cause.add_note(
-                f"somebody published at {step.dest} meanwhile, and theirs stays; the original lies at {step.slot} until "
-                "atomik.recover(…, discard=True)"
+                f"someone else published at {step.dest} in the meantime, and their version is kept; the original is at "
+                f"{step.slot} until atomik.recover(…, discard=True)"
             )
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "item.undone", path=str(step.dest), op=step.op, result=result.value)
@@ -707,7 +707,7 @@ class Commit:
         step = self.steps[0]
         if step.alone:
             where = str(step.slot) if step.op != "create" else None
-            text = f"the commit failed, and so did undoing it: {why}; the original may lie beside it"
+            text = f"the commit failed, and so did undoing it: {why}; the original may be next to it"
             raise errors.RollbackError(
                 *errors.os_args(failure.errno or errno.EIO, text, str(step.dest), where)
             ) from failure

@@ -284,6 +284,6 @@ def refuse(refusal: Refusal) -> NoReturn:
         errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
     if refusal.reason == "backup":
         checks.refuse_backup(refusal.place, folder=refusal.folder_there)
-    there = "a folder" if refusal.folder_there else "no folder"
-    text = f"cannot replace it: what exists is {there}; remove it first in the same transaction"
+    there = "a folder" if refusal.folder_there else "not a folder"
+    text = f"cannot replace it: it is {there}; remove it first in the same transaction"
     errors.fail(errors.WrongKindError, errno.EISDIR if refusal.folder_there else errno.ENOTDIR, text, path)

@@ -237,7 +237,7 @@ class Directory:
         found = os.path.realpath(self.path, strict=True)
         if not self._leads_here(found, kernel.AT_FDCWD):
             raise FileNotFoundError(
-                errno.ENOENT, "the folder has moved, and without /proc nobody knows where to", self.path
+                errno.ENOENT, "the folder was moved, and without /proc its new path cannot be found", self.path
             )
         return found
 

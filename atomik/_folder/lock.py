@@ -152,7 +152,7 @@ def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: boo
                 refuse_own(self, shared=shared)
                 ask_whether_to_wait()
                 if now() + still >= deadline:
-                    text = f"another transaction (or somebody's flock) held the folder for {timeout:g} s"
+                    text = f"another transaction, or another program's flock, held the folder for {timeout:g} s"
                     text += "; wait, or raise lock_timeout"
                     errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, self.path)
                 polite = False  # somebody has his turn, so the next one is ours
@@ -196,7 +196,7 @@ def refuse_own(self: Lockable, *, shared: bool) -> None:
         if _holds(self, shared=mine):
             what = "is reading it (atomik.reading)" if mine else "is committing to it"
             text = (
-                f"this thread {what} at this moment and would wait for itself; publish after that has ended, for example "
+                f"this thread {what} at this moment, and would wait for itself; publish after that has ended, for example "
                 "by setting a flag in the signal handler"
             )
             errors.fail(errors.LockTimeoutError, errno.EDEADLK, text, self.path)

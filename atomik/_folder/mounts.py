@@ -78,12 +78,12 @@ def same_mount(one: Directory | Status, other: Directory | Status) -> bool:
 def why_exdev(one: Directory, other: Directory) -> str:
     """What EXDEV between two folders means, for an error."""
     if one.dev != other.dev:
-        return "they lie on different filesystems"
+        return "they are on different filesystems"
     if one.mount and other.mount and one.mount != other.mount:
-        return "they lie on different mounts of one filesystem"
+        return "they are on different mounts of one filesystem"
     return (
-        "they lie on one filesystem, so it is a sandbox that forbids renaming between folders (Landlock without REFER), the "
-        "lower layer of an overlay, another project id (XFS, ext4), or another encryption key"
+        "they are on one filesystem, so the cause is a sandbox that forbids renaming between folders (Landlock without "
+        "REFER), the lower layer of an overlay, another project id (XFS, ext4), or another encryption key"
     )
 
 

@@ -42,7 +42,7 @@ def absolute(path: str | os.PathLike[str], option: str = "path") -> str:
         if kernel.errno_of(exc) is None:
             raise
         if kernel.port.stat(".").st_nlink == 0:
-            raise errors.system_error(exc, "the current folder is gone", name) from exc
+            raise errors.system_error(exc, "the current folder was deleted", name) from exc
         return name
     return f"{here}/{name}" if here != "/" else here + name
 
@@ -83,7 +83,7 @@ def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, "the destination contains a NUL character", path)
     bare = path.rstrip("/")
     if bare != path and not folder:
-        text = "a file's name cannot end with a slash; drop it, or use folder()"
+        text = "the name of a file cannot end with a slash; remove the slash, or use folder()"
         errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, path)
     head, _, name = bare.rpartition("/")
     if name in ("", ".", ".."):
@@ -93,6 +93,6 @@ def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
         text = f"the name is longer than {NAME_MAX} bytes; choose a shorter one"
         errors.fail(errors.InvalidDestinationError, errno.ENAMETOOLONG, text, path)
     if name.startswith(PREFIX):
-        text = f"names that begin with {PREFIX!r} are atomik's own; choose another"
+        text = f"names that begin with {PREFIX!r} are reserved for atomik; choose another"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
     return head, name

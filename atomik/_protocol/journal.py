@@ -329,7 +329,7 @@ def _read(fd: int, size: int) -> bytes:
 
 def _vouch(found: os.stat_result, place: Place) -> None:
     if not kernel.is_file(found.st_mode):
-        _refuse(place, "it is no regular file")
+        _refuse(place, "it is not a regular file")
     strange, open_to_others = found.st_uid not in (0, os.geteuid()), bool(found.st_mode & _OTHERS)
     if (strange or open_to_others) and not as_given(found, place.directory, new_txid(), _OTHERS):
         why = (
@@ -341,5 +341,5 @@ def _vouch(found: os.stat_result, place: Place) -> None:
 
 
 def _refuse(place: Place, why: str) -> NoReturn:
-    text = f"will not trust this journal: {why}; nothing was touched. If it is no work of atomik, remove it"
+    text = f"cannot trust this journal: {why}; nothing was touched. If atomik did not make it, remove it"
     errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))

@@ -73,7 +73,7 @@ class PrivateFolder:
                 self.made = True
                 return
         self._dissolve(None)
-        text = "somebody keeps removing atomik's staging folder"
+        text = "another process keeps removing atomik's private folder"
         errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
 
     def _try_to_make(self) -> bool:
@@ -128,8 +128,8 @@ class PrivateFolder:
             if kernel.errno_of(exc) not in kernel.NO_PROC:
                 raise
             text = (
-                "others can rename what lies in the folder, or in one above it, and without /proc there is no path that they "
-                "cannot make lead elsewhere; mount /proc, or pass tmp_dir=, a folder of your own on the same filesystem"
+                "others can rename what is in the folder, or in one above it, and without /proc they could redirect any path "
+                "to the private folder; mount /proc, or pass tmp_dir=, a folder of your own on the same filesystem"
             )
             errors.fail(errors.AccessDeniedError, errno.EACCES, text, self.parent.path)
         return f"{self.descriptor_path}/{slot.name}"
@@ -229,7 +229,7 @@ def _refuse_foreign(folder: Directory, txid: str) -> None:
     """Between mkdir and open, anyone who may rename things in the parent can put a folder of their own in place of ours."""
     mine = kernel.port.fstat(folder.fd)
     if is_suspect(mine, 0o077) and not as_given(mine, folder, txid, 0o077):
-        text = "somebody put another folder in the place of atomik's staging folder; write to a folder of your own"
+        text = "someone put another folder in the place of atomik's private folder; write to a folder of your own"
         errors.fail(errors.ConflictError, errno.EBUSY, text, folder.path)
 
 

@@ -58,10 +58,10 @@ def publish(step: Step) -> None:
             raise
         if number == errno.EEXIST and step.op == "create" and not (step.alone and step.overwriting):
             if step.overwriting:
-                _conflict(step, "something was created at the destination meanwhile")
+                _conflict(step, "something was created at the destination in the meantime")
             raise lost_race(str(step.dest)) from None
         if number == errno.ENOENT and step.op != "create" and not step.alone and step.dest.identity() is None:
-            _conflict(step, "the destination was removed meanwhile")
+            _conflict(step, "the destination was removed in the meantime")
         if number == errno.EXDEV:
             _cannot_rename(step, exc)
         raise
@@ -86,7 +86,7 @@ def identity_of_new(step: Step) -> bytes | None:
 
 def lost_race(path: str) -> errors.FileAlreadyExistsError:
     """The error for a destination that came to be since it was looked at."""
-    text = "it already exists: somebody else published first; nothing was replaced. Pass overwrite=True to replace it"
+    text = "it already exists: someone else published first; nothing was replaced. Pass overwrite=True to replace it"
     return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, path))
 
 
@@ -188,7 +188,7 @@ def _replace_by_link(step: Step) -> None:
     if step.dest.directory.fs.links_are_one is not False and link(step.dest, twin):
         if twin.identity() != step.old:
             kernel.port.unlink(twin.name, twin.fd)
-            _conflict(step, "the destination was replaced meanwhile")
+            _conflict(step, "the destination was replaced in the meantime")
         rename(step.slot, step.dest, 0)
         rename(twin, step.slot, 0)
         step.method = LINK
@@ -205,7 +205,7 @@ def _with_gap(step: Step) -> None:
         what = "a folder in one step (" if step.folder else "this in one step and undo it (it has no hard links, and "
         text = (
             f"the filesystem cannot publish {what}renameat2 flags are missing); "
-            "write to another filesystem, or accept a moment of visibility with allow_gap=True"
+            "write to another filesystem, or pass allow_gap=True to accept a moment in which it is empty or missing"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, str(step.dest))
     if step.op == "create":
@@ -241,14 +241,14 @@ def _check(step: Step) -> None:
         if step.op == "exchange" and there is not None and step.slot.identity() is not None:
             # Somebody else's object, which came to the other name between look and swap: it returns there.
             rename(step.dest, step.slot, kernel.EXCHANGE)
-            _conflict(step, "one of the two was replaced by somebody else meanwhile")
-        _conflict(step, "somebody replaced the destination right after it was published")
+            _conflict(step, "someone else replaced one of the two in the meantime")
+        _conflict(step, "someone else replaced the destination right after it was published")
     if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot
     if step.slot.identity() != step.old:
         # What we displaced is not what we looked at: a lost update.  It is in hand, so give it back.
         give_back(step)
-        _conflict(step, "the destination was replaced by somebody else meanwhile")
+        _conflict(step, "someone else replaced the destination in the meantime")
 
 
 def _conflict(step: Step, text: str) -> None:

@@ -199,7 +199,7 @@ def decode(data: bytes) -> Journal | None:
     while (record := _read_record(data, end, (COMMITTED, UNDONE))) is not None:
         _, kind, payload, after = record
         if payload.rstrip(b"\0") != intent.txid.encode():
-            raise BadJournal("a record behind the intent does not belong to it")
+            raise BadJournal("a record after the intent does not belong to it")
         if outcome not in (None, kind):
             raise BadJournal("it says both committed and undone")
         outcome, end = kind, after
@@ -210,12 +210,12 @@ def _read_record(data: bytes, at: int, kinds: tuple[int, ...]) -> tuple[int, int
     """(version, type, payload, end) of the record at `at`; None when it is absent or torn."""
     head = data[at : at + _HEAD.size]
     if not _MAGIC.startswith(head[:4].rstrip(b"\0")):
-        raise BadJournal("it does not carry the mark of atomik")
+        raise BadJournal("it does not begin with the magic of atomik")
     if len(data) - at < _HEAD.size + _DIGEST:
         return None
     magic, version, kind, length = _HEAD.unpack(head)
     if magic == _MAGIC and version > VERSION:
-        raise BadJournal(f"it has format version {version}, and this atomik knows only {VERSION}; use the newer one")
+        raise BadJournal(f"it has format version {version}, but this atomik knows only {VERSION}; use the newer one")
     if not any(data[at + _HEAD.size : at + _HEAD.size + _DIGEST]):
         return None  # space that was allocated and never written: a payload does not begin with zeros
     if magic != _MAGIC or version not in _KNOWN or kind not in kinds or length > MAX_SIZE:
@@ -312,7 +312,7 @@ def _decode_step(reader: _Reader, txid: str, folders: tuple[Folder, ...], ops: t
     else:
         _check_destination(slot)
         if not folders[slot_folder].parent:
-            raise ValueError("a destination lies in a folder that holds slots only")
+            raise ValueError("a destination is in a folder that has only slots")
     if (new is None) != (name == "remove") or (old is None) != (name == "create"):
         raise ValueError("identities do not fit the operation")
     return StepRecord(name, KINDS[kind], bool(allow_gap), dest_folder, dest, slot_folder, slot, new, old, order)
@@ -327,7 +327,7 @@ def _slot_id(folder: Folder, txid: str) -> str:
 def _check_destination(name: str) -> None:
     _check_name(name)
     if name.startswith(_hidden_names.PREFIX):
-        raise ValueError(f"a destination has one of our own names: {name!r}")
+        raise ValueError(f"a destination has a name that is reserved for atomik: {name!r}")
 
 
 def _check_name(name: str) -> None:

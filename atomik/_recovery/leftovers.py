@@ -103,7 +103,7 @@ def open_private_folder(
         if suspect and not as_given(found, private_folder, txid, _PRIVATE):
             refusal = strange
         elif not private_folder.try_lock():
-            refusal = Recovered(path, "live", txid, "its owner is at work")
+            refusal = Recovered(path, "live", txid, "its owner is alive")
         else:
             usable = private_folder.key == (found.st_dev, found.st_ino)
     finally:
@@ -138,7 +138,9 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
             what = "removed" if waits is None else "discarded"
             yield report(private_folder.path, what, txid, "staged, never committed")
         else:
-            yield report(private_folder.path, "left", txid, "there is something in it that is not atomik's, or is kept")
+            yield report(
+                private_folder.path, "left", txid, "it contains something that is not atomik's, or that is kept"
+            )
     finally:
         private_folder.close()
 
@@ -176,7 +178,7 @@ def kept(folder: Directory, *, private: bool, discard: bool = False, dry: bool =
             continue
         is_folder = stat.S_ISDIR(found.st_mode)
         if not discard or (is_folder and not private):
-            yield report(str(place), "kept", txid, "an original that could not be brought back; move it away")
+            yield report(str(place), "kept", txid, "an original that could not be put back; move it away")
             continue
         try:
             if is_folder:
@@ -226,4 +228,4 @@ def _remove_slot(place: Place, txid: str) -> Recovered | None:
         if kernel.errno_of(exc) is None:
             raise
         return left(str(place), txid, exc)
-    return report(str(place), "removed", txid, "left by a one-item write")
+    return report(str(place), "removed", txid, "left by a write of a single output")

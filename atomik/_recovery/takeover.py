@@ -51,7 +51,7 @@ class Recovered:
     "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object is there, and
     stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it is), "discarded" (such
     an original, deleted on request), "removed" (an abandoned temporary file or folder), "resumable" (what was staged with
-    ``resume=True``, for the next run), "live" (its owner is at work),
+    ``resume=True``, for the next run), "live" (its owner is alive),
     "left" (it could not be removed, or is not atomik's; ``detail`` says why), "unreachable" (a folder of the transaction
     was not found); with ``dry_run`` also "hot" (a journal whose owner is dead), "prepared" (the same, and its coordinator
     has to decide), "abandoned" (its staging folder) and "slot" (a name beside a destination).
@@ -134,8 +134,8 @@ class DeadTransaction:
         ]
         if never or waiting:
             text = (
-                "it is to be committed by the decision of its coordinator, but was never completely prepared; nothing was "
-                "touched. Only False can be the right decision"
+                "its coordinator decided to commit it, but it was never completely prepared; nothing was touched. Only False "
+                "can be the right decision"
             )
             found = (folder.path for folder in self.folders if folder is not None)
             errors.fail(errors.RollbackError, errno.EINVAL, text, waiting[0] if waiting else next(found))
@@ -195,7 +195,7 @@ class DeadTransaction:
         if not self.discard:
             text = (
                 "a folder of an unfinished transaction (or atomik's own folder in it) was moved, removed or is not mounted, "
-                "so it cannot be undone; put it back, or give its part up with recover(discard=True)"
+                "so it cannot be undone; put it back, or give up its part with recover(discard=True)"
             )
             errors.fail(errors.RollbackError, errno.ENOENT, text, paths[0])
         for path in paths:
@@ -215,7 +215,7 @@ class DeadTransaction:
                 continue
             if result is Undone.FOREIGN and not published:
                 result = Undone.UNTOUCHED  # a stranger's object that came before our swap is none of our business
-            detail = "somebody published there since; their object stays" if result is Undone.FOREIGN else ""
+            detail = "someone else published there since; their version is kept" if result is Undone.FOREIGN else ""
             self.tell(str(step.dest), result.value, detail)
         self._give_back_or_up(failures)
 
@@ -234,7 +234,7 @@ class DeadTransaction:
         if cause.errno in _REFUSED:
             text += (
                 " (look for immutable flags with lsattr, for mounts and for xfs project ids), or give it up with "
-                "recover(discard=True): then the new version stays here and the original is deleted"
+                "recover(discard=True): the new version then stays here, and the original is deleted"
             )
         raise errors.RollbackError(*errors.os_args(cause.errno or errno.EIO, text, str(step.dest))) from cause
 
@@ -263,7 +263,7 @@ class DeadTransaction:
                 if self._remove(str(place), functools.partial(delete.delete_tree, place, known=identity)):
                     self.tell(str(home), "discarded")
             else:
-                self.tell(str(home), "kept", f"the displaced original lies at {place}")
+                self.tell(str(home), "kept", f"the displaced original is at {place}")
                 stranded.append(place)
         return stranded
 

@@ -104,7 +104,7 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
         ask_whether_to_wait()
         if now() + still >= deadline:
             text = (
-                f"a transaction is still at work in the folder after {wishes.timeout:g} s; wait, or raise lock_timeout"
+                f"a transaction is still running in the folder after {wishes.timeout:g} s; wait, or raise lock_timeout"
             )
             errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, place.directory.path)
         before = now()
@@ -169,8 +169,8 @@ def _decided(content: Journal, place: Place, decide: Decide | None) -> bool:
 
 def _refuse_copy(place: Place, txid: str, what: str) -> NoReturn:
     text = (
-        f"this journal {what} (copied here, or restored from a backup?); nothing was touched. If you know that it is, "
-        f"remove it, and {private_folder_name(txid)} beside it"
+        f"this journal {what} (copied here, or restored from a backup?); nothing was touched. If you are sure that it is "
+        f"a copy, remove it, and {private_folder_name(txid)} next to it"
     )
     errors.fail(errors.JournalError, errno.EBADMSG, text, str(place))
 

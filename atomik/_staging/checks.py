@@ -29,11 +29,11 @@ def refuse_other_kind(mode: int, kind: str, path: str) -> None:
     """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
     what is to come, as `Step` knows it, or empty where nobody knows yet."""
     if kernel.is_device(mode):
-        text = "cannot replace it: what exists is a device; remove it first in the same transaction"
+        text = "cannot replace it: it is a device; remove it first in the same transaction"
         errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
     if kind and not same_kind(mode, kind):
-        there = "a folder" if kernel.is_folder(mode) else "no folder"
-        text = f"cannot put a {kind} there: what exists is {there}; remove it first, or choose another name"
+        there = "a folder" if kernel.is_folder(mode) else "not a folder"
+        text = f"cannot replace it by a {kind}: it is {there}; remove it first in the same transaction, or use another name"
         errors.fail(errors.WrongKindError, errno.EISDIR if kernel.is_folder(mode) else errno.ENOTDIR, text, path)
 
 
@@ -47,7 +47,7 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
     else:  # where nothing tells the mounts, the kernel refuses (EBUSY)
         inside = str(place) if found.mount != place.directory.mount else None
     if inside is not None:
-        text = "a mount lies on or inside the destination; unmount it, or write to a path inside it"
+        text = "the destination is a mount point or contains one; unmount it, or write to a path inside it"
         errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else path)
 
 
@@ -73,7 +73,7 @@ def refuse_append_only(directory: Directory, path: str) -> None:
     """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
     if directory.append_only:
         text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
-        errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; take the flag away, or write elsewhere", path)
+        errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; remove the flag, or write elsewhere", path)
 
 
 def refuse_sticky(directory: Directory, found: Status, path: str) -> None:
@@ -107,7 +107,7 @@ def refuse_unsupported(item: Item, fs: Filesystem, *, overwriting: bool) -> None
     if item.step_kind() == "folder" and needed is False and not item.options.allow_gap:
         text = (
             "the filesystem cannot publish a folder in one step (it lacks the flags of renameat2); write to another "
-            "one, or accept a moment of visibility with allow_gap=True"
+            "one, or pass allow_gap=True to accept a moment in which it is empty or missing"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, item.path)
 
@@ -124,11 +124,11 @@ def backup_name(name: str, place: Place, path: str) -> str:
 
     parent = place.directory.path
     if not name:
-        text = "backup= is empty; name the file or folder that the previous version is to become"
+        text = "backup= is empty; give the name that the previous version will get"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     head, tail = split(os.path.join(parent, name), folder=False)
     if head != parent and os.path.realpath(head) != os.path.realpath(parent):
-        text = "backup= must name something in the destination's own folder"
+        text = "backup= must be a name in the destination's own folder"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     if tail == place.name:
         text = "backup= names the destination itself; choose another name for the previous version"

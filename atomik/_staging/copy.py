@@ -55,7 +55,7 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
     else:
         where = view.where(resolved, follow=False)
     if where is None:
-        text = "there is nothing to copy: an earlier operation of this transaction takes it away"
+        text = "there is nothing to copy: an earlier operation of this transaction removes it"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, full)
     folder = Directory.open(os.path.dirname(where))
     return Place(folder, os.path.basename(where)), folder
@@ -100,7 +100,7 @@ class Copy(Item):
             for log in (companions.logs(source.fd, source.name, sure=True) if self._there == "file" else ())
         ]
         if self._there != "folder" and self.path.endswith("/"):
-            text = "only a folder's name may end with a slash; drop it"
+            text = "only the name of a folder may end with a slash; remove the slash"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
         if self._there == "folder" and (found.dev, found.ino) in self.place.directory.ancestors():
             text = "cannot copy a folder into itself; choose a destination outside it"

@@ -155,8 +155,8 @@ class Destinations:
             name = next(iter(names), "")
             where = "different filesystems" if first.dev != directory.dev else "different mounts of one filesystem"
             text = (
-                f"destinations lie on {where} (st_dev {directory.dev} and {first.dev}); "
-                "one transaction needs one filesystem: use a transaction for each"
+                f"the destinations are on {where} (st_dev {directory.dev} and {first.dev}); "
+                "use one transaction for each filesystem"
             )
             error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, path, first.child(name)))
             error.devices = (directory.dev, first.dev)
@@ -187,8 +187,8 @@ class Destinations:
 
 def _nested(inner: str, outer: str) -> NoReturn:
     text = (
-        "one path is inside the other, a folder that the same transaction moves or replaces; write into the staged folder "
-        "instead, or change the inner one in a transaction of its own before"
+        "one path is inside the other, a folder that the same transaction moves or replaces; write into the staged folder, "
+        "or change the inner path before, in a transaction of its own"
     )
     errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)
 

@@ -125,10 +125,10 @@ class StagedFile(Item):
         if found is None:
             if self.mode[0] == "a":
                 return
-            text = 'mode "r+" needs an existing file; use mode "w" to make one'
+            text = 'mode "r+" needs an existing file; use mode "w" to create one'
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
         if not kernel.is_file(found.mode):  # only to open a device or a FIFO may have effects of its own
-            text = 'what exists is no regular file, so there is no content to start from; use mode "w" to replace it'
+            text = 'it is not a regular file, so there is no content to start from; use mode "w" to replace it'
             text += ", or follow_symlinks=True" * kernel.is_link(found.mode)
             errors.fail(errors.WrongKindError, errno.EINVAL, text, self.path)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK

@@ -205,7 +205,7 @@ def parse_mode(mode: str) -> tuple[str, bool, bool]:
     if len(value) != len(letters) or letters - set("wxar+bt") or len(base) != 1 or {"b", "t"} <= letters:
         raise ValueError(f"invalid mode: {value!r}")
     if "r" in base and "+" not in letters:
-        raise ValueError(f"invalid mode: {value!r}; atomik writes, use open() to read")
+        raise ValueError(f"invalid mode: {value!r}; atomik only writes; use open() to read")
     return base.pop(), "+" in letters, "b" in letters
 
 

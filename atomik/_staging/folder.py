@@ -116,7 +116,7 @@ class StagedFolder(Item):
     def _seal(self) -> None:
         assert self.slot is not None
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        with kernel.typed("the staged folder is gone or unreadable", str(self.slot)):
+        with kernel.typed("the staged folder was removed or cannot be read", str(self.slot)):
             fd = kernel.port.open(self.slot.name, flags, self.slot.fd)
         try:
             lost = self.not_preserved

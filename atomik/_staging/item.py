@@ -330,9 +330,7 @@ class Item:
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path, str(self.place))
         kind = self.step_kind()
         if kind and leaves and (kind == "folder") != (leaves == "folder"):
-            text = (
-                f"cannot put a {kind} where this transaction puts a {leaves}; remove that first in the same transaction"
-            )
+            text = f"cannot put a {kind} where this transaction puts a {leaves}; remove that first in this transaction"
             errors.fail(errors.WrongKindError, errno.EISDIR if leaves == "folder" else errno.ENOTDIR, text, self.path)
 
     def load(self) -> None:
@@ -396,7 +394,7 @@ class Item:
         assert slot is not None
         identity = slot.identity()
         if identity is None:
-            text = "the staged content is gone: somebody removed it from atomik's private folder"
+            text = "the staged content was removed from atomik's private folder"
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
         return Operation(
             "put", self.place, slot, Found(self.step_kind(), identity), -1, None, self.backup_place,
@@ -404,7 +402,7 @@ class Item:
         )  # fmt: skip
 
     def stands_already(self) -> bool:
-        """With ``if_changed``: whether the destination holds the same already, so that there is nothing to swap.
+        """With ``if_changed``: whether the destination holds the same already, so that there is nothing to exchange.
 
         True only at the moment of the comparison.
         """

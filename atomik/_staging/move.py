@@ -77,16 +77,16 @@ class Move(Item):
             found = self._look_at_source()
             self.displaced_source = found if self._there == "folder" else None
         elif leaves is None:
-            text = "there is nothing to move: an earlier operation of this transaction takes it away"
+            text = "there is nothing to move: an earlier operation of this transaction removes it"
             errors.fail(errors.MissingPathError, errno.ENOENT, text, str(source), self.path)
         if self._there != "folder" and self.path.endswith("/"):
-            text = "only a folder's name may end with a slash; drop it"
+            text = "only the name of a folder may end with a slash; remove the slash"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)
 
     def choose_backup(self) -> None:
         super().choose_backup()
         if self.backup_place == self.source:
-            text = "backup= names the source of the move; to have the two change places, use tx.exchange()"
+            text = "backup= names the source of the move; to exchange the two, use tx.exchange()"
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, str(self.source), self.path)
 
     def open(self) -> None:
@@ -104,7 +104,7 @@ class Move(Item):
             text = "cannot move a folder into itself; choose a destination outside it"
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, str(source), self.path)
         if not same_mount(found, source.directory):
-            text = "a mount point cannot be moved; unmount it, or move what lies in it"
+            text = "a mount point cannot be moved; unmount it, or move what is in it"
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(source), self.path)
         checks.refuse_sticky(source.directory, found, str(source))
         return found

@@ -101,7 +101,7 @@ class Digest:
         """How what exists at `place` differs, None when it does not."""
         now = sha256_of(place)
         if now is None:
-            return "it is no regular file" if place.status() is not None else "it was removed"
+            return "it is not a regular file" if place.status() is not None else "it was removed"
         return None if now == self.hexadecimal else f"its content is sha256:{now}, not {self!r}"
 
 

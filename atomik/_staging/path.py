@@ -123,9 +123,9 @@ class StagedProgram(Item):
             return
         shown = ", ".join(repr(name) for name in others[:5]) + (" …" if len(others) > 5 else "")
         text = (
-            f"the program left more than the staged path: {shown}; if a database is still open, close it before leaving the "
-            "block; to publish several files, write them into tx.folder() or stage each with tx.path(); remove what is not "
-            "needed"
+            f"the program left other files next to the staged path: {shown}; if a database is still open, close it before "
+            "leaving the block; to publish several files, write them into tx.folder() or stage each with tx.path(); remove "
+            "those that are not needed"
         )
         errors.fail(errors.ConflictError, errno.EBUSY, text, self.path, work.child(others[0]))
 

@@ -64,7 +64,7 @@ class Removal(Item):
     def follow(self, leaves: str | None) -> None:
         super().follow(leaves)
         if leaves is None:
-            text = "an earlier operation of this transaction takes it away already"
+            text = "an earlier operation of this transaction removes it already"
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:

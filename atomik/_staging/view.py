@@ -186,7 +186,7 @@ def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: di
         intake.require_open()
         where = Staged(intake).where(full)
         if where is None:
-            why = "cannot open: an operation of this transaction takes it away"
+            why = "cannot open: an operation of this transaction removes it"
             errors.fail(errors.MissingPathError, errno.ENOENT, why, full)
         if "b" in mode:
             text = {}

@@ -150,8 +150,8 @@ class Workspace:
         parent = place.directory
         if (folder.dev, folder.mount) != (parent.dev, parent.mount):
             text = (
-                f"tmp_dir and the destination lie on different filesystems or mounts (st_dev {folder.dev} and "
-                f"{parent.dev}); leave tmp_dir out, and atomik stages beside the destination"
+                f"tmp_dir and the destination are on different filesystems or mounts (st_dev {folder.dev} and "
+                f"{parent.dev}); leave tmp_dir out, so that atomik stages next to the destination"
             )
             error = errors.CrossFilesystemError(*errors.os_args(errno.EXDEV, text, tmp_dir, path))
             error.devices = (folder.dev, parent.dev)

@@ -642,6 +642,6 @@ def refuse_fake(path: str | None = None) -> None:
     if type(os) is not _MODULE:
         text = (
             "a test has replaced the module os by a fake (pyfakefs), but atomik calls the kernel and cannot write to "
-            "files in memory; use pytest's tmp_path in tests that call atomik, or pause the fake meanwhile (fs.pause())"
+            "files in memory; use pytest's tmp_path in tests that call atomik, or pause the fake (fs.pause())"
         )
         raise UnsupportedFilesystemError(*os_args(errno.ENOSYS, text, path))

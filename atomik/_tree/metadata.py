@@ -345,8 +345,8 @@ class _Dressing:
         # The kernel drops set-gid silently if we are not in the group, and some filesystems ignore fchmod.
         self.mode = stat.S_IMODE(self.target.stat().st_mode)
         if self.mode & ~goal & (_SET_ID | 0o777):
-            text = f"cannot narrow the permissions: they would stay {self.mode:04o}, and {goal:04o} is allowed"
-            text += "; the filesystem or a missing capability (CAP_FOWNER) refuses it"
+            text = f"cannot narrow the permissions: they would stay {self.mode:04o}, but at most {goal:04o} is allowed"
+            text += "; the filesystem refuses it, or the capability CAP_FOWNER is missing"
             errors.fail(errors.AccessDeniedError, errno.EACCES, text, self.path or None)
 
     def lost(self) -> tuple[str, ...]:

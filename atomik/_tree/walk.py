@@ -151,7 +151,7 @@ class TreeWalk:
 
     def moved(self, name: str = "", level: Level | None = None) -> NoReturn:
         """Raise the error for something that is not what it was a moment ago."""
-        text = f"cannot {self.action}: somebody moved or removed it meanwhile; read it again and repeat"
+        text = f"cannot {self.action}: someone moved or removed it in the meantime; read it again and repeat"
         self.error = errors.ConflictError(*errors.os_args(errno.EBUSY, text, self.path(name, level)))
         raise self.error
 
@@ -365,5 +365,5 @@ def first_mount(folder: Directory, above: Directory) -> str | None:
 
 def mount_error(action: str, path: str) -> errors.MountPointError:
     """The error for a mount that is in the way."""
-    text = f"cannot {action}: a mount lies here; unmount it first"
+    text = f"cannot {action}: it is a mount point; unmount it first"
     return errors.MountPointError(*errors.os_args(errno.EBUSY, text, path))

@@ -57,7 +57,7 @@ class _Output(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         kind, before = (option or "").lstrip("-"), namespace.outputs or []
         if kind.startswith("std") and any(kind == other for other, _ in before):
-            parser.error(f"argument {option}: given twice, and the program has one")
+            parser.error(f"argument {option}: given twice, but the program has only one")
         namespace.outputs = [*before, (kind, values)]
 
 
@@ -85,51 +85,49 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     from atomik import __version__
 
-    top = _Parser(
-        prog="atomik", description="Outputs written all or nothing: files, folders, or a whole group of them."
-    )
+    top = _Parser(prog="atomik", description="Write files, folders, or groups of them, all or nothing.")
     top.add_argument("--version", action="version", version=f"atomik {__version__}")
     commands = top.add_subparsers(dest="name", metavar="COMMAND", required=True)
 
     def command(name: str, text: str, more: str = "", **keywords: Any) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text}\n{more}", **keywords)
-        added.add_argument("--json", action="store_true", help="print what was done as one JSON object")
+        added.add_argument("--json", action="store_true", help="print the result as one JSON object")
         return added
 
     _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
-    _add_run(command("run", "Run a program, and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
+    _add_run(command("run", "Run a program and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
     _add_apply(command("apply", "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY))
-    _add_swap(command("swap", "Exchange what is at two paths, in one step."))
-    _add_recover(command("recover", "Undo or finish what dead transactions left in folders."))
+    _add_swap(command("swap", "Exchange two files, folders or links in one step."))
+    _add_recover(command("recover", "Undo or finish the transactions that dead processes left in folders."))
     add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
     add.add_argument("folders", nargs="+", metavar="FOLDER")
     return top
 
 
 _WRITE = """
-A program upstream that fails in a pipe cannot be seen from here: what it wrote until then is published.
-Use "atomik run" when its exit code matters.
+If the program upstream of the pipe fails, what it wrote until then is published.
+If its exit code matters, use "atomik run --stdout".
 """
 
 _RUN_USAGE = """atomik run [--file DEST]... [--folder DEST]... [--stdout DEST] [options] -- PROGRAM [ARGUMENT]...
        atomik run --in FOLDER [options] -- PROGRAM [ARGUMENT]..."""
 
 _RUN = """
-The program finds the paths to write to where its arguments say {DEST}, and in the environment as
-ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transaction, or none:
+In its arguments, {DEST} is replaced by the path that the program should write to.  The paths are also in the
+environment, as ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are published in one transaction, or none:
 
     atomik run --file out.csv --folder plots -- ./analyse --table {out.csv} --plots {plots}
     atomik run --stdout dump.sql -- pg_dump shop
 
-With --resume, what the program has written stays for the next run if it fails or is killed; that run finds it at the same
-path, and ATOMIK_RESUMED_1 (for the first path) set to 1.
+With --resume, what the program wrote is kept for the next run if the program fails or is killed.  The next run finds it at
+the same path, with ATOMIK_RESUMED_1 (for the first path) set to 1.
 
-A shell script gets them as arguments:
+Pass the paths to a shell script as arguments:
 
     atomik run --file out -- sh -c 'sort data > "$1"' sh {out}
 
-With --in, the program works on a private copy of a folder, which it sees at the folder's own path.  If it exits with 0, the
-copy takes the folder's place in one step:
+With --in, the program runs on a private copy of a folder, at the folder's own path.  If it exits with 0, the copy
+takes the folder's place in one step:
 
     atomik run --in /srv/site -- make install
 """
@@ -140,45 +138,43 @@ _APPLY = """
                  {"op": "replace", "path": "x.py", "old": "foo(", "new": "bar(", "count": 2},
                  {"op": "remove", "path": "d"}, {"op": "move", "from": "e", "to": "f"}]}
 
-Each change sees what the earlier ones will have done.  --schema prints all that can be said.
+Each change sees the result of the earlier ones.  --schema prints the whole format.
 """
 
 
 def _add_write(add: argparse.ArgumentParser) -> None:
     add.add_argument("destination", metavar="DEST")
     add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
-    add.add_argument("--follow-symlinks", action="store_true", help="write to the target of a link at DEST")
-    add.add_argument("--if-changed", action="store_true", help="leave an equal file as it is")
+    add.add_argument("--follow-symlinks", action="store_true", help="if DEST is a link, write to its target")
+    add.add_argument("--if-changed", action="store_true", help="do nothing if the content is unchanged")
     add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     _add_output_options(add)
 
 
 def _add_run(add: argparse.ArgumentParser) -> None:
     texts = {
-        "file": "a file that the program writes; repeat for more",
-        "folder": "a folder that the program writes; repeat for more",
-        "stdout": "a file for what the program writes to its standard output",
-        "stderr": "a file for what the program writes to its standard error",
+        "file": "a file that the program writes; can be repeated",
+        "folder": "a folder that the program writes; can be repeated",
+        "stdout": "a file for the standard output of the program",
+        "stderr": "a file for the standard error of the program",
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    text = "run the program, and only tell what would be published, or with --in what it changed"
+    text = "run the program and print what would be published (with --in: what it changed), but publish nothing"
     add.add_argument("--dry-run", action="store_true", help=text)
-    text = "go on with what an earlier run wrote to --file and --folder, and keep it for the next if the program fails"
+    text = "continue what an earlier run wrote to --file and --folder; keep it for the next run if the program fails"
     add.add_argument("--resume", action="store_true", help=text)
     _add_output_options(add)
     inside = add.add_argument_group("with --in FOLDER")
     inside.add_argument(
         "--in", dest="inside", metavar="FOLDER", help="run the program on a private copy of this folder"
     )
-    text = (
-        "do not clone the folder: gather the changes in an overlay, and publish each; for large folders without reflink"
-    )
+    text = "do not clone the folder, but collect the changes in an overlay and publish each; for large folders without reflink"
     inside.add_argument("--changes-only", action="store_true", help=text)
-    text = "publish even if somebody else changed the folder meanwhile; their changes are lost"
+    text = "publish even if someone else changed the folder in the meantime; their changes are lost"
     inside.add_argument("--overwrite-changes", action="store_true", help=text)
-    text = "what to do about processes that the program leaves running; refuse (to publish) is the default"
+    text = "what to do about processes that the program leaves running; the default is to refuse to publish"
     inside.add_argument("--background", choices=("refuse", "wait", "kill"), help=text)
     text = "if the program fails, keep the copy as this new folder, on the same filesystem"
     inside.add_argument("--keep-on-failure", metavar="DIR", help=text)
@@ -186,8 +182,13 @@ def _add_run(add: argparse.ArgumentParser) -> None:
 
 def _add_apply(add: argparse.ArgumentParser) -> None:
     add.add_argument("changes", nargs="?", metavar="CHANGES", help="a JSON file, or - for standard input")
-    add.add_argument("--root", default=".", metavar="DIR", help="all paths are below it; by default the current folder")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell what would be done")
+    add.add_argument(
+        "--root",
+        default=".",
+        metavar="DIR",
+        help="the folder that all paths are relative to; by default the current one",
+    )
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     add.add_argument("--schema", action="store_true", help="print the JSON schema of change sets, and do nothing else")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
@@ -196,26 +197,24 @@ def _add_apply(add: argparse.ArgumentParser) -> None:
 def _add_swap(add: argparse.ArgumentParser) -> None:
     add.add_argument("first", metavar="A")
     add.add_argument("second", metavar="B")
-    add.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_recover(add: argparse.ArgumentParser) -> None:
     add.add_argument("folders", nargs="+", metavar="FOLDER")
-    add.add_argument("--recursive", action="store_true", help="the folders below them as well")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only tell")
-    text = (
-        "also delete displaced originals that cannot go back and what is staged with resume, and give up lost folders"
-    )
+    add.add_argument("--recursive", action="store_true", help="also search the folders below them")
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
+    text = "also delete originals that cannot be put back and what was staged with resume, and give up lost folders"
     add.add_argument("--discard", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
 def _add_output_options(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--overwrite", action="store_true", help="replace what exists")
+    add.add_argument("--overwrite", action="store_true", help="replace existing destinations")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
-    add.add_argument("--parents", action="store_true", help="make missing folders above")
+    add.add_argument("--parents", action="store_true", help="create missing parent folders")
     text = "accept a moment without the destination where the filesystem cannot replace it in one step"
     add.add_argument("--allow-gap", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
@@ -236,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnheardError as exc:
         if isinstance(exc.__cause__, BrokenPipeError):  # the reader of our report went away
             return _BROKEN_PIPE
-        report.tell(f"it is done, but the report could not be written: {report.say(exc.__cause__ or exc)}")
+        report.tell(f"the work is done, but the report could not be written: {report.say(exc.__cause__ or exc)}")
         return _RUN_FAILED if name == "run" else ATTENTION
     except SystemExit as exc:
         if exc.code:
@@ -265,7 +264,9 @@ def _parse(given: list[str]) -> argparse.Namespace:
         _check_inside(known)
     if run and not (program and (known.outputs or known.inside is not None)):
         missing = (
-            "say what it writes, with --file, --folder, --stdout or --in" if program else "put the program behind --"
+            "say what the program writes, with --file, --folder, --stdout or --in"
+            if program
+            else "put the program after --"
         )
         raise UsageError("", f"atomik run: {missing}; see atomik run --help")
     known.program = program
@@ -284,7 +285,9 @@ def _check_inside(known: argparse.Namespace) -> None:
     }  # fmt: skip
     wrong = [name for name, given in (never if known.inside is not None else only).items() if given]
     if wrong:
-        text = f"{wrong[0]} cannot go with --in" if known.inside is not None else f"{wrong[0]} needs --in FOLDER"
+        text = (
+            f"{wrong[0]} cannot be combined with --in" if known.inside is not None else f"{wrong[0]} needs --in FOLDER"
+        )
         raise UsageError("", f"atomik run: {text}; see atomik run --help")
 
 
@@ -302,7 +305,7 @@ def _apply(known: argparse.Namespace, report: Report) -> int:
     if known.schema:
         report.print(schema())
     elif known.changes is None:
-        raise UsageError("", "atomik apply: name the change set, or - for standard input; see atomik apply --help")
+        raise UsageError("", "atomik apply: give the change set, or - for standard input; see atomik apply --help")
     else:
         report.done(*apply(known, report.progress()))
     return DONE
@@ -352,7 +355,7 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
 
     # All folders in one call: what one of them needs may lie in another.
     options = {name: getattr(known, name) for name in ("recursive", "discard", "dry_run", "lock_timeout")}
-    with report.progress() as progress, stoppable("some of it may be done; recover again"):
+    with report.progress() as progress, stoppable("some of it may be done; run recover again"):
         progress.start()
         found, failures = recover_all(known.folders, progress=progress, **options)
     for failure in failures:

@@ -167,10 +167,10 @@ def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace)
 
 def _check_output(kind: str, path: str, place: str) -> None:
     if not os.path.lexists(place):
-        text = f"the program exited with 0, but did not make this {kind}"
+        text = f"the program exited with 0, but did not create this {kind}"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
     if kind == "file" and os.path.isdir(place):
-        text = "the program made a folder where --file was given; use --folder for it"
+        text = "the program created a folder for a --file; use --folder"
         errors.fail(errors.WrongKindError, errno.EISDIR, text, path)
 
 

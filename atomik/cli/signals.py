@@ -104,7 +104,7 @@ def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
             return work()
         except Stopped as exc:
             if tx.state is State.COMMITTED:
-                exc.outcome = "everything was published before it came"
+                exc.outcome = "everything had been published before"
             raise
         finally:
             signals.armed = False

@@ -67,7 +67,7 @@ class Changes:
             if self._ground is None:
                 self._ground = folder.dev, folder.mount, parent
             elif self._ground[:2] != (folder.dev, folder.mount):
-                text = "one transaction needs one filesystem, and these two lie on different ones"
+                text = "the two paths are on different filesystems; use one transaction for each filesystem"
                 errors.fail(errors.CrossFilesystemError, errno.EXDEV, text, path, self._ground[2])
             with kernel.typed("cannot stage there", path):
                 return workspace.path_of(workspace.slot(folder))
@@ -78,7 +78,7 @@ class Changes:
         while (found := self.view.stat(above)) is None:
             above = os.path.dirname(above)
         if not stat.S_ISDIR(found.st_mode):
-            errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: not a folder", above)
+            errors.fail(errors.WrongKindError, errno.ENOTDIR, "cannot write there: it is not a folder", above)
         if above != parent:
             errors.fail(errors.MissingPathError, errno.ENOENT, "cannot write there: the folder does not exist", parent)
 
@@ -227,7 +227,9 @@ class Changes:
         with self._lock:
             path = self.view.resolve(path)
             if not self.view.staged(path):
-                raise NotImplementedError(f"inside a transaction only what it has written can be chmodded: {path!r}")
+                raise NotImplementedError(
+                    f"inside a transaction, chmod works only on what the transaction has written: {path!r}"
+                )
             where = self.view.where(path)
             assert where is not None
             os.chmod(where, mode)

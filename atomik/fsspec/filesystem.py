@@ -479,7 +479,7 @@ def _check_folder(path: str, recursive: bool | None) -> None:
         raise ValueError("Cannot delete directory, set recursive=True")
     try:
         here = os.getcwd()
-    except FileNotFoundError as exc:  # the current folder is gone already
+    except FileNotFoundError as exc:  # the current folder was deleted already
         if kernel.errno_of(exc) is None:
             raise
         return

@@ -35,4 +35,4 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return
     dropped = getattr(sys.exception(), _MARK, ())
     if args[0] in dropped and str(sys._getframe(1).f_globals.get("__name__")).startswith("pyarrow."):
-        raise PermissionError(errno.EPERM, "this is the old version, not what failed", args[0])
+        raise PermissionError(errno.EPERM, "this is the old version, not the file that failed", args[0])

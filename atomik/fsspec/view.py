@@ -82,7 +82,7 @@ class View(view.View[Change]):
             if self.stat(target, follow=False) is not None:
                 errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", target)
         elif stat.S_ISDIR(found.st_mode):
-            text = "cannot move a folder there: it is no folder"
+            text = "cannot move a folder there: it is not a folder"
             errors.fail(errors.WrongKindError, errno.ENOTDIR, text, source, target)
         return target
 

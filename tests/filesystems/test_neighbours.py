@@ -591,7 +591,7 @@ def test_a_device_stays_a_device(tmp_path: Path) -> None:
             lambda: atomik.folder(path, overwrite=True),
             lambda: atomik.update(path),
         ):
-            with pytest.raises(errors.WrongKindError, match="what exists is a device"):
+            with pytest.raises(errors.WrongKindError, match="it is a device"):
                 work().abort()
     assert kernel.acted == 0
     assert stat.S_ISCHR(path.lstat().st_mode)

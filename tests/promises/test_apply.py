@@ -170,7 +170,7 @@ def test_each_change_sees_the_earlier_ones(folder: Path) -> None:
 def test_counts_are_exact(folder: Path) -> None:
     Path("x").write_text("a a a")
     with pytest.raises(
-        atomik.errors.ConflictError, match=r"changes\[0\] \(replace\): 'old' is there 3 times, not 2"
+        atomik.errors.ConflictError, match=r"changes\[0\] \(replace\): 'old' occurs 3 times, not 2"
     ) as caught:
         apply([{"op": "replace", "path": "x", "old": "a", "new": "b", "count": 2}])
     assert (caught.value.expected, caught.value.found) == (2, 3)
@@ -405,7 +405,7 @@ def test_mistakes(folder: Path) -> None:
     Path("bad.json").write_text("{")
     for arguments, code, said in (
         (["bad.json"], 2, "not JSON"),
-        ([], 2, "name the change set"),
+        ([], 2, "give the change set"),
         (["missing.json"], 1, "missing.json"),
     ):
         done = call(*arguments)

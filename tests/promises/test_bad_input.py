@@ -112,7 +112,7 @@ def test_parent_is_a_file(folder: Path, stage: Callable[..., object]) -> None:
         ("a\0b", errno.EINVAL, "NUL"),
         ("x" * 256, errno.ENAMETOOLONG, "shorter"),
         ("ü" * 128, errno.ENAMETOOLONG, "shorter"),
-        (".atomik-journal", errno.EINVAL, "atomik's own"),
+        (".atomik-journal", errno.EINVAL, "reserved for atomik"),
     ],
     ids=["empty", "dot", "dotdot", "ends in dotdot", "NUL", "256 bytes", "256 bytes in UTF-8", "ours"],
 )
@@ -187,7 +187,7 @@ def test_second_filesystem(folder: Path) -> None:
         other = str(place.folder / "x")
         with atomik.transaction() as tx:
             tx.file("here").write("1")
-            with pytest.raises(errors.CrossFilesystemError, match="a transaction for each") as caught:
+            with pytest.raises(errors.CrossFilesystemError, match="one transaction for each") as caught:
                 tx.file(other)
             error = caught.value
             assert (error.errno, error.filename, error.filename2) == (errno.EXDEV, other, str(folder / "here"))
@@ -299,7 +299,7 @@ def test_file_inside_a_staged_folder(folder: Path, inner: str) -> None:
     (folder / "link").symlink_to(folder)
     with atomik.transaction(overwrite=True) as tx:
         tx.folder("d")
-        with pytest.raises(errors.NestedDestinationError, match="staged folder instead") as caught:
+        with pytest.raises(errors.NestedDestinationError, match="into the staged folder") as caught:
             tx.file(inner)
         assert caught.value.filename2 == str(folder / "d")
         tx.abort()

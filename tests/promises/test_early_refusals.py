@@ -100,8 +100,8 @@ def dropped_with_a_later_one(tx: atomik.Transaction) -> None:
 
 
 REFUSED: dict[Callable[[atomik.Transaction], None], tuple[type[errors.AtomikOSError], str]] = {
-    moved_folder: (errors.NestedDestinationError, "of its own before"),
-    moved_folder_later: (errors.NestedDestinationError, "of its own before"),
+    moved_folder: (errors.NestedDestinationError, "in a transaction of its own"),
+    moved_folder_later: (errors.NestedDestinationError, "in a transaction of its own"),
     removed_folder: (errors.NestedDestinationError, "staged folder"),
     below_a_folder_that_comes: (errors.NestedDestinationError, "staged folder"),
     exchange_with_child: (errors.NestedDestinationError, "is inside the other"),
@@ -111,7 +111,7 @@ REFUSED: dict[Callable[[atomik.Transaction], None], tuple[type[errors.AtomikOSEr
     exchange_same: (errors.InvalidDestinationError, "needs two"),
     exchange_missing: (errors.MissingPathError, "both names must exist"),
     exchange_removed: (errors.MissingPathError, "both names must exist"),
-    moved_twice: (errors.MissingPathError, "takes it away"),
+    moved_twice: (errors.MissingPathError, "removes it"),
     taken: (errors.DuplicateDestinationError, "overwrite=True"),
     other_kind: (errors.WrongKindError, "remove that first"),
     dropped_nothing: (errors.MissingPathError, "nothing to drop"),

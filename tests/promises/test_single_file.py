@@ -255,7 +255,7 @@ def test_a_lost_race(folder: Path, durable: bool) -> None:
             if overwrite:
                 write(durable=durable)
             else:
-                with pytest.raises(errors.FileAlreadyExistsError, match="somebody else published first"):
+                with pytest.raises(errors.FileAlreadyExistsError, match="someone else published first"):
                     write(durable=durable, overwrite=False)
         assert Path("x").read_text() == ("new" if overwrite else "theirs")
         assert os.listdir() == ["x"]

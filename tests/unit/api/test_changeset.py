@@ -55,11 +55,11 @@ REFUSED = {
     "[]": "must be an object",
     "{}": 'one key, "changes"',
     '{"changes": [], "more": 1}': 'one key, "changes"',
-    '{"changes": [], "changes": []}': '"changes" is there twice',
+    '{"changes": [], "changes": []}': '"changes" occurs twice',
     '{"changes": {}}': "must be a list",
     '{"changes": NaN}': "must be a list",
     '{"changes": [1]}': r"changes\[0\]: a change must be an object, not 1",
-    '{"changes": [{"op": "write", "path": "a", "text": "", "path": "b"}]}': r'changes\[0\]: the key "path" is there twice',
+    '{"changes": [{"op": "write", "path": "a", "text": "", "path": "b"}]}': r'changes\[0\]: the key "path" occurs twice',
     "[" * 100_000: "too deeply",
     '{"changes": ' + '{"a":' * 100_000: "too deeply",
     '{"changes": [' + "9" * 5000 + "]}": "not JSON",
@@ -109,8 +109,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     *(({"op": "remove", "path": path}, "'..'|bytes without NUL") for path in (
         "", "/", "/etc/passwd", "..", "../a", "a/..", "a/../b", ".", "./", "a/", "a/.", "a\0b", "x" * 4096, "//a",
     )),
-    ({"op": "remove", "path": "a/.atomik-journal"}, "atomik's own"),
-    ({"op": "write", "path": ".atomik-0123456789abcdef/x", "text": ""}, "atomik's own"),
+    ({"op": "remove", "path": "a/.atomik-journal"}, "reserved for atomik"),
+    ({"op": "write", "path": ".atomik-0123456789abcdef/x", "text": ""}, "reserved for atomik"),
     *(({"op": "symlink", "path": path, "target": target}, "leads out of the root") for path, target in (
         ("l", "/etc/passwd"), ("l", ".."), ("l", "../a"), ("d/l", "../../a"), ("d/l", "x/../../../a"), ("l", "a/../.."),
         ("d/l", "./../.."),
@@ -132,7 +132,7 @@ def test_changes_refused(change: dict[str, Any], why: str) -> None:
 # --- the schema ------------------------------------------------------------------------------------------------------
 VALID = jsonschema.Draft202012Validator(schema())
 #: what only the parser can see
-BEYOND = ("surrogates", "encoded", "base64", "leads out", "atomik's own", r"octal.*\\n", "4095 bytes")
+BEYOND = ("surrogates", "encoded", "base64", "leads out", "reserved for atomik", r"octal.*\\n", "4095 bytes")
 
 
 def test_the_schema_is_one() -> None:

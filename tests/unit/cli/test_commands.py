@@ -235,7 +235,7 @@ class TestRun:
         """One output that was not written, and none is published."""
         done = call("run", "--file", "a", "--file", "b", "--", "touch", "{a}")
         assert done.returncode == 125
-        assert done.stderr.decode() == "atomik: b: the program exited with 0, but did not make this file\n"
+        assert done.stderr.decode() == "atomik: b: the program exited with 0, but did not create this file\n"
         assert os.listdir() == []
 
     def test_folder_for_a_file(self, folder: Path) -> None:
@@ -625,7 +625,7 @@ class TestEverywhere:
         assert done.returncode == code
         assert Path("out").read_text() == "x\n"
         if command == "write":
-            assert b"it is done, but the report could not be written: No space left on device" in done.stderr
+            assert b"the work is done, but the report could not be written: No space left on device" in done.stderr
         assert b"Traceback" not in done.stderr
 
     def test_message_that_nobody_hears(self, folder: Path) -> None:

@@ -73,9 +73,9 @@ def test_failure(site: Path, program: list[str], code: int, said: bytes) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--in", "site", "--overwrite"], b"--overwrite cannot go with --in"),
-        (["--in", "site", "--parents"], b"--parents cannot go with --in"),
-        (["--in", "site", "--file", "x"], b"an output cannot go with --in"),
+        (["--in", "site", "--overwrite"], b"--overwrite cannot be combined with --in"),
+        (["--in", "site", "--parents"], b"--parents cannot be combined with --in"),
+        (["--in", "site", "--file", "x"], b"an output cannot be combined with --in"),
         (["--background", "wait", "--file", "x"], b"--background needs --in"),
         (["--changes-only", "--file", "x"], b"--changes-only needs --in"),
         (["--overwrite-changes", "--file", "x"], b"--overwrite-changes needs --in"),

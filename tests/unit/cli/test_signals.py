@@ -339,7 +339,7 @@ class TestRecover:
             os.close(held)
             (folder / ".atomik-0123456789abcdef-0").unlink()
         assert ours.returncode == 128 + number
-        assert told.decode() == f"atomik: stopped by {number.name}; some of it may be done; recover again\n"
+        assert told.decode() == f"atomik: stopped by {number.name}; some of it may be done; run recover again\n"
         assert json.loads(said)["error"] == "Stopped"
 
 

@@ -114,7 +114,7 @@ def test_a_staged_link_removed_by_others(folder: Path) -> None:
     for name in left_in(folder):
         if os.path.islink(name):
             os.unlink(name)
-    with pytest.raises(errors.ConflictError, match="gone"):
+    with pytest.raises(errors.ConflictError, match="removed"):
         tx.commit()
     assert os.listdir() == []
 
@@ -163,7 +163,7 @@ def test_replaced_while_a_lower_method_is_at_work(here: Directory) -> None:
     Path("slot").write_text("new")
     Path("dest").write_text("old")
     kernel = Acting("link", Once(lambda: theirs("dest")))
-    wanted = pytest.raises(errors.ConflictError, match="replaced meanwhile")
+    wanted = pytest.raises(errors.ConflictError, match="replaced in the meantime")
     with installed(Poor("noreplace", "exchange")), installed(kernel), wanted:
         _publish.publish(step(here, "replace"))
     assert Path("dest").read_text() == "theirs"

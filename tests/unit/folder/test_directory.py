@@ -126,7 +126,7 @@ def test_a_working_folder_that_is_gone(folder: Path) -> None:
     os.chdir("gone")
     os.rmdir(folder / "gone")
     try:
-        with pytest.raises(errors.AtomikOSError, match="current folder is gone"):
+        with pytest.raises(errors.AtomikOSError, match="current folder was deleted"):
             absolute("x")
     finally:
         os.chdir(folder)

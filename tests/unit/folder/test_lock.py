@@ -260,7 +260,7 @@ def test_a_living_owners_journal_is_waited_for(folder: Path) -> None:
 
     with installed(Acting("rename", meet)):
         publish(folder)
-    assert all("a transaction is still at work in the folder after 0.05 s" in answer for answer in answers)
+    assert all("a transaction is still running in the folder after 0.05 s" in answer for answer in answers)
     assert answers
 
 

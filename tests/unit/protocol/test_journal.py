@@ -139,7 +139,7 @@ def test_a_newer_format_is_refused() -> None:
     """And says so, whatever else is in it."""
     data = bytearray(encode_intent(EXAMPLE))
     struct.pack_into("<H", data, 4, _records.VERSION + 1)
-    with pytest.raises(BadJournal, match="version 3, and this atomik knows only 2; use the newer one"):
+    with pytest.raises(BadJournal, match="version 3, but this atomik knows only 2; use the newer one"):
         decode(bytes(data))
 
 
@@ -306,7 +306,9 @@ def place(folder: Path) -> Iterator[Place]:
 def test_a_file_that_is_no_journal_is_left_alone(folder: Path) -> None:
     """It may be anybody's; a transaction says so and does nothing."""
     (folder / JOURNAL_NAME).write_text("a shopping list")
-    with pytest.raises(errors.JournalError, match=r"does not carry the mark of atomik; nothing was touched") as caught:
+    with pytest.raises(
+        errors.JournalError, match=r"does not begin with the magic of atomik; nothing was touched"
+    ) as caught:
         publish(folder)
     assert caught.value.filename == str(folder / JOURNAL_NAME)
     assert caught.value.errno == errno.EBADMSG

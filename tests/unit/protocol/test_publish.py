@@ -398,7 +398,7 @@ def test_swap_checks_what_it_did(here: Directory, kind: str) -> None:
         os.rename("theirs", "dest")
 
     kernel = Acting("rename", replace, when=lambda call: kernel.acted == 0)
-    with installed(kernel), pytest.raises(errors.ConflictError, match="replaced by somebody else"):
+    with installed(kernel), pytest.raises(errors.ConflictError, match="someone else replaced"):
         _publish.publish(step)
     assert (os.listdir("dest") == ["theirs"]) if kind == "folder" else (Path("dest").read_text() == "theirs")
 
@@ -410,7 +410,7 @@ def test_lost_race_by_kind_of_step(here: Directory, folder: Path) -> None:
     with pytest.raises(errors.FileAlreadyExistsError, match="overwrite=True"):
         _publish.publish(step)
     step.overwriting = True
-    with pytest.raises(errors.ConflictError, match="meanwhile"):
+    with pytest.raises(errors.ConflictError, match="in the meantime"):
         _publish.publish(step)
     assert Path("dest").read_text() == "theirs"
 

@@ -112,7 +112,7 @@ def test_the_slot_of_a_killed_one_item_write_is_removed(folder: Path) -> None:
         die_at(write, "rename", after=when)
         assert [path.name[:8] for path in folder.iterdir() if path.name != "x"] == [".atomik-"]
         (item,) = atomik.recover(folder).items
-        assert (item.action, item.detail) == ("removed", "left by a one-item write")
+        assert (item.action, item.detail) == ("removed", "left by a write of a single output")
         assert [path.read_text() for path in folder.iterdir()] == [content]
 
 
@@ -200,7 +200,7 @@ def test_a_strangers_object_stays_and_the_original_is_kept(stranger: tuple[Path,
     assert ("x", "foreign") in actions(report)
     assert not report.clean
     (kept,) = report.kept
-    assert Path(kept.detail.removeprefix("the displaced original lies at ")).read_text() == "old"
+    assert Path(kept.detail.removeprefix("the displaced original is at ")).read_text() == "old"
     assert not [path for path in left_in(stranger[0].parent) if path.endswith(JOURNAL_NAME)]
     publish(*stranger, text="newer")
     assert contents(*stranger) == ["newer", "newer"]
@@ -343,7 +343,7 @@ def test_a_missing_parent_is_an_error_until_it_is_back(pair: tuple[Path, Path]) 
     """Nothing is undone by halves: the journal stays, and says what is missing."""
     hot(*pair, swaps=2)
     away = pair[1].rename(pair[1].with_name("away"))
-    with pytest.raises(errors.RollbackError, match=r"put it back, or give its part up with recover\(discard=True\)"):
+    with pytest.raises(errors.RollbackError, match=r"put it back, or give up its part with recover\(discard=True\)"):
         atomik.recover(pair[0])
     assert contents(pair[0], away) == ["new", "new"]
     with pytest.raises(errors.RollbackError):
@@ -610,9 +610,9 @@ def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path]) -> N
                 tx.file(folder / "x").write("new")
     assert not [path for path in left_in(pair[0].parent) if path.endswith(JOURNAL_NAME)], "it stops nobody"
     assert contents(*pair) == ["theirs", "old"]
-    assert "theirs stays" in caught.value.__cause__.__notes__[0]  # type: ignore[union-attr]
+    assert "their version is kept" in caught.value.__cause__.__notes__[0]  # type: ignore[union-attr]
     (kept,) = atomik.recover(*pair).kept
-    assert Path(kept.detail.removeprefix("the displaced original lies at ")).read_text() == "old"
+    assert Path(kept.detail.removeprefix("the displaced original is at ")).read_text() == "old"
     atomik.recover(*pair, discard=True)
     assert not left_in(pair[0].parent)
 

@@ -84,7 +84,7 @@ def test_move_to_a_name_with_a_slash(folder: Path) -> None:
     """Only a folder may get one."""
     Path("file").touch()
     Path("d").mkdir()
-    with pytest.raises(errors.InvalidDestinationError, match="drop it") as caught, atomik.transaction() as tx:
+    with pytest.raises(errors.InvalidDestinationError, match="remove the slash") as caught, atomik.transaction() as tx:
         tx.move("file", "new/")
     assert caught.value.filename == f"{folder}/new/"
     with atomik.transaction() as tx:

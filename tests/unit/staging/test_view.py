@@ -85,7 +85,7 @@ def test_removed_moved_exchanged(folder: Path) -> None:
         tx.exchange("c", "d")
         assert [tx.exists(name) for name in "abcde"] == [False, False, True, True, True]
         assert [read(tx, name) for name in "cde"] == ["d", "c", "b"]
-        with pytest.raises(FileNotFoundError, match="takes it away"):
+        with pytest.raises(FileNotFoundError, match="removes it"):
             tx.open("b")
         tx.drop("e")
         assert read(tx, "a") == "b"
@@ -208,7 +208,7 @@ class TestCopy:
             tx.copy("d", "d2")
             tx.move("m", "n")
             tx.copy("n", "n2")
-            with pytest.raises(FileNotFoundError, match="takes it away"):
+            with pytest.raises(FileNotFoundError, match="removes it"):
                 tx.copy("m", "m2")
         found = {name: Path(name).read_text() for name in ("a", "b", "c", "x", "d/x", "d2/x", "n", "n2")}
         assert found == {"a": "a", "b": "a", "c": "a", "x": "x", "d/x": "x", "d2/x": "x", "n": "m", "n2": "m"}
