@@ -170,7 +170,9 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     inside.add_argument(
         "--in", dest="inside", metavar="FOLDER", help="run the program on a private copy of this folder"
     )
-    text = "do not clone the folder, but collect the changes in an overlay and publish each; for large folders without reflink"
+    text = (
+        "do not clone the folder; collect the changes in an overlay and publish each; for large folders without reflink"
+    )
     inside.add_argument("--changes-only", action="store_true", help=text)
     text = "publish even if someone else changed the folder in the meantime; their changes are lost"
     inside.add_argument("--overwrite-changes", action="store_true", help=text)
