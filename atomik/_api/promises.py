@@ -21,7 +21,7 @@ Holds = Literal["yes", "files", "new", "one folder", "no", "unknown"]
 class Promise:
     """One promise of atomik's, and whether it holds in a folder; in `atomik.Capabilities`.
 
-    ``name``: "P1" … "P8".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
+    ``name``: "P1" … "P10".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
     are refused); "new" (for what is created, overwriting is refused); "one folder" (for transactions within one
     folder); "no" (refused beforehand, or not kept); "unknown" (it could not be tried).  ``reason``: why not, or what it
     rests on; "" where there is nothing to say.
@@ -121,9 +121,32 @@ def _p8(_: Capabilities, trials: Trials) -> Promise:
     return _answer("P8", text, _first(trials, "stay closed"))
 
 
-_RULES = (_p1, _p2, _p3, _p4, _p5, _p6, _p7, _p8)
+def _p9(_: Capabilities, trials: Trials) -> Promise:
+    text = "what cannot be kept here is refused beforehand"
+    behind = {name: outcome for name, outcome in trials.items() if name in _PROMISED}
+    for name, outcome in behind.items():
+        if outcome.left or (outcome.works is False and not outcome.refused):
+            return Promise("P9", text, "no", f"{name}: {outcome.left or outcome.why}")
+    return _answer("P9", text, _first(trials, *(name for name, outcome in behind.items() if outcome.works is None)))
+
+
+#: the trials of what is refused where it cannot be kept (P1 to P4)
+_PROMISED = frozenset(
+    {
+        "create", "overwrite", "create folder", "overwrite folder", "lose the race", "lose the race for a folder",
+        "roll back", "recover", "recover two folders",
+    }
+)  # fmt: skip
+
+
+def _p10(can: Capabilities, trials: Trials) -> Promise:
+    reason = "" if can.syncfs or can.volatile else "of changes on other machines, or below, nothing is heard"
+    return _answer("P10", "watchers hear last that a name is complete", _first(trials, "be heard"), reason=reason)
+
+
+_RULES = (_p1, _p2, _p3, _p4, _p5, _p6, _p7, _p8, _p9, _p10)
 
 
 def promises_of(can: Capabilities, trials: Trials) -> tuple[Promise, ...]:
-    """P1 to P8, in order."""
+    """P1 to P10, in order."""
     return tuple(rule(can, trials) for rule in _RULES)

@@ -7,16 +7,18 @@ filesystem, the kernel, or a sandbox.  Nothing is synced.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import struct
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, evolve
 
 from atomik import errors
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
-from atomik._hidden_names import JOURNAL_NAME
+from atomik._hidden_names import JOURNAL_NAME, PREFIX
 from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging import file as _file
 from atomik._staging.intake import Intake
@@ -37,26 +39,37 @@ _OF_THE_MOMENT = frozenset(
 
 @define(frozen=True)
 class Outcome:
-    """What came of a trial: ``works`` is None where that could not be found out; ``why`` says why it does not work."""
+    """What came of a trial: ``works`` is None where that could not be found out; ``why`` says why it does not work.
+
+    ``refused``: atomik refused it.  ``left``: what is not as it was in spite of that, "" for nothing.
+    """
 
     works: bool | None
     why: str = ""
+    refused: bool = False
+    left: str = ""
 
 
 class _StopError(Exception):
     """What a user's program raises half-way."""
 
 
+class _UnknownError(Exception):
+    """The trial cannot be made here."""
+
+
 def attempt(work: Callable[[], str]) -> Outcome:
     """Try something that returns what is wrong with what came of it, "" for nothing."""
     try:
         why = work()
+    except _UnknownError as exc:
+        return Outcome(None, str(exc))
     except OSError as exc:
         number = exc.errno if isinstance(exc, errors.AtomikError) else kernel.errno_of(exc)
         if number is None:
             raise
         text = (exc.strerror or str(exc)).partition("; ")[0]
-        return Outcome(None if number in _OF_THE_MOMENT else False, text)
+        return Outcome(None if number in _OF_THE_MOMENT else False, text, refused=True)
     return Outcome(not why, why)
 
 
@@ -71,11 +84,27 @@ def run_all(scratch: Callable[[], Directory]) -> dict[str, Outcome]:
             return folders[-1]
 
         try:
-            found[name] = attempt(lambda trial=trial, fresh=fresh: trial(fresh))  # type: ignore[misc]
+            outcome = attempt(lambda trial=trial, fresh=fresh: trial(fresh))  # type: ignore[misc]
+            if outcome.refused:
+                changed = [attempt(lambda at=at: _changed(at)) for at in folders]  # type: ignore[misc]
+                outcome = evolve(outcome, left=next((one.why for one in changed if one.why), ""))
+            found[name] = outcome
         finally:
             for folder in folders:
                 folder.close()
     return found
+
+
+def _changed(at: Directory) -> str:
+    """What a refused program has changed in its folder: a new version is there, or something of atomik's is left."""
+    with kernel.port.scandir(at.fd) as entries:
+        found = sorted((entry.name, entry.is_file(follow_symlinks=False)) for entry in entries)
+    for name, is_file in found:
+        if name.startswith(PREFIX):
+            return f"{name} was left"
+        if is_file and not _expect(at, name, b"new"):
+            return f"{name} is new"
+    return ""
 
 
 # --- the programs ----------------------------------------------------------------------------------------------------
@@ -174,6 +203,7 @@ def _die(places: tuple[tuple[Directory, str], ...]) -> None:
     barriers = Barriers(durable=False)
     intake = Intake(barriers, overwrite=True, progress=_stop_half_way)
     commit: Commit | None = None
+    dead = False
     try:
         for at, name in places:
             intake.workspace.hold(at)
@@ -184,7 +214,8 @@ def _die(places: tuple[tuple[Directory, str], ...]) -> None:
         commit = Commit(intake.workspace, items, barriers, 1.0, _stop_half_way, heard=False)
         commit.prepare()
     except BaseException as exc:
-        if not isinstance(exc, _StopError):
+        dead = isinstance(exc, _StopError)
+        if not dead:
             if commit is not None:
                 commit.end(exc)
             raise
@@ -193,7 +224,7 @@ def _die(places: tuple[tuple[Directory, str], ...]) -> None:
             item.close()
         if commit is not None:
             commit.abandon()
-        intake.workspace.release(keep_parents=True, keep_private_folders=True)
+        intake.workspace.release(keep_parents=True, keep_private_folders=dead)
 
 
 def _write_unseen(fresh: Callable[[], Directory]) -> str:
@@ -218,6 +249,65 @@ def _stay_closed(fresh: Callable[[], Directory]) -> str:
     return ""
 
 
+#: inotify(7): every event about a name in the folder, and those that say "there and complete"
+_ALL_EVENTS, _COMPLETE = 0x2 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200, 0x8 | 0x80
+_EVENT = struct.Struct("=iIII")
+
+#: name, whether it is there before, whether it is a folder
+_PUBLISHED = (("a", False, False), ("b", False, True), ("b", True, True), ("c", True, False))
+
+
+def _be_heard(fresh: Callable[[], Directory]) -> str:
+    """Somebody watches the folder, while a file is created and overwritten, and a folder, as far as they are not refused."""
+    at = fresh()
+    _put(at, "c", b"old")
+    fd = _watch(at)
+    try:
+        for name, overwrite, folder in _PUBLISHED:
+            with contextlib.suppress(errors.AtomikOSError), _begin(at, overwrite=overwrite) as tx:
+                tx.folder(at.child(name)) if folder else tx.file(at.child(name), "wb").write(b"new")
+        last = _last_events(fd)
+    finally:
+        kernel.port.close(fd)
+    if not last:
+        raise _UnknownError("nothing was heard of a published name")
+    quiet = ["a folder" if name == "b" else "a file" for name, mask in last.items() if not mask & _COMPLETE]
+    return f"the last event of {quiet[0]} is neither MOVED_TO nor CLOSE_WRITE" if quiet else ""
+
+
+def _watch(at: Directory) -> int:
+    try:
+        try:
+            return kernel.port.watch(f"/proc/self/fd/{at.fd}", _ALL_EVENTS)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in kernel.NO_PROC:
+                raise
+            return kernel.port.watch(at.path, _ALL_EVENTS)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        raise _UnknownError(f"no inotify(7) here ({exc.strerror})") from exc
+
+
+def _last_events(fd: int) -> dict[str, int]:
+    """The last event of each name that is not atomik's own; all of them are queued by now."""
+    last: dict[str, int] = {}
+    while True:
+        try:
+            data = kernel.port.read(fd, 1 << 16)
+        except BlockingIOError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return last
+        at = 0
+        while at < len(data):
+            _, mask, _, size = _EVENT.unpack_from(data, at)
+            at += _EVENT.size + size
+            name = os.fsdecode(data[at - size : at].rstrip(b"\0"))
+            if name and not name.startswith(PREFIX):
+                last[name] = mask
+
+
 #: name → program
 TRIALS: dict[str, Callable[[Callable[[], Directory]], str]] = {
     "create": _create,
@@ -231,6 +321,7 @@ TRIALS: dict[str, Callable[[Callable[[], Directory]], str]] = {
     "recover two folders": _recover_two_folders,
     "write unseen": _write_unseen,
     "stay closed": _stay_closed,
+    "be heard": _be_heard,
 }
 
 

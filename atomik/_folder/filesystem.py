@@ -53,6 +53,8 @@ class Filesystem:
     #: files can have a second name, and then both names have one identity (not so on sshfs)
     links: bool | None = None
     links_are_one: bool | None = None
+    #: an object that is renamed gets another inode number (rclone), so nobody can tell where it went
+    renumbers = False
     #: reports an exchange as done without doing it
     lies = False
     #: one log holds every change in the order in which they were made, and a sync of what was changed last forces all of it
@@ -81,6 +83,11 @@ def of(fd: int, status: Status) -> Filesystem:
     if found is None:
         found = _remembered[status.mount] = _ask(fd)
     return found
+
+
+def is_fuse(magic: int) -> bool:
+    """Whether a ``f_type`` is that of a server in user space."""
+    return _KNOWN.get(magic, ("", False))[0] == "fuse"
 
 
 def _ask(fd: int) -> Filesystem:

@@ -179,6 +179,7 @@ def _create(
     parents: list[Directory],
 ) -> None:
     home = private_folders[0]
+    _refuse_renumbered(home.parent)
     private = [Place(private_folder.folder, private_folder.journal) for private_folder in private_folders]
     journal.fd = _unnamed(home.folder, private[0].name)
     try:
@@ -199,6 +200,16 @@ def _create(
         finally:
             journal.close()
         raise
+
+
+def _refuse_renumbered(folder: Directory) -> None:
+    """Where an object that is renamed gets another inode number, neither its place nor the journal's own can be told."""
+    if folder.fs.renumbers:
+        text = (
+            "the filesystem numbers what is renamed anew, so a transaction with several steps could not be undone there; "
+            "write single files"
+        )
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, folder.path)
 
 
 def _name(fd: int, place: Place) -> None:

@@ -122,7 +122,7 @@ def _name_at_destination(step: Step) -> None:
 
 
 def _announce(fd: int, name: str) -> None:
-    """linkat(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
+    """link(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
     name for writing and closing it tells them CLOSE_WRITE (P10).  O_NONBLOCK, for a stranger may have put a FIFO there."""
     port = kernel.port
     try:
@@ -177,6 +177,9 @@ def _create_by_link(step: Step) -> None:
     if (step.alone or step.dest.directory.fs.links_are_one is not False) and link(step.slot, step.dest):
         step.method = LINK
         kernel.port.unlink(step.slot.name, step.slot.fd)
+        there = step.dest.status()
+        if there is not None and kernel.is_file(there.mode):
+            _announce(step.dest.fd, step.dest.name)
     else:
         _with_gap(step)
 

@@ -1,8 +1,8 @@
 """Trying a filesystem before trusting it with anything of the user's.
 
 FUSE servers and unknown filesystems may refuse the flags of renameat2, or (worse) ignore them: then an exchange is
-reported as done while it destroyed the target.  Some show two names of one file as two files.  Scratch files in the
-transaction's private folder tell; the answer is remembered by mount.
+reported as done while it destroyed the target.  Some show two names of one file as two files, and some give a file another
+inode number with another name.  Scratch files in the transaction's private folder tell; the answer is remembered by mount.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
             fs.lies, fs.exchange, fs.noreplace = True, False, False
         _remove(second)
         if not fs.lies:
+            before = _inode(first)
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
+            if not fs.noreplace:
+                rename(first, second, 0)
+            _names(second)  # which makes the kernel ask the server again
+            fs.renumbers = _inode(second) != before
         _make(third, b"3")
         fs.links = None  # to be tried
         fs.links = link(third, fourth)
@@ -50,9 +55,12 @@ def _exchanged(first: Place, second: Place, inodes: list[int]) -> bool:
     server said; only the server knows what it did."""
     if [_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]:
         return False
-    with kernel.port.scandir(first.fd) as entries:
-        names = {entry.name for entry in entries}
-    return {first.name, second.name} <= names
+    return {first.name, second.name} <= _names(first)
+
+
+def _names(place: Place) -> set[str]:
+    with kernel.port.scandir(place.fd) as entries:
+        return {entry.name for entry in entries}
 
 
 def _make(place: Place, content: bytes) -> None:

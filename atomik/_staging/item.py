@@ -506,12 +506,12 @@ class Item:
             new = port.statx(fd)
             if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
                 return False
+            if new.mode != old.mode:
+                port.fchmod(fd, old.mode & 0o777)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
             return False  # the thorough way finds out what it is
-        if new.mode != old.mode:
-            port.fchmod(fd, old.mode & 0o777)
         return True
 
     def _take_over_all(self, fd: int, place: Place) -> None:

@@ -51,6 +51,9 @@ MUTATING = frozenset(
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
 
+#: errno of a folder that is open, and cannot be opened again
+_NOT_AGAIN = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE})
+
 #: ioctl(2): all extents of a file, of which none is to be told (struct fiemap: start, length, flags, mapped, count, reserved)
 _FS_IOC_FIEMAP = 0xC020660B
 _NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
@@ -94,7 +97,7 @@ def sandboxed(call: str) -> str | None:
     """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
     about one file: the words for an error; None when the call arrives.
 
-    The call is made with a descriptor that is not open.  Known: renameat2, linkat, syncfs, sync_file_range,
+    The call is made with a descriptor that is not open.  Known: openat2, renameat2, linkat, syncfs, sync_file_range,
     flock, name_to_handle_at, utimensat, O_TMPFILE.
     """
     c = libc()
@@ -115,6 +118,7 @@ def sandboxed(call: str) -> str | None:
 
 
 _HARMLESS: dict[str, Callable[[Any], int]] = {
+    "openat2": lambda c: c.openat2(_NO_FD, b"x", 0, 0, 0),
     "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
@@ -158,7 +162,7 @@ class Kernel:
         c = _c or libc()
         while (fd := c.openat2(dir_fd, path.encode(_ENCODING, _ERRORS), flags | os.O_CLOEXEC, 0, resolve)) < 0:
             if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
-                _raise((path,))
+                _raise((path,), "openat2")
         return fd  # type: ignore[no-any-return]
 
     def open_tmpfile(self, dir_fd: int, flags: int, mode: int) -> int:
@@ -426,12 +430,26 @@ class Kernel:
         """readlinkat(2)."""
         return os.readlink(name, dir_fd=dir_fd)
 
-    def scandir(self, fd: int) -> os.ScandirIterator[str]:  # type: ignore[name-defined]
-        """getdents64(2) of an open folder, from its beginning.
+    @contextlib.contextmanager
+    def scandir(self, fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        """getdents64(2) of an open folder, as it is now; the entries are good inside the block.
 
-        The rewind is not only for the position: btrfs lists what was there when the folder was opened or rewound."""
-        os.lseek(fd, 0, os.SEEK_SET)
-        return os.scandir(fd)
+        So the folder is opened again: some FUSE servers (disorderfs) list for ever what was there when it was opened.  Where
+        that is refused (without search permission, or when the folder is gone), it is read from the beginning: btrfs lists
+        what was there at the last rewind."""
+        fresh = fd
+        try:
+            try:
+                fresh = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            except OSError as exc:
+                if errno_of(exc) not in _NOT_AGAIN:
+                    raise
+                os.lseek(fd, 0, os.SEEK_SET)
+            with os.scandir(fresh) as entries:
+                yield entries
+        finally:
+            if fresh != fd:
+                os.close(fresh)
 
     def statx(self, fd: int, name: str = "") -> Status:
         """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `libc`).
@@ -476,6 +494,22 @@ class Kernel:
         if found is None:
             _raise((name,))
         return found
+
+    def watch(self, path: str, events: int) -> int:
+        """inotify_init1(2) and inotify_add_watch(2): a descriptor that tells the events of a folder, and never blocks."""
+        c = _c or libc()
+        fd: int = c.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if fd < 0:
+            _raise(())
+        if c.inotify_add_watch(fd, _bytes(path), events) < 0:
+            try:
+                _raise((path,))
+            finally:
+                os.close(fd)
+        return fd
+
+    #: read(2).
+    read = staticmethod(os.read)
 
     # --- a child that is about to become a program (see `namespace`) ---------------------------------------------
     #: fchdir(2).

@@ -9,6 +9,7 @@ musl and an old glibc work too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -42,16 +43,16 @@ _c = ctypes.CDLL(None, use_errno=True)
 errno = ctypes.get_errno
 
 
-def _bind(name: str) -> Callable[..., int]:
-    """The C function, or syscall(2) in its place.
+def _bind(*names: str) -> Callable[..., int]:
+    """The first of the C functions that there is, or syscall(2) in its place.
 
     Arguments are not declared, for ctypes converts declared ones at twice the price of the call.  So the callers pass
     what C takes as it is: int for int, bytes for names, and pointers made by `ctypes.byref`.
     """
-    try:
-        return getattr(_c, name)  # type: ignore[no-any-return]
-    except AttributeError:
-        return _by_number(name)
+    for name in names:
+        with contextlib.suppress(AttributeError):
+            return getattr(_c, name)  # type: ignore[no-any-return]
+    return _by_number(names[-1])
 
 
 def _by_number(name: str) -> Callable[..., int]:
@@ -67,7 +68,8 @@ def _unknown(*_: object) -> int:
 
 renameat2 = _bind("renameat2")
 linkat = _bind("linkat")
-_fstatfs = _bind("fstatfs")
+# In a 32-bit process glibc's plain fstatfs fails with EOVERFLOW on a filesystem of 2^32 blocks (16 TiB) or more.
+_fstatfs = _bind("fstatfs64", "fstatfs")
 syncfs = _bind("syncfs")
 _statx = _bind("statx")
 _name_to_handle_at = _bind("name_to_handle_at")
@@ -80,6 +82,8 @@ _mount = _bind("mount")
 _open_tree = _by_number("open_tree")
 _move_mount = _by_number("move_mount")
 _prctl = _bind("prctl")
+inotify_init1 = _bind("inotify_init1")
+inotify_add_watch = _bind("inotify_add_watch")
 
 #: A buffer that the kernel writes to, and pointers into it.  It stays where it is, for nobody ever changes its size.
 _Buffer = tuple[bytearray, Any, Any]

@@ -34,6 +34,7 @@ import stat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from atomik import errors
+from atomik._folder.filesystem import is_fuse
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
         names = port.listxattr_of(address(fd)) if path_only else port.listxattr(fd)
     except OSError as exc:
         number = kernel.errno_of(exc)
-        if number in (errno.ENOTSUP, errno.ENOSYS):
+        if number in (errno.ENOTSUP, errno.ENOSYS) or _is_servers_no(number, fd):
             return xattrs, ()
         if number not in REFUSED and not (number == errno.ENOENT and path_only):  # /proc is not mounted
             raise
@@ -166,6 +167,11 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
             if number != errno.ENODATA:
                 unread.append(name)
     return xattrs, tuple(unread)
+
+
+def _is_servers_no(number: int | None, fd: int) -> bool:
+    """Whether an EIO is how a FUSE server (rclone) says that it has no attributes, and no word of a device."""
+    return number == errno.EIO and is_fuse(kernel.port.filesystem_magic(fd))
 
 
 def apply(
@@ -401,7 +407,8 @@ class _Dressing:
         try:
             return self.target.list_xattrs()
         except OSError as exc:
-            if kernel.errno_of(exc) not in REFUSED:
+            number = kernel.errno_of(exc)
+            if number not in REFUSED and not _is_servers_no(number, self.target.fd):
                 raise
             return []
 

@@ -76,6 +76,8 @@ def agree(said: dict[str, str], did: dict[str, bool]) -> None:
     assert (said["P2"] != "no") == did["create"], (said, did)
     assert (said["P3"] == "yes") == did["group"], (said, did)
     assert (said["P4"] in ("yes", "one folder")) == did["group"], (said, did)
+    assert said["P9"] == "yes", said
+    assert said["P10"] == "yes", said
 
 
 @pytest.mark.sweep
@@ -92,9 +94,6 @@ def test_seccomp(tmp_path: Path, call: str, number: int) -> None:
         return answers(tmp_path), happens(tmp_path)
 
     said, did = in_child(ask)
-    if (call, number) == ("openat2", errno.EACCES):  # groups work, but recovery takes the folders for closed: a true no
-        assert said["P4"] == "no"
-        said["P4"] = "yes"
     agree(said, did)
     assert (said["P6"] == "no") == (call == "flock")
     assert did["create"]
@@ -183,6 +182,43 @@ def test_the_trials_notice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         can = atomik.probe(folder)
     assert {promise.holds for promise in can.promises if promise.name in ("P1", "P2", "P3", "P4")} <= {"no", "new"}
     assert any("else" in promise.reason for promise in can.promises)
+
+
+@needs_seccomp
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
+def test_where_nobody_can_watch(tmp_path: Path, number: int) -> None:
+    """P10 is tried with inotify on the spot; where that is refused, nobody knows, and the reason is told."""
+
+    def ask() -> list[tuple[str, str]]:
+        libc()
+        refuse(number, "inotify_init1")
+        return [(promise.holds, promise.reason) for promise in atomik.probe(tmp_path).promises]
+
+    *others, (holds, reason) = in_child(ask)
+    assert "unknown" not in [holds for holds, _ in others]
+    assert (holds, reason) == ("unknown", f"no inotify(7) here ({os.strerror(number)})")
+
+
+def test_watchers_are_told_in_time(folder: Path) -> None:
+    """P10: a file that came by link(2) and was not announced is a no."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("atomik._protocol.publish._announce", lambda fd, name: None)
+        said = atomik.probe(folder).promises[-1]
+    assert (said.holds, said.reason) == ("no", "the last event of a file is neither MOVED_TO nor CLOSE_WRITE")
+
+
+@pytest.mark.parametrize("leave", [".atomik-journal", "a"])
+def test_a_refusal_that_leaves_something(folder: Path, monkeypatch: pytest.MonkeyPatch, leave: str) -> None:
+    """P9: what is refused must leave everything as it was."""
+
+    def refuse_late(fresh: Any) -> str:
+        trials._put(fresh(), leave, b"new")
+        raise errors.UnsupportedFilesystemError(errno.EOPNOTSUPP, "refused; go elsewhere", str(folder))
+
+    monkeypatch.setitem(trials.TRIALS, "overwrite", refuse_late)
+    said = {promise.name: promise for promise in atomik.probe(folder).promises}
+    assert (said["P9"].holds, said["P1"].holds) == ("no", "new")
+    assert said["P9"].reason.startswith(f"overwrite: {leave} ")
 
 
 def test_interrupted(folder: Path) -> None:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
+from tests.filesystems.grounds import Lacking, forgetful, no_flags, no_tmpfile
 from tests.support.inotify import watching
+from tests.support.kernels import installed
 from tests.support.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:
@@ -98,6 +100,13 @@ def test_a_file(folder: Path, job: str) -> None:
     for name, told in events.items():
         # "#…" is what the kernel calls a file that has no name (O_TMPFILE).
         assert name.startswith((".atomik-", "#")) or os.path.lexists(name) == (told[-1] in THERE), (name, told)
+
+
+@pytest.mark.parametrize("job", [job for job in FILES if os.geteuid() == 0 or "read-only" not in job])
+def test_a_file_where_renameat2_has_no_flags(folder: Path, job: str) -> None:
+    """The same where files get their names by link(2), as on most FUSE servers."""
+    with forgetful(), installed(Lacking(no_flags, "rename")), installed(Lacking(no_tmpfile, "open_tmpfile")):
+        test_a_file(folder, job)
 
 
 @pytest.mark.parametrize("job", ["new", "overwrite", "copy", "backup", "group", "moved over", "rolled back"])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mirror", "Renames", "bindfs", "missing_bindfs", "missing_fuse", "passthrough"]
 
-_PATIENCE_MS = 10_000
+_PATIENCE_MS = 60_000
 
 
 @dataclass(frozen=True)

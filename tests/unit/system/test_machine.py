@@ -114,3 +114,12 @@ def test_an_unknown_machine_is_named(unknown: ModuleType, tmp_path: object) -> N
     finally:
         os.close(fd)
     assert sys.modules["atomik._system.libc"] is real
+
+
+def test_large_filesystems_in_a_small_process() -> None:
+    """glibc's plain fstatfs fails on 16 TiB and more in a process of 32 bits, so the other one is bound where there is one."""
+    libc = ctypes.CDLL(None)
+    assert real._bind("fstatfs64", "fstatfs").__name__ == ("fstatfs64" if hasattr(libc, "fstatfs64") else "fstatfs")
+    assert real._bind("no_such_function", "fstatfs").__name__ == "fstatfs"
+    assert real._bind("no_such_function")() == -1
+    assert real.errno() == errno.ENOSYS

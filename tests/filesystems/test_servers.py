@@ -1,0 +1,114 @@
+"""What one server or filesystem does otherwise than all others, each with the way that atomik found around it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import atomik
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._system import kernel
+from tests.filesystems.neighbours import root
+from tests.support.inotify import watching
+from tests.support.lab import mounts, servers
+from tests.support.lab.need import need
+from tests.support.state import left_in
+
+pytestmark = [pytest.mark.root, pytest.mark.filesystems, root]
+
+
+@pytest.mark.parametrize("kind", ["btrfs", "btrfs-subvolume", "ext4", "tmpfs", "overlay-redirect-on"])
+def test_a_held_folder_lists_new_names(kind: str) -> None:
+    """btrfs lists what was there when a folder was opened or rewound: the library's listing has what came later."""
+    need(mounts.missing(kind))
+    with mounts.mounted(kind) as place:
+        held = Directory.open(str(place.folder))
+        try:
+            for count in range(3):
+                (place.folder / f"new-{count}").touch()
+                with kernel.port.scandir(held.fd) as entries:
+                    assert sorted(entry.name for entry in entries) == [f"new-{number}" for number in range(count + 1)]
+        finally:
+            held.close()
+
+
+@pytest.mark.parametrize("name", ["disorderfs", "sshfs", "bindfs"])
+def test_a_server_s_held_folder_lists_new_names(name: str) -> None:
+    """disorderfs lists for ever what was there when the folder was opened, and sshfs tells no types of entries."""
+    need(servers.missing(name))
+    with servers.serving(name) as point:
+        (point / "work").mkdir()
+        atomik.probe(point / "work")
+        assert os.listdir(point / "work") == []
+        held = Directory.open(str(point / "work"))
+        try:
+            (point / "work" / "new").mkdir()
+            with kernel.port.scandir(held.fd) as entries:
+                assert [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries] == [("new", True)]
+        finally:
+            held.close()
+
+
+def test_a_server_that_renumbers_what_is_renamed() -> None:
+    """rclone: single files work, its EIO for attributes and links is no failing device, and groups are refused untouched."""
+    need(servers.missing("rclone"))
+    with servers.serving("rclone") as point:
+        for name in ("one", "two"):
+            (point / name).write_text("old")
+        with atomik.file(point / "one", overwrite=True) as f:
+            f.write("new")
+        assert (point / "one").read_text() == "new"
+        with pytest.raises(errors.UnsupportedFilesystemError, match="numbers what is renamed anew"):
+            _group(point)
+        assert {(point / name).read_text() for name in ("one", "two")} == {"new", "old"}
+        assert not left_in(point)
+        said = {promise.name: promise.holds for promise in atomik.probe(point).promises}
+        assert (said["P1"], said["P3"], said["P4"], said["P9"]) == ("files", "no", "no", "yes")
+
+
+def _group(point: os.PathLike[str]) -> None:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.file(os.path.join(point, "one")).write("never")
+        tx.file(os.path.join(point, "two")).write("never")
+
+
+def test_a_server_that_refuses_chmod() -> None:
+    """A file that cannot be given its old mode is published with a narrower one, and refused if that would be wider."""
+    need(servers.missing("bindfs-closed"))
+    with servers.serving("bindfs-closed") as point:
+        before = os.umask(0o077)
+        try:
+            (point / "closed").touch()
+            os.umask(0o022)
+            (point / "open").touch()
+            with pytest.raises(errors.AccessDeniedError, match="cannot narrow the permissions"):
+                _write(point / "closed")
+            os.umask(0o077)
+            assert _write(point / "open").not_preserved == ("mode",)
+        finally:
+            os.umask(before)
+        assert ((point / "open").read_text(), (point / "closed").read_text()) == ("new", "")
+
+
+def _write(path: os.PathLike[str]) -> atomik.ItemReceipt:
+    out = atomik.file(path, overwrite=True)
+    with out as f:
+        f.write("new")
+    assert out.receipt is not None
+    item: atomik.ItemReceipt = out.receipt.items[0]
+    return item
+
+
+def test_watchers_of_a_server_without_flags() -> None:
+    """What came by link(2) is announced: the last event is CLOSE_WRITE."""
+    need(servers.missing("bindfs"))
+    with servers.serving("bindfs") as point, watching(point) as watch:
+        with atomik.file(point / "one") as f:
+            f.write("new")
+        with atomik.transaction() as tx:
+            tx.file(point / "two").write("new")
+            tx.file(point / "three").write("new")
+        events = watch.events()
+        assert [events[name][-1] for name in ("one", "two", "three")] == ["CLOSE_WRITE"] * 3
