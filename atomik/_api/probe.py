@@ -101,7 +101,7 @@ class Capabilities:
             lines.append("  It reports an exchange as done without doing it: overwriting is refused.")
         lines.append("")
         for promise in self.promises:
-            lines.append(f"  {promise.name:<4}{promise.text:<51}{promise.holds}")
+            lines.append(f"  {f'{promise.name} {promise.text}':<55}{promise.holds}")
             if promise.reason:
                 lines.append(f"     {promise.reason}")
         return "\n".join(lines)
