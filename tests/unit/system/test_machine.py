@@ -117,7 +117,7 @@ def test_an_unknown_machine_is_named(unknown: ModuleType, tmp_path: object) -> N
 
 
 def test_large_filesystems_in_a_small_process() -> None:
-    """glibc's plain fstatfs fails on 16 TiB and more in a process of 32 bits, so the other one is bound where there is one."""
+    """glibc's plain fstatfs fails on 16 TiB and more in a process of 32 bits: the other one is bound if there is one."""
     libc = ctypes.CDLL(None)
     assert real._bind("fstatfs64", "fstatfs").__name__ == ("fstatfs64" if hasattr(libc, "fstatfs64") else "fstatfs")
     assert real._bind("no_such_function", "fstatfs").__name__ == "fstatfs"
