@@ -15,7 +15,7 @@ from atomik.flags import formerly
 from .output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from atomik._receipt import Receipt
     from atomik._staging.file_objects import StagedBinary, StagedText
@@ -64,8 +64,8 @@ def transaction(
     thread, under asyncio and trio; a cancellation before the commit mark rolls back.  Inside the block::
 
         f = tx.file(path, mode="w")        a file object; close it, or leave it to the commit
-        new = tx.folder(path, copy=False)  a pathlib.Path: a private folder to fill
-        name = tx.path(path)               a pathlib.Path for a program that writes by name
+        new = tx.folder(path, copy=False)  a pathlib.Path: a private, empty folder to fill
+        name = tx.path(path, also=[])      a pathlib.Path at which nothing exists, for a program that writes by name
         tx.symlink(path, target)           a symbolic link that says target
         tx.remove(path, missing_ok=False)  a file, a link or a whole folder goes
         tx.move(src, dest)                 what exists at src goes to dest
@@ -270,6 +270,7 @@ def folder(
     base: StrPath | None = None,
     copy: bool = False,
     resume: bool = False,
+    in_place: bool = False,
     **options: Unpack[OutputOptions],
 ) -> Output[StagedPath]:
     """Write a whole folder, all or nothing.
@@ -286,6 +287,9 @@ def folder(
         says whether there was any.  It is locked while this process lives.  It goes when it is published, by
         `Transaction.drop`, and by ``recover(discard=True)``.  Not with ``copy=True``; with `base` only the first run starts
         from the clone.
+    :param bool in_place: the folder at `path` itself stays, and its entries change: for a mount point, a container's volume,
+        a watched folder, a program's working directory.  It must exist (or pass ``parents=True``), and keeps its owner, mode
+        and attributes; without `overwrite` it must be empty.  ``backup`` and ``permissions`` cannot go with it.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options; ``preserve`` is about the
         folder itself, not what is in it.
     :returns: an `Output`; ``with`` gives a `pathlib.Path` to fill.  It lies in a folder that only this user can enter,
@@ -293,23 +297,30 @@ def folder(
         ``/proc/<pid>/fd``, which they cannot make lead elsewhere; it holds for this process and its user's others, until
         the end of the block.  Pickled, it is the path by name all the same (but not for root), for other machines.
 
+    A program that wants an *existing, empty folder* gets it from `folder`; one that wants a *name at which nothing exists
+    yet* (and makes the file or folder itself, or refuses an existing one), from `path`.
+
     Raises like `file`; `MountPointError` also when something is mounted inside the folder that would be displaced,
     `UnsupportedFilesystemError` where folders cannot be exchanged and ``allow_gap=True`` was not passed; `ConflictError`
     when a folder that started from ``copy=True`` was changed meanwhile, or with ``resume=True`` when another job is
     staging the same destination, or what lies there cannot be trusted.
 
     Guarantee: the whole folder changes by one renameat2(2), non-empty ones too: no observer sees it missing or mixed.
-    Limit: programs that hold the old folder open (as current folder, say) keep the old one.  Source: as for
-    `transaction`.
+    Limit: programs that hold the old folder open (as current folder, say) keep the old one.  With ``in_place=True`` such
+    programs see the new content, and all of it is new or all is old after any failure and any crash, but not at one instant:
+    while `commit` swaps the entries, for microseconds each, a program that does not use `reading` sees some new and some old
+    ones.  Entries that are folders are exchanged whole.  What others put into the folder before the commit is replaced like
+    everything else in it; what comes during the swaps stays.  Source: as for `transaction`.
     """
     _load_machinery()
     tx = _begin(overwrite, options)
-    options_of_all = cast("Any", options)
-    return Output(tx, tx.folder, path, overwrite, tmp_dir, base=base, copy=copy, resume=resume, **options_of_all)
+    cast("Any", options).update(base=base, copy=copy, resume=resume, in_place=in_place)
+    return Output(tx, tx.folder, path, overwrite, tmp_dir, **cast("Any", options))
 
 
 def path(
     path: StrPath, overwrite: bool = False, tmp_dir: StrPath | None = None, *, resume: bool = False,
+    also: Iterable[str] = (),
     **options: Unpack[OutputOptions],
 ) -> Output[StagedPath]:  # fmt: skip
     """A path for programs that want a file name, published all or nothing.
@@ -318,19 +329,29 @@ def path(
     ...     numpy.savez(name, **arrays)
 
     :param path: the destination, a str or path object.
+    :param also: what the program may write beside it, an iterable of str: suffixes, which take the place of the destination's
+        own (".shx" beside "data.shp" is "data.shx"), and names of files ("data.shp.xml").  Those that it has written are
+        published with the main one, in one transaction; where it has written none, what exists there is removed.
+        `overwrite` and the other options hold for each of them, but an observation given as ``expect`` is about the main one
+        (the others must not change between now and the commit), and ``backup`` must be a function.
     :param bool overwrite: as for `file`, and so are ``tmp_dir`` and all the other options.
     :param bool resume: as for `folder`: what the program wrote stays for the next run, which finds it at the same path.
-    :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing stands yet, with the destination's own base
-        name and extension, in a private folder (see `folder`).  What stands there at the end, a file or a folder, is
-        published; what else the program left beside it is not.  A database's unfinished ``-wal`` or ``-journal`` is a
-        `ConflictError`: close it first.
+        Not with `also`.
+    :returns: an `Output`; ``with`` gives a `pathlib.Path`, at which nothing exists yet, with the destination's own base
+        name and extension, in a private folder (see `folder`).  What exists there at the end, a file or a folder, is
+        published.
 
-    Raises like `file`, and `MissingPathError` when nothing was written.  Guarantee and source: as for `file`; but the
+    A program that wants an *existing, empty folder* gets it from `folder`; one that wants a *name at which nothing exists
+    yet* (and makes the file or folder itself, or refuses an existing one), from `path`.
+
+    Raises like `file`; `MissingPathError` when nothing was written; `ConflictError` when the program left something beside it
+    that is not in `also` (such as a database's unfinished ``-wal``: close it first); `InvalidDestinationError` and
+    `DuplicateDestinationError` for names in `also` that cannot be companions.  Guarantee and source: as for `file`; but the
     program's files have names, so after SIGKILL they stay in the private folder until `recover`.
     """
     _load_machinery()
     tx = _begin(overwrite, options)
-    return Output(tx, tx.path, path, overwrite, tmp_dir, resume=resume, **cast("Any", options))
+    return Output(tx, tx.path, path, overwrite, tmp_dir, resume=resume, also=also, **cast("Any", options))
 
 
 @overload

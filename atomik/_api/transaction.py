@@ -33,7 +33,7 @@ from atomik._system import forked, kernel
 from atomik.flags import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -228,6 +228,7 @@ class Transaction:
         base: StrPath | None = None,
         copy: bool = False,
         resume: bool = False,
+        in_place: bool = False,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
         """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters.
@@ -236,6 +237,7 @@ class Transaction:
         :param bool copy: start from a clone of what exists at `path`.
         :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
             returned path says whether there was anything.
+        :param bool in_place: the folder itself stays, and its entries change.
         :returns: a `pathlib.Path`; with ``with``, leaving the block by an exception drops this output alone.  It pickles
             as a plain path, for worker processes.
 
@@ -244,7 +246,9 @@ class Transaction:
         from atomik._staging import folder
 
         settle = self._resume if resume else None
-        new = folder.stage(self._intake, path, overwrite, tmp_dir, base, copy=copy, settle=settle, options=options)
+        new = folder.stage(
+            self._intake, path, overwrite, tmp_dir, base, copy=copy, in_place=in_place, settle=settle, options=options
+        )
         if new.resumed:
             self._recover_inside(new, new)
         return new
@@ -256,19 +260,21 @@ class Transaction:
         tmp_dir: StrPath | None = None,
         *,
         resume: bool = False,
+        also: Iterable[str] = (),
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
         """Stage a path for a program that opens files by name; see `atomik.path` for the parameters.
 
         :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
             returned path says whether there was anything.
-        :returns: a `pathlib.Path`, at which nothing stands yet.
+        :param also: suffixes and names of files that the program may write beside it.
+        :returns: a `pathlib.Path`, at which nothing exists yet.
 
         Raises like `Transaction.file`.
         """
         from atomik._staging import path as _path
 
-        new = _path.stage(self._intake, path, overwrite, tmp_dir, self._resume if resume else None, options)
+        new = _path.stage(self._intake, path, overwrite, tmp_dir, also, self._resume if resume else None, options)
         if new.resumed:
             self._recover_inside(new, new.parent)
         return new

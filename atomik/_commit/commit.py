@@ -113,6 +113,8 @@ class Commit:
         progress: Callable[[str, int, int], None] | None, *, heard: bool,
     ) -> None:  # fmt: skip
         self.workspace, self.items, self.barriers = workspace, items, barriers
+        #: the items as they were staged; `items` has their parts, where they have some
+        self._staged = items
         self.lock_timeout, self.progress, self._heard = lock_timeout, progress, heard
 
     # --- saying --------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ class Commit:
             folders = self._plan_group()
             if folders <= displaced:
                 break
-            displaced = folders  # one came since it was looked at
+            displaced |= folders  # one came since it was looked at
             self._lock(displaced)
         self._keep_in_parent()
         if self.steps:
@@ -255,6 +257,8 @@ class Commit:
 
     def _plan_group(self) -> set[Place]:
         """Plan; the names at which there are folders now."""
+        if any(item.parted for item in self._staged):
+            self.items = [part for item in self._staged for part in item.parts(locked=True)]
         if len(self.items) > MANY:
             self.workspace.list_names(self._parents, min(len(self.items), LONG))
         for item in self.items:
@@ -293,7 +297,9 @@ class Commit:
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
-                first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
+                there = slot.status()
+                if there is None or kernel.is_folder(there.mode):
+                    first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
                 self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
@@ -303,7 +309,7 @@ class Commit:
     def _lock(self, displaced: set[Place]) -> None:
         """Lock every parent, and every folder that will be displaced: readers of it must have ended (P6)."""
         self._unlock()
-        parents = {place.directory for item in self.items for place in item.places()}
+        parents = {place.directory for item in self._staged for place in item.places()}
         self._parents = sorted(parents, key=_key)
         while True:
             self._locked = True  # from here on there may be locks to give back

@@ -62,6 +62,7 @@ def may_go_alone(items: Sequence[Item]) -> bool:
     item, options = items[0], items[0].options
     special = (
         not item.changes
+        or item.parted
         or item.backup
         or options.allow_gap
         or item.kind in _OF_TWO_NAMES
@@ -249,7 +250,7 @@ def changes(steps: Sequence[Step]) -> dict[Place, Change]:
 def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
     if not operation.overwrite:
         raise Refusal(operation, operation.place, "exists")
-    if (there.kind == "folder") != (new.kind == "folder"):
+    if not operation.any_kind and (there.kind == "folder") != (new.kind == "folder"):
         raise Refusal(operation, operation.place, "kind", folder_there=there.kind == "folder")
 
 

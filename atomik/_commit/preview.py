@@ -21,6 +21,8 @@ def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, .
     """A `PlannedChange` for each name that the operations of `items` are about, in the order of the steps; `undecided`: a
     coordinator decides the outcome."""
     found: dict[Place, Found | None] = {}
+    alone = not undecided and _plan.may_go_alone(items)
+    items = [part for item in items for part in item.parts(locked=False)]
     for item in items:
         for place in (*item.places(), item.backup_place):
             if place is not None and place not in found:
@@ -31,7 +33,6 @@ def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, .
         steps = _plan.plan([_operation(item) for item in items if item.changes], found)
     except _plan.Refusal as refusal:
         _plan.refuse(refusal)
-    alone = not undecided and _plan.may_go_alone(items)
     changes = _plan.changes(steps)
     changed = [_change(place, change, alone=alone) for place, change in changes.items()]
     same = [PlannedChange(str(place), "unchanged", "", 0, "") for place in found if place not in changes]
@@ -45,7 +46,7 @@ def _operation(item: Item) -> Operation:
     options = item.options
     return Operation(
         "put", item.place, item.slot or item.place, Found(item.step_kind() or "file", None), getattr(item, "fd", -1), None,
-        item.backup_place, options.overwrite, options.allow_gap, item.order,
+        item.backup_place, options.overwrite, options.allow_gap, item.order, item.any_kind,
     )  # fmt: skip
 
 

@@ -51,6 +51,17 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
         errors.fail(errors.MountPointError, errno.EBUSY, text, inside, None if inside == str(place) else path)
 
 
+def refuse_mounts_inside(folder: Directory, path: str) -> None:
+    """What is in the folder is to be displaced, and none of that can be a mount point; `path` is for the message."""
+    from atomik._folder.mounts import mount_at_or_below
+    from atomik._tree.walk import first_mount
+
+    inside = mount_at_or_below(folder, "", lambda: first_mount(folder, folder))
+    if inside is not None:
+        text = "something is mounted inside the folder, and cannot be replaced with the rest; unmount it"
+        errors.fail(errors.MountPointError, errno.EBUSY, text, inside, path)
+
+
 def _find_mount(place: Place) -> str | None:
     """A mount on or below a folder, found by going there: for sandboxes in which the table of mounts cannot be read."""
     from atomik._folder.directory import Directory

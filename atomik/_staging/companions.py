@@ -1,4 +1,4 @@
-"""Files that belong to another one by their names: what would be mispaired in silence is refused.
+"""Files that belong to another one by their names: what would be mispaired in silence is refused, what is asked for is named.
 
 A database's log (SQLite's ``-wal`` and ``-journal``, DuckDB's ``.wal``) holds changes that its program will replay into
 whatever database it finds under the name: into the new one, if only the database is replaced.  And a file that this process
@@ -13,14 +13,16 @@ import os
 from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
+from atomik._folder.paths import decoded
 from atomik._folder.place import Place
 from atomik._system import kernel
 
 from .destinations import UNTOUCHED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from .options import ItemOptions
     from .workspace import Workspace
 
 #: what a database's log is called, behind the database's own name
@@ -31,6 +33,38 @@ _NAME_MAX = 255
 #: how SQLite's logs begin (https://sqlite.org/fileformat2.html, sections 3 and 4.1)
 _JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _WAL = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+
+
+def checked(also: Iterable[str], options: ItemOptions) -> Sequence[str]:
+    """What was given as ``also=``, or TypeError and ValueError."""
+    if isinstance(also, str | bytes | os.PathLike):
+        raise TypeError(f"also takes a list of suffixes and file names, not {also!r}; write also=[{also!r}]")
+    names = tuple(decoded(name, "also") for name in also)
+    backup = options.get("backup")
+    if names and backup is not None and not callable(backup):
+        text = "with also=, backup must be a function from path to name, such as backup=lambda path: path + '.bak'"
+        raise ValueError(f"{text}, because each file needs a name of its own; not {backup!r}")
+    return names
+
+
+def names_of(also: Iterable[str], name: str, path: str) -> list[str]:
+    """The names that `also` means beside a file `name`, whose path is `path`: "data.shx" of ".shx" beside "data.shp"."""
+    names: list[str] = []
+    for given in also:
+        if "/" in given or given in ("", ".", ".."):
+            text = (
+                "also= takes suffixes such as '.shx', and names in the destination's own folder; use a group for others"
+            )
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, given, path)
+        beside = os.path.splitext(name)[0] + given if given[0] == "." else given
+        if beside == name or beside in names:
+            text = f"also= names {'the destination itself' if beside == name else 'it twice'}; leave it out there"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, beside, path)
+        if any(beside == name + log for log in _LOGS):
+            text = "a database's log is not published beside it; close the database, so that it takes in what is there"
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, beside, path)
+        names.append(beside)
+    return names
 
 
 def is_database(name: str) -> bool:

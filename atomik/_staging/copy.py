@@ -15,8 +15,8 @@ from atomik._system import kernel
 from . import companions
 from .file import StagedFile
 from .item import OPEN, Item, kind_of
-from .path import StagedProgram
 from .view import Staged
+from .written import Written
 
 if TYPE_CHECKING:
     from atomik._system.libc import Status
@@ -50,7 +50,7 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
             resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
         return intake.workspace.locate(resolved, folder=True, parents=None), None
     item = view.changes.get(resolved)
-    if isinstance(item, (StagedFile, StagedProgram)):
+    if isinstance(item, (StagedFile, Written)):
         where: str | None = _path_of(item, full)
     else:
         where = view.where(resolved, follow=False)
@@ -61,7 +61,7 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
     return Place(folder, os.path.basename(where)), folder
 
 
-def _path_of(item: StagedFile | StagedProgram, full: str) -> str:
+def _path_of(item: StagedFile | Written, full: str) -> str:
     """Where what was staged is now; a file gets a name for it."""
     if item.state is OPEN:
         text = "it is still being written; close it, or leave its block, before it is copied"

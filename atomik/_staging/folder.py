@@ -17,6 +17,8 @@ from atomik._system import kernel
 from .item import Item
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from atomik._progress import Counting
     from atomik._protocol.resumable import Settle
 
@@ -27,13 +29,21 @@ if TYPE_CHECKING:
 
 def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
-    settle: Settle | None, options: ItemOptions,
+    in_place: bool, settle: Settle | None, options: ItemOptions,
 ) -> StagedPath:  # fmt: skip
     """Stage a folder, and return its present path; with `settle` a resumable one."""
     if copy and base is not None:
         raise ValueError("copy=True starts from what exists at the destination, base= from another folder; pass one")
     if copy and settle is not None:
         raise ValueError("copy=True starts from what exists now, resume=True from what was staged before; pass one")
+    if in_place and settle is not None:
+        raise ValueError(
+            "in_place=True cannot go with resume=True: what is staged in a folder that stays does not outlive us"
+        )
+    if in_place:
+        from . import in_place as staying
+
+        return staying.stage(intake, path, overwrite, tmp_dir, base, copy=copy, options=options)
     if settle is not None:
         item = intake.add(StagedFolder, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
         return intake.hand_out(item, intake.open(item, item.resume, settle, base, intake.counting("cloning")))
@@ -47,6 +57,8 @@ class StagedFolder(Item):
     __slots__ = ()
 
     kind = "folder"
+    #: names in the folder that are no content
+    no_content: Collection[str] = ()
 
     def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
         """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
@@ -105,7 +117,7 @@ class StagedFolder(Item):
             target = Directory.open(slot.name, slot.fd, follow=False)
             target.path = str(slot)
             try:
-                self.not_preserved += tuple(clone(source, target, progress))
+                self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content))
                 if progress is not None:
                     progress.finish()
             finally:

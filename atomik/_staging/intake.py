@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 from atomik import _events
 from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
+from atomik._folder.place import Place
 from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
@@ -129,9 +130,11 @@ class Intake:
         prepare: Callable[[_Item], None] | None,
     ) -> _Item:  # fmt: skip
         workspace = self.workspace
-        folder = kind.kind not in ("file", "symlink")
         parents = bool(given and given.get("parents")) if kind.makes_parents else None
-        place = workspace.locate(where, folder=folder, parents=parents)
+        if kind.stays:
+            place = Place(workspace.directory(where, parents=bool(parents), wanted=where), ".")
+        else:
+            place = workspace.locate(where, folder=kind.kind not in ("file", "symlink"), parents=parents)
         directory, name = place
         stage = directory if tmp_dir is None else workspace.staging(place, absolute(tmp_dir, "tmp_dir"), full)
         as_given = None if full == directory.child(name) else full
@@ -203,8 +206,10 @@ class Intake:
                 self.workspace.destinations.unregister(place, item)
 
     def forget(self, item: Item) -> None:
-        """An item is out of the transaction."""
+        """An item is out of the transaction, with those that belong to it."""
         with self.lock:
+            for each in item.together:
+                self.forget(each)
             if item in self.items:
                 self.items.remove(item)
                 self._unregister(item)
@@ -264,12 +269,24 @@ class Intake:
         with self.lock:
             self.require_open()
             place = self.workspace.locate(full, folder=True, parents=None)
-            item = next((item for item in reversed(self.items) if place in item.names()), None)
+            there = place.status()
+            itself = None if there is None else (there.dev, there.ino)
+            item = next(
+                (
+                    each
+                    for each in reversed(self.items)
+                    if (each.place.directory.key == itself if each.stays else place in each.names())
+                ),
+                None,
+            )
             if item is None:
                 text = "no operation of this transaction changes it, so there is nothing to drop"
                 _errors.fail(_errors.MissingPathError, errno.ENOENT, text, full)
+            item = item.belongs_to or item
+            whole = (item, *item.together)
+            names = {name for each in whole for name in each.names()}
             later = self.items[self.items.index(item) + 1 :]
-            built = next((each for each in later if set(each.names()) & set(item.names())), None)
+            built = next((each for each in later if each not in whole and names & set(each.names())), None)
             if built is not None:
                 text = "a later operation of this transaction builds on it; drop that first"
                 _errors.fail(_errors.DuplicateDestinationError, errno.EEXIST, text, full, built.path)
@@ -320,6 +337,7 @@ class Intake:
 
     def discarded(self, item: Item, reason: str) -> None:
         """An item's block failed: the transaction may go on only if the destination is staged again."""
+        item = item.belongs_to or item
         with self.lock:
             self.forget(item)
             self.failed[item.path] = reason

@@ -34,6 +34,7 @@ from . import checks
 
 if TYPE_CHECKING:
     from _thread import RLock
+    from collections.abc import Sequence
 
     from atomik._progress import Counting
     from atomik._protocol.resumable import Resumable, Settle
@@ -82,6 +83,8 @@ class Operation(NamedTuple):
     overwrite: bool = False
     allow_gap: bool = False
     order: int = 0
+    #: a folder may take the place of what is none, and the reverse
+    any_kind: bool = False
 
 
 class Owner(Protocol):
@@ -128,6 +131,15 @@ class Item:
     makes_parents = True
     #: whether it changes a name, and does not only say what must exist there
     changes = True
+    #: whether the commit is to ask for `parts`
+    parted = False
+    #: whether the destination is a folder that stays, and only what is in it changes
+    stays = False
+    #: whether a folder may take the place of what is none, and the reverse
+    any_kind = False
+    #: items that are taken back with it, and the one with which it is itself
+    together: Sequence[Item] = ()
+    belongs_to: Item | None = None
 
     def __init__(
         self, given: str | None, place: Place, stage: Directory, workspace: Workspace, options: Options, order: int = 0
@@ -341,6 +353,11 @@ class Item:
         """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
 
     # --- the commit ----------------------------------------------------------------------------------------------
+    def parts(self, *, locked: bool) -> Sequence[Item]:
+        """The items that change names for it, in their order: where what changes depends on what was written, and on what
+        exists.  `locked`: the commit asks, under its locks; before that, nothing is checked."""
+        return (self,)
+
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
         """Add to `found` what exists at each name that it changes, after every check; `alone` needs no identities.
 
@@ -352,6 +369,10 @@ class Item:
             found[self.place] = self._find_destination(alone=alone)
         elif self.follows:
             self._finish_following()
+        self.find_backup(found)
+
+    def find_backup(self, found: dict[Place, Found | None]) -> None:
+        """Add what exists at the name for the previous version."""
         place = self.backup_place
         if place is not None and place not in found:
             there = self.check_backup()
@@ -398,7 +419,7 @@ class Item:
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
         return Operation(
             "put", self.place, slot, Found(self.step_kind(), identity), -1, None, self.backup_place,
-            options.overwrite, options.allow_gap, self.order,
+            options.overwrite, options.allow_gap, self.order, self.any_kind,
         )  # fmt: skip
 
     def stands_already(self) -> bool:

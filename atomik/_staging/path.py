@@ -1,53 +1,94 @@
-"""`Transaction.path`: a private folder for programs that open files by name, and what they leave there."""
+"""`Transaction.path`: a private folder for programs that open files by name, and what they leave there.
+
+Its companions (``also=``) are written beside it by the same program, and are items of their own: `StagedProgram` seals them
+with itself, and says at the commit which of them there are to publish.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place, rename, set_mode
+from atomik._folder.place import Place, rename
 from atomik._protocol.resumable import WORK
 from atomik._system import kernel
 
 from . import companions
-from .item import Item
+from .item import OPEN, kind_of
+from .written import Gone, Written, loosen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from atomik._protocol.resumable import Settle
-    from atomik._system.libc import Status
 
     from .intake import Intake
+    from .item import Item
     from .options import ItemOptions, StrPath
     from .staged_path import StagedPath
 
 
 def stage(
-    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, settle: Settle | None,
-    options: ItemOptions,
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, also: Iterable[str],
+    settle: Settle | None, options: ItemOptions,
 ) -> StagedPath:  # fmt: skip
     """Stage a path for a program that opens files by name; with `settle` a resumable one."""
+    names = companions.checked(also, options)
     if settle is not None:
+        if names:
+            raise ValueError("also= cannot go with resume=True, which keeps one file or folder: stage a folder")
         item = intake.add(StagedProgram, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
         return intake.hand_out(item, intake.open(item, item.resume, settle))
-    item = intake.add(StagedProgram, path, overwrite, tmp_dir, options)
-    return intake.hand_out(item, intake.open(item, item.open))
+    with intake.lock:
+        item = intake.add(StagedProgram, path, overwrite, tmp_dir, options)
+        try:
+            for name in companions.names_of(names, item.place.name, item.path):
+                item.join(intake, name, tmp_dir, options)
+        except BaseException:
+            intake.forget(item)
+            raise
+        return intake.hand_out(item, intake.open(item, item.open))
 
 
-class StagedProgram(Item):
+class StagedProgram(Written):
     """A path for programs that open files by name; what they leave there is published, a file or a folder."""
 
-    __slots__ = ("_there", "_work")
+    __slots__ = ("_also", "_work", "written")
 
     kind = "path"
 
     #: the private folder in which the program writes
     _work: Place | None
-    #: the kind of what the program wrote; "" before
-    _there: str
+    #: the names that the program has left
+    written: set[str]
+    #: what the program may write beside it
+    _also: tuple[Companion, ...]
+
+    def join(self, intake: Intake, name: str, tmp_dir: StrPath | None, options: ItemOptions) -> None:
+        """Take a companion in; `expect` is about this item alone."""
+        options = options.copy()
+        if options.get("expect") not in (None, "absent", "any"):
+            del options["expect"]
+        path = os.path.join(os.path.dirname(self.path.rstrip("/")), name)
+        each = intake.add(Companion, path, self.options.overwrite, tmp_dir, options, lambda each: each.belong(self))
+        self._also = (*getattr(self, "_also", ()), each)
+        intake.open(each, each.open)
+
+    @property
+    def together(self) -> Sequence[Item]:  # type: ignore[override]
+        return getattr(self, "_also", ())
+
+    @property
+    def parted(self) -> bool:  # type: ignore[override]
+        return bool(self.together)
+
+    def parts(self, *, locked: bool) -> Sequence[Item]:
+        # Last, for a program that watches for it will look for the others then.
+        found = [each.part(locked=locked) for each in getattr(self, "_also", ())]
+        return (*(each for each in found if each is not None), self)
 
     def open(self) -> str:
         """Make the private folder in which the program writes under the destination's own name."""
@@ -66,7 +107,7 @@ class StagedProgram(Item):
         try:
             sealed = kept.slot().status()
             if sealed is not None:  # it was complete, but was not published
-                self._loosen(kept.slot(), sealed)
+                loosen(kept.slot(), sealed)
                 rename(kept.slot(), Place(inside, self.place.name), 0)
             with kernel.port.scandir(inside.fd) as entries:
                 self.resumed = any(True for _ in entries)
@@ -76,14 +117,13 @@ class StagedProgram(Item):
             kept.make_durable()
         return os.path.join(self.workspace.path_of(work), self.place.name)
 
-    def step_kind(self) -> str:
-        return getattr(self, "_there", "")
-
     def content_path(self) -> str:
-        if self.slot is not None:
-            return super().content_path()
+        return super().content_path() if self.slot is not None else self.path_beside(self.place.name)
+
+    def path_beside(self, name: str) -> str:
+        """Where the program writes what is to have that name."""
         assert self._work is not None
-        return os.path.join(self.workspace.path_of(self._work), self.place.name)
+        return os.path.join(self.workspace.path_of(self._work), name)
 
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
@@ -91,69 +131,117 @@ class StagedProgram(Item):
     def _seal(self) -> None:
         assert self._work is not None
         work = Directory.open(self._work.name, self._work.fd, follow=False)
+        work.path = str(self._work)
         try:
+            with kernel.port.scandir(work.fd) as entries:
+                self.written = {entry.name for entry in entries}
             inner = Place(work, self.place.name)
-            found = inner.status()
-            if found is None:
+            if inner.name not in self.written:
                 text = "nothing was written to the staged path; write the file before leaving the block"
                 errors.fail(
                     errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name)
                 )
-            self._there = "folder" if kernel.is_folder(found.mode) else "file"
             self._refuse_others(work)
+            # Listed, and not asked for one by one: a "no such file" may lie, and would make us drop what was written.
+            for each in self.together:
+                each.seal(early=self.early)
             companions.refuse_open(inner, self.path)
-            slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()
-            mode = self._loosen(inner, found)
-            self.slot = slot  # before it is there: an interrupt may come right behind the call
-            kernel.port.rename(inner.name, work.fd, slot.name, slot.fd, 0)
-            self._finish_at(slot, mode)
+            self.take(inner)
         finally:
             work.close()
-        from atomik._tree.delete import delete_tree
-
-        delete_tree(self._work)
+        kernel.port.rmdir(self._work.name, self._work.fd)
         self._work = None
 
     def _refuse_others(self, work: Directory) -> None:
         """What else the program left may be data (the log of a database, the parts of a shapefile): it is not dropped in
         silence, and not published without being asked for."""
-        with kernel.port.scandir(work.fd) as entries:
-            others = sorted(entry.name for entry in entries if entry.name != self.place.name)
+        asked = {self.place.name, *(each.place.name for each in self.together)}
+        others = sorted(self.written - asked)
         if not others:
             return
         shown = ", ".join(repr(name) for name in others[:5]) + (" …" if len(others) > 5 else "")
         text = (
             f"the program left other files next to the staged path: {shown}; if a database is still open, close it before "
-            "leaving the block; to publish several files, write them into tx.folder() or stage each with tx.path(); remove "
+            "leaving the block; to publish these files too, name them in also=, or write everything into tx.folder(); remove "
             "those that are not needed"
         )
         errors.fail(errors.ConflictError, errno.EBUSY, text, self.path, work.child(others[0]))
 
-    def _loosen(self, inner: Place, found: Status) -> int | None:
-        """The kernel lets nobody but root rename a folder that they may not write to into another one (its ".." would
-        change).  The mode to give back, where it had to be changed."""
-        if not kernel.is_folder(found.mode) or kernel.port.may_write(inner.name, inner.fd):
-            return None
-        return set_mode(inner, stat.S_IMODE(found.mode) | stat.S_IRWXU)
-
-    def _finish_at(self, slot: Place, mode: int | None) -> None:
-        try:
-            fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
-        except OSError as exc:
-            if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
-                return
-            raise
-        try:
-            if mode is not None:
-                kernel.port.fchmod(fd, mode)
-            self.finish(fd, self.present())
-        finally:
-            kernel.port.close(fd)
-
     def _drop(self) -> None:
+        for each in getattr(self, "_also", ()):
+            each._drop()
         work = getattr(self, "_work", None)
         if work is not None and self.kept is None:
             from atomik._tree.delete import delete_tree
 
             delete_tree(work)
         super()._drop()
+
+
+class Companion(Written):
+    """What the program may write beside its path; where it did not, what exists at the destination goes."""
+
+    __slots__ = ("belongs_to",)
+
+    kind = "path"
+
+    belongs_to: StagedProgram
+
+    def belong(self, main: StagedProgram) -> None:
+        """Belong to `main`, whose program writes it."""
+        self.belongs_to = main
+
+    def open(self) -> None:
+        """The caller may have observed the main one; what belongs to it must not change either while the program works."""
+        if self.expectation is None and self.belongs_to.expectation is not None:
+            from .observe import look_at
+
+            self.expectation = look_at(self.place, digest=False)
+
+    def follow(self, leaves: str | None) -> None:
+        text = "an earlier operation of this transaction changes it, and also= would change it again; leave one of them out"
+        errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+
+    def parts(self, *, locked: bool) -> Sequence[Item]:
+        return ()  # its main item tells
+
+    def part(self, *, locked: bool) -> Item | None:
+        """What changes its name: itself, or what exists there goes, or nothing does."""
+        if self.step_kind():
+            return self
+        if (self.look() if locked else self.place.status()) is None:
+            return None
+        gone = Gone.at(self.place, self, self.options)
+        gone.expectation, gone.backup = self.expectation, self.backup
+        return gone
+
+    def step_kind(self) -> str:
+        """The kind of what is written by now."""
+        known = super().step_kind()
+        if known or self.state is not OPEN or getattr(self.belongs_to, "_work", None) is None:
+            return known
+        try:
+            return kind_of(kernel.port.lstat(self.belongs_to.path_beside(self.place.name), None).st_mode)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return ""
+
+    def content_path(self) -> str:
+        return super().content_path() if self.slot is not None else self.belongs_to.path_beside(self.place.name)
+
+    def refuse_companions(self) -> None:
+        companions.refuse_log(self.place, self.workspace, self.path)
+
+    def _seal(self) -> None:
+        work = self.belongs_to._work
+        assert work is not None
+        folder = Directory.open(work.name, work.fd, follow=False)
+        folder.path = str(work)
+        try:
+            inner = Place(folder, self.place.name)
+            if inner.name in self.belongs_to.written:
+                companions.refuse_open(inner, self.path)
+                self.take(inner)
+        finally:
+            folder.close()

@@ -154,7 +154,7 @@ def play(items: Sequence[Item]) -> dict[Place, Item | Place | None]:
     def at(place: Place) -> Item | Place | None:
         return now[place] if place in now else place if place.status() is not None else None
 
-    for item in items:
+    for item in [part for staged in items for part in staged.parts(locked=False)]:
         place, backup = item.place, item.backup_place
         if backup is not None and (previous := at(place)) is not None:
             now[backup] = previous

@@ -40,7 +40,7 @@ from .metadata import REFUSED, Metadata, Named, apply, dress
 from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Self
 
 __all__ = ["clone", "copy_content", "copy_entry"]
@@ -54,15 +54,17 @@ _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, err
 
 
 def clone(
-    src: Directory, dst: Directory, progress: Callable[[int], None] | None = None, *, share: bool = False
-) -> list[str]:
-    """Make the empty folder `dst` a copy of `src`; returns the names of what could not be kept.
+    src: Directory, dst: Directory, progress: Callable[[int], None] | None = None, *, share: bool = False,
+    leave_out: Collection[str] = (),
+) -> list[str]:  # fmt: skip
+    """Make the empty folder `dst` a copy of `src`, except for its entries `leave_out`; returns the names of what could not be
+    kept.
 
     With `share` the copy gets the same files, as hard links, where the kernel allows it: it is to take the original's place.
     """
     _refuse_mounts(src)
     source, target = TreeWalk(src, "copy"), TreeWalk(dst, "copy", loosen=True)
-    with source, target, _Clone(source, target, progress, share) as work:
+    with source, target, _Clone(source, target, progress, share, leave_out) as work:
         work.run()
         return work.lost
 
@@ -114,6 +116,8 @@ class _Clone:
     target: TreeWalk
     progress: Callable[[int], None] | None
     share: bool = False
+    #: names directly in the top that are not copied
+    leave_out: Collection[str] = ()
     lost: list[str] = field(factory=list)
     content: Copier = field(factory=Copier)
     _folders: list[tuple[os.stat_result, Metadata]] = field(factory=list)
@@ -225,6 +229,8 @@ class _Clone:
         folders = []
         for entry in self.source.entries():
             name = entry.name
+            if name in self.leave_out and not self.source.depth:
+                continue
             if name.startswith(PREFIX):
                 self._note(["unfinished transaction"], name)
             elif entry.is_dir(follow_symlinks=False):

@@ -52,13 +52,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Output(argparse.Action):
-    """``--file``, ``--folder``, ``--stdout`` and ``--stderr`` go into one list, in the order in which they were given."""
+    """``--file``, ``--folder``, ``--stdout`` and ``--stderr`` go into one list, in the order in which they were given, each
+    with the options of its own that follow."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         kind, before = (option or "").lstrip("-"), namespace.outputs or []
-        if kind.startswith("std") and any(kind == other for other, _ in before):
+        if kind.startswith("std") and any(kind == other for other, *_ in before):
             parser.error(f"argument {option}: given twice, but the program has only one")
-        namespace.outputs = [*before, (kind, values)]
+        namespace.outputs = [*before, (kind, values, {})]
+
+
+class _OfOutput(argparse.Action):
+    """An option of the output before it, which must be of the kind `const`."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        kind, _, own = (namespace.outputs or [("", "", {})])[-1]
+        if kind != self.const:
+            parser.error(f"argument {option}: put it right behind the --{self.const} that it belongs to")
+        if self.nargs == 0:
+            own[self.dest] = True
+        else:
+            own[self.dest] = [*own.get(self.dest, ()), *values]
 
 
 def _mode(text: str) -> int:
@@ -118,6 +132,8 @@ environment, as ATOMIK_PATH_1, ATOMIK_PATH_2 and so on.  All outputs are publish
 
     atomik run --file out.csv --folder plots -- ./analyse --table {out.csv} --plots {plots}
     atomik run --stdout dump.sql -- pg_dump shop
+    atomik run --file data.shp --also .shx .dbf .prj -- ogr2ogr {data.shp} roads.geojson
+    atomik run --folder /srv/volume --in-place --overwrite -- hugo -d {volume}
 
 With --resume, what the program wrote is kept for the next run if the program fails or is killed.  The next run finds it at
 the same path, with ATOMIK_RESUMED_1 (for the first path) set to 1.
@@ -161,6 +177,10 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
+    text = "behind --file: what the program may write next to it, as suffixes (.shx next to data.shp) or file names"
+    add.add_argument("--also", action=_OfOutput, const="file", nargs="+", metavar="NAME", help=text)
+    text = "behind --folder: keep the folder itself (a mount point, a volume) and change its entries"
+    add.add_argument("--in-place", action=_OfOutput, const="folder", nargs=0, help=text)
     text = "run the program and print what would be published (with --in: what it changed), but publish nothing"
     add.add_argument("--dry-run", action="store_true", help=text)
     text = "continue what an earlier run wrote to --file and --folder; keep it for the next run if the program fails"

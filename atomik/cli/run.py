@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._api.shortcuts import file, transaction
+from atomik._staging.companions import names_of
 from atomik._system import kernel
 from atomik._system.namespace import end_with
 
@@ -129,8 +130,9 @@ def _refuse_special(path: str) -> None:
 # --- run -------------------------------------------------------------------------------------------------------------
 def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
     """A program on staged paths; (the exit code, what was published, or would be)."""
-    paths = [(kind, path) for kind, path in arguments.outputs if kind not in STREAMS]
-    names = [path for _, path in paths]
+    streams = [output for output in arguments.outputs if output[0] in STREAMS]
+    paths = [output for output in arguments.outputs if output[0] not in STREAMS]
+    names = [path for _, path, _ in paths]
     with Signals() as signals, progress:
         tx = transaction(
             overwrite=arguments.overwrite, durable=arguments.durable, lock_timeout=arguments.lock_timeout,
@@ -138,16 +140,19 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
         )  # fmt: skip
 
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
-            streams = {kind: _stage(tx, kind, path, arguments) for kind, path in arguments.outputs if kind in STREAMS}
-            outputs = [_stage(tx, kind, path, arguments) for kind, path in paths]
+            files = {kind: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
+            outputs = [_stage(tx, kind, path, arguments, own) for kind, path, own in paths]
             staged = [str(output) for output in outputs]
-            command = fill_in(arguments.program, names, staged)
             resumed = {f"ATOMIK_RESUMED_{at}": "1" for at, output in enumerate(outputs, 1) if output.resumed}
-            code = spawn(signals, command, environment(names, staged) | resumed, streams)
+            beside = list(_beside(paths, staged))
+            command = fill_in(
+                arguments.program, names + [name for name, _ in beside], staged + [at for _, at in beside]
+            )
+            code = spawn(signals, command, environment(names, staged) | resumed, files)
             if code:
                 return code, None
             signals.check()  # the child was told to stop, and said that all is well; its output is not to be trusted
-            for (kind, path), place in zip(paths, staged, strict=True):
+            for (kind, path, _), place in zip(paths, staged, strict=True):
                 _check_output(kind, path, place)
             progress.start()
             return 0, tx.plan() if arguments.dry_run else tx.commit()
@@ -156,13 +161,20 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
         return result
 
 
-def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace) -> Any:
+def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace, own: dict[str, Any]) -> Any:
     """What the program is to write to: a path, or for a stream a file object."""
     _refuse_special(path)
-    options = {"parents": arguments.parents, **_named(arguments)}
+    options = {"parents": arguments.parents, **_named(arguments), **own}
     if kind in STREAMS:
         return tx.file(path, "wb", **options)
     return (tx.folder if kind == "folder" else tx.path)(path, resume=arguments.resume, **options)
+
+
+def _beside(paths: list[tuple[str, str, dict[str, Any]]], staged: list[str]) -> Iterator[tuple[str, str]]:
+    """(name, path to write to) of what may be written beside the staged paths."""
+    for (_, path, own), place in zip(paths, staged, strict=True):
+        for name in names_of(own.get("also", ()), os.path.basename(place), path):
+            yield os.path.join(os.path.dirname(path), name), os.path.join(os.path.dirname(place), name)
 
 
 def _check_output(kind: str, path: str, place: str) -> None:

@@ -172,6 +172,33 @@ def mixed(world: World, durable: bool | str) -> None:
         tx.file(world.c / "made" / "made too" / "x.txt", parents=True).write("new")
 
 
+def companions(world: World, durable: bool | str) -> None:
+    """A file with companions: one new, one replaced, one that goes, with previous versions."""
+    also = [".bin", ".idx", "gone", "gone set"]
+    with atomik.path(
+        world.a / "old.txt", overwrite=True, also=also, backup=lambda path: path + "~", durable=durable
+    ) as path:
+        path.write_text("new")
+        path.with_suffix(".idx").write_text("new")
+        path.with_suffix(".bin").write_bytes(b"new")
+
+
+def in_place(world: World, durable: bool | str) -> None:
+    """A folder that stays: entries that are new, replaced, of another kind, and that go; a second one staged elsewhere."""
+    with atomik.transaction(overwrite=True, durable=durable) as tx:
+        with tx.folder(world.a, in_place=True) as new:
+            (new / "added").write_text("new")
+            (new / "old.txt").write_text("new")
+            (new / "set").mkdir()
+            (new / "set" / "x").write_text("new")
+            (new / "gone set").write_text("a file now")
+            (new / "gone").mkdir()
+        with tx.folder(world.b, in_place=True, copy=True, tmp_dir=world.t) as new:
+            (new / "source").unlink()
+            (new / "link").unlink()
+            (new / "set" / "kept.txt").write_text("new")
+
+
 def one_new(world: World, durable: bool | str) -> None:
     with atomik.file(world.a / "one.txt", durable=durable) as f:
         f.write("new")
@@ -227,7 +254,7 @@ def one_expected(world: World, durable: bool | str) -> None:
         f.write("new")
 
 
-SEVERAL = (two_files, two_overwritten, folders, moves, kept, mixed)
+SEVERAL = (two_files, two_overwritten, folders, moves, kept, mixed, companions, in_place)
 ONE = (
     one_new, one_overwritten, one_elsewhere, one_folder, one_folder_over, one_path, one_removed, one_link, one_moved,
     one_kept, one_expected,

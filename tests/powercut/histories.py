@@ -125,6 +125,44 @@ class Fill:
 
 
 @define(frozen=True)
+class Written:
+    """A file by a path, with companions: those in ``beside`` are written, the others of ``also`` are not."""
+
+    path: str
+    data: bytes
+    also: tuple[str, ...]
+    beside: Tree
+
+    def apply(self, tree: Tree) -> Tree:
+        above = os.path.dirname(self.path)
+        for name in self.also:
+            tree = without(tree, f"{above}/{name}")
+        return {**tree, self.path: self.data, **{f"{above}/{name}": node for name, node in self.beside.items()}}
+
+    def stage(self, tx: atomik.Transaction, root: Path) -> None:
+        staged = tx.path(root / self.path, also=self.also)
+        staged.write_bytes(self.data)
+        plant(staged.parent, self.beside)
+
+
+@define(frozen=True)
+class InPlace:
+    """A folder that stays, with ``tree`` in it afterwards (paths below the folder)."""
+
+    path: str
+    tree: Tree
+    tmp: str | None = None
+
+    def apply(self, tree: Tree) -> Tree:
+        kept = {**without(tree, self.path), self.path: None}
+        return {**kept, **{f"{self.path}/{name}": node for name, node in self.tree.items()}}
+
+    def stage(self, tx: atomik.Transaction, root: Path) -> None:
+        tmp = None if self.tmp is None else root / self.tmp
+        plant(tx.folder(root / self.path, in_place=True, tmp_dir=tmp), self.tree)
+
+
+@define(frozen=True)
 class Link:
     """A symlink."""
 

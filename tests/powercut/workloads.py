@@ -10,6 +10,7 @@ from tests.powercut.histories import (
     Exchange,
     Fill,
     History,
+    InPlace,
     Link,
     Move,
     Operation,
@@ -17,6 +18,7 @@ from tests.powercut.histories import (
     Remove,
     Tree,
     Write,
+    Written,
     content,
 )
 
@@ -171,7 +173,22 @@ BROUGHT: tuple[Operation, ...] = (
 )
 """What nobody synced (P5)."""
 
-SEQUENCES = {"chains": CHAINS, "exchanges": EXCHANGES, "kinds": OTHER_KINDS, "brought": BROUGHT}
+COMPANIONS: tuple[Operation, ...] = (
+    Written(
+        "a/f", content("new f", 9000), ("g", "n", "link", "obsolete"), {"g": content("new g", 5000), "n": content("n")}
+    ),
+    Written("b/n", content("new n", 30), ("goes", "dir"), {"dir": None, "dir/z": content("new z", 5000)}),
+)
+
+IN_PLACE: tuple[Operation, ...] = (
+    InPlace("a", {**LEAVES, "f": content("new f", 9000), "g": None, "dir": content("a file now", 5000)}),
+    InPlace("b", {"dir": None, "dir/z": content("new z", 5000), "goes": "link"}, tmp="tmp"),
+)
+
+SEQUENCES = {
+    "chains": CHAINS, "exchanges": EXCHANGES, "kinds": OTHER_KINDS, "brought": BROUGHT, "companions": COMPANIONS,
+    "in-place": IN_PLACE,
+}  # fmt: skip
 
 ALONE: dict[str, Operation] = {
     "file-new": Write("a/n", content("new n", 9000)),

@@ -112,8 +112,27 @@ def update() -> None:
         f.write("new")
 
 
+def companions() -> None:
+    """One is new, one is replaced, one goes."""
+    with atomik.path("report.csv", overwrite=True, also=[".idx", "obsolete", "site"]) as name:
+        name.write_text("new")
+        name.with_suffix(".idx").write_text("new index")
+        (name.parent / "obsolete").write_text("not any more")
+
+
+def in_place() -> None:
+    """Entries that are new, that are replaced, that become of another kind, and that go."""
+    with atomik.folder(".", overwrite=True, in_place=True) as new:
+        (new / "added").write_text("new")
+        (new / "report.csv").write_text("new")
+        (new / "obsolete").mkdir()
+        (new / "obsolete" / "inner").write_text("new")
+
+
 SINGLE = [new_file, overwritten_file, new_folder, overwritten_folder, program, parents, symlink, removal]
 CHAINS = [move, keep, update]
+#: outputs of several names
+SHAPES = [companions, in_place]
 
 #: Six items with every errno; a plain run tries the others with two that differ in what they mean, the slow one with all.
 CASES = [
@@ -121,7 +140,7 @@ CASES = [
         job, number, id=f"{job.__name__}-{name}",
         marks=() if job is six_items or number in (errno.ENOSPC, errno.ENOENT) else pytest.mark.slow,
     )
-    for job in (six_items, *SINGLE, *CHAINS)
+    for job in (six_items, *SINGLE, *CHAINS, *SHAPES)
     for number, name in zip(ERRNOS, by_name, strict=True)
 ]  # fmt: skip
 
@@ -234,7 +253,11 @@ def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("late", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("job", [six_items, *SINGLE, *CHAINS], ids=lambda job: job.__name__)
+@pytest.mark.parametrize(
+    "job",
+    [six_items, *SINGLE, *CHAINS, *(pytest.param(job, marks=pytest.mark.sweep) for job in SHAPES)],
+    ids=lambda job: job.__name__,
+)
 def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], None], late: bool) -> None:
     """KeyboardInterrupt before or right behind any call that changes something: all old or all new, nothing left.
 

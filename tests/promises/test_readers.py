@@ -49,9 +49,16 @@ def by_swap(place: Path, version: str) -> None:
     atomik.swap(place, other)
 
 
+def in_place(place: Path, version: str) -> None:
+    with atomik.folder(place, overwrite=True, in_place=True, parents=True, durable=False) as new:
+        _fill(new, version)
+
+
 @pytest.mark.parametrize("pause", [0.001, pytest.param(0.3, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("lock", ["parent", "folder"])
-@pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several, by_swap], ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "publish", [by_folder, by_transaction, by_several, by_swap, in_place], ids=lambda way: way.__name__
+)
 def test_a_reader_sees_one_version(folder: Path, publish: Callable[[Path, str], None], lock: str, pause: float) -> None:
     """Five files are read in one block, while the folder is published all the time."""
     place = folder / "ds"
@@ -84,7 +91,7 @@ def test_a_reader_sees_one_version(folder: Path, publish: Callable[[Path, str], 
 
 
 @pytest.mark.parametrize("lock", ["parent", "folder"])
-@pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("publish", [by_folder, by_transaction, by_several, in_place], ids=lambda way: way.__name__)
 def test_who_publishes_into_what_he_reads_is_told_at_once(
     folder: Path, publish: Callable[[Path, str], None], lock: str
 ) -> None:

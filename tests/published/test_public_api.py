@@ -34,8 +34,8 @@ ERRORS = {
 #: Positional parameters, "*", keyword-only ones; the contract that callers rely upon.
 SIGNATURES = {
     "file": "path=None mode=w overwrite=False tmp_dir=None * encoding=utf-8 errors=None newline=None buffering=-1 **options",
-    "folder": "path overwrite=False tmp_dir=None * base=None copy=False resume=False **options",
-    "path": "path overwrite=False tmp_dir=None * resume=False **options",
+    "folder": "path overwrite=False tmp_dir=None * base=None copy=False resume=False in_place=False **options",
+    "path": "path overwrite=False tmp_dir=None * resume=False also=() **options",
     "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
     "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None coordinator=",
     "edit": "path function * binary=False encoding=utf-8 errors=None newline= attempts=10 **options",
@@ -43,8 +43,9 @@ SIGNATURES = {
     "write_text": "path data overwrite=False * encoding=utf-8 errors=None newline=None **options",
     "Transaction.file": "self path mode=w overwrite=None tmp_dir=None * encoding=utf-8 errors=None newline=None "
     "buffering=-1 **options",
-    "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None copy=False resume=False **options",
-    "Transaction.path": "self path overwrite=None tmp_dir=None * resume=False **options",
+    "Transaction.folder": "self path overwrite=None tmp_dir=None * base=None copy=False resume=False "
+    "in_place=False **options",
+    "Transaction.path": "self path overwrite=None tmp_dir=None * resume=False also=() **options",
     "Transaction.symlink": "self path target overwrite=None * order=0 parents=False expect=None",
     "Transaction.remove": "self path * missing_ok=False order=0 expect=None",
     "Transaction.move": "self src dest overwrite=None * order=0 backup=None expect=None",

@@ -120,6 +120,28 @@ def _fill_path(path: Path) -> None:
     path.write_text("NEW")
 
 
+def _prepare_companions() -> None:
+    _write(**{"a.shp": "OLD", "a.shx": "OLD", "a.prj": "OLD"})
+
+
+def _make_companions() -> Any:
+    return atomik.path("a.shp", overwrite=True, also=[".shx", ".dbf", ".prj"])
+
+
+def _fill_companions(path: Path) -> None:
+    for suffix in (".shp", ".shx", ".dbf"):
+        path.with_suffix(suffix).write_text("NEW")
+
+
+def _prepare_in_place() -> None:
+    _folder("site", "OLD")
+    _write(**{"site/more": "OLD", "site/goes": "OLD"})
+
+
+def _make_in_place() -> Any:
+    return atomik.folder("site", overwrite=True, in_place=True)
+
+
 def _prepare_group() -> None:
     _write(b="OLD", c="OLD", d="OLD")
     _folder("site", "OLD")
@@ -210,6 +232,8 @@ SCENES = {
             _single(lambda: atomik.folder("site", overwrite=True), _fill_folder),
         ),
         Scene("path", lambda: _write(a="OLD"), _single(lambda: atomik.path("a", overwrite=True), _fill_path)),
+        Scene("companions", _prepare_companions, _single(_make_companions, _fill_companions)),
+        Scene("in place", _prepare_in_place, _single(_make_in_place, _fill_folder)),
         Scene("parents", lambda: None, _single(lambda: atomik.folder("p/q/site", parents=True), _fill_folder)),
         Scene("rollback", _prepare_group, _group(progress=_fail_last), Planned),
         Scene("abort", _prepare_group, _fail_block, Planned),

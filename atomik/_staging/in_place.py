@@ -1,0 +1,246 @@
+"""``folder(…, in_place=True)``: a folder that stays, whose entries change.
+
+For mount points, volumes, watched folders and working directories, which cannot be exchanged, or whose users would go on
+in the old one.  The new content is built in a private folder inside it, so on the same mount.  When it is complete each of
+its entries gets a slot.  At the commit, under the folder's lock, the parts follow from what exists there: entries that are
+new, entries that are replaced, and, last, entries that go.  They are items like all others, in one journalled transaction.
+
+What stays: atomik's own names, and the ``lost+found`` of a filesystem's root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from atomik import errors
+from atomik._folder.directory import Directory
+from atomik._folder.paths import absolute, decoded
+from atomik._folder.place import Place
+from atomik._hidden_names import PREFIX
+from atomik._system import kernel
+
+from . import checks
+from .folder import StagedFolder
+from .item import SEALED, Found, Item, kind_of
+from .options import Options
+from .written import Gone, Written
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from atomik._progress import Counting
+    from atomik._receipt import Kind
+    from atomik._system.libc import Status
+
+    from .intake import Intake
+    from .options import ItemOptions, StrPath
+    from .staged_path import StagedPath
+
+#: the inode of the root of ext2, ext3 and ext4, in which `_LOST` is the kernel's
+_EXT_ROOT, _LOST = 2, "lost+found"
+
+
+def stage(
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
+    options: ItemOptions,
+) -> StagedPath:  # fmt: skip
+    """Stage what is to be in a folder that stays, and return the path at which to build it."""
+    for name, plain in (("permissions", None), ("preserve", "all"), ("backup", None)):
+        if options.get(name, plain) != plain:
+            why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
+            raise ValueError(f"{name} cannot go with in_place=True: the folder itself stays, and {why}")
+    item = intake.add(StagedInPlace, _plain(path), overwrite, tmp_dir, options)
+    return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
+
+
+def _plain(path: StrPath) -> str:
+    """The folder's path, without what may stand behind its name."""
+    name = decoded(path, "path")
+    if not name.strip("/") or "\0" in name:
+        text = "no folder that can be filled in place; name one below the root"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name)
+    bare = name.rstrip("/")
+    if bare == "." or bare.endswith("/."):
+        bare = absolute(bare)[: -len("/.")]
+    return bare
+
+
+class StagedInPlace(StagedFolder):
+    """What is to be in a folder that stays; its place is the folder itself."""
+
+    __slots__ = ("_entries",)
+
+    stays = parted = True
+    #: what gets a slot when it is sealed, by name
+    _entries: dict[str, Entry]
+
+    # --- the destination -----------------------------------------------------------------------------------------
+    def look(self) -> Status | None:
+        folder = self.place.directory
+        checks.refuse_mounts_inside(folder, self.path)
+        expect = self.expectation
+        if expect is not None and not isinstance(expect, str) and (why := expect._mismatch(self.place)) is not None:
+            self.conflict(f"not what was expected: {why}")
+        if not self.options.overwrite or expect == "absent":
+            there = min(self.there(), default=None)
+            if there is not None:
+                text = "the folder is not empty; pass overwrite=True to replace what is in it"
+                errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, self.path, folder.child(there))
+        return self.place.status()
+
+    def there(self) -> set[str]:
+        """The names of the entries that may change."""
+        folder = self.place.directory
+        with kernel.port.scandir(folder.fd) as entries:
+            return {
+                name for entry in entries if not (name := entry.name).startswith(PREFIX) and name not in self.no_content
+            }
+
+    @property
+    def no_content(self) -> Collection[str]:  # type: ignore[override]
+        return (_LOST,) if self.place.directory.key[1] == _EXT_ROOT else ()
+
+    def step_kind(self) -> str:
+        return ""  # a filesystem that cannot exchange folders may have only files here
+
+    def leaves(self) -> str:
+        return "folder"
+
+    def follow(self, leaves: str | None) -> None:
+        text = "this transaction builds it in place already; write everything into one staged folder"
+        errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
+
+    def folders_there(self) -> tuple[Place, ...]:
+        return (Place(self.place.directory, ".."),)  # who reads what is in there sees one version of this folder, too
+
+    # --- its life ------------------------------------------------------------------------------------------------
+    def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
+        path = super().open(base, copy, progress)
+        assert self.slot is not None
+        if not copy and base is None:
+            self._dress(self.slot)
+        # Ours, which is where the content is being built, is no loss.
+        own = f" of {PREFIX}"
+        self.not_preserved = tuple(lost for lost in self.not_preserved if own not in lost)
+        return path
+
+    def _dress(self, slot: Place) -> None:
+        """What is made in it inherits the group and the default ACL that it would have inherited in the folder itself."""
+        from atomik._tree import metadata
+
+        source = metadata.Metadata.of(self.place)
+        if source is None:
+            return
+        fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, slot.fd)
+        try:
+            metadata.apply(fd, source, "all")
+        finally:
+            kernel.port.close(fd)
+
+    def _seal(self) -> None:
+        assert self.slot is not None
+        with kernel.typed("the staged folder is gone or unreadable", str(self.slot)):
+            work = Directory.open(self.slot.name, self.slot.fd, follow=False)
+        work.path = str(self.slot)
+        self._entries = {}
+        try:
+            with kernel.port.scandir(work.fd) as entries:
+                names = sorted(entry.name for entry in entries)
+            for name in names:
+                self._take(Place(work, name))
+        finally:
+            work.close()
+        kernel.port.rmdir(self.slot.name, self.slot.fd)
+        self.slot = None
+
+    def _take(self, written: Place) -> None:
+        folder, name = self.place.directory, written.name
+        if name.startswith(PREFIX) or name in self.no_content:
+            text = "the name belongs to atomik, or to the filesystem; choose another"
+            errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, folder.child(name), str(written))
+        each = Entry(None, Place(folder, name), self.stage, self.workspace, self._options, self.order)
+        self._entries[name] = each
+        each.take(written)
+        each.state = SEALED
+
+    @property
+    def _options(self) -> Options:
+        given = self.options
+        return Options(given.overwrite, "none", if_changed=given.if_changed, allow_gap=given.allow_gap)
+
+    def _drop(self) -> None:
+        for each in getattr(self, "_entries", {}).values():
+            each._drop()
+        super()._drop()
+
+    # --- the commit ----------------------------------------------------------------------------------------------
+    def parts(self, *, locked: bool) -> Sequence[Item]:
+        if locked:
+            self.look()
+        there, new = self.there(), self._new()
+        gone = [Place(self.place.directory, name) for name in sorted(there - new.keys())]
+        # Asked twice, for a "no such file" may lie: what others have removed meanwhile is no part.
+        gone = [place for place in gone if place.status() or place.status()]
+        # What is new comes first and what goes goes last, so that nothing that is referred to is missing in between.
+        parts = sorted(new.values(), key=lambda each: each.place.name in there)
+        return (*parts, *(Gone.at(place, self, self._options) for place in gone))
+
+    def _new(self) -> dict[str, Entry]:
+        """What is to be there, as far as it is built."""
+        entries: dict[str, Entry] | None = getattr(self, "_entries", None)
+        if entries is not None or self.slot is None:
+            return entries or {}
+        work = Directory.open(self.slot.name, self.slot.fd, follow=False)
+        try:
+            with kernel.port.scandir(work.fd) as listed:
+                names = sorted(entry.name for entry in listed)
+        finally:
+            work.close()
+        above, new = self.workspace.path_of(self.slot), {}
+        for name in names:
+            new[name] = Entry(None, Place(self.place.directory, name), self.stage, self.workspace, self._options)
+            new[name].path_now = os.path.join(above, name)
+        return new
+
+
+class Entry(Written):
+    """One entry of the new content."""
+
+    __slots__ = ("path_now",)
+
+    any_kind = True
+    #: where it is, before it has a slot
+    path_now: str
+
+    @property
+    def kind(self) -> Kind:  # type: ignore[override]
+        kind = self.step_kind()
+        return kind if kind in ("folder", "symlink") else "file"  # type: ignore[return-value]
+
+    def step_kind(self) -> str:
+        known = super().step_kind()
+        return known or kind_of(kernel.port.lstat(self.path_now, None).st_mode)
+
+    def content_path(self) -> str:
+        return super().content_path() if self.slot is not None else self.path_now
+
+    def complete(self, slot: Place, mode: int | None) -> None:
+        if mode is not None:  # it is published as it was built: only the folder itself has something to hand on
+            super().complete(slot, mode)
+
+    def look(self) -> Status | None:
+        """Anything may be replaced here, and mounts were looked for in the whole folder."""
+        there = self.place.status()
+        if there is None:
+            return None
+        if not self.options.overwrite:
+            checks.refuse_existing(self.path)
+        checks.refuse_sticky(self.place.directory, there, self.path)
+        self.links, self.found = there.nlink - 1, kind_of(there.mode)
+        return there
+
+    def _find_destination(self, *, alone: bool) -> Found | None:
+        there = self.look()
+        return None if there is None else Found(self.found, self.place.identity())

@@ -1,0 +1,108 @@
+"""What was written under a name of its own in the private folder, and what exists where nothing was written.
+
+`path` and its companions, and the entries of a folder that stays, come to be in the same way: somebody writes them by name,
+in a private folder, and when that is complete each gets a slot (`Written.take`).  Where nothing was written for a name, what
+exists there goes (`Gone`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from atomik import errors
+from atomik._folder.place import set_mode
+from atomik._system import kernel
+
+from .item import Item, Operation, kind_of
+from .removal import Removal
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from atomik._folder.place import Place
+    from atomik._system.libc import Status
+
+    from .item import Found
+    from .options import Options
+
+
+class Written(Item):
+    """An item whose content somebody wrote by name: a file, a folder, a link."""
+
+    __slots__ = ("_there",)
+
+    #: the kind of what was written; not set before it was taken
+    _there: str
+
+    def step_kind(self) -> str:
+        return getattr(self, "_there", "")
+
+    def take(self, written: Place) -> None:
+        """Give what was written a slot; it was listed, so it must be there."""
+        found = written.status()
+        if found is None:
+            text = "what was written is gone: somebody removed it from atomik's private folder"
+            errors.fail(errors.ConflictError, errno.ENOENT, text, str(written), self.path)
+        self._there = kind_of(found.mode)
+        slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()
+        mode = loosen(written, found)
+        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        kernel.port.rename(written.name, written.fd, slot.name, slot.fd, 0)
+        self.complete(slot, mode)
+
+    def complete(self, slot: Place, mode: int | None) -> None:
+        """Its final owner, attributes and mode; `mode` is to be given back where `take` had to change it."""
+        try:
+            fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) in (errno.ELOOP, errno.ENXIO):  # a symlink or a socket: nothing to set
+                return
+            raise
+        try:
+            if mode is not None:
+                kernel.port.fchmod(fd, mode)
+            self.finish(fd, self.present())
+        finally:
+            kernel.port.close(fd)
+
+
+class Gone(Removal):
+    """What exists at a name for which nothing was written: it goes, or to the name for the previous version.
+
+    Made for each plan, where it is known to exist.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def at(cls, place: Place, of: Item, options: Options) -> Self:
+        """What exists at `place`, which goes as a part of the item `of`."""
+        made = cls(None, place, of.stage, of.workspace, options, of.order)
+        made.slot = of.workspace.slot(of.stage)
+        return made
+
+    @property
+    def content(self) -> bool:  # type: ignore[override]
+        return self.backup is not None  # the previous version stays, whoever wrote it (P5)
+
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
+        super().find(found, alone=alone)
+        self.find_backup(found)
+
+    def operation(self, *, alone: bool) -> Operation:
+        going = super().operation(alone=alone)
+        place = self.backup_place
+        if place is None:
+            return going
+        return going._replace(op="move", place=place, other=self.place, overwrite=True)
+
+
+def loosen(written: Place, found: Status) -> int | None:
+    """The kernel lets nobody but root rename a folder that they may not write to into another one (its ".." would
+    change).  The mode to give back, where it had to be changed."""
+    if not kernel.is_folder(found.mode) or kernel.port.may_write(written.name, written.fd):
+        return None
+    return set_mode(written, stat.S_IMODE(found.mode) | stat.S_IRWXU)
