@@ -209,7 +209,8 @@ class Companion(Written):
         """What changes its name: itself, or what exists there goes, or nothing does."""
         if self.step_kind():
             return self
-        if (self.look() if locked else self.place.status()) is None:
+        # Asked twice, for a "no such file" may lie.
+        if (self.look() if locked else None) is None and self.place.status() is None:
             return None
         gone = Gone.at(self.place, self, self.options)
         gone.expectation, gone.backup = self.expectation, self.backup

@@ -142,6 +142,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
             files = {kind: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
             outputs = [_stage(tx, kind, path, arguments, own) for kind, path, own in paths]
+            _refuse_twice(tx)
             staged = [str(output) for output in outputs]
             resumed = {f"ATOMIK_RESUMED_{at}": "1" for at, output in enumerate(outputs, 1) if output.resumed}
             beside = list(_beside(paths, staged))
@@ -168,6 +169,17 @@ def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace,
     if kind in STREAMS:
         return tx.file(path, "wb", **options)
     return (tx.folder if kind == "folder" else tx.path)(path, resume=arguments.resume, **options)
+
+
+def _refuse_twice(tx: Transaction) -> None:
+    """Of two outputs with one destination only the second would be published, where something may be replaced."""
+    for item in tx.items:
+        if item.follows:
+            text = (
+                "two outputs have this destination; for both streams in one file, give --stdout and run the program by "
+            )
+            text += "sh -c 'exec \"$@\" 2>&1' sh PROGRAM"
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, item.path)
 
 
 def _beside(paths: list[tuple[str, str, dict[str, Any]]], staged: list[str]) -> Iterator[tuple[str, str]]:

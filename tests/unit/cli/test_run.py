@@ -75,6 +75,9 @@ class TestStreams:
     @pytest.mark.parametrize(
         ("outputs", "said"),
         [(["--stdout", "a", "--stdout", "b"], b"given twice"), (["--stdout", "a", "--stderr", "a"], b"a: "),
+         (["--overwrite", "--stdout", "a", "--stderr", "a"], b"2>&1"),
+         (["--folder", "a", "--also", ".x"], b"behind the --file"), (["--file", "a", "--in-place"], b"behind the --folder"),
+         (["--file", "a", "--also", "../x"], b"also="), (["--folder", "no", "--in-place"], b"no: "),
          (["--stdout", "/dev/null"], b"a device"), (["--stdout", "a/"], b"a/"), (["--stdout", "no/a"], b"no")],
     )  # fmt: skip
     def test_mistakes(self, folder: Path, outputs: list[str], said: bytes) -> None:
@@ -99,6 +102,31 @@ class TestStreams:
         assert ours.returncode == 143
         os.unlink("told")
         assert (os.listdir(), Path("log").read_text()) == (["log"], "old")
+
+
+class TestShapes:
+    """``--also`` and ``--in-place``."""
+
+    def test_together(self, folder: Path) -> None:
+        """One transaction; what the program did not write goes; companions have names to fill in."""
+        os.mkdir("volume")
+        for name in ("a.shp", "a.shx", "a.prj", "volume/old"):
+            Path(name).write_text("old")
+        script = 'echo 1 > "$1"; echo 2 > "${2#--x=}"; echo 3 > "$3/new"'
+        outputs = ["--file", "a.shp", "--also", ".shx", ".prj", ".dbf", "--folder", "volume", "--in-place"]
+        program = ["--", "sh", "-c", script, "sh", "{a.shp}", "--x={a.dbf}", "{volume}"]
+        planned = json.loads(call("run", "--json", "--dry-run", "--overwrite", *outputs, *program).stderr)
+        done = json.loads(call("run", "--json", "--overwrite", *outputs, *program).stderr)
+        expected = {
+            "a.shp": "replace", "a.shx": "remove", "a.prj": "remove", "a.dbf": "create", "new": "create", "old": "remove",
+        }  # fmt: skip
+        for told in (planned, done):
+            changes = told.get("items") or told["plan"]
+            assert {os.path.basename(item["path"]): item["op"] for item in changes} == expected
+        assert {path: Path(path).read_text() for path in ("a.shp", "a.dbf", "volume/new")} == {
+            "a.shp": "1\n", "a.dbf": "2\n", "volume/new": "3\n",
+        }  # fmt: skip
+        assert (sorted(os.listdir()), os.listdir("volume")) == (["a.dbf", "a.shp", "volume"], ["new"])
 
 
 class TestPlaceholders:
