@@ -36,9 +36,8 @@ from atomik._tree.layer import Layer, LayerChange, handles, newer, strip
 from atomik._tree.metadata import Metadata, apply
 
 from . import checks, move, removal
-from .item import kind_of
 from .observe import Observation, look_at
-from .path import StagedProgram
+from .written import Written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,34 +52,30 @@ _BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_
 _SLOWER, _PART = 0.1, 0.001
 
 
-class Ready(StagedProgram):
+class Ready(Written):
     """An object that is complete, and lies in a private folder of the transaction."""
 
     __slots__ = ()
 
-    def take(self, source: Place) -> None:
-        """Take the object over into a slot."""
-        found = source.status()
-        assert found is not None
-        self._there = kind_of(found.mode)
-        self._work = None
-        slot = self.workspace.slot(self.stage)
-        mode = self._loosen(source, found)
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+    kind = "path"
+
+    def take(self, written: Place) -> None:
+        super().take(written)
+        self.seal()
+
+    def bring(self, written: Place, slot: Place) -> None:
         try:
-            kernel.port.rename(source.name, source.fd, slot.name, slot.fd, 0)
+            super().bring(written, slot)
         except OSError as exc:
             if kernel.errno_of(exc) != errno.EXDEV:  # a btrfs subvolume, or another project id
                 raise
             from atomik._tree.clone import copy_entry
 
-            self.not_preserved = tuple(copy_entry(source, slot))
-        if mode is not None:
-            self._finish_at(slot, mode)
-        self.seal()
+            self.not_preserved = tuple(copy_entry(written, slot))
 
-    def refuse_companions(self) -> None:  # the program knows which files belong together
-        pass
+    def complete(self, slot: Place, mode: int | None) -> None:
+        if mode is not None:
+            super().complete(slot, mode)
 
     def _seal(self) -> None:
         pass

@@ -13,7 +13,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from atomik import errors
-from atomik._folder.place import set_mode
+from atomik._folder.place import rename, set_mode
 from atomik._system import kernel
 
 from .item import Item, Operation, kind_of
@@ -50,8 +50,12 @@ class Written(Item):
         slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()
         mode = loosen(written, found)
         self.slot = slot  # before it is there: an interrupt may come right behind the call
-        kernel.port.rename(written.name, written.fd, slot.name, slot.fd, 0)
+        self.bring(written, slot)
         self.complete(slot, mode)
+
+    def bring(self, written: Place, slot: Place) -> None:
+        """Move what was written into its slot."""
+        rename(written, slot, 0)
 
     def complete(self, slot: Place, mode: int | None) -> None:
         """Its final owner, attributes and mode; `mode` is to be given back where `take` had to change it."""
