@@ -25,13 +25,13 @@ class ItemReceipt:
     ``path``: the destination, absolute.
     ``kind``: "file", "folder", "path", "symlink", "removal", "move", "copy", "exchange".
     ``op``: "create", "replace", "remove", "exchange" (of two destinations), "move" or "unchanged".
-    ``method``: how it was swapped ("renameat2", "linkat", "link", "rename", "gap"; "" when nothing was).
+    ``method``: how it was published ("renameat2", "linkat", "link", "rename", "gap"; "" if nothing was done).
     ``order``: the order given.  ``replaced``: whether something was displaced.
-    ``not_preserved``: names of what could not be carried over from the displaced original ("owner", "group", "acl",
+    ``not_preserved``: what could not be kept of the displaced original ("owner", "group", "acl",
     "mode", "xattr NAME").  ``broken_links``: how many other hard links of the displaced original keep the old content.
-    ``backup``: the path at which the previous version stays, None where there is none.  ``replaced_link``: whether a symbolic
-    link was displaced, whose target is as it was (``follow_symlinks=True`` would write to that).
-    ``str()`` is one line, `as_dict` plain values.
+    ``backup``: the path of the previous version, None if there is none.  ``replaced_link``: whether a symbolic link was
+    displaced; its target is as it was (``follow_symlinks=True`` would write to the target).
+    ``str()`` gives one line, `as_dict` plain values.
     """
 
     __module__ = "atomik"
@@ -66,11 +66,11 @@ class ItemReceipt:
 
 @define(frozen=True)
 class PlannedChange:
-    """What a commit would do to one name; in what `Transaction.plan` returns.
+    """What a commit would do to one name; returned by `Transaction.plan`.
 
-    ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (what comes there exists elsewhere now),
-    "exchange" or "unchanged".  ``kind``: of what will be there, or of what goes.  ``order``: the order given.
-    ``method``: how it would be swapped.  ``str()`` gives a line.
+    ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (something that exists elsewhere
+    now), "exchange" or "unchanged".  ``kind``: the kind of the new object, or of the removed one.  ``order``: the order
+    given. ``method``: how it would be published.  ``str()`` gives one line.
     """
 
     __module__ = "atomik"
@@ -82,7 +82,7 @@ class PlannedChange:
     method: Method
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as strings and numbers, fit for JSON."""
+        """As plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -93,13 +93,13 @@ class PlannedChange:
 class Receipt:
     """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
 
-    ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` each, in the order in which they were swapped.
-    ``durable``: whether the new versions survive a power cut.  ``synced_by``: "fsync", "syncfs", "fsync+syncfs", or ""
-    without any.  ``barriers`` and ``sync_calls``: how many points of durability there were, and how many calls made them.
+    ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` for each output, in the order of publishing.
+    ``durable``: whether the new versions survive a power cut.  ``synced_by``: "fsync", "syncfs", "fsync+syncfs", or "" if
+    nothing was synced.  ``barriers`` and ``sync_calls``: the number of barriers, and of the calls that they took.
     ``duration``: seconds that the commit took; ``visible``: seconds between the first swap and the end of the last.
     ``leftovers``: what could not be cleaned up ("path: reason"); `atomik.recover` will try again.
-    ``state``: `State.COMMITTED`; or `State.IN_DOUBT`, when the call that returns it could not, and raised.
-    ``str()`` is for people, a line for each item; `as_dict` plain values.
+    ``state``: `State.COMMITTED`, or `State.IN_DOUBT` if the commit raised `DurabilityError`.
+    ``str()`` gives a line for each item, for people; `as_dict` plain values.
     """
 
     __module__ = "atomik"

@@ -1,4 +1,4 @@
-"""The small vocabularies of the interface, and the names that its parameters had elsewhere before."""
+"""The enumerations of the interface, and the former names of its parameters."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _R = TypeVar("_R")
 
 
 class Flag(str, Enum):
-    """How `atomik.rename.rename` treats what stands at the target; names as in renameat2(2), Linux 3.15."""
+    """What `atomik.rename.rename` does if the target exists; named as in renameat2(2), Linux 3.15."""
 
     __module__ = "atomik"
 
     #: Replace the target, as rename(2) does.
     RENAME = "REPLACE"
-    #: Fail with `FileAlreadyExistsError` when the target exists (RENAME_NOREPLACE).
+    #: Fail with `FileAlreadyExistsError` if the target exists (RENAME_NOREPLACE).
     RENAME_NOREPLACE = "NO_REPLACE"
     #: Exchange source and target in one step; both must exist (RENAME_EXCHANGE).
     RENAME_EXCHANGE = "EXCHANGE"
@@ -37,7 +37,7 @@ class Flags(IntFlag):
 
 
 class Mode(str, Enum):
-    """The two modes of atomik 0.0.3, still understood by `atomik.file`; any mode of `open` that writes works too."""
+    """The two modes of atomik 0.0.3, which `atomik.file` still accepts; it also accepts every mode of `open` that writes."""
 
     __module__ = "atomik"
 
@@ -46,15 +46,16 @@ class Mode(str, Enum):
 
 
 class State(Enum):
-    """Where a transaction is::
+    """How far a transaction is::
 
         OPEN ──prepare──▶ PREPARED ──swap──▶ SWAPPED ──mark──▶ COMMITTED
           │                  │                  │
           └──── abort ───────┴─── roll back ────┴──▶ ABORTED
 
-    OPEN: destinations old, staging possible.  PREPARED: destinations old, everything that is likely to fail is done.
-    SWAPPED: destinations new and durable, the mark not yet.  COMMITTED: new.  ABORTED: old, nothing of ours left.
-    IN_DOUBT: undoing, or the sync of the mark, failed; the journal stays, and `atomik.recover` decides.
+    OPEN: the destinations are old, and outputs can be staged.  PREPARED: the destinations are old, and everything that is
+    likely to fail has been done.  SWAPPED: the destinations are new and durable, but the commit mark is missing.
+    COMMITTED: the destinations are new.  ABORTED: the destinations are old, and nothing of atomik's is left.  IN_DOUBT:
+    undoing failed, or the sync of the mark; the journal stays, and `atomik.recover` decides.
     """
 
     __module__ = "atomik"

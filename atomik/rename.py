@@ -1,8 +1,7 @@
-"""The primitives: one renameat2(2) each, with both paths in the error.
+"""Bare system calls: one renameat2(2) each, with both paths in the error.
 
-They do one system call, and nothing for durability: fsync the parents yourself, or use `atomik.file` and its like.
-Names are passed as bytes, so those that are no UTF-8 work; descriptors of folders are accepted wherever a path may be
-relative.
+They do not sync: fsync the parents yourself, or use `atomik.file` and so on.  Names are passed as bytes, so names that are
+not valid UTF-8 work.  Descriptors of folders are accepted wherever a path may be relative.
 """
 
 from __future__ import annotations
@@ -41,15 +40,15 @@ def rename(
     :param int src_dir_fd: the descriptor of an open folder.
     :param int dst_dir_fd: the descriptor of an open folder.
     :param replace: the same for programs of the package renameat2: true is `Flag.RENAME`, false `Flag.RENAME_NOREPLACE`.
-    :param whiteout: leave an overlay's whiteout at `src` (RENAME_WHITEOUT; wants CAP_MKNOD).
+    :param whiteout: leave a whiteout of an overlay at `src` (RENAME_WHITEOUT; needs CAP_MKNOD).
     :raises atomik.errors.InvalidDestinationError: a NUL in a name, or a name that is too long.
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS).
     :raises atomik.errors.MissingPathError: `src`, a parent, or for an exchange `dst`, is missing (ENOENT).
-    :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
+    :raises atomik.errors.AtomikOSError: everything else, with errno; all of them have ``filename`` and ``filename2``.
 
-    Guarantee: one system call, so no observer sees an in-between.  Limit: no sync.  Source: renameat2(2), Linux 3.15;
+    Guarantee: one system call, so no observer sees an intermediate state.  Limit: no sync.  Source: renameat2(2), Linux 3.15;
     support by filesystem in the documentation under "capabilities".
     """
     renameat2(
@@ -92,13 +91,13 @@ def swap(
     first_dir_fd: int | None = None,
     second_dir_fd: int | None = None,
 ) -> None:
-    """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
+    """Exchange what is at two paths, in one step: files, folders and links, in any combination; both must exist.
 
     :param first, second: str, bytes or path object, on the same filesystem; a relative one starts from `first_dir_fd` or
         `second_dir_fd`, descriptors of open folders, if given.
 
     No observer sees one of them missing.  One renameat2(2) with RENAME_EXCHANGE (Linux 3.15) and no sync.
-    Raises like `rename`.  `atomik.swap` makes sure before that the filesystem does not ignore the flag.  ``exchange`` is
+    Raises like `rename`.  `atomik.swap` first makes sure that the filesystem does not ignore the flag.  ``exchange`` is
     the same function.
     """
     rename(first, second, Flag.RENAME_EXCHANGE, src_dir_fd=first_dir_fd, dst_dir_fd=second_dir_fd)
@@ -111,7 +110,7 @@ def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags
     if exc.errno in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP) and flags in _BITS.values() and flags:
         text = f"cannot rename: {exc.strerror}"
         if exc.strerror == os.strerror(exc.errno):  # else the port has said what it is: a sandbox, or the machine
-            text += "; the filesystem lacks the flag, or one path lies inside the other"
+            text += "; the filesystem lacks the flag, or one path is inside the other"
         return _errors.UnsupportedFilesystemError(*_errors.os_args(exc.errno, text, src, dst))
     if exc.errno in (errno.EEXIST, errno.ENOTEMPTY):  # ENOTEMPTY: a folder with something in it
         text = f"cannot rename: the target already exists ({exc.strerror}); use Flag.RENAME_EXCHANGE to swap the two"

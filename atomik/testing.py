@@ -1,9 +1,9 @@
-"""Test your own code against crashes: die at every system call that atomik makes, and look at what is left.
+"""Test your own code against crashes: kill it at every system call that atomik makes, and check what is left.
 
     from atomik.testing import crash_points
 
     def test_publish_survives(tmp_path):
-        def prepare():                       # the state before, made afresh for every point
+        def prepare():                       # the state before, made again for every point
             shutil.rmtree(tmp_path); tmp_path.mkdir()
             (tmp_path / "model").write_text("old"); (tmp_path / "config").write_text("old")
 
@@ -35,11 +35,11 @@ __all__ = ["CrashPoint", "crash_points", "recorded"]
 
 @define(frozen=True)
 class CrashPoint:
-    """One place to die; `crash_points` gives it to ``check``.
+    """One place to die; `crash_points` passes it to ``check``.
 
-    ``number``: which call it was, counting from 1 those that change something.  ``call``: its name, as in atomik's kernel
-    port, e.g. "rename" or "fsync".  ``when`` it died: "before" or "after" the call.  ``returned``: the function came to
-    its end, and nothing was killed (the last point).
+    ``number``: which call it was, counting those that change something, from 1.  ``call``: its name, as in atomik's kernel
+    port, e.g. "rename" or "fsync".  ``when``: whether it died "before" or "after" the call.  ``returned``: the function
+    returned, and nothing was killed (the last point).
     """
 
     number: int
@@ -98,12 +98,12 @@ def crash_points(
     :param int step: take every `step`-th call only, to save time.
     :returns: the number of points, an int.
     :raises ValueError: `first` or `step` is less than 1.
-    :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr), or whatever `check`
-        raises, with the point added to it as a note.
+    :raises AssertionError: `function` failed by itself in the child (its traceback goes to stderr).  What `check` raises
+        goes on, with the point added as a note.
 
-    Limit: only calls that go through atomik count, writing to its file objects among them; what `function` does by
-    itself in a staged folder is no point of its own.
-    A power cut loses more than a process does: see the documentation, "how we know".
+    Limit: only system calls made by atomik count, including writes to its file objects; what `function` itself does in a
+    staged folder is not a crash point.  A power cut loses more than the death of a process: see "How we know" in the
+    documentation.
     """
     if first < 1 or step < 1:
         raise ValueError(f"calls are counted from 1, in steps of 1 or more, not first={first!r}, step={step!r}")
@@ -161,9 +161,9 @@ def recorded(function: Callable[[], object]) -> list[tuple[str, tuple[Any, ...]]
 
     :param function: the code to watch; what it raises goes on unchanged.
     :returns: a list of (name, arguments), in order; the names are those of atomik's kernel port, such as "rename" or
-        "fsync", and neither they nor their number are part of what stays compatible.
+        "fsync".  Names and number of calls may change in any version.
 
-    Limit: calls of all threads are recorded, and only those that go through atomik.
+    Limit: calls of all threads are recorded, but only those made by atomik.
     """
     recording = _Recording()
     before = kernel.install(recording)

@@ -1,4 +1,4 @@
-"""What `file`, `folder` and `path` return: a transaction of one output, with the output at hand."""
+"""What `file`, `folder`, `path` and `update` return: a transaction of one output."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _P = ParamSpec("_P")
 
 
 class Output(Generic[_T]):
-    """A one-item transaction: enter it for the file object or path, leave it to publish; also by ``async with``.
+    """A transaction of one output: ``with`` (or ``async with``) gives the file object or path, and publishes at its end.
 
-    Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` the `Transaction`
-    behind it.  Without ``with``, end it by `commit` or `abort`.
+    Made by `file`, `folder`, `path` and `update`.  ``output`` is what ``with`` gives; ``transaction`` is the `Transaction`.
+    Without ``with``, call `commit` or `abort`.
     """
 
     __module__ = "atomik"
@@ -51,7 +51,7 @@ class Output(Generic[_T]):
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit did; None before it, and when everything is as it was.  ``f.receipt`` of ``with … as f`` is the
+        """What the commit did; None before it, and if everything is as it was.  ``f.receipt`` of ``with … as f`` is the
         same."""
         return self.transaction.receipt
 

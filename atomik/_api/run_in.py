@@ -77,15 +77,15 @@ def run_in(
 
     >>> atomik.run_in("out", ["touch", "out/done"], check=True)
 
-    The program sees a clone of the folder at the folder's own path.  Nobody else sees the clone before the program has exited
-    with 0 and the clone is durable; then it takes the folder's place in one step.
+    The program sees a clone of the folder at the folder's own path; nobody else sees the clone.  When the program has exited
+    with 0 and the clone is durable, it takes the folder's place in one step.
 
-    :param folder: a str or path object: an existing folder.  If it is a link to one, that folder is meant.
+    :param folder: a str or path object: an existing folder.  If it is a symbolic link, its target is used.
     :param args: the program and its arguments, as for `subprocess.run`.
     :param bool changes_only: do not clone the folder: the program sees it through a layer (overlayfs), and what it wrote
-        there is published as one transaction.  The cost grows with what changed, not with the folder; but it takes one step
-        for each name, so who does not use `reading` may see some new names beside old ones.
-    :param bool overwrite_changes: publish even if somebody else changed the folder meanwhile; their changes are lost then.
+        there is published as one transaction.  The cost grows with the changes, not with the folder.  But each name is a step
+        of its own, so a reader that does not use `reading` may see some names new and some old.
+    :param bool overwrite_changes: publish even if someone else changed the folder in the meantime; their changes are lost.
     :param str background: what to do about processes that the program left running when it ended: "refuse" to publish,
         "wait" until they end, or "kill" them (SIGTERM, after 5 seconds SIGKILL).
     :param keep_on_failure: a str or path object, a new folder on the same filesystem: where the copy goes if the program
@@ -95,15 +95,15 @@ def run_in(
         and ``timeout``; but not ``preexec_fn``, ``user``, ``group`` and ``extra_groups``.
     :returns: a `RunResult`: the completed process and the receipt.
 
-    :raises atomik.errors.NamespaceError: it cannot work here; the program did not run.
-    :raises atomik.errors.ConflictError: somebody else changed the folder meanwhile; their version is kept.
+    :raises atomik.errors.NamespaceError: it does not work on this system; the program did not run.
+    :raises atomik.errors.ConflictError: someone else changed the folder in the meantime; their version is kept.
     :raises atomik.errors.StillRunningError: processes that the program started are still running.
     :raises atomik.errors.MountPointError: the folder is a mount point, or something is mounted inside it.
     :raises FileNotFoundError, PermissionError, subprocess.SubprocessError: from `subprocess.run`; nothing was changed.
 
     Otherwise raises like `folder`.  Limits: only the folder is captured, not what the program writes elsewhere; programs that
-    have the old folder as their working folder stay in it; the program must not need other users' ids unless this process is
-    root.  It is no sandbox: a program that wants to can leave it.
+    have the old folder as their working directory stay in it; the program must not need the ids of other users unless this
+    process is root.  It is not a sandbox: a program that wants to can leave it.
 
     Source: unshare(2), open_tree(2) and move_mount(2) (Linux 5.2), mount_namespaces(7), user_namespaces(7), renameat2(2).
     """

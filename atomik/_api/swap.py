@@ -29,26 +29,26 @@ def swap(
     durable: bool = False,
     lock_timeout: float = 60.0,
 ) -> None:
-    """Exchange what stands at two paths, in one step: files, folders, links, in any pairing; both must exist.
+    """Exchange what is at two paths, in one step: files, folders and links, in any combination; both must exist.
 
     :param first, second: str, bytes or path object, on the same filesystem; a relative one starts from `first_dir_fd` or
         `second_dir_fd`, descriptors of open folders, if given.
     :param bool durable: as for `transaction`: when it returns, the exchange and all content of the two survive a power cut.
-    :param float lock_timeout: seconds to wait for transactions and readers (`reading`) in the folders of the two; None: for
-        ever.
+    :param float lock_timeout: seconds to wait for transactions and readers (`reading`) in the folders of the two; None waits
+        as long as it takes.
     :raises atomik.errors.UnsupportedFilesystemError: the filesystem or kernel lacks the flag (EINVAL, ENOSYS), or it
-        says that it exchanged two scratch files and did not.
+        reported an exchange of two scratch files that it did not do.
     :raises atomik.errors.CrossFilesystemError: two filesystems or mounts (EXDEV); ``devices`` has both ``st_dev``.
     :raises atomik.errors.MissingPathError: one of them is missing (ENOENT).
-    :raises atomik.errors.ConflictError: one of them is a database whose log beside it holds changes, which would be replayed
+    :raises atomik.errors.ConflictError: one of them is a database with changes in a log next to it, which would be replayed
         into the other.
-    :raises atomik.errors.AccessDeniedError: the way to one leads through a link of another user to a folder that is not
-        theirs, or this user may not change one of the two folders.
-    :raises atomik.errors.LockTimeoutError: somebody else publishes or reads there, for longer than `lock_timeout`.
+    :raises atomik.errors.AccessDeniedError: a path leads through another user's link to a folder that is not theirs, or
+        this user may not change one of the two folders.
+    :raises atomik.errors.LockTimeoutError: another transaction or reader held a folder for longer than `lock_timeout`.
     :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
 
     Guarantee: that of `Transaction.exchange`: no observer sees one of them missing, and no `reading` sees both versions.
-    Limit: on a FUSE, network or unknown filesystem the first call tries two scratch files in a private folder beside them.
+    Limit: on a FUSE, network or unknown filesystem the first call tries two scratch files in a private folder next to them.
 
     Source: renameat2(2), RENAME_EXCHANGE (Linux 3.15).
     """

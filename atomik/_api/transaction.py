@@ -56,8 +56,8 @@ _PATIENCE = 1000
 class Transaction:
     """Several outputs, published all or nothing.  Made by `atomik.transaction`, whose help says how to use it.
 
-    As a context manager it commits when its block ends well, and aborts when it is left by any exception.  Threads may
-    stage at the same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
+    As a context manager it commits when its block ends without an exception, and aborts otherwise.  Threads may stage at the
+    same time.  A forked child cannot use its parent's transaction, and changes nothing of it.
     """
 
     __module__ = "atomik"
@@ -101,12 +101,12 @@ class Transaction:
     # --- looking -------------------------------------------------------------------------------------------------
     @property
     def txid(self) -> str:
-        """The id that log events and the names of temporary files carry."""
+        """The id in log events and in the names of temporary files."""
         return self._intake.workspace.txid
 
     @property
     def state(self) -> State:
-        """Where the transaction is, a `atomik.State`."""
+        """How far the transaction is, an `atomik.State`."""
         commit = self._commit
         return commit.state if commit is not None and self._state is _OPEN else self._state
 
@@ -118,7 +118,7 @@ class Transaction:
 
     @property
     def receipt(self) -> Receipt | None:
-        """What the commit did, a `atomik.Receipt`; None before it, and when everything was rolled back."""
+        """What the commit did, an `atomik.Receipt`; None before it, and if everything was rolled back."""
         commit = self._commit
         if self._receipt is None and commit is not None and commit.state in (_COMMITTED, _IN_DOUBT):
             from atomik._receipt import Receipt
@@ -200,15 +200,15 @@ class Transaction:
     ) -> IO[Any]:
         """Stage a file and return the file object to write it with; see `atomik.file` for the parameters and errors.
 
-        The object may be used with ``with``, or closed, or left to the commit.  Leaving its ``with`` by an exception
-        drops this output alone; the commit then wants it staged again.
+        Use the object with ``with``, close it, or let the commit close it.  If an exception leaves its ``with`` block, only
+        this output is dropped, and the commit then requires that it is staged again.
 
         :param overwrite: a bool; ``None`` takes the transaction's default.
-        :param int order: when it is published, among the items; lower first, then as staged.
+        :param int order: the position among the items when they are published; lower first, equal ones as staged.
         :returns: a real, seekable file object, text or binary.
         :raises atomik.errors.DuplicateDestinationError: the destination is staged already in this transaction.
-        :raises atomik.errors.NestedDestinationError: it lies inside another destination, or the reverse.
-        :raises atomik.errors.CrossFilesystemError: it lies on another filesystem or mount than the first one.
+        :raises atomik.errors.NestedDestinationError: it is inside another destination, or contains one.
+        :raises atomik.errors.CrossFilesystemError: it is on another filesystem or mount than the first one.
         :raises atomik.errors.TransactionStateError: the transaction is not open, or this is a forked child.
         """
         return self._stage_file(path, mode, overwrite, tmp_dir, (buffering, encoding, errors, newline), options)
@@ -231,15 +231,15 @@ class Transaction:
         in_place: bool = False,
         **options: Unpack[ItemOptions],
     ) -> StagedPath:
-        """Stage a folder and return its present path, to be filled; see `atomik.folder` for the parameters.
+        """Stage a folder and return a path to fill; see `atomik.folder` for the parameters.
 
         :param base: a str or path object: start from a clone of this folder.
         :param bool copy: start from a clone of what exists at `path`.
-        :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
-            returned path says whether there was anything.
-        :param bool in_place: the folder itself stays, and its entries change.
-        :returns: a `pathlib.Path`; with ``with``, leaving the block by an exception drops this output alone.  It pickles
-            as a plain path, for worker processes.
+        :param bool resume: continue what an earlier run staged for `path`, and keep it for the next run if this one fails;
+            ``resumed`` of the returned path says whether there was anything.
+        :param bool in_place: keep the folder itself, and change its entries.
+        :returns: a `pathlib.Path`; if it is used with ``with`` and an exception leaves the block, only this output is
+            dropped.  It pickles as a plain path, for worker processes.
 
         Raises like `Transaction.file`.
         """
@@ -265,9 +265,9 @@ class Transaction:
     ) -> StagedPath:
         """Stage a path for a program that opens files by name; see `atomik.path` for the parameters.
 
-        :param bool resume: go on with what an earlier run staged for `path`, and keep it for the next; ``resumed`` of the
-            returned path says whether there was anything.
-        :param also: suffixes and names of files that the program may write beside it.
+        :param bool resume: continue what an earlier run staged for `path`, and keep it for the next run if this one fails;
+            ``resumed`` of the returned path says whether there was anything.
+        :param also: suffixes and names of files that the program may write next to it.
         :returns: a `pathlib.Path`, at which nothing exists yet.
 
         Raises like `Transaction.file`.
@@ -299,15 +299,15 @@ class Transaction:
         self, path: StrPath, target: StrPath, overwrite: bool | None = None, *, order: int = 0, parents: bool = False,
         expect: Expectation = None,
     ) -> None:  # fmt: skip
-        """Stage a symbolic link at `path` that says `target`; the target need not exist.
+        """Stage a symbolic link at `path` to `target`, which need not exist.
 
         With `overwrite`, anything but a folder may be replaced.
 
-        :param path: where the link is to stand, a str or path.
-        :param target: what the link says, a str or path, absolute or relative to the link's folder.
+        :param path: the path of the link, a str or path.
+        :param target: the target of the link, a str or path, absolute or relative to the link's folder.
         :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
-        :param bool parents: make missing folders above `path`.
+        :param bool parents: create missing parent folders of `path`.
         :param expect: what must exist at `path`, as for `atomik.file`.
 
         Raises like `Transaction.file`.
@@ -318,12 +318,12 @@ class Transaction:
         symlink.stage(self._intake, path, target, overwrite, options)
 
     def remove(self, path: StrPath, *, missing_ok: bool = False, order: int = 0, expect: Expectation = None) -> None:
-        """Stage the removal of what stands at `path`: a file, a link (itself, not its target) or a whole folder.
+        """Stage the removal of what exists at `path`: a file, a link (itself, not its target) or a whole folder.
 
-        It is renamed away by the commit and deleted after it, so until then it can come back.
+        The commit renames it away and deletes it at the end, so that it can be brought back until then.
 
-        :param path: what is to go, a str or path.
-        :param bool missing_ok: nothing there is fine; else `MissingPathError`.
+        :param path: what to remove, a str or path.
+        :param bool missing_ok: do nothing if nothing is there; otherwise that is a `MissingPathError`.
         :param int order: when it is swapped, among the items; lower first.
         :param expect: what must exist at `path`, as for `atomik.file`.
 
@@ -338,19 +338,19 @@ class Transaction:
         backup: str | Callable[[str], str] | None = None,
         expect: Expectation = None,
     ) -> None:  # fmt: skip
-        """Stage moving what stands at `src` to `dest`, on the same filesystem; undone like everything else.
+        """Stage the move of what exists at `src` to `dest`, on the same filesystem; it is undone like everything else.
 
-        Each of the two names changes in one step; between the two steps, microseconds, neither shows the object.
+        Each of the two names changes in one step; for the microseconds between the two steps, the object is at neither.
 
-        :param src: what is to be moved, a str or path: a file, a link (itself, not its target) or a whole folder.
+        :param src: what to move, a str or path: a file, a link (itself, not its target) or a whole folder.
         :param dest: its new name, a str or path.
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
         :param int order: when it is published, among the items; lower first.
-        :param backup: a name in `dest`'s folder (or a function from path to name) under which what stood there stays.
+        :param backup: a name in `dest`'s folder (or a function from path to name) that the previous version gets.
         :param expect: what must exist at `dest`, as for `atomik.file`.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
-        :raises atomik.errors.NestedDestinationError: a folder would go into itself.
+        :raises atomik.errors.NestedDestinationError: a folder would be moved into itself.
 
         Otherwise raises like `Transaction.file`.
         """
@@ -368,7 +368,7 @@ class Transaction:
         :param dest: the name of the copy, a str or path.
         :param overwrite: a bool: whether something at `dest` may be replaced; ``None`` takes the transaction's default.
 
-        The other options are those of `atomik.file` that speak of the destination.  What could not be kept is named in the
+        The other options are those of `atomik.file` that are about the destination.  What could not be kept is listed in the
         receipt.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
@@ -397,9 +397,9 @@ class Transaction:
             f.write(data)
 
     def exists(self, path: StrPath) -> bool:
-        """Whether something would be at `path` if the commit came now: what is staged counts, what is to go does not.
+        """Whether something would be at `path` after a commit now: staged outputs count, staged removals do not.
 
-        A link at the end of the path is not followed: it counts itself.
+        A link at the end of the path is not followed: the link itself counts.
 
         :raises atomik.errors.AccessDeniedError: this user may not look there.
         """
@@ -411,14 +411,14 @@ class Transaction:
         self, path: StrPath, mode: str = "r", buffering: int = -1, *, encoding: str | None = "utf-8",
         errors: str | None = None, newline: str | None = None,
     ) -> IO[Any]:  # fmt: skip
-        """Open for reading what would be at `path` if the commit came now: what is staged, or what exists there.
+        """Open for reading what would be at `path` after a commit now: what is staged, or what exists there.
 
-        Of a staged file that is still open, what has been flushed so far.  Links are followed, staged ones too, and paths may
-        lead into staged folders.
+        Of a staged file that is still open, it shows what has been flushed so far.  Links are followed, staged ones too, and
+        paths may lead into staged folders.
 
-        :param str mode: "r" or "rb"; ``encoding``, ``errors``, ``newline`` and ``buffering`` are as for `open`, but text is
-            UTF-8 unless said otherwise.
-        :returns: a file object, which stays readable after the commit; close it.
+        :param str mode: "r" or "rb"; ``encoding``, ``errors``, ``newline`` and ``buffering`` are as for `open`, but UTF-8
+            is the default.
+        :returns: a file object that stays readable after the commit; close it.
         :raises ValueError: a mode that writes.
         :raises atomik.errors.MissingPathError: nothing would be there.
         :raises atomik.errors.WrongKindError: a folder is there.
@@ -429,9 +429,9 @@ class Transaction:
         return view.open_path(self._intake, path, mode, buffering, text)
 
     def exchange(self, first: StrPath, second: StrPath, *, order: int = 0, expect: Expectation = None) -> None:
-        """Stage the exchange of what exists at two names, in one step: files, folders, links, in any pairing.
+        """Stage the exchange of what exists at two names, in one step: files, folders and links, in any combination.
 
-        :param first, second: str or path objects; both must exist, or be put there earlier in this transaction.
+        :param first, second: str or path objects; both must exist, or have been staged earlier in this transaction.
         :param int order: when it is published, among the items; lower first.
         :param expect: what must exist at `first`, as for `atomik.file`.
 
@@ -444,19 +444,20 @@ class Transaction:
         exchange.stage(self._intake, first, second, order=order, expect=expect)
 
     def expect(self, path: StrPath, expected: Expectation) -> None:
-        """Commit only if `path`, which was only read, is still as `expected`; nothing changes there.
+        """Commit only if `path` is still as `expected`, although this transaction does not change it.
 
         :param expected: what `atomik.observe` returned, "absent", or ``"sha256:<hex>"`` of a regular file.
-        :raises atomik.errors.ConflictError: it is not; at once, or at the commit, under the locks and before the first swap.
+        :raises atomik.errors.ConflictError: it is not; raised at once, or by the commit, under the locks and before the first
+            swap.
 
-        Limit: what changes after that check, in the microseconds of the swaps, is not seen.
+        Limit: a change after that check, in the microseconds of the swaps, is not noticed.
         """
         from atomik._staging import expectation
 
         expectation.stage(self._intake, path, expected)
 
     def drop(self, path: StrPath) -> None:
-        """Take the last operation at `path` back; what it staged is deleted.
+        """Cancel the last operation at `path`, and delete what it staged.
 
         :raises atomik.errors.MissingPathError: no operation of this transaction changes it.
         :raises atomik.errors.DuplicateDestinationError: a later operation builds on it; drop that first.
@@ -466,9 +467,9 @@ class Transaction:
     def plan(self) -> tuple[PlannedChange, ...]:
         """What the commit would do now: an `atomik.PlannedChange` for each name, in the order of the steps.
 
-        Nothing is locked and nothing is changed, so others may change the answer.
+        Nothing is locked or changed, so other programs may make the answer stale.
 
-        Raises like `commit` when a destination is not as it must be.
+        Raises like `commit` if a destination is not as it must be.
         """
         from atomik._commit.preview import preview
 
@@ -480,21 +481,21 @@ class Transaction:
     def commit(self) -> Receipt:
         """Publish everything, and return what was done.
 
-        :returns: a `atomik.Receipt`, with every destination new, and durable unless ``durable=False``.  When it raises,
-            every destination is as it was and nothing is left over, but for the last two errors.
+        :returns: an `atomik.Receipt`; every destination is new, and durable unless ``durable=False``.  If it raises, every
+            destination is as it was and nothing is left over, except for the last two errors.
 
-        :raises atomik.errors.FileAlreadyExistsError: somebody else published there first; theirs stays.
-        :raises atomik.errors.ConflictError: a destination or its folder is not what was expected, or what it was when
-            the locks were taken; theirs stays.
+        :raises atomik.errors.FileAlreadyExistsError: someone else published there first; their version is kept.
+        :raises atomik.errors.ConflictError: a destination or its folder is not what was expected, or not what it was when
+            the locks were taken; their version is kept.
         :raises atomik.errors.WrongKindError, atomik.errors.MountPointError, atomik.errors.MissingPathError: a destination
-            (or what is to be moved or removed) is not as it must be.
-        :raises atomik.errors.UnsupportedFilesystemError: no way to swap keeps the promise on this filesystem.
+            (or the source of a move or removal) is not as it must be.
+        :raises atomik.errors.UnsupportedFilesystemError: no method keeps the promise on this filesystem.
         :raises atomik.errors.LockTimeoutError: another transaction held a folder for longer than ``lock_timeout`` seconds.
-        :raises atomik.errors.JournalError: a dead transaction's journal lies in the folder, and may not be trusted.
-        :raises atomik.errors.AtomikOSError: the last of an output could not be written (a full disk), with errno.
+        :raises atomik.errors.JournalError: there is a dead transaction's journal in the folder that cannot be trusted.
+        :raises atomik.errors.AtomikOSError: the rest of an output could not be written (for example, a full disk).
         :raises atomik.errors.CommitError: another system call failed; everything was rolled back.
-        :raises atomik.errors.TransactionStateError: not open any more, a forked child, or an output whose writing failed
-            and that was not staged again.
+        :raises atomik.errors.TransactionStateError: the transaction is not open any more, this is a forked child, or an
+            output failed and was not staged again.
         :raises atomik.errors.DurabilityError: everything is new, but the last sync failed; ``receipt`` says what.
         :raises atomik.errors.RollbackError: in doubt; `atomik.recover` decides.
         """
@@ -504,12 +505,12 @@ class Transaction:
         return receipt
 
     def prepare(self) -> None:
-        """Do everything up to the commit mark: locked, journalled, published and durable, and still undoable.
+        """Do everything up to the commit mark: everything is published and durable, and can still be undone.
 
-        Then `commit` writes the mark, or `abort` undoes everything; so somebody else, a database say, can decide between the
+        Then `commit` writes the mark, or `abort` undoes everything, so that a database, for example, can decide between the
         two.  Until then the folders stay locked.  If the process dies in between, the next transaction there (or `recover`)
-        undoes it; with ``transaction(coordinator=…)`` nothing touches it until ``recover(folder, decide=…)`` asks whoever
-        decides.
+        undoes it; with ``transaction(coordinator=…)`` nothing touches it until ``recover(folder, decide=…)`` asks the
+        coordinator.
 
         Raises like `commit`; then everything is as it was, and the transaction is over.
         """
@@ -518,8 +519,8 @@ class Transaction:
             self._guarded(lambda _: self._prepare(), time.perf_counter())
 
     def abort(self) -> None:
-        """Drop everything staged, or undo what was prepared; every destination is as it was.  Harmless when it was aborted
-        before.
+        """Drop everything staged, or undo what was prepared; every destination is as it was.  Does nothing if the
+        transaction was aborted before.
 
         :raises atomik.errors.TransactionStateError: it was committed already, or this is a forked child.
         """

@@ -19,25 +19,25 @@ from .unfinished_journal import wait_or_recover
 
 @contextmanager
 def reading(*folders: str | os.PathLike[str], lock_timeout: float | None = 60.0) -> Iterator[None]:
-    """Hold transactions off while the block reads from `folders` (P6).
+    """Keep transactions out while the block reads from `folders` (P6).
 
     >>> with atomik.reading("out"):
     ...     model, index = load("out/model.bin"), load("out/index.json")
 
     :param folders: str or path objects: the folders that hold the destinations (their parents), or folders that are
-        published as a whole.  Shared locks: readers do not stop each other.
+        published as a whole.  The locks are shared: readers do not stop each other.
     :param float lock_timeout: seconds to wait for a transaction in the middle of its commit.
-    :returns: a context manager that gives nothing.
+    :returns: a context manager.
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
         be opened.
     :raises atomik.errors.LockTimeoutError: a transaction held a folder for longer.
     :raises atomik.errors.JournalError, atomik.errors.UndecidedError, atomik.errors.RollbackError: there is a dead
         transaction's journal that could not be recovered.
 
-    Guarantee: inside the block every transaction of several items in these folders is completely visible or not at all, and
-    neither they nor a folder in them is replaced; what a dead transaction left is recovered first.  A single file is atomic
-    by itself and is not held off.  Limit: programs that write without atomik are not held off either.  Source: flock(2);
-    the lock goes with the process.
+    Guarantee: inside the block, every transaction of several items in these folders is either completely visible or not at
+    all, and neither the folders nor a folder in them is replaced.  What a dead transaction left is recovered first.  A single
+    file is atomic by itself and does not wait.  Limit: programs that write without atomik do not wait either.  Source:
+    flock(2); the lock ends with the process.
     """
     held: list[Directory] = []
     deadline = deadline_of(lock_timeout)

@@ -36,8 +36,8 @@ from .unfinished_journal import Decide, wait_or_recover
 
 @define(frozen=True)
 class RecoveryReport:
-    """What `recover` found and did: ``items``, one `Recovered` a name, in the order of the work; ``str()`` gives a line for
-    each."""
+    """What `recover` found and did: ``items``, a `Recovered` for each name, in the order of the work; ``str()`` gives a line
+    for each."""
 
     __module__ = "atomik"
 
@@ -45,12 +45,12 @@ class RecoveryReport:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is left that wants attention: no foreign object, kept original or unreachable folder."""
+        """Whether nothing needs your attention: no foreign object, no kept original, no unreachable folder."""
         return not any(item.action in ATTENTION for item in self.items)
 
     @property
     def kept(self) -> tuple[Recovered, ...]:
-        """Displaced originals that could not go back; `recover` with ``discard=True`` deletes them."""
+        """Displaced originals that could not be put back; `recover` with ``discard=True`` deletes them."""
         return tuple(item for item in self.items if item.action == "kept")
 
     def __str__(self) -> str:
@@ -70,38 +70,38 @@ def recover(
 ) -> RecoveryReport:
     """Undo or finish what dead transactions left in `folders`, and remove their temporary files.
 
-    A transaction, `reading` and a one-item write do this by themselves for a journal they meet; call it after a crash
-    to do it at once, and to remove what was staged by processes that died before their commit.
+    Transactions, `reading` and writes of a single output do this by themselves for a journal that they find.  Call it after a
+    crash to do it at once, and to remove what was staged by processes that died before their commit.
 
     :param folders: str or path objects: folders that hold destinations (their parents, not the destinations).  From any
-        one folder of a transaction the others are found, wherever the tree is mounted now.
-    :param bool recursive: also recover every folder below them; not below links and mount points.
-    :param bool discard: also delete what is staged with ``resume=True`` and not in use, and displaced originals that cannot
-        go back because somebody else published in their place since; and give up parts of a transaction that cannot be
-        undone: their folder cannot be found, or the kernel refuses for good (an immutable file, an xfs project id).
-    :param bool dry_run: change nothing; report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
-    :param decide: a function that is called with the id and the coordinator of each prepared transaction that a dead process
-        left (``transaction(coordinator=…)``), and returns True to commit it or False to undo it.
-    :param float lock_timeout: seconds to wait for a transaction that is at work; None waits as long as it takes.
+        folder of a transaction the others are found, even if the tree is mounted elsewhere now.
+    :param bool recursive: also recover all folders below them, but not below symbolic links and mount points.
+    :param bool discard: also delete what was staged with ``resume=True`` and is not in use, and displaced originals that
+        cannot be put back because someone else published in their place since; and give up parts of a transaction that
+        cannot be undone: their folder cannot be found, or the kernel keeps refusing (an immutable file, an xfs project id).
+    :param bool dry_run: change nothing, only report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
+    :param decide: a function that decides about prepared transactions of dead processes (``transaction(coordinator=…)``).  It
+        gets the transaction's id and its coordinator, and returns True to commit or False to undo.
+    :param float lock_timeout: seconds to wait for a transaction that is still running; None waits as long as it takes.
     :param progress: ``True`` for a bar, as for `atomik.transaction`; or a function, called with ("recovering", done, total),
-        in folders.
-    :returns: a `RecoveryReport`, item by item; it is logged as ``recovery.…`` events as well.
+        which are numbers of folders.
+    :returns: a `RecoveryReport`; each of its items is also logged as a ``recovery.…`` event.
 
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
         be opened.
-    :raises atomik.errors.LockTimeoutError: a transaction was at work in the folder all the time.
-    :raises atomik.errors.JournalError: a journal is damaged, newer than this atomik, or not this user's (or root's) own;
-        nothing was touched.
-    :raises atomik.errors.UndecidedError: a coordinator must decide about a prepared transaction, and `decide` was not given;
-        nothing of it was touched.
+    :raises atomik.errors.LockTimeoutError: a transaction was still running in the folder after ``lock_timeout``.
+    :raises atomik.errors.JournalError: a journal is damaged, newer than this atomik, or belongs neither to this user nor to
+        root; nothing was touched.
+    :raises atomik.errors.UndecidedError: a coordinator must decide about a prepared transaction, and `decide` was not passed;
+        the transaction was not touched.
     :raises atomik.errors.RollbackError: something could not be brought back; the journal stays.  Fix the cause and repeat.
     :raises atomik.errors.AtomikOSError: another system call failed, with errno; fix the cause and repeat.
 
-    An error is raised at the end, after everything else is done; its ``report`` says what that was, and its notes name the
-    other failures.  What `decide` or `progress` raises goes on at once, unchanged.
+    Errors are raised at the end, after everything else is done; ``report`` of the error says what was done, and its notes
+    list the other failures.  An exception from `decide` or `progress` is raised at once, unchanged.
 
-    Guarantee: every destination of a dead transaction is afterwards what it was before, or the new version if its commit
-    mark was durable; all of them alike.  Idempotent; may be killed or interrupted at any moment and run again.  Objects that
+    Guarantee: afterwards all destinations of a dead transaction are what they were before; or, if its commit mark was
+    durable, all are new.  Idempotent; may be killed or interrupted at any moment and run again.  Objects that
     are neither the recorded old nor the recorded new one are never touched.  Only names with atomik's prefix and the
     transaction's id are deleted, and only if their identity is recorded or their private folder's lock is free (flock(2),
     name_to_handle_at(2)).

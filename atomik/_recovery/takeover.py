@@ -48,14 +48,14 @@ class Recovered:
     """What was found and done about one name; in `atomik.RecoveryReport`.
 
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),
-    "finished" (the commit was complete; this is the new version), "foreign" (somebody else's object is there, and
-    stays), "kept" (a displaced original that has no place to go back to; ``detail`` says where it is), "discarded" (such
-    an original, deleted on request), "removed" (an abandoned temporary file or folder), "resumable" (what was staged with
-    ``resume=True``, for the next run), "live" (its owner is alive),
-    "left" (it could not be removed, or is not atomik's; ``detail`` says why), "unreachable" (a folder of the transaction
-    was not found); with ``dry_run`` also "hot" (a journal whose owner is dead), "prepared" (the same, and its coordinator
-    has to decide), "abandoned" (its staging folder) and "slot" (a name beside a destination).
-    ``txid``: the transaction's id, "" where it is not known.  ``detail``: more, often empty.
+    "finished" (the commit was complete; this is the new version), "foreign" (someone else's object is there, and is kept),
+    "kept" (a displaced original that cannot be put back; ``detail`` says where it is), "discarded" (such an original, deleted
+    on request), "removed" (an abandoned temporary file or folder), "resumable" (what was staged with ``resume=True``, for the
+    next run), "live" (its owner is alive), "left" (it could not be removed, or is not atomik's; ``detail`` says why),
+    "unreachable" (a folder of the transaction was not found); with ``dry_run`` also "hot" (a journal whose owner is dead),
+    "prepared" (the same, but its coordinator has to decide), "abandoned" (a private folder whose owner is dead) and "slot" (a
+    name next to a destination).
+    ``txid``: the transaction's id, "" if it is not known.  ``detail``: more, often empty.
     """
 
     __module__ = "atomik"

@@ -1,4 +1,4 @@
-"""What a destination was when somebody looked: the ticket for compare-and-swap.
+"""What a destination was when it was observed, for compare-and-swap.
 
 Of a folder it covers the whole tree (`_tree.fingerprint`).
 """
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @define(frozen=True)
 class Observation:
-    """What stood at a path: give it to ``expect=``, and the commit happens only if that still stands there.
+    """What was at a path: pass it as ``expect=``, and the commit happens only if that is still there.
 
     Made by `observe`.  ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None
-    when there was nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they
-    show changes made in place, as far as the clock of the filesystem tells them apart (about 4 ms before Linux 6.13).
-    ``tree``: of a folder, a hash of the same for everything in it; None of anything else.  ``digest``: BLAKE2b of a
-    file's content, or of a folder's with all files and link targets in it, when asked for: it shows every change.
+    if there was nothing.  ``size`` in bytes, ``mtime_ns`` and ``ctime_ns`` in nanoseconds since the epoch: they
+    show changes made in place, if the clock of the filesystem can tell them apart (about 4 ms before Linux 6.13).
+    ``tree``: for a folder, a hash of the same for everything in it, else None.  ``digest``: if asked for, BLAKE2b of the
+    content of a file, or of all files and link targets in a folder: it shows every change.
     """
 
     __module__ = "atomik"
@@ -47,7 +47,7 @@ class Observation:
         return self.identity is None
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
-        """How what stands at `place` differs, None when it does not.  `moved` ignores what renames set."""
+        """How what exists at `place` differs, None if it does not.  `moved` ignores what renames set."""
         now = place.identity()
         if now != self.identity:
             if now is None:
@@ -132,17 +132,17 @@ def sha256_of(place: Place) -> str | None:
 
 
 def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observation:
-    """Look at `path` (links are not followed) and remember what stands there, for ``expect=``.
+    """Look at `path` (links are not followed) and remember what is there, for ``expect=``.
 
     >>> seen = atomik.observe("config.json", digest=True)
     >>> with atomik.file("config.json", expect=seen) as f:  # ConflictError if it changed
     ...     json.dump(config, f)
 
-    :param path: a str or path object; that nothing is there is an observation too.
+    :param path: a str or path object; nothing need exist there.
     :param bool digest: also read the content of a file, or of all files in a folder, so that even a change that keeps
         inode, size and times is seen.
     :returns: an `Observation`.
-    :raises atomik.errors.InvalidDestinationError: no usable name, as for `file`.
+    :raises atomik.errors.InvalidDestinationError: not a usable name, as for `file`.
     :raises atomik.errors.MissingPathError: the folder that should hold it does not exist.
     :raises atomik.errors.AccessDeniedError: it, its folder, or something in it may not be read.
 

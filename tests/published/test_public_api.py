@@ -62,8 +62,8 @@ SIGNATURES = {
     "Transaction.commit": "self",
     "Transaction.abort": "self",
     "observe": "path * digest=False",
-    "run_in": "folder args * overwrite_changes=False background=refuse keep_on_failure=None durable=True lock_timeout=60.0 "
-    "progress=None **subprocess_options",
+    "run_in": "folder args * changes_only=False overwrite_changes=False background=refuse keep_on_failure=None durable=True "
+    "lock_timeout=60.0 progress=None **subprocess_options",
     "swap": "first second * first_dir_fd=None second_dir_fd=None durable=False lock_timeout=60.0",
     "rename.rename": "src dst flag=Flag.RENAME_NOREPLACE * src_dir_fd=None dst_dir_fd=None replace=None whiteout=False",
     "rename.renameat2": "src_dir_fd src dst_dir_fd dst flags=0",
