@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import signal
-import stat
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -22,11 +21,9 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
-from atomik._staging.layer import StagedLayer
 from atomik._system import kernel
-from atomik._system.namespace import Answer, Entrance, Overlay, Process, View, end_with
+from atomik._system.namespace import Entrance, Process, View, end_with
 from atomik._tree.changes import Change, changes, manifest
-from atomik._tree.layer import TRUSTED, USER
 from atomik._tree.metadata import Metadata, apply
 
 from .transaction import Transaction
@@ -38,6 +35,7 @@ if TYPE_CHECKING:
 
     from atomik._receipt import Receipt
     from atomik._staging.options import Progress, StrPath
+    from atomik._system.namespace import Answer
 
 Background = Literal["refuse", "wait", "kill"]
 
@@ -114,7 +112,7 @@ def run_in(
         raise ValueError(f"background must be 'refuse', 'wait' or 'kill', not {background!r}")
     cwd = subprocess_options.pop("cwd", None)
     tx = Transaction(overwrite=True, durable=durable, lock_timeout=lock_timeout, progress=progress)
-    private = PrivateLayer if changes_only else PrivateCopy
+    private = private_layer() if changes_only else PrivateCopy
     with tx, private(tx, folder, cwd, overwrite_changes=overwrite_changes, keep=keep_on_failure) as copy:
         try:
             process = copy.run(args, subprocess_options)
@@ -217,7 +215,7 @@ class Private:
         """If the child could not enter, raise the error that says why."""
         answer = self._entrance.answer()
         if answer is not None and answer.failed:
-            raise _error(answer, self.path, self._entrance.view.cwd) from cause
+            raise not_entered(answer, self.path, self._entrance.view.cwd) from cause
 
     # --- processes that it left ----------------------------------------------------------------------------------------
     def settle(
@@ -325,45 +323,11 @@ class PrivateCopy(Private):
         return folder
 
 
-class PrivateLayer(Private):
-    """A layer over a folder, in which the program's changes are gathered (overlayfs)."""
+def private_layer() -> type[Private]:
+    """`PrivateLayer`, loaded when it is wanted."""
+    from .private_layer import PrivateLayer
 
-    def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:  # noqa: ARG002  for folders, which are exchanged where this works
-        self._layer = layer = StagedLayer(tx._intake, self.path)
-        try:
-            options = overlay_options(layer.place.directory, layer.private, self.path)
-            layer.begin(USER if "userxattr" in options.split(",") else TRUSTED)
-            self.slot = Place(layer.private, "upper")
-            place, below = layer.place, os.path.join(os.path.basename(layer.slot.directory.path), layer.slot.name)
-            return View(
-                place.fd, f"{below}/upper", place.name, layer.layer.upper.key, layer.folder.key, cwd,
-                Overlay(f"{below}/work", options),
-            )  # fmt: skip
-        except BaseException:
-            layer.close()
-            raise
-
-    def __exit__(self, *what: Any) -> None:  # noqa: PYI036
-        try:
-            super().__exit__(*what)
-        finally:
-            self._layer.close()
-
-    def changes(self) -> list[Change]:
-        self._layer.read()
-        return self._layer.listing()
-
-    def stage(self) -> None:
-        self._layer.read()
-        self._layer.stage(overwrite_changes=self._overwrite_changes)
-
-    def published(self) -> None:
-        self._layer.give_times()
-
-    def keep(self) -> None:
-        if self._kept is not None:
-            self._layer.complete("", "")
-        super().keep()
+    return PrivateLayer
 
 
 class _Kept:
@@ -445,74 +409,11 @@ def refuse_where_impossible(path: str) -> None:
     finally:
         folder.close()
     if answer is None or answer.failed:
-        raise _error(answer, absolute(path), "/")
+        raise not_entered(answer, absolute(path), "/")
 
 
-#: What overlayfs is asked for: to write renamed folders down, which it does for root alone …
-_FOR_ROOT, _FOR_USERS = "redirect_dir=on", "userxattr"
-#: … and not to wait for the disk when it is unmounted, for the commit does that (Linux 5.10).
-_OVERLAYS = tuple(
-    f"{marks},index=off,metacopy=off{more}" for marks in (_FOR_ROOT, _FOR_USERS) for more in (",volatile", "")
-)
-
-
-def overlay_options(parent: Directory, private: Directory, path: str) -> str:
-    """Try in a child of our own, with scratch folders in `private`, a folder below `parent`, whether an overlay works here:
-    the options that it takes.  Raises `NamespaceError`."""
-    below = os.path.relpath(private.path, parent.path)
-    answer: Answer | None = None
-    for number, options in enumerate(_OVERLAYS):
-        if _FOR_ROOT in options and os.geteuid():
-            continue
-        answer = _try_overlay(parent, private, f"{below}/try{number}", options)
-        if answer is not None and not answer.failed:
-            return options
-    raise _error(answer, path, "/")
-
-
-def _try_overlay(parent: Directory, private: Directory, place: str, options: str) -> Answer | None:
-    """Lay an overlay over a scratch folder, remove and replace what is in there, and see how that was written down."""
-    name = os.path.basename(place)
-    kernel.port.mkdir(name, 0o700, private.fd)
-    with contextlib.closing(Directory.open(name, private.fd, follow=False)) as scratch:
-        for each in ("lower", "upper", "work", "lower/gone", "lower/new"):
-            kernel.port.mkdir(each, 0o700, scratch.fd)
-        upper, lower = (kernel.port.lstat(each, scratch.fd) for each in ("upper", "lower"))
-        view = View(
-            parent.fd, f"{place}/upper", f"{place}/lower", (upper.st_dev, upper.st_ino), (lower.st_dev, lower.st_ino), "",
-            Overlay(f"{place}/work", options),
-        )  # fmt: skip
-
-        def change() -> None:
-            os.rmdir(f"{place}/lower/gone")
-            os.rmdir(f"{place}/lower/new")
-            os.mkdir(f"{place}/lower/new")
-
-        with Entrance(view) as entrance:
-            answer = entrance.try_it(change)
-        if answer is None or answer.failed:
-            return answer
-        return answer if _as_understood(scratch, options) else Answer("marks", errno.EOPNOTSUPP)
-
-
-def _as_understood(scratch: Directory, options: str) -> bool:
-    """Whether what the trial did is written down as `atomik._tree.layer` reads it."""
-    port = kernel.port
-    try:
-        gone = port.lstat("upper/gone", scratch.fd)
-        fd = port.open("upper/new", _FOLDER, scratch.fd)
-        try:
-            opaque = port.getxattr(fd, ("user" if "userxattr" in options else "trusted") + ".overlay.opaque")
-        finally:
-            port.close(fd)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        return False
-    return stat.S_ISCHR(gone.st_mode) and not gone.st_rdev and opaque == b"y"
-
-
-def _error(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSError:
+def not_entered(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSError:
+    """The error for a child that could not see what it was to see."""
     if answer is None:
         return errors.NamespaceError(*errors.os_args(errno.EIO, "the child that tried it was killed", path))
     step, number = answer.failed, answer.errno

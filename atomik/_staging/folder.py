@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from atomik._progress import Counting
     from atomik._protocol.resumable import Settle
+    from atomik._tree.fingerprint import Recorder
 
     from .intake import Intake
     from .options import ItemOptions, StrPath
@@ -94,30 +95,40 @@ class StagedFolder(Item):
         return self.workspace.path_of(slot)
 
     def _clone_present(self, slot: Place, progress: Counting | None) -> None:
-        from .observe import look_at
+        from atomik._tree.fingerprint import Recorder
 
-        seen = look_at(self.place, digest=False)
-        if self.options.expect is None:  # what others changed meanwhile must not be lost
-            self.expectation = seen
-        if seen.absent:
-            return  # nothing there yet: start empty
+        from .observe import Observation, look_at
+
+        expected = self.options.expect is None  # what others changed meanwhile must not be lost
+        there = self.place.stat()
+        if there is None or self.no_content:  # with names that are not copied, the clone does not see all
+            if expected:
+                self.expectation = look_at(self.place, digest=False)
+            if there is None:
+                return  # start empty
         source = Directory.open(self.place.name, self.place.fd, follow=False)
         source.path = self.path
-        self._clone(source, slot, progress)
+        found, identity, seen = kernel.port.fstat(source.fd), source.identity(""), Recorder(source)
+        self._clone(source, slot, progress, seen)
+        if expected and not self.no_content:
+            self.expectation = Observation(
+                str(self.place), identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns, None, seen.value(),
+                tuple(seen.folders.items()),
+            )  # fmt: skip
 
     def _clone_base(self, base: str, slot: Place, progress: Counting | None) -> None:
         with kernel.typed("cannot copy the folder given as base=", base):
             source = Directory.open(base)
         self._clone(source, slot, progress)
 
-    def _clone(self, source: Directory, slot: Place, progress: Counting | None) -> None:
+    def _clone(self, source: Directory, slot: Place, progress: Counting | None, seen: Recorder | None = None) -> None:
         from atomik._tree.clone import clone
 
         try:
             target = Directory.open(slot.name, slot.fd, follow=False)
             target.path = str(slot)
             try:
-                self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content))
+                self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content, seen=seen))
                 if progress is not None:
                     progress.finish()
             finally:

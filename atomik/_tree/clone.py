@@ -16,6 +16,8 @@ A source that vanishes or changes its kind in the meantime is a `ConflictError`.
 being written is copied as it is at that moment.  Names that begin with ``.atomik-`` belong to a transaction in `src`;
 they are left out, and listed.
 
+One thread does it all: two, each with half of 10,000 files, took 0.5 to 1.4 times as long on two busy cores (btrfs, xfs).
+
 ``progress`` is called once for each object, with 1.
 """
 
@@ -36,17 +38,20 @@ from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
 from .content import Copier, copy_content
-from .metadata import REFUSED, Metadata, Named, apply, dress
+from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply, dress
 from .walk import Level, TreeWalk, mount_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import Self
 
+    from .fingerprint import Recorder
+
 __all__ = ["clone", "copy_content", "copy_entry"]
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _PATH = os.O_PATH | os.O_NOFOLLOW
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 #: The filesystem, or this one inode (EMLINK), can have no further hard link.
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EXDEV})
 #: The source is not what it was when it was listed.
@@ -55,16 +60,18 @@ _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, err
 
 def clone(
     src: Directory, dst: Directory, progress: Callable[[int], None] | None = None, *, share: bool = False,
-    leave_out: Collection[str] = (),
+    leave_out: Collection[str] = (), seen: Recorder | None = None,
 ) -> list[str]:  # fmt: skip
     """Make the empty folder `dst` a copy of `src`, except for its entries `leave_out`; returns the names of what could not be
     kept.
+
+    `seen` is told what there was, as it was before it was copied.
 
     With `share` the copy gets the same files, as hard links, where the kernel allows it: it is to take the original's place.
     """
     _refuse_mounts(src)
     source, target = TreeWalk(src, "copy"), TreeWalk(dst, "copy", loosen=True)
-    with source, target, _Clone(source, target, progress, share, leave_out) as work:
+    with source, target, _Clone(source, target, progress, share, leave_out, seen) as work:
         work.run()
         return work.lost
 
@@ -118,10 +125,15 @@ class _Clone:
     share: bool = False
     #: names directly in the top that are not copied
     leave_out: Collection[str] = ()
+    seen: Recorder | None = None
     lost: list[str] = field(factory=list)
     content: Copier = field(factory=Copier)
     _folders: list[tuple[os.stat_result, Metadata]] = field(factory=list)
     _first: dict[tuple[int, int], tuple[Level, str]] = field(factory=dict)  # of a source inode with several names
+    _entries: list[tuple[str, os.stat_result]] = field(factory=list)  # of the present folder of the source
+    _owner: tuple[int, int] | None = (
+        None  # of the files that we make in the present folder of the target, if that is all
+    )
     _reached: tuple[Level, int] | None = None  # where the last hard link came from
 
     def __enter__(self) -> Self:
@@ -227,6 +239,8 @@ class _Clone:
     def _copy_files(self) -> list[str]:
         """Copy all but folders, whose names are returned."""
         folders = []
+        level, itself = self.source.level, None if self.seen is None else kernel.port.fstat(self.source.level.fd)
+        self._entries, self._owner = [], None
         for entry in self.source.entries():
             name = entry.name
             if name in self.leave_out and not self.source.depth:
@@ -242,7 +256,10 @@ class _Clone:
                         (self._file if entry.is_file(follow_symlinks=False) else self._other)(name, name)
                 except OSError as exc:
                     self._fail(exc, name)
-            self._count()
+            if self.progress:
+                self.progress(1)
+        if self.seen is not None and itself is not None:
+            self.seen.folder(level.names(), itself, self._entries, folders)
         return folders
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -253,18 +270,49 @@ class _Clone:
             found = port.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 self.source.moved(name)
+            self._entries.append((name, found))
             if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
             new = port.create(new_name, os.O_WRONLY, 0o600, below)
             try:
                 self.content.copy(fd, new, found)
-                metadata = Metadata.held(fd, found)
                 port.futime(new, (found.st_atime_ns, found.st_mtime_ns))  # while it is ours: later it needs CAP_FOWNER
-                self._note(apply(new, metadata, "all", same_content=True, path=self.target.path(new_name)), name)
+                ours = self._owner == (found.st_uid, found.st_gid) and not found.st_mode & _SET_ID
+                if ours and self._is_bare(fd):
+                    port.fchmod(new, stat.S_IMODE(found.st_mode))
+                else:
+                    self._dress_file(fd, new, found, name, new_name)
             finally:
                 port.close(new)
         finally:
             port.close(fd)
+
+    def _dress_file(self, fd: int, new: int, found: os.stat_result, name: str, new_name: str) -> None:
+        """Owner, attributes and mode.  Tells what the next files in this folder need: where new ones get neither attributes
+        nor ACLs, only the mode, if the owner is right."""
+        made = kernel.port.fstat(new)
+        self._owner = None if self._inherits() else (made.st_uid, made.st_gid)
+        lost = apply(new, Metadata.held(fd, found), "all", same_content=True, path=self.target.path(new_name))
+        self._note(lost, name)
+
+    def _inherits(self) -> bool:
+        try:
+            return DEFAULT_ACL in kernel.port.listxattr(self.target.level.fd)
+        except OSError as exc:
+            number = kernel.errno_of(exc)
+            if number not in REFUSED:
+                raise
+            return number not in (errno.ENOTSUP, errno.ENOSYS)
+
+    @staticmethod
+    def _is_bare(fd: int) -> bool:
+        """Whether a file has no attributes; where it cannot be asked, the thorough way finds out why."""
+        try:
+            return not kernel.port.listxattr(fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in REFUSED:
+                raise
+            return False
 
     def _shared(self, name: str) -> bool:
         """Whether the copy got the file itself; not so one of another user's (fs.protected_hardlinks)."""
@@ -309,6 +357,7 @@ class _Clone:
             found = port.fstat(fd)
             if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
                 self.source.moved(name)
+            self._entries.append((name, found))
             if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
             if self._made(fd, found, name, new_name):

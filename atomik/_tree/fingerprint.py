@@ -24,6 +24,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 from attrs import define
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 _ENTRIES, _COUNT = 8, 24
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+#: what a status counts for, behind the name and its end
+_STATUS = struct.Struct("=xIIIQQqq").pack
+_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 #: An entry is gone, or is of another kind than when it was listed.
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 
@@ -61,6 +66,52 @@ def fingerprint(directory: Directory, *, digest: bool = False, folders: dict[str
         if folders is not None:
             folders[path] = own
     return whole.digest()
+
+
+class Recorder:
+    """The same value, put together by somebody who goes through the tree anyway."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.inodes = directory.fs.name != "fuse"
+        self.folders: dict[str, bytes] = {}
+
+    def folder(
+        self, names: list[str], itself: os.stat_result, entries: list[tuple[str, os.stat_result]], below: list[str]
+    ) -> None:
+        """A folder, by the names that lead to it: its status from before its entries, these, and the names of its folders."""
+        found = [(name, status) for name, status in entries if not name.startswith(PREFIX)]
+        found += [(name, None) for name in below if not name.startswith(PREFIX)]  # type: ignore[misc]
+        found.sort(key=_name)
+        state = _new_hash(_COUNT - _ENTRIES)
+        state.update(b"".join([_entry(name, status, self.inodes) for name, status in found]))
+        self.folders["/".join(names)] = _value(itself, state, len(found), top=not names)
+
+    def value(self) -> bytes:
+        """The value for the tree."""
+        whole = _new_hash(32)
+        for path in sorted(self.folders, key=lambda path: path.split("/") if path else []):
+            whole.update(os.fsencode(path) + b"\0" + self.folders[path])
+        return whole.digest()
+
+
+def _name(entry: tuple[str, object]) -> str:
+    return entry[0]
+
+
+def _entry(name: str, found: os.stat_result | None, inodes: bool) -> bytes:
+    """What an entry of a folder counts for; of a folder only the name does, for the rest is in its own value."""
+    if found is None:
+        return os.fsencode(name) + b"/\0"
+    inode = found.st_ino if inodes else 0
+    return name.encode(_ENCODING, _ERRORS) + _STATUS(
+        found.st_mode, found.st_uid, found.st_gid, inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
+
+
+def _value(itself: os.stat_result, entries: blake2b, count: int, *, top: bool) -> bytes:
+    times = (0, 0) if top else (itself.st_mtime_ns, itself.st_ctime_ns)
+    own = _new_hash(_ENTRIES, b"%d %d %d %d %d" % (*_owner(itself), *times))
+    return own.digest() + entries.digest() + count.to_bytes(4, "big")
 
 
 def first_difference(directory: Directory, folders: dict[str, bytes], *, digest: bool = False) -> str | None:
@@ -120,37 +171,36 @@ class _Folder:
         """The value of the entries; their folders are left in the level, and the name that changed last is returned."""
         port, fd = kernel.port, self.level.fd
         itself = port.fstat(fd)  # before the entries: what changes meanwhile makes the value stale, never wrong
-        entries, folders, newest, latest = _new_hash(_COUNT - _ENTRIES), [], "", 0
+        folders, newest, latest, told, inodes, lstat = [], "", 0, [], self.inodes, port.lstat
         names = sorted(entry.name for entry in self.down.entries() if not entry.name.startswith(PREFIX))
         for name in names:
             try:
-                found = port.lstat(name, fd)
+                found = lstat(name, fd)
             except OSError as exc:
                 if kernel.errno_of(exc) != errno.ENOENT:
                     self.down.fail(exc, name)
                 continue
             if stat.S_ISDIR(found.st_mode):
-                folders.append(name)  # the rest is in its own value
-                entries.update(os.fsencode(name) + b"/\0")
+                folders.append(name)
+                told.append(_entry(name, None, inodes))
                 continue
-            self._add(entries, name, found)
+            told.append(_entry(name, found, inodes))
+            if self.digest:
+                told.append(self._digest(name, found))
             if found.st_ctime_ns > latest:
                 newest, latest = name, found.st_ctime_ns
         self.level.folders = folders[::-1]
-        times = (itself.st_mtime_ns, itself.st_ctime_ns) if self.level.above else (0, 0)
-        own = _new_hash(_ENTRIES, b"%d %d %d %d %d" % (*_owner(itself), *times))
-        return own.digest() + entries.digest() + len(names).to_bytes(4, "big"), newest
+        state = _new_hash(_COUNT - _ENTRIES)
+        state.update(b"".join(told))
+        return _value(itself, state, len(names), top=self.level.above is None), newest
 
-    def _add(self, state: blake2b, name: str, found: os.stat_result) -> None:
-        inode = found.st_ino if self.inodes else 0
-        what = (*_owner(found), inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        state.update(os.fsencode(name) + b"\0%d %d %d %d %d %d %d\0" % what)
-        if self.digest:
-            try:
-                state.update(self._content(name, found))
-            except OSError as exc:
-                if kernel.errno_of(exc) not in _CHANGED:
-                    self.down.fail(exc, name)
+    def _digest(self, name: str, found: os.stat_result) -> bytes:
+        try:
+            return self._content(name, found)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in _CHANGED:
+                self.down.fail(exc, name)
+            return b""
 
     def _content(self, name: str, found: os.stat_result) -> bytes:
         port, above = kernel.port, self.level.fd

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define
 
-from atomik._api.run_in import Private, PrivateCopy, PrivateLayer
+from atomik._api.run_in import Private, PrivateCopy, private_layer
 from atomik._api.shortcuts import transaction
 from atomik._system import kernel
 from atomik._tree.changes import Change, counts
@@ -53,7 +53,7 @@ def run_in(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Rece
         )
 
         def work() -> tuple[int, Receipt | Listing | None]:
-            private = PrivateLayer if arguments.changes_only else PrivateCopy
+            private = private_layer() if arguments.changes_only else PrivateCopy
             with private(
                 tx, arguments.inside, overwrite_changes=arguments.overwrite_changes, keep=arguments.keep_on_failure,
                 allow_gap=arguments.allow_gap,

@@ -1,0 +1,133 @@
+"""A program sees a folder through an overlay, which gathers what it changes: ``run_in(changes_only=True)``.
+
+The transaction is made of that when the program has ended (`_staging.layer`).  Whether an overlay works where the folder is,
+and writes changes down as they are read, is tried before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from atomik._folder.directory import Directory
+from atomik._folder.place import Place
+from atomik._staging.layer import StagedLayer
+from atomik._system import kernel
+from atomik._system.namespace import Answer, Entrance, Overlay, View
+from atomik._tree.layer import TRUSTED, USER
+
+from .run_in import Private, not_entered
+
+if TYPE_CHECKING:
+    from atomik._tree.changes import Change
+
+    from .transaction import Transaction
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+#: What overlayfs is asked for: to write renamed folders down, which it does for root alone …
+_FOR_ROOT, _FOR_USERS = "redirect_dir=on", "userxattr"
+#: … and not to wait for the disk when it is unmounted, for the commit does that (Linux 5.10).
+_OVERLAYS = tuple(
+    f"{marks},index=off,metacopy=off{more}" for marks in (_FOR_ROOT, _FOR_USERS) for more in (",volatile", "")
+)
+
+
+class PrivateLayer(Private):
+    """A layer over a folder, in which the program's changes are gathered (overlayfs)."""
+
+    def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:  # noqa: ARG002  for folders, which are exchanged where this works
+        self._layer = layer = StagedLayer(tx._intake, self.path)
+        try:
+            options = overlay_options(layer.place.directory, layer.private, self.path)
+            layer.begin(USER if "userxattr" in options.split(",") else TRUSTED)
+            self.slot = Place(layer.private, "upper")
+            place, below = layer.place, os.path.join(os.path.basename(layer.slot.directory.path), layer.slot.name)
+            return View(
+                place.fd, f"{below}/upper", place.name, layer.layer.upper.key, layer.folder.key, cwd,
+                Overlay(f"{below}/work", options),
+            )  # fmt: skip
+        except BaseException:
+            layer.close()
+            raise
+
+    def __exit__(self, *what: Any) -> None:  # noqa: PYI036
+        try:
+            super().__exit__(*what)
+        finally:
+            self._layer.close()
+
+    def changes(self) -> list[Change]:
+        self._layer.read()
+        return self._layer.listing()
+
+    def stage(self) -> None:
+        self._layer.read()
+        self._layer.stage(overwrite_changes=self._overwrite_changes)
+
+    def published(self) -> None:
+        self._layer.give_times()
+
+    def keep(self) -> None:
+        if self._kept is not None:
+            self._layer.complete("", "")
+        super().keep()
+
+
+def overlay_options(parent: Directory, private: Directory, path: str) -> str:
+    """Try in a child of our own, with scratch folders in `private`, a folder below `parent`, whether an overlay works here:
+    the options that it takes.  Raises `NamespaceError`."""
+    below = os.path.relpath(private.path, parent.path)
+    answer: Answer | None = None
+    for number, options in enumerate(_OVERLAYS):
+        if _FOR_ROOT in options and os.geteuid():
+            continue
+        answer = _try_overlay(parent, private, f"{below}/try{number}", options)
+        if answer is not None and not answer.failed:
+            return options
+    raise not_entered(answer, path, "/")
+
+
+def _try_overlay(parent: Directory, private: Directory, place: str, options: str) -> Answer | None:
+    """Lay an overlay over a scratch folder, remove and replace what is in there, and see how that was written down."""
+    name = os.path.basename(place)
+    kernel.port.mkdir(name, 0o700, private.fd)
+    with contextlib.closing(Directory.open(name, private.fd, follow=False)) as scratch:
+        for each in ("lower", "upper", "work", "lower/gone", "lower/new"):
+            kernel.port.mkdir(each, 0o700, scratch.fd)
+        upper, lower = (kernel.port.lstat(each, scratch.fd) for each in ("upper", "lower"))
+        view = View(
+            parent.fd, f"{place}/upper", f"{place}/lower", (upper.st_dev, upper.st_ino), (lower.st_dev, lower.st_ino), "",
+            Overlay(f"{place}/work", options),
+        )  # fmt: skip
+
+        def change() -> None:
+            os.rmdir(f"{place}/lower/gone")
+            os.rmdir(f"{place}/lower/new")
+            os.mkdir(f"{place}/lower/new")
+
+        with Entrance(view) as entrance:
+            answer = entrance.try_it(change)
+        if answer is None or answer.failed:
+            return answer
+        return answer if _as_understood(scratch, options) else Answer("marks", errno.EOPNOTSUPP)
+
+
+def _as_understood(scratch: Directory, options: str) -> bool:
+    """Whether what the trial did is written down as `atomik._tree.layer` reads it."""
+    port = kernel.port
+    try:
+        gone = port.lstat("upper/gone", scratch.fd)
+        fd = port.open("upper/new", _FOLDER, scratch.fd)
+        try:
+            opaque = port.getxattr(fd, ("user" if "userxattr" in options else "trusted") + ".overlay.opaque")
+        finally:
+            port.close(fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+    return stat.S_ISCHR(gone.st_mode) and not gone.st_rdev and opaque == b"y"
