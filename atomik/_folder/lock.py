@@ -12,11 +12,17 @@ for its own lock: a signal handler that publishes while its own thread commits, 
 same folder.  A table of all locks that this process holds, with the thread that took each, finds that out at once
 (EDEADLK).  The limit: a lock that one thread takes and another gives back counts for the one that took it.
 
-**Fairness.**  flock(2) has no queue.  A writer that waits announces itself (`Kernel.announce_writer`), and
+**Fairness.**  flock(2) has no queue.  A writer that waits takes a *ticket*, the moment at which it came, and announces it
+(`Kernel.announce_writer`); the sign goes with its descriptor, however it dies.
 
-* a reader that comes later gives way, until the writer had its turn or `GIVE_WAY` is over (the reader may be one for
-  whose end the writer waits);
-* a process that has taken the lock again and again for `TURN` seconds gives way in the same manner.
+* A writer leaves a free lock to those with an earlier ticket, and one that comes while others wait gets in line.  The first
+  in line looks often, the others the less often the more are before them.  One whose turn has come and who does not
+  take it (it was stopped, or is no atomik: whoever may read the folder can announce itself) is passed over after
+  `PATIENCE` seconds, and from then on by this process.
+* A reader that comes later gives way, until a writer had its turn or `GIVE_WAY` is over (the reader may be one for whose end
+  the writer waits).
+
+Where tickets cannot be announced (NFS, Linux before 3.15), everybody is first in line, and luck decides.
 
 **Time** is CLOCK_MONOTONIC, read by clock_gettime(2): libraries that freeze time for tests patch `time.monotonic` in every
 module.  Where even that clock stands still, the time slept counts.
@@ -30,7 +36,7 @@ import math
 import os
 import time
 from _thread import get_ident
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._system import forked, kernel
@@ -52,16 +58,19 @@ _TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcn
 #: Seconds for which a newcomer lets a waiting writer go first.
 GIVE_WAY = 1.0
 
-#: Seconds for which one process may take the lock again and again before it looks whether another one waits.
-TURN = 0.05
+#: Seconds for which an earlier ticket may stay where it is before somebody else tries the lock.
+PATIENCE = 0.25
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.02
+#: Seconds between two looks of the first in line, and at most; longer waiting makes for longer pauses.
+_PAUSE, _LONGEST_PAUSE = 0.0003, 0.02
+#: So many before us are counted.
+_COUNTED = 8
 
-#: folder -> when this process's present run of exclusive locks on it began
-_turns: dict[tuple[int, int, int], float] = {}
+#: folder -> tickets before this one are not waited for: their owners did not take the lock when it was free
+_passed_over: dict[tuple[int, int, int], int] = {}
 #: thread -> what it calls while it waits for a lock; an exception of that ends the waiting
 while_waiting: dict[int, Callable[[], None]] = {}
-_TURNS = 256
+_FOLDERS = 256
 
 
 def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLOCK_MONOTONIC) -> float:
@@ -103,25 +112,13 @@ def unlock(self: Lockable) -> None:
     """Let go of the lock."""
     fd = self.fd
     kernel.port.flock(fd, fcntl.LOCK_UN)
-    held = forked.guarded.get(fd)
-    if held is not None:
+    if forked.guarded.get(fd) is not None:
         forked.guarded[fd] = None
-        if not held[2]:
-            _end_turn(held[0])
 
 
 def closing(fd: int) -> None:
     """The descriptor is about to be closed, and its lock gone."""
-    held = forked.guarded.pop(fd, None)
-    if held is not None and not held[2]:
-        _end_turn(held[0])
-
-
-def _end_turn(key: tuple[int, int, int]) -> None:
-    if key not in _turns:
-        if len(_turns) >= _TURNS:
-            _turns.clear()
-        _turns[key] = now()
+    forked.guarded.pop(fd, None)
 
 
 def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *, shared: bool = False) -> None:
@@ -130,41 +127,75 @@ def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *
 
     Raises `LockTimeoutError`: ETIMEDOUT when somebody else held it all the time, EDEADLK at once when this thread does.
     """
-    polite = not _holds(self, shared=True) if shared else _had_its_turn(self)
-    if try_lock(self, shared=shared):
+    deadline = deadline_of(timeout) if deadline is None else deadline
+    if not shared:
+        if _earlier(self, 0) is not None or not try_lock(self):
+            _wait_in_line(self, timeout, deadline)
+        return
+    polite = not _holds(self, shared=True)
+    if try_lock(self, shared=True):
         if not polite or not _writer_is_waiting(self.fd):
             return
         unlock(self)
-    _wait(self, timeout, deadline_of(timeout) if deadline is None else deadline, shared=shared, polite=polite)
+    _wait_to_read(self, timeout, deadline, polite=polite)
 
 
-def _wait(self: Lockable, timeout: float | None, deadline: float, *, shared: bool, polite: bool) -> None:
-    """Poll until the lock is ours.  While `polite`, a free lock is left to a writer that waits."""
-    gives_way_until = now() + GIVE_WAY
-    pause, still, announced = _FIRST_PAUSE, 0.0, False
+def _wait_in_line(self: Lockable, timeout: float | None, deadline: float) -> None:
+    """Poll until the lock is ours, and no writer with an earlier ticket waits for it."""
+    forked.guarded.setdefault(self.fd, None)  # a forked child must not keep the ticket
+    ticket = max(1, int(now() * 1e6))
+    began = since = now()
+    still, first = 0.0, None
     try:
+        _announce_writer(self.fd, ticket)
         while True:
-            if try_lock(self, shared=shared):
-                if not polite or now() + still >= min(gives_way_until, deadline) or not _writer_is_waiting(self.fd):
-                    return
-                unlock(self)
-            else:
-                refuse_own(self, shared=shared)
-                ask_whether_to_wait()
-                if now() + still >= deadline:
-                    text = f"another transaction, or another program's flock, held the folder for {timeout:g} s"
-                    text += "; wait, or raise lock_timeout"
-                    errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, self.path)
-                polite = False  # somebody has his turn, so the next one is ours
-                if not shared and not announced:
-                    announced = True
-                    _announce_writer(self.fd, waiting=True)
-            # Random, so that several waiters do not keep step with each other.
-            still += _sleep(max(0.0, min(deadline - now() - still, pause * (0.5 + os.urandom(1)[0] / 256))))
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            moment = now() + still
+            before = _earlier(self, ticket)
+            if before != first:
+                first, since = before, moment
+            out_of_patience = moment - since >= PATIENCE
+            if (before is None or out_of_patience or moment >= deadline) and try_lock(self):
+                if before is not None and out_of_patience:
+                    _pass_over(self, before)
+                return
+            refuse_own(self, shared=False)
+            ask_whether_to_wait()
+            if moment >= deadline:
+                _time_is_over(self, timeout)
+            still += _pause(self, ticket, moment, since if before is None else began, deadline)
     finally:
-        if announced:
-            _announce_writer(self.fd, waiting=False)
+        _announce_writer(self.fd, 0)
+
+
+def _wait_to_read(self: Lockable, timeout: float | None, deadline: float, *, polite: bool) -> None:
+    """Poll until the lock is ours.  While `polite`, a free lock is left to a writer that waits."""
+    began, still = now(), 0.0
+    while True:
+        moment = now() + still
+        if try_lock(self, shared=True):
+            if not polite or moment >= min(began + GIVE_WAY, deadline) or not _writer_is_waiting(self.fd):
+                return
+            unlock(self)
+        else:
+            refuse_own(self, shared=True)
+            ask_whether_to_wait()
+            if moment >= deadline:
+                _time_is_over(self, timeout)
+            polite = False  # somebody has his turn, so the next one is ours
+        still += _pause(self, 0, moment, began, deadline)
+
+
+def _time_is_over(self: Lockable, timeout: float | None) -> NoReturn:
+    text = f"another transaction, or another program's flock, held the folder for {timeout:g} s"
+    errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, f"{text}; wait, or raise lock_timeout", self.path)
+
+
+def _pause(self: Lockable, ticket: int, moment: float, since: float, deadline: float) -> float:
+    """Sleep, the longer the more are before us and the longer it has lasted; the seconds that the clock did not notice."""
+    pause = max(_PAUSE * (1 + _how_many(self, ticket)), (moment - since) / 8)
+    # Random, so that several waiters do not keep step with each other.
+    wanted = min(pause, _LONGEST_PAUSE) * (0.5 + os.urandom(1)[0] / 256)
+    return _sleep(max(0.0, min(deadline - moment, wanted)))
 
 
 def ask_whether_to_wait() -> None:
@@ -202,19 +233,10 @@ def refuse_own(self: Lockable, *, shared: bool) -> None:
             errors.fail(errors.LockTimeoutError, errno.EDEADLK, text, self.path)
 
 
-def _had_its_turn(self: Lockable) -> bool:
-    """Whether this process has had the lock, with interruptions, for a whole `TURN`."""
-    began = _turns.get(self.place_key)
-    if began is None or now() - began < TURN:
-        return False
-    _turns.pop(self.place_key, None)
-    return True
-
-
-def _announce_writer(fd: int, *, waiting: bool) -> None:
-    """Tell newcomers that a writer waits, or not any more.  Where that cannot be told, luck decides."""
+def _announce_writer(fd: int, ticket: int) -> None:
+    """Tell others since when a writer waits, or (0) not any more.  Where that cannot be told, luck decides."""
     try:
-        kernel.port.announce_writer(fd, waiting)
+        kernel.port.announce_writer(fd, ticket)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
@@ -229,4 +251,28 @@ def _writer_is_waiting(fd: int) -> bool:
         return False
 
 
-os.register_at_fork(after_in_child=_turns.clear)
+def _earlier(self: Lockable, ticket: int, first: int = 0) -> int | None:
+    """A ticket that comes before `ticket` (0: any), from `first` on, and was not passed over."""
+    try:
+        return kernel.port.earlier(self.fd, max(first, _passed_over.get(self.place_key, 0)), ticket)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
+
+
+def _how_many(self: Lockable, ticket: int) -> int:
+    """How many are before us in line, up to `_COUNTED`."""
+    count, at = 0, 0
+    while ticket and count < _COUNTED and (before := _earlier(self, ticket, at)) is not None:
+        count, at = count + 1, before + 1
+    return count
+
+
+def _pass_over(self: Lockable, ticket: int) -> None:
+    if len(_passed_over) >= _FOLDERS:
+        _passed_over.clear()
+    _passed_over[self.place_key] = ticket + 1
+
+
+os.register_at_fork(after_in_child=_passed_over.clear)

@@ -142,9 +142,8 @@ def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
     raise OSError(number, text, *names)
 
 
-def _range_lock(kind: int) -> bytes:
-    """A ``struct flock`` about all of the file: the kind of lock, and zeros."""
-    return kind.to_bytes(2, sys.byteorder) + bytes(30)
+#: ``struct flock`` of a program with large files: kind, whence, start, length, process id
+_FLOCK = struct.Struct("@hhqqi4x")
 
 
 class Kernel:
@@ -308,15 +307,23 @@ class Kernel:
     #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
     flock = staticmethod(fcntl.flock)
 
-    def announce_writer(self, fd: int, waiting: bool) -> None:
-        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on an open folder, which holds nobody up, has nothing to do with
-        flock(2) and goes with the descriptor: a sign for those who ask with `writer_is_waiting`."""
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range_lock(fcntl.F_RDLCK if waiting else fcntl.F_UNLCK))
+    def announce_writer(self, fd: int, ticket: int) -> None:
+        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on one byte of an open folder, which holds nobody up, has nothing
+        to do with flock(2) and goes with the descriptor: a sign for those who ask with `writer_is_waiting` or `earlier`.
+        The byte is the `ticket`, a moment; 0 takes the sign away."""
+        kind, length = (fcntl.F_RDLCK, 1) if ticket else (fcntl.F_UNLCK, 0)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, int(ticket), length, 0))
 
     def writer_is_waiting(self, fd: int) -> bool:
         """fcntl(2), F_OFD_GETLK: whether somebody else has announced himself."""
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range_lock(fcntl.F_WRLCK))
-        return int.from_bytes(found[:2], sys.byteorder) != fcntl.F_UNLCK
+        return self.earlier(fd, 0, 0) is not None
+
+    def earlier(self, fd: int, first: int, end: int) -> int | None:
+        """fcntl(2), F_OFD_GETLK: the ticket of somebody else, from `first` on and before `end` (0: no end); as a rule that of
+        the one who came first."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end and end - first, 0)
+        kind, _, ticket, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else ticket
 
     # --- attributes ----------------------------------------------------------------------------------------------
     #: fchmod(2).

@@ -372,11 +372,14 @@ class MemoryKernel(Kernel):
     def flock(self, fd: int, operation: int) -> None:  # type: ignore[override]
         self._of(fd)
 
-    def announce_writer(self, fd: int, waiting: bool) -> None:
+    def announce_writer(self, fd: int, ticket: int) -> None:
         """Nobody is there to hear it."""
 
     def writer_is_waiting(self, fd: int) -> bool:
         return False
+
+    def earlier(self, fd: int, first: int, end: int) -> int | None:
+        return None
 
     # --- attributes ----------------------------------------------------------------------------------------------
     def fchmod(self, fd: int, mode: int) -> None:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -20,9 +21,10 @@ import atomik
 from atomik import errors
 from atomik._folder import lock
 from atomik._folder.directory import Directory
+from atomik._system import kernel
 from atomik._system.forked import guarded
 from tests.crash.deaths import die_at
-from tests.support.kernels import Acting, Recording, installed
+from tests.support.kernels import Acting, Faulty, Recording, installed
 from tests.support.state import in_child
 
 if TYPE_CHECKING:
@@ -427,6 +429,105 @@ def test_a_greedy_writer_lets_others_have_their_turn(tmp_path: Path) -> None:
         os.waitpid(child, 0)
         directory.close()
     assert max(waited) < 2, waited
+
+
+def in_line(path: Path, order: list[str], name: str) -> threading.Thread:
+    """A writer in a thread that waits for the folder's lock; back when it has its ticket."""
+    taken = threading.Event()
+
+    def wait() -> None:
+        directory = Directory.open(str(path))
+        lock.while_waiting[threading.get_ident()] = taken.set
+        try:
+            directory.lock(30)
+            order.append(name)
+        finally:
+            del lock.while_waiting[threading.get_ident()]
+            directory.close()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert taken.wait(30)
+    return thread
+
+
+def test_writers_have_their_turn_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    """And one that had the lock gets in line again, behind those who wait."""
+    directory, order = Directory.open(str(tmp_path)), list[str]()
+    directory.lock(0)
+    threads = [in_line(tmp_path, order, name) for name in "abcd"]
+    directory.unlock()
+    directory.lock(30)
+    order.append("again")
+    directory.close()
+    for thread in threads:
+        thread.join()
+    assert order == [*"abcd", "again"]
+
+
+@contextlib.contextmanager
+def waiting_child(path: Path) -> Iterator[int]:
+    """A process that waits in line for the lock, stopped."""
+    child = os.fork()
+    if not child:
+        lock.while_waiting[threading.get_ident()] = lambda: os.kill(os.getpid(), signal.SIGSTOP)
+        Directory.open(str(path)).lock(None)
+        os._exit(0)
+    try:
+        os.waitpid(child, os.WUNTRACED)
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_one_that_does_not_take_its_turn_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped process, or anybody who may read the folder, holds a writer up for a moment, and only once."""
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    directory = Directory.open(str(tmp_path))
+    directory.lock(0)
+    with waiting_child(tmp_path):
+        directory.unlock()
+        for waits in (True, False):
+            start = lock.now()
+            directory.lock(30)
+            assert (lock.now() - start >= 0.05) == waits
+            directory.unlock()
+    directory.close()
+
+
+def test_a_dead_waiter_is_not_in_line_any_more(tmp_path: Path) -> None:
+    """Its ticket went with it."""
+    directory = Directory.open(str(tmp_path))
+    directory.lock(0)
+    with waiting_child(tmp_path):
+        assert kernel.port.writer_is_waiting(directory.fd)
+    assert not kernel.port.writer_is_waiting(directory.fd)
+    directory.close()
+
+
+def test_without_time_to_wait_nobody_is_waited_for(tmp_path: Path) -> None:
+    """lock_timeout=0 takes a free lock although another one is in line."""
+    directory = Directory.open(str(tmp_path))
+    directory.lock(0)
+    with waiting_child(tmp_path):
+        directory.unlock()
+        directory.lock(0)
+    directory.close()
+
+
+@pytest.mark.parametrize("call", ["announce_writer", "earlier"])
+def test_without_tickets_luck_decides(two: tuple[Directory, Directory], call: str) -> None:
+    """NFS: nobody can be told, and everybody gets the lock all the same."""
+    two[0].lock(0)
+    with installed(Faulty.every(call, errno.ENOLCK)) as kernel:
+        waiting = threading.Thread(target=two[1].lock, args=(30,))
+        waiting.start()
+        while not kernel.struck:
+            time.sleep(0.001)
+        two[0].unlock()
+        waiting.join(30)
+    assert not waiting.is_alive()
 
 
 def test_a_handlers_exception_is_not_the_kernels_no(two: tuple[Directory, Directory]) -> None:
