@@ -142,6 +142,8 @@ def _native(step: Step) -> bool:
             rename(step.slot, step.dest, kernel.NOREPLACE)
         elif step.op == "remove":
             rename(step.dest, step.slot, kernel.NOREPLACE)
+        elif step.op == "exchange":
+            _exchange_two(step)
         else:
             # In this order the last event of the kernel is MOVED_TO of the destination, not MOVED_FROM (P10).
             rename(step.dest, step.slot, kernel.EXCHANGE)
@@ -156,6 +158,18 @@ def _native(step: Step) -> bool:
         return False
     step.method = RENAMEAT2
     return True
+
+
+def _exchange_two(step: Step) -> None:
+    """Both names are destinations, and the kernel's last event of the second is MOVED_FROM.  So a file goes there, which can
+    be announced; of two folders, watchers hear that of one of them (P10)."""
+    first, second = step.dest, step.slot
+    there, other = first.stat(), second.stat()
+    if there is not None and not kernel.is_file(there.st_mode) and other is not None and kernel.is_file(other.st_mode):
+        first, second, there = second, first, other
+    rename(first, second, kernel.EXCHANGE)
+    if there is not None and kernel.is_file(there.st_mode):
+        _announce(second.fd, second.name)
 
 
 def _by_links(step: Step) -> None:

@@ -185,6 +185,19 @@ def _eventually(true: Callable[[], bool], seconds: float = 10) -> bool:
     return True
 
 
+@pytest.mark.parametrize("second", ["file", "folder"])
+@pytest.mark.parametrize("first", ["file", "folder"])
+def test_an_exchange(folder: Path, first: str, second: str) -> None:
+    """A file is heard of last as there, at whichever name; of two folders, one is."""
+    for name, kind in (("a", first), ("b", second)):
+        (folder / name).touch() if kind == "file" else (folder / name).mkdir()
+    with watching(folder) as watch:
+        atomik.swap("a", "b")
+        last = {name: told[-1] for name, told in watch.events().items() if name in "ab"}
+    both = first == second == "folder"
+    assert sorted(last.values()) == (["MOVED_FROM", "MOVED_TO"] if both else ["CLOSE_WRITE", "MOVED_TO"])
+
+
 def test_inotifywait(folder: Path) -> None:
     """The usual ``inotifywait -e close_write -e moved_to`` hears of everything."""
     if shutil.which("inotifywait") is None:
