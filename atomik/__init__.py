@@ -6,10 +6,10 @@
     with atomik.file("result.json") as f: ...        # the simple one-off
 
 Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
-`write_text` and `write_bytes` to write, `run_in` for programs that change a folder, `observe` and `reading` to look,
+`write_text` and `write_bytes` to write, `run_in` for programs that change a folder, `observe` and `reading` to read,
 `recover` and `probe` for operators, `swap` and `rename` as primitives.
 
-Layout, for those who read the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
+Layout, for readers of the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
     cli | fsspec | testing    doors: the shell, other ecosystems, tests
     _api                      what users call: Transaction, file() folder() path() update(), probe(), run_in(), swap()
@@ -106,7 +106,7 @@ _LATER = {
     "testing": "testing",
 }
 
-# Where a thing is defined is nobody's business: pickles, tracebacks and help() name the package.  Functions get it here or
+# Where a name is defined should not show: pickles, tracebacks and help() name the package.  Functions get it here or
 # when they are loaded; classes have it in their bodies, for their objects are seen before anybody asks for the class.
 for _each in (edit, file, folder, path, transaction, update, write_bytes, write_text):
     _each.__module__ = __name__

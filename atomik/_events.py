@@ -1,8 +1,8 @@
 """Events: what happened, for programs that listen; nothing is ever printed (I12).
 
 An event goes to structlog when the program has configured structlog (``structlog.testing.capture_logs()`` does), else
-to the stdlib logger "atomik" when that is enabled for the level and has a handler, else nowhere.  Whether somebody
-listens is decided by `sys.modules` and the logger's cached level, before any argument is built: hot loops ask `heard`
+to the stdlib logger "atomik" when that is enabled for the level and has a handler, else nowhere.  Whether there
+is a listener is decided by `sys.modules` and the logger's cached level, before any argument is built: hot loops ask `heard`
 first.
 
 structlog is never imported here.  A bare structlog would print to stdout in a program that never configured it, so its
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import logging
     from types import FrameType
 
-DEBUG, INFO, WARNING = 10, 20, 30  # as in logging, which is not loaded for them: who listens has loaded it
+DEBUG, INFO, WARNING = 10, 20, 30  # as in logging, which is not imported for them: a listener has imported it
 
 _modules = sys.modules
 _logger: logging.Logger | None = None
@@ -32,7 +32,7 @@ _logger: logging.Logger | None = None
 
 def _present() -> logging.Logger | None:
     """The logger "atomik", once the program has loaded logging."""
-    global _logger  # noqa: PLW0603  made once, when somebody may listen
+    global _logger  # noqa: PLW0603  made once, when there may be a listener
     module = _modules.get("logging")
     if _logger is None and hasattr(module, "getLogger"):  # not in the middle of its import
         logger: logging.Logger = module.getLogger("atomik")  # type: ignore[union-attr]
@@ -54,7 +54,7 @@ def heard(level: int) -> bool:
 
 
 def emit(level: int, event: str, **fields: Any) -> None:
-    """Tell those that listen.  `event` is a dotted past-tense name; fields are plain values."""
+    """Pass an event to the listeners.  `event` is a dotted past-tense name; fields are plain values."""
     structlog = _structlog()
     if structlog is not None:
         getattr(structlog.get_logger("atomik"), _NAMES[level])(event, **fields)
@@ -78,7 +78,7 @@ def _record(logger: logging.Logger, level: int, event: str, fields: dict[str, An
     return record
 
 
-#: Code that stands between an event and the caller of atomik: the package, and the context managers in between.
+#: Code between an event and the caller of atomik: the package, and the context managers in between.
 _PACKAGE = os.path.dirname(emit.__code__.co_filename) + os.sep
 _BETWEEN = contextlib.contextmanager.__code__.co_filename
 
@@ -102,7 +102,7 @@ def _structlog() -> Any:
     structlog = sys.modules.get("structlog")
     if structlog is None or not structlog.is_configured():
         return None
-    # capture_logs leaves "configured" behind, with the defaults that it found.  Those print, so they do not count.
+    # capture_logs leaves "configured" set, with the defaults that it found.  Those print, so they do not count.
     return None if _are_defaults(structlog) else structlog
 
 

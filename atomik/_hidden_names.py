@@ -23,7 +23,7 @@ import os
 PREFIX = ".atomik-"
 JOURNAL_NAME = PREFIX + "journal"
 
-#: Behind a slot's name: an original that could not be brought back, and that only the user may delete.
+#: After a slot's name: an original that could not be brought back, and that only the user may delete.
 KEPT = "-kept"
 
 #: What `parse` says about a name.
@@ -69,7 +69,7 @@ def slot_name(txid: str, number: int) -> str:
 
 
 def twin_name(slot: str, suffix: str) -> str:
-    """A second name beside a slot: `suffix` is ``old``, ``new``, or ``new`` and a number."""
+    """A second name next to a slot: `suffix` is ``old``, ``new``, or ``new`` and a number."""
     return f"{slot}-{suffix}"
 
 

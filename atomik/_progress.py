@@ -16,7 +16,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 class Counting:
     """Turns "so many more" into "so many so far", of a total that is known only at the end.
 
-    It tells what was done when more is done, so that the last thing is told once, with the total.
+    It reports a count when the next one comes, so that the last count is reported once, with the total.
     """
 
     def __init__(self, progress: Progress, phase: str) -> None:
@@ -74,7 +74,7 @@ class Bar:
             self.close()
 
     def close(self) -> None:
-        """The work is over, or goes on in another phase."""
+        """The work is over, or continues in another phase."""
         drawn, self._drawn = self._drawn, None
         self._phase, self._done = "", 0
         if drawn is not None:

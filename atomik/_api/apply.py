@@ -62,7 +62,7 @@ class Applier:
 
     @contextmanager
     def naming_by_path(self) -> Iterator[None]:
-        """As `naming`, for what is raised when all are staged: by the path of the error."""
+        """As `naming`, for errors that are raised when everything is staged: found by the path of the error."""
         try:
             yield
         except errors.AtomikOSError as exc:
@@ -165,7 +165,7 @@ class Applier:
             text = f"'old' occurs {found} times, not {count} times; read the file again, or correct 'old' and 'count'"
             _conflict(full, text, count, found)
         self._place(path, change)
-        # What was read is what must still be there at the commit, unless an earlier change staged it.
+        # The commit requires that the file is still what was read, unless an earlier change staged it.
         self._put(full, (data.replace(old, new),), None, None if staged else seen)
 
     def _content(self, place: Place) -> tuple[bytes, bool]:

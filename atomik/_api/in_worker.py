@@ -1,4 +1,4 @@
-"""``async with``: a transaction ends in a worker thread, and the event loop goes on meanwhile.
+"""``async with``: a transaction ends in a worker thread, while the event loop goes on.
 
 Staging is as it is without ``async``.  The end of the block runs `Transaction.__exit__` whole in one new thread, for the
 transaction's lock and the table of folder locks know their owner by its thread; the task that waits holds nothing.
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
     from .transaction import Transaction
 
-#: phases behind which a commit may still turn back
+#: phases after which a commit can still be rolled back
 _BEFORE_THE_MARK = ("syncing", "swapping")
 
 
 class Stopped(BaseException):
-    """Raised in the worker, in the place of the task's cancellation; nobody else sees it."""
+    """Raised in the worker instead of the task's cancellation; nobody else sees it."""
 
     def __str__(self) -> str:
         return "the task was cancelled"
@@ -83,7 +83,7 @@ class Ending:
                 await done.wait()
             except BaseException as arrived:  # noqa: BLE001  goes on at the end
                 self._stop, cancelled = True, arrived
-                if isinstance(arrived, GeneratorExit):  # nobody runs the loop any more
+                if isinstance(arrived, GeneratorExit):  # nothing runs the loop any more
                     thread.join()
                     raise
         again = await loop.shielded(done)
@@ -120,7 +120,7 @@ class Ending:
             raise Stopped
 
     def _checking(self, progress: Progress | None) -> Progress:
-        """The user's progress function, preceded by a look at whether the task was cancelled."""
+        """The user's progress function; before each call it is checked whether the task was cancelled."""
 
         def checking(phase: str, done: int, total: int) -> None:
             if phase in _BEFORE_THE_MARK and not (phase == "syncing" and done == total):
@@ -131,7 +131,7 @@ class Ending:
         return checking
 
 
-#: more than "as it was", so more than a cancellation tells
+#: says more than "as it was", and so more than a cancellation does
 _TELLS_MORE = (errors.RollbackError, errors.DurabilityError)
 
 
@@ -152,7 +152,7 @@ class _Asyncio:
         return _AsyncioEvent(self._loop)
 
     async def shielded(self, done: Any) -> BaseException | None:
-        """Wait to the end; a cancellation meanwhile is returned."""
+        """Wait to the end; return a cancellation that came in between."""
         anyio = sys.modules.get("anyio")
         cancelled: BaseException | None = None
         while not done.is_set():
@@ -174,7 +174,7 @@ class _AsyncioEvent:
         self._event = asyncio.Event()
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed, and nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and nothing waits
             self._loop.call_soon_threadsafe(self._event.set)
 
     def is_set(self) -> bool:

@@ -1,9 +1,9 @@
 """What a filesystem can do, and what atomik can promise there, found out by trying it: `probe`, and `Capabilities`.
 
 Every ability comes from a real call, and every promise from a small program (`trials`), in a private folder of a
-transaction that never was, which is gone afterwards.  Only ``syncfs`` is looked up: trying it would wait for everything that
-other programs have written.  What was learned about the flags of renameat2 is remembered for the mount, as after a first
-transaction there.
+transaction that is never committed; it is removed afterwards.  Only ``syncfs`` is looked up: trying it would wait for
+everything that other programs have written.  What was learned about the flags of renameat2 is remembered for the mount,
+as after a first transaction there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
 
-#: What is lost when the machine goes down, whatever is synced.
+#: What is lost when the machine stops, even if it was synced.
 _IN_MEMORY = frozenset({"tmpfs", "ramfs", "rootfs", "devtmpfs", "hugetlbfs"})
 
 
@@ -48,8 +48,8 @@ class Capabilities:
     the mount point.  ``st_dev``: its device number, as in `os.stat_result`.
 
     ``tmpfile``: files without a name (O_TMPFILE) that can get one.  ``noreplace``, ``exchange``: the flags of
-    renameat2(2).  ``lies``: it reports an exchange as done without doing it.  ``hard_links``, ``symlinks``: as they
-    say.  ``file_handles``: objects have handles (name_to_handle_at(2)), which survive a remount.  ``reflink``: files
+    renameat2(2).  ``lies``: it reports an exchange that it did not do.  ``hard_links``, ``symlinks``: they can be
+    created.  ``file_handles``: objects have handles (name_to_handle_at(2)), which survive a remount.  ``reflink``: files
     can share their content (FICLONE).  ``syncfs``: one call makes everything durable, and reports errors.  ``flock``:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
     folder can be synced.
@@ -136,15 +136,15 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     :returns: `Capabilities`.
 
     :raises atomik.errors.MissingPathError: the folder does not exist.
-    :raises atomik.errors.WrongKindError: it is no folder.
+    :raises atomik.errors.WrongKindError: it is not a folder.
     :raises atomik.errors.AccessDeniedError: this user may not write to it.
-    :raises atomik.errors.AtomikOSError: nothing can be made in it, for a full or read-only filesystem, say.
+    :raises atomik.errors.AtomikOSError: nothing can be created in it, for example on a full or read-only filesystem.
 
     What cannot be found out is None, or "unknown", with the reason.
 
     Guarantee: nothing that exists is touched, and nothing is left.  Everything happens in a private folder
-    ``.atomik-<id>`` (mode 0700) inside; should the process die meanwhile, `recover` removes it.  Limit: what a network
-    or FUSE server says may be other than what it does; the exchange is checked by looking at inodes.
+    ``.atomik-<id>`` (mode 0700) inside; if the process dies, `recover` removes it.  Limit: a network or FUSE
+    server may say one thing and do another; the exchange is checked by comparing inodes.
 
     Source: renameat2(2), open(2) on O_TMPFILE, link(2), name_to_handle_at(2), ioctl_ficlone(2), flock(2), xattr(7),
     acl(5).
@@ -213,7 +213,7 @@ def _mount_of(directory: Directory) -> tuple[str, str, str]:
 
 
 def _volatile(kind: str, magic: str, options: str, extents: Callable[[], bool]) -> str | None:
-    """Why what was synced is lost when the machine goes down; "" where it is not, None where nobody can tell."""
+    """Why synced data is lost when the machine stops; "" if it is not lost, None if that cannot be found out."""
     if kind in _IN_MEMORY or magic in _IN_MEMORY:
         return "it lives in memory"
     if kind != "overlay":
@@ -279,7 +279,7 @@ class _Scratch:
         return _Answer(works=True)
 
     def folder(self) -> Directory:
-        """A folder for a trial, which goes with the private folder."""
+        """A folder for a trial, removed with the private folder."""
         place = self.slot()
         kernel.port.mkdir(place.name, 0o700, place.fd)
         folder = Directory.open(place.name, place.fd, follow=False)
@@ -287,7 +287,7 @@ class _Scratch:
         return folder
 
     def extents(self) -> bool:
-        """Whether files lie in blocks of a device."""
+        """Whether files are stored in blocks of a device."""
         found = []
         self.ask("extents", lambda: self.opened(self.file(), lambda fd: found.append(kernel.port.has_extents(fd))))
         self.unknown.pop("extents", None)
@@ -298,7 +298,7 @@ class _Scratch:
         kernel.port.fsync(self.private_folder.fd)
 
     def slot(self) -> Place:
-        """A free name; what is made there goes with the folder."""
+        """A free name; what is created there is removed with the folder."""
         return Place(self.private_folder, slot_name(self.workspace.txid, next(self._numbers)))
 
     def file(self) -> Place:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Background = Literal["refuse", "wait", "kill"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-#: Options of subprocess that would change who the child is before it enters the namespace.
+#: Options of subprocess that would change the child's user before it enters the namespace.
 _REFUSED = ("preexec_fn", "user", "group", "extra_groups")
 #: How long processes have to end after SIGTERM, in seconds; after SIGKILL they get as long again.
 _GRACE = 5.0
@@ -165,14 +165,14 @@ class Private:
         raise NotImplementedError
 
     def remember(self) -> None:
-        """Look at it before the program runs, for `changes`."""
+        """Record its state before the program runs, for `changes`."""
 
     def changes(self) -> list[Change]:
         """What the program changed since `remember`."""
         raise NotImplementedError
 
     def stage(self) -> None:
-        """The program is done, and its processes: stage what is to be published."""
+        """The program and its processes have ended: stage what will be published."""
 
     def published(self) -> None:
         """The commit is over."""
@@ -199,7 +199,7 @@ class Private:
 
         def prepare() -> None:
             self.enter()
-            end_with(parent)  # a program that outlived us would work on a copy that nobody publishes
+            end_with(parent)  # a program that outlived us would work on a copy that is never published
 
         try:
             return subprocess.run(args, preexec_fn=prepare, **options)  # noqa: PLW1509, PLW1510  takes no lock; check is an option
@@ -221,7 +221,7 @@ class Private:
     def settle(
         self, background: Background, parent: int | None = None, check: Callable[[], None] = lambda: None
     ) -> None:
-        """The program has ended: nobody may go on changing the clone.
+        """The program has ended: nothing may change the clone any more.
 
         :param parent: a process that adopts orphans, all of whose children belong to the program.
         :param check: called while waiting.
@@ -297,7 +297,7 @@ class PrivateCopy(Private):
         )
 
     def remember(self) -> None:
-        """Look at the clone before the program runs, for `changes`."""
+        """Record the state of the clone before the program runs, for `changes`."""
         folder = self._opened(self.slot)
         try:
             self._before = manifest(folder)

@@ -3,8 +3,8 @@
 Everything public about a transaction is here.  It has an intake (`_staging.intake`), which takes outputs in, and makes a
 `_commit.commit.Commit` when it ends well.
 
-Whatever arrives while it ends, of whatever class and at whatever bytecode, is kept until everything is old or everything is
-new, and then goes on (P3): `_end` repeats what may be repeated.  It is called from two levels, so that a second exception,
+An exception that arrives while it ends, of any class and at any bytecode, is kept until everything is old or everything is
+new, and is raised then (P3): `_end` repeats what may be repeated.  It is called from two levels, so that a second exception,
 on the way into the first handler, finds the other.
 
 Threads may stage at the same time.  A forked child gets a dead copy (I11).
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
 
-#: How often the end is begun anew when something arrives.  More than any storm of signals needs, for each attempt goes on
+#: How often the end is started again when an exception arrives.  More than any burst of signals needs: each attempt continues
 #: where the last one was stopped; but what fails every time (a user's function that raises, say) must not hang the program.
 _PATIENCE = 1000
 
@@ -93,7 +93,7 @@ class Transaction:
         self._lock_timeout = lock_timeout
         if coordinator:
             self._coordinator = _checked_coordinator(coordinator)
-        self._state = _OPEN  # last: from here on there is something to give back
+        self._state = _OPEN  # last: from here on there is something to release
         _live[id(self)] = weakref.ref(self)
         if self._intake.heard:
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
@@ -568,7 +568,7 @@ class Transaction:
             raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
 
     def _guarded(self, action: Callable[[float], None], started: float) -> None:
-        """Do it; whatever arrives meanwhile, everything comes to its end first."""
+        """Do it; if an exception arrives, bring everything to an end first."""
         try:
             try:
                 action(started)
@@ -615,12 +615,12 @@ class Transaction:
         _live.pop(id(self), None)
 
     def _fail_if_open(self, exc: BaseException) -> None:
-        """For handlers further out: `exc` arrived on the way into the one that would have brought everything to its end."""
+        """For outer handlers: `exc` arrived on the way into the handler that would have ended everything."""
         if self._state is _OPEN and self._intake.pid == forked.me:
             self._fail(exc, time.perf_counter())
 
     def _fail(self, exc: BaseException, started: float) -> NoReturn:
-        """The commit was left by `exc`: bring it to its end, and raise what the caller is to see."""
+        """The commit was left by `exc`: bring it to an end, and raise what the caller should see."""
         interrupt = self._end(exc)
         self._duration = time.perf_counter() - started
         self._tell_failure(exc)
@@ -633,7 +633,7 @@ class Transaction:
         raise exc
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
-        """Bring everything to its end, whatever arrives meanwhile; what the caller is to see in place of `exc`, or None."""
+        """Bring everything to an end, whatever exceptions arrive; returns what to raise instead of `exc`."""
         instead: BaseException | None = None
         for _ in range(_PATIENCE):
             try:
@@ -642,13 +642,13 @@ class Transaction:
             except errors.RollbackError as doubt:
                 instead = doubt
             except BaseException as again:  # noqa: BLE001  kept until the end
-                # Nobody asks the program to end in vain, and what the caller raised goes before what we say of it.
+                # A request to end the program is never dropped, and what the caller raised has priority over our own errors.
                 if exc is None or _goes_before(again, exc):
                     instead = instead or again
         return instead
 
     def _settle(self, exc: BaseException | None) -> None:
-        """What may be repeated until it was not interrupted."""
+        """The part that may be repeated until it is not interrupted."""
         commit = self._commit
         if commit is not None:
             commit.end(exc or _Unfinished("it was never finished"))
@@ -658,10 +658,10 @@ class Transaction:
         _live.pop(id(self), None)
 
     def _give_back(self) -> None:
-        """Delete what is left, and let everything go.  Failures are logged, and listed in the receipt."""
+        """Delete what is left, and release everything.  Failures are logged, and listed in the receipt."""
         commit, intake = self._commit, self._intake
         state = _ABORTED if commit is None else commit.state
-        # In a slot there may be an original that only recovery can bring back, or that has no place to go back to.
+        # A slot may hold an original that only recovery can bring back, or that cannot be put back at all.
         keep = state is _IN_DOUBT or (commit is not None and bool(commit.stranded))
         failures: list[OSError] = []
         for item in intake.items:
@@ -697,7 +697,7 @@ class Transaction:
                 commit.event(_events.INFO, "item.link_replaced", path=each.path)
 
     def _tell_failure(self, exc: BaseException) -> None:
-        """The last event of a commit that failed, unless it was told where more is known."""
+        """Log the last event of a commit that failed, unless a place that knows more has done so."""
         if self._commit is not None and self._commit.told:
             return
         cause = str(exc) or type(exc).__name__
@@ -740,7 +740,7 @@ class Transaction:
                 raise
 
     def _goes_on(self, failure: BaseException, exc: BaseException | None) -> bool:
-        """`failure` arrived while a block was being left by `exc`: end everything; whether the caller is to see it."""
+        """`failure` arrived while `exc` was leaving a block: end everything; returns whether the caller should see it."""
         if exc is None or _goes_before(failure, exc):
             exc = failure
         self._fail_if_open(exc)
@@ -772,11 +772,11 @@ class Transaction:
         said = f"{self!r} was never committed nor aborted; dropped: {self._intake.shown()}"
         if not sys.is_finalizing():
             self._end(None)
-        # Last, for a filter may turn it into an exception, and nothing may be left for that.
+        # Last, because a filter may turn it into an exception, and nothing may be left undone then.
         warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
 
 
-#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+#: Items are in the order in which they were staged; a sort keeps that for equal ``order``.
 _order = operator.attrgetter("order")
 
 
@@ -787,12 +787,12 @@ def _checked_coordinator(name: str) -> str:
 
 
 def _goes_before(again: BaseException, exc: BaseException) -> bool:
-    """Whether the caller is to see what came `again` rather than `exc`, which came first."""
+    """Whether the caller should see `again`, the later one, rather than `exc`, which came first."""
     return _is_ours(exc) or (isinstance(exc, Exception) and not isinstance(again, Exception))
 
 
 class _Unfinished(Exception):  # noqa: N818
-    """The cause of a rollback, where a commit that was left half way ends with its object."""
+    """The cause of a rollback if a commit that was left half-way ends with its object."""
 
 
 def _is_ours(exc: BaseException) -> bool:
@@ -800,12 +800,12 @@ def _is_ours(exc: BaseException) -> bool:
     return isinstance(exc, errors.AtomikError) or (isinstance(exc, OSError) and kernel.errno_of(exc) is not None)
 
 
-#: the open transactions of this process; a plain dict, for a WeakSet costs more than the rest of beginning one
+#: the open transactions of this process; a plain dict, because a WeakSet costs more than the rest of beginning one
 _live: dict[int, weakref.ref[Transaction]] = {}
 
 
 def _drop_open() -> None:
-    """The program ends with open transactions: as if they had been collected, while that still works."""
+    """The program ends with open transactions: end them as if they had been collected, while that still works."""
     for reference in list(_live.values()):
         transaction = reference()
         # One that another thread is committing this very moment is not open, only late.

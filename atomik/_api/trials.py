@@ -140,7 +140,7 @@ def _overwrite_folder(fresh: Callable[[], Directory]) -> str:
 
 
 def _lose_the_race(fresh: Callable[[], Directory]) -> str:
-    """Somebody else creates the destination after it was staged."""
+    """Someone else creates the destination after it was staged."""
     at = fresh()
     try:
         with _begin(at) as tx:
@@ -199,7 +199,7 @@ def _die_and_recover(one: Directory, other: Directory) -> str:
 
 
 def _die(places: tuple[tuple[Directory, str], ...]) -> None:
-    """Overwrite the places, and stop behind the first swap, without anything that a living process would do then."""
+    """Overwrite the places, and stop after the first swap, without what a living process would do then."""
     barriers = Barriers(durable=False)
     intake = Intake(barriers, overwrite=True, progress=_stop_half_way)
     commit: Commit | None = None

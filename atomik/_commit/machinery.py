@@ -14,6 +14,6 @@ __all__ = ["journal", "load", "records", "wait_or_recover"]
 
 
 def load() -> None:
-    """Importing this module has done it; the rest is what outputs other than files need."""
+    """Importing this module does it; the rest is for outputs other than files."""
     from atomik._folder import mounts  # noqa: F401
     from atomik._tree import compare, delete, metadata, sync  # noqa: F401

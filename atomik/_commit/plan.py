@@ -79,7 +79,7 @@ def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool
 
 
 def plan(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -> list[Step]:
-    """The steps that do what the operations ask for, in order; `found` has what exists at every name of theirs.
+    """The steps that do what the operations ask for, in order; `found` has what exists at each of their names.
 
     Raises `Refusal`.
     """

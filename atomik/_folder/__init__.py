@@ -1,8 +1,8 @@
-"""A held folder: how it is reached, the names in it, its locks, and the ground that it lies on.
+"""A held folder: how it is reached, the names in it, its locks, and the filesystem that it is on.
 
 * `directory`: a folder held open.  `place`: a name in it, and what can be done with two of them.  `lock`: its flock(2).
-* `paths`, `resolve`: from what a user says to an open folder, once, and past nobody's trap.
-* `filesystem`, `mounts`: what is known of the filesystem, and whether a mount lies in the way.
+* `paths`, `resolve`: from a user's path to an open folder, once, and not through another user's trap.
+* `filesystem`, `mounts`: what is known about the filesystem, and whether a mount is in the way.
 
 In go paths, out come descriptors that are never resolved again (I7).  Nothing here knows steps, slots or journals, and
 nothing decides whether a transaction may go on.

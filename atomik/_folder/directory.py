@@ -1,4 +1,4 @@
-"""A folder held open: the only way to reach what lies in it.
+"""A folder held open: the only way to reach what is in it.
 
 `Directory.open(path)` resolves the path once.  From then on everything goes through the descriptor (I7): names are
 single components, so a folder that is moved, or a parent that becomes a link, changes nothing of what we touch.
@@ -46,7 +46,7 @@ class Directory:
     """An open folder.
 
     ``path`` is the absolute path it was reached by, for messages and for `still_there`; ``place_key`` is (st_dev, st_ino,
-    mount id), one tuple for all who use it as a key; ``mount`` is 0 where nothing tells the id; ``append_only`` says that
+    mount id), one tuple for all who use it as a key; ``mount`` is 0 if the id cannot be found out; ``append_only`` says that
     names can be added to it and never taken away (chattr +a).
     """
 
@@ -59,7 +59,7 @@ class Directory:
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
         self.place_key = self.dev, self.ino, self.mount = os.makedev(found.major, found.minor), found.ino, found.mount
-        #: the filesystem it lies on
+        #: its filesystem
         self.fs = _filesystem.of(fd, found)
 
     def __del__(self) -> None:
@@ -71,7 +71,7 @@ class Directory:
             pass  # stopped before it was made, or the interpreter ends
 
     def _abandon(self) -> None:
-        if self._pid == forked.me:  # a forked child may have put something else behind the number
+        if self._pid == forked.me:  # a forked child may have reused the number for something else
             self.close()
 
     def __repr__(self) -> str:
@@ -137,7 +137,7 @@ class Directory:
         return folder
 
     def reopened(self) -> Directory:
-        """The same folder by a descriptor of its own, which nobody else's path has to lead to."""
+        """The same folder with a descriptor of its own; no path is resolved for it."""
         again = Directory.open(".", self.fd)
         again.path = self.path
         again._way = kernel.port.open(".", os.O_PATH | os.O_DIRECTORY, self.fd), "."
@@ -155,7 +155,7 @@ class Directory:
 
     @property
     def uid(self) -> int:
-        """Who owns it."""
+        """Its owner."""
         return self._found.uid
 
     @property
@@ -173,7 +173,7 @@ class Directory:
         if fd in forked.guarded:
             _lock.closing(fd)
         try:
-            # One line: an interrupt comes before both, and nothing is lost, or behind both.
+            # One line: an interrupt comes before both, and nothing is lost, or after both.
             if fd >= 0:
                 self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
         except BaseException as exc:
@@ -222,7 +222,7 @@ class Directory:
         return now.ino == self.ino and now.minor == self._found.minor and now.major == self._found.major
 
     def real_path(self) -> str:
-        """Where the kernel says that it lies now, without links.
+        """Where it is now according to the kernel, without links.
 
         Without /proc it is found by its path; FileNotFoundError when that does not lead here.
         """
@@ -266,7 +266,7 @@ class Directory:
         return kernel.port.exists(name, self.fd)
 
     def identity(self, name: str) -> bytes | None:
-        """The token of what stands at `name` ("" for the folder itself), None where there is nothing."""
+        """The identity of what is at `name` ("" for the folder itself), None if nothing is there."""
         if name:
             return identify(self.fs, self.fd, name)
         if self._token is None:
@@ -298,7 +298,7 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
             except OSError as exc:
                 _handles_are_refused(fs, exc)
             if name:
-                port.lstat(name, fd)  # too much hangs on a no to believe the first one: names of ours would stay
+                port.lstat(name, fd)  # too much depends on a no to believe the first one: names of ours would stay
             if fs.handle_flags is not None:
                 return b"h" + port.handle(name, fd, flags)
         found = port.lstat(name, fd) if name else port.fstat(fd)

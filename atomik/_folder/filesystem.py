@@ -53,7 +53,7 @@ class Filesystem:
     #: files can have a second name, and then both names have one identity (not so on sshfs)
     links: bool | None = None
     links_are_one: bool | None = None
-    #: an object that is renamed gets another inode number (rclone), so nobody can tell where it went
+    #: an object that is renamed gets another inode number (rclone), so it cannot be followed
     renumbers = False
     #: reports an exchange as done without doing it
     lies = False

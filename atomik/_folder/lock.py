@@ -58,7 +58,7 @@ _TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcn
 #: Seconds for which a newcomer lets a waiting writer go first.
 GIVE_WAY = 1.0
 
-#: Seconds for which an earlier ticket may stay where it is before somebody else tries the lock.
+#: Seconds for which an earlier ticket may stay unused before another waiter tries the lock.
 PATIENCE = 0.25
 
 #: Seconds between two looks of the first in line, and at most; longer waiting makes for longer pauses.
@@ -74,7 +74,7 @@ _FOLDERS = 256
 
 
 def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLOCK_MONOTONIC) -> float:
-    """Seconds of the clock that deadlines are in, which nobody patches."""
+    """Seconds of the clock of all deadlines, which test tools do not patch."""
     return read(clock)
 
 
@@ -86,7 +86,7 @@ def deadline_of(timeout: float | None) -> float:
 def try_lock(self: Lockable, *, shared: bool = False) -> bool:
     """Take the lock if that needs no waiting."""
     fd = self.fd
-    # Before the call: a signal handler, or a fork in it, may come right behind it.
+    # Before the call: a signal handler, or a fork in it, may come right after it.
     forked.guarded[fd] = self.place_key, get_ident(), shared
     try:
         kernel.port.flock(fd, _TRY_SHARED if shared else _TRY_EXCLUSIVE)
@@ -181,7 +181,7 @@ def _wait_to_read(self: Lockable, timeout: float | None, deadline: float, *, pol
             ask_whether_to_wait()
             if moment >= deadline:
                 _time_is_over(self, timeout)
-            polite = False  # somebody has his turn, so the next one is ours
+            polite = False  # another waiter has its turn, so the next one is ours
         still += _pause(self, 0, moment, began, deadline)
 
 
@@ -222,7 +222,7 @@ def _holds(self: Lockable, *, shared: bool) -> bool:
 
 
 def refuse_own(self: Lockable, *, shared: bool) -> None:
-    """Raise for a lock that only this thread could give back."""
+    """Raise for a lock that only this thread could release."""
     for mine in (False,) if shared else (False, True):
         if _holds(self, shared=mine):
             what = "is reading it (atomik.reading)" if mine else "is committing to it"

@@ -26,7 +26,7 @@ _ESCAPED = re.compile(rb"\\([0-7]{3})")
 
 
 def has_foreign_mount(place: Place, otherwise: Callable[[], str | None] | None = None) -> str | None:
-    """The path of a mount that lies on or below `place`, in this process's mount namespace; None when there is none.
+    """The path of a mount at or below `place`, in this process's mount namespace; None if there is none.
 
     Where /proc is missing, or closed by a sandbox, the table of mounts cannot tell, and the answer is that of `otherwise`;
     None without it, for code that compares the mounts of what it opens (`same_mount`).
@@ -66,12 +66,12 @@ def mount_of(directory: Directory) -> tuple[str, str, str]:
     for line in _lines_of_the_table():
         before, _, after = line.partition(b" - ")
         if _unescaped(before.split(b" ", 5)[4]) == os.fsencode(point):
-            kind, _, options = (os.fsdecode(word) for word in after.split(b" ", 2))  # the last one lies on top
+            kind, _, options = (os.fsdecode(word) for word in after.split(b" ", 2))  # the last one is on top
     return point, kind, options
 
 
 def same_mount(one: Directory | Status, other: Directory | Status) -> bool:
-    """Whether two objects lie on one mount, for sure: where nothing tells the mounts' ids, the answer is no."""
+    """Whether two objects are certainly on one mount: if the mount ids cannot be found out, the answer is no."""
     return one.mount == other.mount != 0
 
 
@@ -121,7 +121,9 @@ def _visible(directory: Directory, point: bytes) -> bool:
         number = kernel.errno_of(exc)
         if number is None:
             raise
-        return number != errno.ENOENT  # nobody can look (no search permission, a dead server): better too careful
+        return (
+            number != errno.ENOENT
+        )  # it cannot be looked up (no search permission, a dead server): better too careful
     try:
         return not same_mount(port.statx(fd), directory)
     finally:

@@ -65,7 +65,7 @@ def followed(path: str) -> str:
 
 def split(path: str, *, folder: bool) -> tuple[str, str]:
     """(parent, name) of a destination, refused when it can be none; the parent of a relative path is relative.  ``..``
-    in the middle is left alone: to fold it away would be wrong behind a symlink."""
+    in the middle is left alone: removing it would be wrong after a symlink."""
     head, _, name = path.rpartition("/")
     # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.
     if not name or name[0] == "." or len(name) > _SURELY_SHORT or "\0" in path:

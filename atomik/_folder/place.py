@@ -44,7 +44,7 @@ _LINK_SAYS = frozenset(
 
 
 class Place(NamedTuple):
-    """A name in a held folder.  A tuple, for there are two of them for each output and they serve as keys."""
+    """A name in a held folder.  A tuple, because there are two for each output, and they are used as keys."""
 
     directory: Directory
     name: str
@@ -81,7 +81,7 @@ def rename(src: Place, dst: Place, flags: int) -> None:
 
 
 def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
-    """Rename back onto a name that should be free, never replacing what came there meanwhile."""
+    """Rename back onto a name that should be free, never replacing what came there in the meantime."""
     fs = dst.directory.fs
     if fs.noreplace is not False:
         try:

@@ -1,4 +1,4 @@
-"""From a path to an open folder, once, and not by a way that somebody else has laid as a trap.
+"""From a path to an open folder, once, and not through a link that another user has placed as a trap.
 
 A program that writes into a folder in which others may create names can be led elsewhere: they put a symbolic link in
 the place of a folder on the way.  A link that belongs to another user is therefore not followed into a folder of one's
@@ -70,7 +70,7 @@ def follow(path: str) -> tuple[str, set[int]]:
     """Where a link at `path` leads in the end, there or not, and the owners of the links on the way, for `refuse_traps`
     once it is known whose the folder is; anything else is left as it is.
 
-    Raises OSError for a chain of links without end, and `AccessDeniedError` for one that lies behind a trap.
+    Raises OSError for a chain of links without end, and `AccessDeniedError` for one that leads through a trap.
     """
     owners: set[int] = set()
     for _ in range(_LINKS):
@@ -110,7 +110,7 @@ def _link_at(path: str, owners: set[int]) -> str | None:
 
 def is_private(path: str, key: tuple[int, int]) -> bool:
     """Whether `path` leads to the folder `key` (st_dev, st_ino) through folders in which nobody but root and this user
-    can put another name in the place of one: not writable by others, or sticky."""
+    can replace one of the names: not writable by others, or sticky."""
     safe = True
 
     def passed(folder: os.stat_result, at: int, entry: os.stat_result | None) -> None:
@@ -124,7 +124,7 @@ def is_private(path: str, key: tuple[int, int]) -> bool:
             passed(end, path_fd, None)
         finally:
             kernel.port.close(path_fd)
-    except OSError as exc:  # nobody knows, so better too careful
+    except OSError as exc:  # unknown, so better too careful
         if kernel.errno_of(exc) is None and not isinstance(exc, errors.AtomikError):
             raise
         return False
@@ -136,7 +136,7 @@ def _is_closed(folder: os.stat_result, at: int, entry: os.stat_result | None) ->
     if folder.st_uid not in us:
         return False
     others = folder.st_mode & stat.S_IWOTH
-    if folder.st_mode & stat.S_IWGRP:  # a group of one's own is oneself; with an ACL these bits speak of more than it
+    if folder.st_mode & stat.S_IWGRP:  # with an ACL these bits are about more than the group
         others |= folder.st_gid != os.getegid() or _has_acl(at)
     if not others:
         return True

@@ -1,4 +1,4 @@
-"""A journal on disk: make it, link it, mark it, and open one that somebody left.
+"""A journal on disk: create it, link it, mark it, and open one that another process left.
 
 The journal is an unnamed file (mode 0600, flock'ed by its owner) until its intent is written; then it is linked into
 every private folder, where nobody else can reach it, and as ``.atomik-journal`` into every parent, where the next transaction
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NOT_ABOUT_LINKS = frozenset(
     {errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ESTALE, errno.ENAMETOOLONG}
 )
-#: errno of opening what is somebody else's, or no file (any more)
+#: errno of opening another user's file, or what is not a file (any more)
 _NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 #: permissions that let another user write a journal
 _OTHERS = 0o022
@@ -43,7 +43,7 @@ _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
 class HotJournal(Exception):  # noqa: N818  a signal to start again, not an error
-    """A parent holds somebody's journal: recover it, or wait, and start again."""
+    """A parent has another transaction's journal: recover it, or wait, and start again."""
 
     def __init__(self, directory: Directory) -> None:
         super().__init__(directory.path)
@@ -80,28 +80,28 @@ class LiveJournal:
         self.append(_records.UNDONE)
 
     def is_marked(self) -> bool:
-        """Whether the file holds the mark, whatever arrived while it was written."""
+        """Whether the file has the mark, even if an exception arrived while it was written."""
         return self.read_back() == _records.COMMITTED
 
     def read_back(self) -> int | None:
-        """The outcome that the file holds, for an `append` that was interrupted: was the record written?"""
+        """The outcome in the file, after an `append` that was interrupted: was the record written?"""
         size = kernel.port.fstat(self.fd).st_size
         content = _records.decode(_read(self.fd, size))
         return None if content is None else content.outcome
 
     def withdraw(self) -> None:
-        """Take its well-known names away: it stops nobody any more, and recovery finds it in the private folders only."""
+        """Remove its well-known names: it blocks nobody any more, and recovery finds it only in the private folders."""
         self._unlink([place for place in self.names if place.name == JOURNAL_NAME])
 
     def keep(self, home: PrivateFolder) -> None:
-        """Keep it where it stops nobody: in a private folder, where it is already unless the filesystem has no hard links."""
+        """Keep it where it blocks nobody: in a private folder (unless the filesystem has no hard links, it is there)."""
         if all(place.name == JOURNAL_NAME for place in self.names):
             private = Place(home.folder, home.journal)
             rename_back(self.names[0], private, folder=False)
             self.names[0] = private
 
     def unlink(self) -> None:
-        """Take all its names away: the well-known ones first, for they stop others."""
+        """Remove all its names: the well-known ones first, because they block others."""
         self.withdraw()
         self._unlink(list(self.names))
 
@@ -118,7 +118,7 @@ class LiveJournal:
             return
         forked.release(fd)
         try:
-            # One line: an interrupt comes before both, and nothing is lost, or behind both.
+            # One line: an interrupt comes before both, and nothing is lost, or after both.
             self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
         except OSError as exc:
             # close(2) fails only with what the barriers reported before, or for a journal that is not durable anyway.
@@ -131,7 +131,7 @@ class LiveJournal:
 
 
 def lock(fd: int) -> bool:
-    """Take the lock on an open journal; False while somebody else has it."""
+    """Take the lock on an open journal; False while another process has it."""
     forked.guard(fd)
     try:
         kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -239,7 +239,7 @@ def _unnamed(home: Directory, name: str) -> int:
 def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
     """Link the journal to one more name."""
     first = Place(home.folder, home.journal)
-    journal.names.append(place)  # before the call: an interrupt may come right behind it
+    journal.names.append(place)  # before the call: an interrupt may come right after it
     try:
         kernel.port.link(first.name, first.fd, place.name, place.fd)
     except OSError as exc:
@@ -257,7 +257,7 @@ def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
 
 def _move_name(journal: LiveJournal, home: PrivateFolder, place: Place, cause: OSError | None) -> None:
     """No hard links here: the journal's one name must be the well-known one, so there can be only one parent, and what is
-    staged must lie in it, for recovery would find a private folder elsewhere without a journal and take it for abandoned."""
+    staged must be in it: recovery would find a private folder elsewhere without a journal and take it for abandoned."""
     first = Place(home.folder, home.journal)
     if place.name != JOURNAL_NAME or journal.names != [first, place] or home.parent.key != place.directory.key:
         text = (
@@ -290,7 +290,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
     found = place.stat()
     if found is None:
         return None
-    # Checked before it is opened: opening somebody's device or FIFO could have effects of its own.
+    # Checked before it is opened: opening another user's device or FIFO could have side effects.
     _vouch(found, place)
     try:
         fd = kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)

@@ -52,7 +52,7 @@ def lock_all(
 
 
 def unlock_all(directories: Iterable[Directory]) -> None:
-    """Give every lock up.  A failure is no reason to keep the others, and the lock goes with the descriptor anyway."""
+    """Release every lock.  A failure is no reason to keep the others, and the lock ends with the descriptor anyway."""
     for_each(directories, _unlock)
 
 
@@ -62,7 +62,7 @@ def close_all(directories: Iterable[Directory]) -> None:
 
 
 def for_each(directories: Iterable[Directory], action: Callable[[Directory], None]) -> None:
-    """Do it to each of them, last first, whatever arrives meanwhile; the exception goes on at the end."""
+    """Do it to each of them, last first, even if exceptions arrive; the exception is raised at the end."""
     left = list(directories)
     try:
         while left:

@@ -7,7 +7,8 @@ journal.  One folder of our own per parent, rather than many hidden siblings of 
 * the user's folder gets one entry, not thousands (ext4 never gives the blocks of a grown folder back);
 * files and folders made in it inherit set-group-id and default ACLs as they would in the parent itself.
 
-Its flock shows that the owner lives: who can take it, may treat what is inside as abandoned.  A slot that lies
+Its owner holds an flock on it while alive.  A process that can take that lock may treat the contents as abandoned.  A
+slot that lies
 *beside* the destination instead (one-item overwrites, and folders that this user may rename only within their parent)
 is covered by a lock on the parent: shared by the one-item writer, exclusive by a transaction and by recovery.
 """
@@ -60,7 +61,7 @@ class PrivateFolder:
     def make(self) -> None:
         """Make and lock it, if another thread has not; again, if a recovery took it for abandoned between the two.
 
-        Whatever arrives in here, `dissolve` knows what there is to take away.
+        Whatever exception arrives in here, `dissolve` knows what to remove.
         """
         with self._making:
             if not self.made:
@@ -78,7 +79,7 @@ class PrivateFolder:
 
     def _try_to_make(self) -> bool:
         port, parent, name = kernel.port, self.parent, self.name
-        self._tried = True  # before it is there: an interrupt may come right behind the call
+        self._tried = True  # before it exists: an interrupt may come right after the call
         try:
             port.mkdir(name, 0o700, parent.fd)
         except OSError as exc:
@@ -94,7 +95,7 @@ class PrivateFolder:
         _refuse_foreign(folder, self.txid)
         forked.guard(folder.fd)
         try:
-            port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that looks at it this very moment
+            port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that is checking it at this moment
         except OSError as exc:
             refuse_sandbox(kernel.errno_of(exc), parent.path)
             raise
@@ -174,7 +175,7 @@ class PrivateFolder:
                 kernel.port.rmdir(self.name, self.parent.fd)
         elif (
             folder is None and self._tried
-        ):  # stopped right behind mkdir: what carries our random name is ours, if it is empty
+        ):  # stopped right after mkdir: what has our random name is ours, if it is empty
             try:
                 kernel.port.rmdir(self.name, self.parent.fd)
             except OSError as exc:
@@ -226,7 +227,7 @@ def is_failure(exc: OSError) -> bool:
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:
-    """Between mkdir and open, anyone who may rename things in the parent can put a folder of their own in place of ours."""
+    """Between mkdir and open, a user who may rename in the parent can put their own folder in place of ours."""
     mine = kernel.port.fstat(folder.fd)
     if is_suspect(mine, 0o077) and not as_given(mine, folder, txid, 0o077):
         text = "someone put another folder in the place of atomik's private folder; write to a folder of your own"
@@ -274,7 +275,7 @@ def _remove_sample(folder: Directory, name: str) -> None:
 
 
 def _mode_is_given(fd: int) -> bool:
-    """Whether the filesystem has a mode of its own for all files, whatever we ask for."""
+    """Whether the filesystem gives all files the same mode, whatever we ask for."""
     port = kernel.port
     try:
         for mode in (0o600, 0o666):

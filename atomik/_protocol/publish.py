@@ -85,7 +85,7 @@ def identity_of_new(step: Step) -> bytes | None:
 
 
 def lost_race(path: str) -> errors.FileAlreadyExistsError:
-    """The error for a destination that came to be since it was looked at."""
+    """The error for a destination that was created after the check."""
     text = "it already exists: someone else published first; nothing was replaced. Pass overwrite=True to replace it"
     return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, path))
 
@@ -130,7 +130,7 @@ def _announce(fd: int, name: str) -> None:
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        return  # an unwritable mode: those who watch hear CREATE
+        return  # an unwritable mode: watchers get CREATE
     port.close(fd)
 
 
@@ -200,7 +200,7 @@ def _create_by_link(step: Step) -> None:
 
 def _replace_by_link(step: Step) -> None:
     if step.old is None:
-        step.old = step.dest.identity()  # a step alone has not looked
+        step.old = step.dest.identity()  # a single step has not checked
     twin = step.twin("old")
     if step.dest.directory.fs.links_are_one is not False and link(step.dest, twin):
         if twin.identity() != step.old:
@@ -256,14 +256,14 @@ def _check(step: Step) -> None:
     there = identify(directory.fs, directory.fd, name)
     if there != step.new:
         if step.op == "exchange" and there is not None and step.slot.identity() is not None:
-            # Somebody else's object, which came to the other name between look and swap: it returns there.
+            # Another program's object, which came to the other name between check and swap: it returns there.
             rename(step.dest, step.slot, kernel.EXCHANGE)
             _conflict(step, "someone else replaced one of the two in the meantime")
         _conflict(step, "someone else replaced the destination right after it was published")
     if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot
     if step.slot.identity() != step.old:
-        # What we displaced is not what we looked at: a lost update.  It is in hand, so give it back.
+        # What we displaced is not what we checked: a lost update.  It is in our slot, so put it back.
         give_back(step)
         _conflict(step, "someone else replaced the destination in the meantime")
 

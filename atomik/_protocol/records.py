@@ -1,6 +1,6 @@
 """The bytes of a journal.  Pure: nothing here does I/O (docs/reference/journal-format.md is the same in words).
 
-A journal is one *intent* record, and later at most one *outcome* record behind it::
+A journal is one *intent* record, followed later by at most one *outcome* record::
 
     record  := magic(4) version(u16) type(u16) length(u64) payload(length) digest(16)
     magic   := "AtmK"      type := 1 intent | 2 committed | 3 undone
@@ -11,7 +11,7 @@ All integers are little-endian.  A payload ends in zeros that make the record a 
 so that one cannot end another's journal.  The intent names each folder by its path below a common ancestor *and* by its
 identity, so that recovery can go from any one of them to the others, wherever the tree is mounted, and notices when a
 path leads elsewhere; and the journal itself by its identity, so that a copy is no journal.  It may name a coordinator:
-somebody else (a database) who decides the outcome.
+the coordinator (such as a database) that decides the outcome.
 
 Version 2, the one that is written, added the coordinator and the exchange of two destinations; version 1 is still read.
 
@@ -69,11 +69,11 @@ _KINDS = {kind: number for number, kind in enumerate(KINDS)}
 
 
 class BadJournal(Exception):  # noqa: N818  callers turn it into JournalError
-    """The bytes are no journal of ours; the message says why."""
+    """The bytes are not a valid journal; the message says why."""
 
 
 class Folder(NamedTuple):
-    """A folder that takes part: where it lies below the common ancestor, and which one it is."""
+    """A folder that takes part: its path below the common ancestor, and its identity."""
 
     parts: tuple[str, ...]
     identity: bytes
@@ -108,7 +108,7 @@ class Intent(NamedTuple):
     steps: tuple[StepRecord, ...]
     #: the identity of the journal's own file
     journal: bytes = b""
-    #: who decides the outcome; "" for the transaction itself
+    #: what decides the outcome; "" for the transaction itself
     coordinator: str = ""
 
 

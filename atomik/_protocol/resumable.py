@@ -1,4 +1,4 @@
-"""The private folder of a resumable output: it outlives its transaction, for the next run to go on with.
+"""The private folder of a resumable output: it outlives its transaction, for the next run to continue.
 
 ::
 
@@ -43,7 +43,7 @@ Settle = Callable[[Directory, str], object]
 
 SLOT, WORK, CLONE = range(3)
 _ATTEMPTS = 8
-#: Seconds to wait for a recovery that looks at it this very moment; a job that stages in it takes longer.
+#: Seconds to wait for a recovery that is checking it at this moment; a job that stages in it takes longer.
 _MOMENT, _PAUSE = 1.0, 0.02
 
 
@@ -84,7 +84,7 @@ class Resumable(PrivateFolder):
         return Place(self.folder, slot_name(self.txid, number))
 
     def _make(self) -> None:
-        """Make or find it, and lock it.  Whatever arrives in here, it is closed."""
+        """Create or find it, and lock it.  If an exception arrives in here, it is closed."""
         try:
             for _ in range(_ATTEMPTS):
                 self.close()
@@ -98,7 +98,7 @@ class Resumable(PrivateFolder):
                 self.close()
 
     def _try_to_make(self) -> bool:
-        """False when it was removed meanwhile: by a job that published it, or by a recovery."""
+        """False if it was removed in the meantime: by a job that published it, or by a recovery."""
         if not self._open():
             return False
         self._lock()
@@ -171,7 +171,7 @@ class Resumable(PrivateFolder):
         return found is not None and (found.st_dev, found.st_ino) == self.folder.key
 
     def _recall(self) -> None:
-        """What a rollback has put beside the slot returns to it; what it has no use for goes."""
+        """What a rollback has put next to the slot returns to the slot; what is not needed is removed."""
         slot = self.slot()
         new, old = (Place(self.folder, twin_name(slot.name, suffix)) for suffix in ("new", "old"))
         if slot.status() is None and new.status() is not None:
@@ -186,7 +186,7 @@ class Resumable(PrivateFolder):
             self.parent.sync()
 
     def leave(self) -> None:
-        """Let go of it for the next run; it goes if nothing was staged."""
+        """Release it for the next run; remove it if nothing was staged."""
         folder: Directory | None = getattr(self, "folder", None)
         try:
             if folder is not None and folder.fd >= 0 and self._is_there():

@@ -39,7 +39,7 @@ class Undone(Enum):
 
     UNTOUCHED = "untouched"  # the destination holds the original already
     UNDONE = "undone"  # it was brought back
-    FOREIGN = "foreign"  # somebody else's object is there; it stays
+    FOREIGN = "foreign"  # another program's object is there; it is kept
 
 
 class Step:
@@ -78,7 +78,7 @@ class Step:
         return self.kind == "folder"
 
     def twin(self, suffix: str) -> Place:
-        """A second private name beside the slot, for the methods and undos that need one."""
+        """A second private name next to the slot, for the methods and undos that need one."""
         return Place(self.slot.directory, twin_name(self.slot.name, suffix))
 
     def slots(self) -> tuple[Place, ...]:

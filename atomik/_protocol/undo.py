@@ -1,4 +1,4 @@
-"""Undo: bring one step back, whatever of it was done.
+"""Undo: take one step back, however much of it was done.
 
 It looks at identities and nothing else, so it is the same in rollback and in recovery, and may be repeated (I5).  What is
 neither the recorded new nor the recorded old object is *foreign* and stays (I4).
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
-    """Bring one step back, whatever of it was done; idempotent, by identity only (I4, I5).
+    """Take one step back, however much of it was done; idempotent, by identity only (I4, I5).
 
     `recorded`: the identities of all objects that the transaction knows, for steps may share a slot.
     Raises OSError when the kernel refuses; the state is then as before, or undone.
@@ -47,7 +47,7 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
 
 
 def _return_stranger(step: Step, now: bytes | None) -> Undone:
-    """We displaced what came there between look and swap, and were stopped before it was given back."""
+    """We displaced what came there between check and swap, and were stopped before it was put back."""
     if now == step.new:
         give_back(step)
     else:
@@ -56,7 +56,7 @@ def _return_stranger(step: Step, now: bytes | None) -> Undone:
 
 
 def _undo_create(step: Step) -> Undone:
-    # Take it away first and look afterwards: a stranger who published between look and rename gets theirs back.
+    # Move it away first and check afterwards: what another program published between check and rename is put back.
     # To a free name, for a rename onto another name of the same inode would do nothing: the method link killed between
     # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
     away = next(step.free_twins())
@@ -74,7 +74,7 @@ def _undo_create(step: Step) -> Undone:
 
 def _undo_remove(step: Step) -> Undone:
     if step.slot.identity() != step.old:
-        return Undone.FOREIGN  # it was not we who took it away
+        return Undone.FOREIGN  # it was not this transaction that moved it away
     try:
         rename_back(step.slot, step.dest, folder=step.folder)
     except FileExistsError:

@@ -1,1 +1,1 @@
-"""What a dead owner left: its unfinished journal, its private folders; and readers, who meet the same."""
+"""What a dead owner left: its unfinished journal, its private folders; and readers, which find the same."""

@@ -1,4 +1,4 @@
-"""What dead processes left beside the journals: abandoned private folders, slots, and originals that are kept for the user.
+"""What dead processes left besides the journals: abandoned private folders, slots, and originals that are kept for the user.
 
 Every journal in the folder is settled before (`recover`), so no transaction needs any of it.  A private folder is abandoned
 when its lock is free; without a journal it was never prepared, so nothing was swapped (I6).  Names that are not ours, or
@@ -76,7 +76,7 @@ def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iter
 def open_private_folder(
     directory: Directory, name: str, txid: str, *, dry: bool = False
 ) -> Directory | Recovered | None:
-    """The private folder, locked; or what to report instead; None when it is gone."""
+    """The private folder, locked; or what to report instead; None if it does not exist any more."""
     path = directory.child(name)
     found = directory.stat(name)
     if found is None:
@@ -167,7 +167,7 @@ def _make_last(private_folder: Directory, directory: Directory) -> None:
 
 # --- kept originals ----------------------------------------------------------------------------------------------------
 def kept(folder: Directory, *, private: bool, discard: bool = False, dry: bool = False) -> Iterator[Recovered]:
-    """Originals that a one-item write could not bring back, for the user to move away or to discard.
+    """Originals that a write of a single output could not put back, for the user to move away or discard.
 
     A folder is deleted only in a private folder, which is `private`: elsewhere anybody may have given it that name.
     """
@@ -222,7 +222,8 @@ def _remove_slot(place: Place, txid: str) -> Recovered | None:
     if _is_foreign(found, place, txid):
         return report(str(place), "left", txid, _why(found))
     try:
-        # No tree is ever deleted here, whatever takes its place meanwhile: the folder may be anybody's to write to.
+        # No tree is ever deleted here, whatever takes its place in the meantime: other users may be able to write to
+        # the folder.
         kernel.port.unlink(place.name, place.fd)
     except OSError as exc:
         if kernel.errno_of(exc) is None:

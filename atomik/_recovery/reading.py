@@ -54,10 +54,10 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float | None = 60.0)
 def _locked(
     held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float | None, deadline: float
 ) -> bool:
-    """Open the folders into `held` and lock them; False to open them again, because one was settled or published anew."""
+    """Open the folders into `held` and lock them; False to open them again, because one was recovered or replaced."""
     held.extend(map(_open, folders))
     unfinished = lock_all(held, timeout, deadline, shared=True)
-    if unfinished is not None:  # under our lock nobody commits there, so its owner is dead
+    if unfinished is not None:  # nobody can commit there under our lock, so its owner is dead
         wait_or_recover(unfinished, None if timeout is None else max(0.0, deadline - now()))
         return False
     moved = next((directory for directory in held if not directory.still_there()), None)

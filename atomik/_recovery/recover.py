@@ -248,7 +248,7 @@ class _Recovery:
 
 
 def _plain(path: str) -> str:
-    """Nobody wants to read "/data/./.atomik-journal"."""
+    """Avoids "/data/./.atomik-journal" in reports."""
     return path[:-1] if path.endswith("/.") else path
 
 

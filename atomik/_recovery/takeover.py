@@ -126,7 +126,7 @@ class DeadTransaction:
         self._clean(steps, stranded, committed=outcome == _records.COMMITTED)
 
     def _refuse_unprepared(self, steps: list[Step], *, never: bool) -> None:
-        """To be committed, every step must have been published: a coordinator that heard "prepared" is right about that."""
+        """To commit it, every step must have been published: a coordinator that was told "prepared" can rely on that."""
         waiting = [
             str(step.dest)
             for step in steps
@@ -211,7 +211,7 @@ class DeadTransaction:
             except OSError as exc:
                 if not is_failure(exc):
                     raise
-                failures.append((step, exc))  # the others are brought back all the same
+                failures.append((step, exc))  # the others are brought back nevertheless
                 continue
             if result is Undone.FOREIGN and not published:
                 result = Undone.UNTOUCHED  # a stranger's object that came before our swap is none of our business
@@ -338,7 +338,7 @@ class DeadTransaction:
         return True
 
     def _keep_private(self) -> None:
-        """Without hard links the well-known name is the journal's only one: move it into a private folder, to stop nobody."""
+        """Without hard links the well-known name is the journal's only one: move it into a private folder."""
         places = [_private_journal(folder, name) for folder, name in self._private_folders()]
         if places and not any(place.identity() == self.journal.identity for place in places):
             for place in self._well_known():
@@ -364,7 +364,7 @@ def _is_published(step: Step) -> bool:
 
 
 def _slots(step: Step) -> tuple[Place, ...]:
-    """The private names of a step; both names of an exchange are destinations, which nobody may delete (I6)."""
+    """The private names of a step; both names of an exchange are destinations, which must not be deleted (I6)."""
     return () if step.op == "exchange" else step.slots()
 
 
@@ -393,7 +393,7 @@ def _remove_private_folder(private_folder: Directory, name: str, txid: str) -> N
 
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
-    """Remove the emptied private folder, if the name still leads to it; False when somebody else's things are in it."""
+    """Remove the emptied private folder, if the name still leads to it; False if other things are in it."""
     if parent.identity(name) != folder.identity(""):
         return True
     try:

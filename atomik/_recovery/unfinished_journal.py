@@ -88,7 +88,7 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
         live = _journal.LiveJournal(loaded[0], "", 0)
         try:
             if _journal.lock(live.fd) and _same(live.fd, place):
-                # Under its lock nobody else changes it; what was read before may be older.
+                # Under its lock no other process changes it; what was read before may be older.
                 content = _journal.reread(live.fd, place)
                 if content is None:
                     return _drop_torn(place, wishes.timeout, deadline)
@@ -177,7 +177,7 @@ def _refuse_copy(place: Place, txid: str, what: str) -> NoReturn:
 
 @contextlib.contextmanager
 def _reached(intent: Intent, found: Place) -> Iterator[list[Directory | None]]:
-    """Every folder of the transaction, opened anew from the one in which its journal was found; None for one that is
+    """Every folder of the transaction, opened again from the one in which its journal was found; None for one that is
     not where it was.
 
     Raises `JournalError` when that is none of them: the journal was copied here from elsewhere.
@@ -197,7 +197,7 @@ def _reached(intent: Intent, found: Place) -> Iterator[list[Directory | None]]:
 
 def _way(here: tuple[str, ...], there: tuple[str, ...]) -> str:
     """The path from one folder to another, no further up than needed: this folder may have another name by now, and it and
-    the folders in it are found all the same."""
+    the folders in it are found nevertheless."""
     apart = (at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
     shared = next(apart, min(len(here), len(there)))
     return "/".join(("..",) * (len(here) - shared) + there[shared:]) or "."

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def refuse_existing(path: str) -> NoReturn:
-    """Something is there, and nobody allowed it to be replaced."""
+    """Something is there, and it may not be replaced."""
     text = "it already exists; pass overwrite=True to replace it"
     errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, path)
 
 
 def refuse_other_kind(mode: int, kind: str, path: str) -> None:
     """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
-    what is to come, as `Step` knows it, or empty where nobody knows yet."""
+    what will come, as `Step` knows it, or empty if that is not known yet."""
     if kernel.is_device(mode):
         text = "cannot replace it: it is a device; remove it first in the same transaction"
         errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
@@ -44,7 +44,7 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
         from atomik._folder.mounts import has_foreign_mount
 
         inside = has_foreign_mount(place, lambda: _find_mount(place))
-    else:  # where nothing tells the mounts, the kernel refuses (EBUSY)
+    else:  # where mounts cannot be found out, the kernel refuses (EBUSY)
         inside = str(place) if found.mount != place.directory.mount else None
     if inside is not None:
         text = "the destination is a mount point or contains one; unmount it, or write to a path inside it"
@@ -52,7 +52,7 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
 
 
 def refuse_mounts_inside(folder: Directory, path: str) -> None:
-    """What is in the folder is to be displaced, and none of that can be a mount point; `path` is for the message."""
+    """The contents of the folder will be displaced, and none of them can be a mount point; `path` is for the message."""
     from atomik._folder.mounts import mount_at_or_below
     from atomik._tree.walk import first_mount
 

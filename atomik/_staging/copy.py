@@ -42,7 +42,7 @@ def stage(intake: Intake, src: StrPath, dest: StrPath, overwrite: bool | None, o
 
 
 def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory | None]:
-    """The place where the content of `src` is now, and its folder where that is to be closed again."""
+    """The place where the content of `src` is now, and its folder if that must be closed afterwards."""
     view = Staged(intake)
     resolved = view.resolve(full, follow=False)
     if view.at_or_above(resolved) is None:
@@ -89,7 +89,7 @@ class Copy(Item):
     kind = "copy"
 
     def take(self, source: Place, full: str) -> None:
-        """Say what is to be copied."""
+        """Name the source of the copy."""
         found: Status | None = source.status()
         if found is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to copy", full, self.path)
@@ -112,7 +112,7 @@ class Copy(Item):
 
         assert self.owner is not None
         slot = self.workspace.slot(self.stage)
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        self.slot = slot  # before it exists: an interrupt may come right after the call
         counting = self.owner.counting("cloning")
         lost = copy_entry(source, slot, counting)
         if counting is not None:

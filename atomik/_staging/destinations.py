@@ -54,7 +54,7 @@ class Destinations:
         if self._taken is not Destinations._taken:
             return
         self._taken, self._used = {}, {}
-        #: the folders that are used, whatever becomes of the operations
+        #: the folders that are used, even if operations are dropped
         self._staging: dict[_Key, tuple[Directory, str]] = {}
         #: the folders that will be displaced
         self._displaced: dict[tuple[int, int], str] = {}
@@ -123,7 +123,7 @@ class Destinations:
                 self._displaced.pop(entry.displaces, None)
 
     def use(self, directory: Directory, path: str) -> None:
-        """Something of ours will be in this folder, which must not be displaced."""
+        """This folder will contain something of ours, and must not be displaced."""
         self._unfold()
         self._not_in_displaced(directory, path)
         self._staging.setdefault(directory.place_key, (directory, path))
@@ -177,7 +177,7 @@ class Destinations:
             _nested(path, self._displaced[above])
 
     def _chain(self, directory: Directory) -> frozenset[tuple[int, int]]:
-        """A folder and all that it lies in."""
+        """A folder and all folders that contain it."""
         key = directory.place_key
         chain = self._chains.get(key)
         if chain is None:
@@ -194,5 +194,5 @@ def _nested(inner: str, outer: str) -> NoReturn:
 
 
 def key_of(folder: Status | None) -> tuple[int, int] | None:
-    """How a folder that is displaced is told from others, by its status."""
+    """The key by which a displaced folder is recognised, from its status."""
     return None if folder is None else (folder.dev, folder.ino)

@@ -45,11 +45,11 @@ class Exchange(Item):
 
     kind = "exchange"
     makes_parents = False
-    #: whoever wrote the two may not have synced them (P5)
+    #: the programs that wrote the two may not have synced them (P5)
     content = True
 
     def take(self, other: Place) -> None:
-        """Say what is to be exchanged: what exists at both names, or what the operations so far leave there."""
+        """Name what will be exchanged: what exists at both names, or what the operations so far leave there."""
         self.other = other
         #: whether the other name is among the destinations
         self.registered = False

@@ -47,7 +47,7 @@ def stage(
 
 
 def _refuse_text_options(encoding: str | None, errors: str | None, newline: str | None) -> None:
-    """As `open` does; "utf-8" is what nobody need have said."""
+    """As `open` does; "utf-8" is the default."""
     if encoding is not None and encoding != "utf-8":
         raise ValueError("binary mode doesn't take an encoding argument")
     if errors is not None:
@@ -75,7 +75,7 @@ class StagedFile(Item):
         #: the mode bits that the user gave it by its descriptor
         self.chosen_mode: int | None = None
         #: it cannot get its only name directly at the destination: that was tried, or watchers would only hear that it was
-        #: created, because nobody may open it for writing (P10)
+        #: created, because it cannot be opened for writing (P10)
         self.unnameable = options.permissions is not None and not options.permissions & 0o200
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
@@ -109,7 +109,7 @@ class StagedFile(Item):
         return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
 
     def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
-        """As for every item; but a mode that the user gave the open file goes before that of what is replaced."""
+        """As for every item; but a mode that the user gave the open file has priority over that of the replaced file."""
         super().finish(fd, there, source)
         if self.chosen_mode is not None and self.options.permissions is None:
             kernel.port.fchmod(fd, self.chosen_mode)
@@ -119,7 +119,7 @@ class StagedFile(Item):
         from .observe import look_at
 
         seen = look_at(self.place, digest=False)
-        if self.options.expect is None:  # lines that others wrote meanwhile must not be lost
+        if self.options.expect is None:  # lines that others wrote in the meantime must not be lost
             self.expectation = seen
         found = self.place.status()
         if found is None:
@@ -157,7 +157,7 @@ class StagedFile(Item):
                 self.unnameable = self.unnameable or (mode is not None and not mode & 0o200)
             file_object.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
-            below.flush()  # it was detached: what was written to it counts all the same
+            below.flush()  # it was detached: what was written to it counts nevertheless
         if self.early and self.options is not PLAIN:
             self.finish(self.fd, self.present())
 
@@ -201,7 +201,7 @@ class StagedFile(Item):
 
     def _name_at(self, slot: Place) -> None:
         directory, name = slot
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        self.slot = slot  # before it exists: an interrupt may come right after the call
         try:
             kernel.port.link_fd(self.fd, name, directory.fd)
         except OSError as exc:

@@ -57,7 +57,7 @@ class _Raw(io.RawIOBase):
     the filesystem more when it changes (see `libc`).
     """
 
-    #: The layers above ask at every write, and the base class would look further for the answer.
+    #: The layers above ask at every write, and the base class would take longer to answer.
     closed = False
     #: the mode bits that the file had when somebody first asked for the descriptor, who may change them (fchmod)
     first_mode: int | None = None

@@ -64,7 +64,7 @@ class StagedFolder(Item):
     def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
         """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
         slot = self.workspace.slot(self.stage)
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        self.slot = slot  # before it exists: an interrupt may come right after the call
         kernel.port.mkdir(slot.name, 0o777, slot.fd)
         if copy:
             self._clone_present(slot, progress)
@@ -99,7 +99,7 @@ class StagedFolder(Item):
 
         from .observe import Observation, look_at
 
-        expected = self.options.expect is None  # what others changed meanwhile must not be lost
+        expected = self.options.expect is None  # what others changed in the meantime must not be lost
         there = self.place.stat()
         if there is None or self.no_content:  # with names that are not copied, the clone does not see all
             if expected:

@@ -46,7 +46,7 @@ def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
     options: ItemOptions,
 ) -> StagedPath:  # fmt: skip
-    """Stage what is to be in a folder that stays, and return the path at which to build it."""
+    """Stage the new contents of a folder that stays, and return the path at which to build them."""
     for name, plain in (("permissions", None), ("preserve", "all"), ("backup", None)):
         if options.get(name, plain) != plain:
             why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
@@ -56,7 +56,7 @@ def stage(
 
 
 def _plain(path: StrPath) -> str:
-    """The folder's path, without what may stand behind its name."""
+    """The folder's path, without anything after its name."""
     name = decoded(path, "path")
     if not name.strip("/") or "\0" in name:
         text = "no folder that can be filled in place; name one below the root"
@@ -68,7 +68,7 @@ def _plain(path: StrPath) -> str:
 
 
 class StagedInPlace(StagedFolder):
-    """What is to be in a folder that stays; its place is the folder itself."""
+    """The new contents of a folder that stays; its place is the folder itself."""
 
     __slots__ = ("_entries",)
 
@@ -113,7 +113,7 @@ class StagedInPlace(StagedFolder):
         errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
 
     def folders_there(self) -> tuple[Place, ...]:
-        return (Place(self.place.directory, ".."),)  # who reads what is in there sees one version of this folder, too
+        return (Place(self.place.directory, ".."),)  # readers of its contents see one version of this folder, too
 
     # --- its life ------------------------------------------------------------------------------------------------
     def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
@@ -188,7 +188,7 @@ class StagedInPlace(StagedFolder):
         return (*parts, *(Gone.at(place, self, self._options) for place in gone))
 
     def _new(self) -> dict[str, Entry]:
-        """What is to be there, as far as it is built."""
+        """What will be there, as far as it is built."""
         entries: dict[str, Entry] | None = getattr(self, "_entries", None)
         if entries is not None or self.slot is None:
             return entries or {}

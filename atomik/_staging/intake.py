@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 #: A bound, so that descriptors do not grow with the number of files (I10).
 RETAINED = 8
 
-#: Items lie in the order in which they were staged, which a sort leaves to those of equal ``order``.
+#: Items are in the order in which they were staged; a sort keeps that for equal ``order``.
 _order = operator.attrgetter("order")
 
 
@@ -95,7 +95,7 @@ class Intake:
         return ", ".join(names) + " …" * (len(self.items) > len(names)) if names else "nothing"
 
     def ordered(self) -> list[Item]:
-        """The items in the order in which they are to be swapped."""
+        """The items in the order in which they will be swapped."""
         with self.lock:
             return sorted(self.items, key=_order) if len(self.items) > 1 else list(self.items)
 
@@ -113,7 +113,7 @@ class Intake:
         where = full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
             where = full = followed(full)
-        elif where is not path:  # a relative path is opened as it was given, for the way from the root may be closed
+        elif where is not path:  # as it was given: the path from the root may not be searchable
             where = os.fsdecode(path)
         try:
             with self.lock:

@@ -11,8 +11,8 @@ The contract, and who calls what::
   final values; errors of the last write show here.  A failure discards the item.
 * *look* (staging and commit): the destination as it is, or the refusal.
 * *find*, *operation* (the commit, under its locks): what exists at the names that change, and what is to change.
-* *discard*: everything of the item is gone again; may be called in any state, and repeated.
-* *end* (the transaction, once): gives back what the item still holds.
+* *discard*: removes everything of the item; may be called in any state, and repeated.
+* *end* (the transaction, once): releases what the item still holds.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Item:
         self.unchanged = False
         #: the name under which the previous version is to stay
         self.backup: str | None = None
-        #: the kind of what existed at the destination when it was last looked at; "" for nothing
+        #: the kind of what existed at the destination when it was last checked; "" for nothing
         self.found = ""
         #: how many names besides the destination what exists there has
         self.links = 0
@@ -226,7 +226,7 @@ class Item:
                 self.owner.discarded(self, reason)
 
     def end(self, *, done: bool) -> None:
-        """The transaction is over: give back what the item still holds.  May be repeated until ``owner`` is None."""
+        """The transaction is over: release what the item still holds.  May be repeated until ``owner`` is None."""
         try:
             if done:
                 self.state = DONE
@@ -242,7 +242,7 @@ class Item:
         """Let go of descriptors."""
 
     def settle(self, settle: Settle) -> None:
-        """Before the destination is looked at: a dead run may have left something there that is still to be undone."""
+        """Before the destination is checked: a dead run may have left something there that must still be undone."""
         from atomik._protocol.resumable import settle_journal
 
         settle_journal(self.place.directory, JOURNAL_NAME, settle)
@@ -283,7 +283,7 @@ class Item:
         return self.places() if place is None else (*self.places(), place)
 
     def folders_there(self) -> tuple[Place, ...]:
-        """The names that it changes at which there were folders when it last looked; readers of them hold their locks."""
+        """The names that it changes that were folders at the last check; their readers hold their locks."""
         return (self.place,) if self.found == "folder" else ()
 
     def look(self) -> Status | None:
@@ -291,7 +291,7 @@ class Item:
         options, place = self.options, self.place
         expect = self.expectation
         if expect is None and not options.overwrite:
-            # Whatever else this says no to, the kernel refuses when it is published: nothing is replaced then (P2).
+            # Everything else that is refused here, the kernel refuses when it is published: nothing is replaced then (P2).
             if kernel.port.exists(place.name, place.directory.fd):
                 checks.refuse_existing(self.path)
             return None
@@ -332,7 +332,7 @@ class Item:
         return self
 
     def follow(self, leaves: str | None) -> None:
-        """In the place of `look`: an earlier operation of the same transaction leaves that at the destination."""
+        """Instead of `look`: an earlier operation of the same transaction leaves that at the destination."""
         if self.expectation not in (None, "absent"):
             self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
         if leaves is None:
@@ -384,7 +384,7 @@ class Item:
         if not (options.overwrite or options.expect) and (
             alone or name not in self.workspace.listed.get(directory, (name,))
         ):
-            self._finish_late(None)  # if something exists there all the same, the kernel says so (P2)
+            self._finish_late(None)  # if something exists there nevertheless, the kernel says so (P2)
             return None
         there = self.look()
         self._finish_late(there)
@@ -407,7 +407,7 @@ class Item:
             self.finish_slot(place)
 
     def _finish_late(self, there: Status | None) -> None:
-        """What was sealed by the commit gets its metadata now that the destination has been looked at."""
+        """What the commit sealed gets its metadata, now that the destination has been checked."""
 
     def operation(self, *, alone: bool) -> Operation:
         """What is to change, as the plan takes it; called once the locks are held."""
@@ -468,7 +468,7 @@ class Item:
         It lies in the slot; where nothing changed, at the destination: whoever wrote that may not have synced it.
         """
         calls = 0 if self.synced else self._sync_new()
-        if self.backup is not None:  # the previous version stays, whoever wrote it (P5)
+        if self.backup is not None:  # the previous version stays, so it must be durable too (P5)
             calls += sync_place(self.place)
         return calls
 
@@ -501,7 +501,7 @@ class Item:
         )  # fmt: skip
 
     def present(self) -> Status | None:
-        """The status of what it will displace, where that is what exists at the destination now."""
+        """The status of what it will displace, if that is what exists at the destination now."""
         return None if self.follows else self.place.status()
 
     def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
@@ -576,7 +576,9 @@ class Item:
             return
         from atomik._tree.delete import delete_file, delete_tree
 
-        if self.slot.directory is self.place.directory:  # others may write there: a folder goes by its identity alone
+        if (
+            self.slot.directory is self.place.directory
+        ):  # others may write there: a folder is removed by its identity only
             delete_file(self.slot)
         else:
             delete_tree(self.slot)

@@ -53,7 +53,7 @@ _SLOWER, _PART = 0.1, 0.001
 
 
 class Ready(Written):
-    """An object that is complete, and lies in a private folder of the transaction."""
+    """An object that is complete and in a private folder of the transaction."""
 
     __slots__ = ()
 
@@ -151,7 +151,7 @@ class StagedLayer:
             raise
 
     def _tick(self) -> int:
-        """What the filesystem's clock says; whatever changes from now on has a later time."""
+        """The present time of the filesystem's clock; everything that changes from now on has a later time."""
         before = self._now(self.private.fd)
         while self._now(self.private.fd) <= before:
             time.sleep(0.0005)
@@ -229,7 +229,7 @@ class StagedLayer:
         return Place(self._intake.workspace.directory(os.path.join(self.path, above) if above else self.path), name)
 
     def _refuse_newer(self, change: LayerChange, place: Place, *, touched: int | None = None) -> None:
-        """Raise if somebody else changed what the folder has at that name since the program began."""
+        """Raise if another program changed what the folder has at that name since the program began."""
         what = newer(place, self.since, touched=touched)
         if what is not None:
             self._conflict(str(place) if what == "." else place.directory.child(os.path.join(place.name, what)))
@@ -237,7 +237,7 @@ class StagedLayer:
             self._conflict(str(place))
 
     def _observed(self, change: LayerChange, place: Place, since: int) -> Observation:
-        """What nobody may change from now on."""
+        """What must not change from now on."""
         seen = look_at(place, digest=False)
         self._refuse_newer(change, place, touched=1)
         if seen.tree is None:
@@ -247,7 +247,7 @@ class StagedLayer:
         )
 
     def _lost(self, change: LayerChange) -> bool:
-        """Whether somebody else removed what the program changed: it was copied up, and not because of a rename."""
+        """Whether another program removed what the program changed: it was copied up, and not because of a rename."""
         if change.origin is None or change.base is not None:
             return False
         assert change.new is not None
