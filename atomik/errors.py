@@ -296,7 +296,7 @@ class StillRunningError(AtomikOSError):
     pids: tuple[int, ...] = ()
 
 
-#: EEXIST is not among them: whose name is taken, a destination or one of ours, only the caller knows.
+#: EEXIST is not among them: only the caller knows whether a destination or one of our own names exists.
 _BY_ERRNO: dict[int, type[AtomikOSError]] = {
     _errno.EACCES: AccessDeniedError,
     _errno.EPERM: AccessDeniedError,

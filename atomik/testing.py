@@ -52,7 +52,7 @@ class CrashPoint:
 
 
 class _Dying(kernel.Kernel):
-    """A kernel that dies at one call, and tells a pipe the name of every call that it is asked for."""
+    """A kernel that dies at one call, and writes the name of that call to a pipe."""
 
     def __init__(self, number: int, when: str, pipe: int) -> None:
         self.left, self.when, self.pipe = number, when, pipe

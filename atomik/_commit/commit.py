@@ -1,4 +1,4 @@
-"""The commit: from sealed items to published ones, or all back.  The one way, for one output and for many.
+"""The commit: from sealed items to published ones, or all back.  The same for one output and for many.
 
 ::
 
@@ -14,7 +14,7 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
 * *swap*: in the order of the steps; each is checked by identity (I4).
 * *B2* before the mark (I2); *mark* and *B3* are the commit point.  If B3 itself fails the outcome is unknown: the journal
   stays, nothing is undone, and recovery decides by what the disk has.
-* Displaced originals are deleted behind B3 only (I3), and after the locks are gone, for a tree may take long.
+* Displaced originals are deleted only after B3 (I3), and after the locks are released, because a tree may take long.
 
 `Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
 brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from .barriers import Barriers
 
-#: How often an overwrite starts again because somebody else keeps creating and removing the destination.
+#: How often an overwrite starts again because another process keeps creating and removing the destination.
 _ATTEMPTS = 1000
 
 #: With more items than this, the names in their folders are read at once …
@@ -104,7 +104,7 @@ class Commit:
     #: why undoing failed, the first time
     _failure: OSError | None = None
     _recorded: frozenset[bytes] = frozenset()
-    #: it may stay prepared, and who decides about it then
+    #: it may stay prepared, and what decides about it then
     undecided = False
     coordinator = ""
 
@@ -133,12 +133,12 @@ class Commit:
         _events.emit(level, name, tx=self.txid, **fields)
 
     def _syncing(self, done: int) -> None:
-        """Report the barriers behind us; before each, for behind the last a failing callback has no way back."""
+        """Report the barriers so far; before each of them, because after the last one a failing callback cannot roll back."""
         if self.progress is not None and self.barriers.durable:
             self.progress("syncing", done, 3 if self._needs.journal else 2)
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
-        """A failure behind the commit point: told, never raised."""
+        """A failure after the commit point: logged, never raised."""
         self.leftovers = (*self.leftovers, f"{path}: {exc.strerror or exc}")
         self.event(_events.WARNING, "cleanup.failed", path=path, error=str(exc))
 
@@ -186,7 +186,7 @@ class Commit:
         self._plan_alone(item, found)
 
     def _confirm_unchanged(self, parent: Directory) -> None:
-        """Nothing is to be published, but whoever wrote what is there may not have synced it."""
+        """Nothing is published, but the program that wrote what is there may not have synced it."""
         self._syncing(0)
         self.barriers.staged(self.items, [], self.workspace.made_parents, None)
         self.barriers.names([parent])
@@ -203,7 +203,7 @@ class Commit:
             folders = self._plan_group()
             if folders <= displaced:
                 break
-            displaced |= folders  # one came since it was looked at
+            displaced |= folders  # one came since the check
             self._lock(displaced)
         self._keep_in_parent()
         if self.steps:
@@ -215,7 +215,7 @@ class Commit:
             rename(slot, beside, 0)
         homes = [made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents]
         self._syncing(0)
-        # The private folders' own names must last as well: what is displaced will lie in them.
+        # The private folders' own names must be durable too: what is displaced will be in them.
         fd = None if self._journal is None else self._journal.fd
         self.barriers.staged(
             self.items, self._folders() + homes, self.workspace.made_parents, fd, journal_last=not self._moved
@@ -312,7 +312,7 @@ class Commit:
         parents = {place.directory for item in self._staged for place in item.places()}
         self._parents = sorted(parents, key=_key)
         while True:
-            self._locked = True  # from here on there may be locks to give back
+            self._locked = True  # from here on there may be locks to release
             self._open_displaced(displaced)
             hot = lock_all([*self._parents, *self._displaced], self.lock_timeout)
             if hot is None:
@@ -456,7 +456,7 @@ class Commit:
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
     def _is_to_repeat(self, step: Step, exc: OSError) -> bool:
-        """Whether nothing happened because the destination came or went since it was looked at."""
+        """Whether nothing happened because the destination appeared or disappeared since the check."""
         if isinstance(exc, errors.ConflictError):
             return step.op == "replace" and step.slot.identity() == identity_of_new(step)
         number = kernel.errno_of(exc)
@@ -507,7 +507,7 @@ class Commit:
             item.conflict(f"not what was expected: {why} at the last moment", place)
 
     def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
-        """Somebody else's object came to a name at the last moment: if an expectation was about it, say what differs."""
+        """Another program's object came to a name at the last moment: if an expectation was about it, say what differs."""
         names = (step.dest, step.slot)
         item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
         if item is not None and conflict.path is None:
@@ -578,7 +578,7 @@ class Commit:
 
     # --- the end -------------------------------------------------------------------------------------------------
     def end(self, cause: BaseException) -> None:
-        """Bring what was begun to its end: all old, or all new behind the mark.
+        """Bring what was begun to an end: all old, or, after the mark, all new.
 
         Idempotent, and may be left by any exception and called again.  Sets ``state``; raises RollbackError when it is not
         certain that everything is old.
@@ -638,19 +638,19 @@ class Commit:
             self.event(_events.INFO, "transaction.rolled_back", steps=len(begun), cause=str(cause))
 
     def _identify(self, step: Step) -> None:
-        """Fill in the identities that a step alone did without: only a failure has to tell old from new."""
+        """Fill in the identities that a single step did without: only a failure has to distinguish old from new."""
         if step.slot is step.dest:  # it was to appear without one
             step.slot = self.workspace.sibling(step.dest.directory)
         identity_of_new(step)
         there = step.dest.identity()
         if there != step.new:
-            step.old = there  # not swapped, or somebody else's already
+            step.old = there  # not swapped, or already another program's
         elif step.op != "create":
             held = (place.identity() for place in step.slots())
             step.old = next((identity for identity in held if identity not in (None, step.new)), None)
 
     def _undo(self, step: Step, cause: BaseException) -> OSError | None:
-        """Undo one step; a failure is returned, so that the others are undone all the same.
+        """Undo one step; a failure is returned, so that the others are undone nevertheless.
 
         Tried twice: the cause may have been of the moment, and in doubt is a bad place to be.
         """
@@ -746,12 +746,12 @@ class Commit:
             journal.close()
 
     def _home(self) -> PrivateFolder:
-        """Where the journal stays: with what is resumable, for it says what that is."""
+        """Where the journal stays: with what is resumable, because it says what that is."""
         kept = (item.kept for item in self.items if item.kept is not None)
         return next(kept, next(iter(self.workspace.private_folders.values())))
 
     def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
-        """Tried twice, for the cause of a failure may have been of the moment; then told, not raised."""
+        """Tried twice, because a failure may have been temporary; then logged, not raised."""
         for last in (False, True):
             try:
                 action()
@@ -773,7 +773,7 @@ class Commit:
                 return
 
     def _delete_siblings(self) -> None:
-        """Delete the slots that lie beside the destinations; those in private folders go with them."""
+        """Delete the slots next to the destinations; those in private folders are deleted with them."""
         for step in self.steps:
             if step.op == "exchange" or step.slot.directory is not step.dest.directory:
                 continue
@@ -783,7 +783,7 @@ class Commit:
                 self._without_failing(functools.partial(_delete_known, step), str(step.slot))
 
     def _delete_alone(self, step: Step) -> None:
-        """Only files are swapped alone beside their destination, so no folder there is ours."""
+        """Only files are swapped alone next to their destination, so no folder there is ours."""
         if self.state is not _COMMITTED:
             places = step.slots() if self._begun else ()
         else:
@@ -793,14 +793,14 @@ class Commit:
 
 
 def _delete_file(place: Place) -> None:
-    """Remove what exists at a place, but no folder: where others may write, that can only be somebody else's."""
+    """Remove what exists at a place, but never a folder: where others may write, it can only be another user's."""
     try:
         kernel.port.unlink(place.name, place.fd)
     except OSError as exc:
         number = kernel.errno_of(exc)
         if number is None:
             raise
-        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
         if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
             raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
@@ -824,7 +824,7 @@ def _may_hold_original(step: Step) -> bool:
 
 
 def _is_strange(step: Step, held: bytes, recorded: frozenset[bytes]) -> bool:
-    """Whether the slot holds an original, or what came to be between the look and the swap."""
+    """Whether the slot holds an original, or what was created between the check and the swap."""
     return held == step.old or held not in recorded
 
 

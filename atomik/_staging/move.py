@@ -1,4 +1,4 @@
-"""`Transaction.move`: what exists at a source goes to the destination.
+"""`Transaction.move`: what exists at a source moves to the destination.
 
 It is removed there and published here out of the same slot.  So each of the two names changes in one step, and undoing
 brings the object back to where it was.
@@ -49,17 +49,17 @@ def stage(
 
 
 class Move(Item):
-    """What exists at ``source`` goes to the destination."""
+    """What exists at ``source`` moves to the destination."""
 
     __slots__ = ("_origin", "_there", "displaced_source", "registered", "source")
 
     kind = "move"
     makes_parents = False
-    #: whoever wrote what is moved may not have synced it (P5)
+    #: the program that wrote what is moved may not have synced it (P5)
     content = True
 
     def take(self, source: Place) -> None:
-        """Say what is to be moved: what exists there, or what the operations so far leave there."""
+        """Name what will be moved: what exists there, or what the operations so far leave there."""
         self.source = source
         if source == self.place:
             text = "source and destination are the same name, so there is nothing to move"
@@ -141,7 +141,7 @@ class Move(Item):
         )  # fmt: skip
 
     def _sync_new(self) -> int:
-        return sync_place(self.source)  # where it lies now
+        return sync_place(self.source)  # where it is now
 
     def stands_already(self) -> bool:
         return False

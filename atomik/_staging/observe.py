@@ -106,7 +106,7 @@ class Digest:
 
 
 def parse_digest(text: str) -> Digest:
-    """What ``"sha256:…"`` stands for."""
+    """The digest in ``"sha256:…"``."""
     name, _, digits = text.partition(":")
     if name != "sha256" or len(digits) != 64 or set(digits.lower()) - set("0123456789abcdef"):
         raise ValueError(f"expect takes 'absent', 'any' or 'sha256:' with 64 hexadecimal digits, not {text!r}")

@@ -39,7 +39,7 @@ class ItemOptions(TypedDict, total=False):
 
 
 class Options(NamedTuple):
-    """How an item is to be published, as the user said."""
+    """The options with which an item will be published."""
 
     overwrite: bool = False
     preserve: What = "all"

@@ -1,6 +1,6 @@
 """`Transaction.path`: a private folder for programs that open files by name, and what they leave there.
 
-Its companions (``also=``) are written beside it by the same program, and are items of their own: `StagedProgram` seals them
+Its companions (``also=``) are written next to it by the same program, and are items of their own: `StagedProgram` seals them
 with itself, and says at the commit which of them there are to publish.
 """
 
@@ -64,7 +64,7 @@ class StagedProgram(Written):
     _work: Place | None
     #: the names that the program has left
     written: set[str]
-    #: what the program may write beside it
+    #: what the program may write next to it
     _also: tuple[Companion, ...]
 
     def join(self, intake: Intake, name: str, tmp_dir: StrPath | None, options: ItemOptions) -> None:
@@ -86,7 +86,7 @@ class StagedProgram(Written):
         return bool(self.together)
 
     def parts(self, *, locked: bool) -> Sequence[Item]:
-        # Last, for a program that watches for it will look for the others then.
+        # Last, because a program that waits for it will look for the others then.
         found = [each.part(locked=locked) for each in getattr(self, "_also", ())]
         return (*(each for each in found if each is not None), self)
 
@@ -142,7 +142,7 @@ class StagedProgram(Written):
                     errors.MissingPathError, errno.ENOENT, text, self.path, os.path.join(str(self._work), inner.name)
                 )
             self._refuse_others(work)
-            # Listed, and not asked for one by one: a "no such file" may lie, and would make us drop what was written.
+            # Listed, and not asked for one by one: a "no such file" may be wrong, and would make us drop what was written.
             for each in self.together:
                 each.seal(early=self.early)
             companions.refuse_open(inner, self.path)
@@ -179,7 +179,7 @@ class StagedProgram(Written):
 
 
 class Companion(Written):
-    """What the program may write beside its path; where it did not, what exists at the destination goes."""
+    """What the program may write next to its path; what it did not write is removed at the destination."""
 
     __slots__ = ("belongs_to",)
 
@@ -203,13 +203,13 @@ class Companion(Written):
         errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
 
     def parts(self, *, locked: bool) -> Sequence[Item]:
-        return ()  # its main item tells
+        return ()  # its main item reports it
 
     def part(self, *, locked: bool) -> Item | None:
-        """What changes its name: itself, or what exists there goes, or nothing does."""
+        """What changes its name: itself, the removal of what exists there, or nothing."""
         if self.step_kind():
             return self
-        # Asked twice, for a "no such file" may lie.
+        # Asked twice, because a "no such file" may be wrong.
         if (self.look() if locked else None) is None and self.place.status() is None:
             return None
         gone = Gone.at(self.place, self, self.options)

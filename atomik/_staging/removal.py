@@ -1,4 +1,4 @@
-"""`Transaction.remove`: the destination goes; it is renamed into a slot, and deleted after the commit."""
+"""`Transaction.remove`: the destination is renamed into a slot, and deleted after the commit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int, expect
 
 
 class Removal(Item):
-    """The destination goes."""
+    """The destination is removed."""
 
     __slots__ = ()
 

@@ -1,6 +1,6 @@
 """The path that `folder` and `path` give: a real `pathlib.Path` that seals its item on ``with``.
 
-Apart from the file objects, for a program that writes files alone need not load pathlib.
+Separate from the file objects, because a program that writes only files need not load pathlib.
 """
 
 from __future__ import annotations

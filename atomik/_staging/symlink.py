@@ -33,7 +33,7 @@ class StagedSymlink(Item):
     def open(self, target: str) -> None:
         """Make the link in a slot."""
         slot = self.workspace.slot(self.stage)
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        self.slot = slot  # before it exists: an interrupt may come right after the call
         kernel.port.symlink(target, slot.name, slot.fd)
         self.seal()
 

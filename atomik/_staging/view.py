@@ -88,7 +88,7 @@ class View(Generic[_Change]):
             return done
 
     def _refuse_traps(self, path: str, owners: set[int], done: str) -> None:
-        """Links of other users lead into no folder of one's own (see `_folder.resolve`)."""
+        """Other users' links are not followed into this user's folders (see `_folder.resolve`)."""
         if not owners - {0, os.geteuid()}:
             return
         folder = self._content(os.path.dirname(done))
@@ -132,7 +132,7 @@ class View(Generic[_Change]):
 
 
 class Staged(View["Item | Place | None"]):
-    """The tree as the operations of a transaction leave it; made anew for each look, under the intake's lock."""
+    """The tree as the operations of a transaction leave it; made again for each use, under the intake's lock."""
 
     def __init__(self, intake: Intake) -> None:
         super().__init__(intake.lock)

@@ -126,8 +126,8 @@ class Workspace:
             self._made_in = [*self._made_in, above]
 
     def make_folder(self, place: Place) -> None:
-        """Make a folder that goes again if it comes to nothing; `place` is in a folder that stays open until the end."""
-        self._made = [*self._made, place]  # before it is there: an interrupt may come right behind the call
+        """Create a folder that is removed again if nothing is published; `place` is in a folder that stays open."""
+        self._made = [*self._made, place]  # before it exists: an interrupt may come right after the call
         try:
             kernel.port.mkdir(place.name, 0o777, place.fd)
         except OSError as exc:
@@ -166,7 +166,7 @@ class Workspace:
         if made is not None and made.made:
             return made
         refuse_append_only(directory, directory.path)
-        # Known before it is there, for an interrupt may come right behind the call that makes it; one for all threads.
+        # Recorded before it exists, because an interrupt may come right after the call that creates it; one for all threads.
         made = self.private_folders.setdefault(key, PrivateFolder(directory, self.txid))
         with kernel.typed("cannot stage in the folder", directory.path):
             made.make()
@@ -183,7 +183,7 @@ class Workspace:
         return found
 
     def let_go(self, kept: Resumable, *, discard: bool = False) -> None:
-        """An output that is resumable is out of the transaction; what was staged stays, unless it is to be discarded."""
+        """Take a resumable output out of the transaction; what was staged stays, unless it is discarded."""
         self.private_folders = {key: made for key, made in self.private_folders.items() if made is not kept}
         if discard:
             kept.dissolve()
@@ -195,14 +195,14 @@ class Workspace:
         return Place(self.private_folder(directory).folder, self._slot_name())
 
     def sibling(self, directory: Directory) -> Place:
-        """A fresh slot beside the destinations, for what may only be renamed within its parent."""
+        """A new slot next to the destinations, for what may only be renamed within its parent."""
         return Place(directory, self._slot_name())
 
     def _slot_name(self) -> str:
         return slot_name(self.txid, next(self._numbers))
 
     def try_names(self, directory: Directory) -> None:
-        """Try what a filesystem that nobody vouches for does with names, once for each mount."""
+        """Try what an unknown filesystem does with names, once for each mount."""
         if directory.fs.exchange is None:
             from atomik._protocol.trial import try_names
 
@@ -292,7 +292,7 @@ class Workspace:
             place = self._made[-1]
             try:
                 kernel.port.rmdir(place.name, place.fd)
-            except OSError as exc:  # somebody else's by now, or somebody removed it
+            except OSError as exc:  # it was replaced or removed by another program
                 if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
                     note_failure(failures, exc)
             self._made = self._made[:-1]
@@ -311,7 +311,7 @@ def _exists(path: str) -> bool:
 
 
 def note_failure(failures: list[OSError], exc: OSError) -> None:
-    """Note what the kernel refused while something was given back; everything else goes on."""
+    """Note what the kernel refused during the clean-up; everything else is raised."""
     if not is_failure(exc):
         raise exc
     failures.append(exc)

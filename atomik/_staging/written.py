@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Written(Item):
-    """An item whose content somebody wrote by name: a file, a folder, a link."""
+    """An item whose content was written by name: a file, a folder, a link."""
 
     __slots__ = ("_there",)
 
@@ -49,7 +49,7 @@ class Written(Item):
         self._there = kind_of(found.mode)
         slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()
         mode = loosen(written, found)
-        self.slot = slot  # before it is there: an interrupt may come right behind the call
+        self.slot = slot  # before it exists: an interrupt may come right after the call
         self.bring(written, slot)
         self.complete(slot, mode)
 
@@ -58,7 +58,7 @@ class Written(Item):
         rename(written, slot, 0)
 
     def complete(self, slot: Place, mode: int | None) -> None:
-        """Its final owner, attributes and mode; `mode` is to be given back where `take` had to change it."""
+        """Its final owner, attributes and mode; `mode` is restored where `take` had to change it."""
         try:
             fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, slot.fd)
         except OSError as exc:
@@ -90,7 +90,7 @@ class Gone(Removal):
 
     @property
     def content(self) -> bool:  # type: ignore[override]
-        return self.backup is not None  # the previous version stays, whoever wrote it (P5)
+        return self.backup is not None  # the previous version stays, so it must be durable too (P5)
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
         super().find(found, alone=alone)

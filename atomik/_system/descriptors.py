@@ -22,7 +22,7 @@ from atomik import errors
 
 _LOW = 200
 
-#: Below this number nobody has to ask; 0 while the limit is raised.
+#: Below this number no check is needed; 0 while the limit is raised.
 low = _LOW
 
 #: Descriptors that stay free for the rest of the program, and for what a commit opens.

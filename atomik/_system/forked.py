@@ -7,7 +7,7 @@ the descriptors that are guarded here::
     guard(fd)        # before the lock is tried
     release(fd)      # before the descriptor is closed
 
-The numbers stay taken in the child, for the objects that it inherited may close them; what they lead to is /dev/null.
+The numbers stay in use in the child, because the objects that it inherited may close them; they lead to /dev/null.
 
 ``me`` is the id of this process, for objects that must not be used in a child; asking the kernel each time costs a call.
 """

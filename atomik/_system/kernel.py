@@ -134,7 +134,7 @@ def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
     number = c.errno()
     text = os.strerror(number)
     if call and number in _MISSING and (why := sandboxed(call)):
-        number, text = errno.ENOSYS, why  # so that all who fall back treat it as a call that is missing
+        number, text = errno.ENOSYS, why  # so that all fallbacks treat it as a missing call
     elif number == errno.ENOSYS and c.INTERFACE is None:
         text += f"; atomik does not know the numbers of system calls on this machine ({c.MACHINE})"
     if len(names) == 2:
@@ -177,7 +177,7 @@ class Kernel:
         """A new named file; EEXIST when the name is taken, also by a dangling link."""
         return os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
 
-    #: close(2).  Writeback errors do not show here; that is what `fsync` is for.
+    #: close(2).  Writeback errors are not reported here, but by `fsync`.
     close = staticmethod(os.close)
 
     # --- names ---------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Kernel:
             _raise(())
 
     def has_realtime(self, fd: int) -> bool | None:
-        """XFS_IOC_FSGEOMETRY_V1, ioctl_xfs_fsgeometry(2): whether there is a realtime section; None where nobody knows."""
+        """XFS_IOC_FSGEOMETRY_V1, ioctl_xfs_fsgeometry(2): whether there is a realtime section; None if unknown."""
         geometry = bytearray(struct.calcsize(_XFS_GEOMETRY))
         try:
             fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY_V1 | len(geometry) << 16, geometry)
@@ -304,7 +304,7 @@ class Kernel:
         if libc().write_back(fd) < 0:
             _raise((), "sync_file_range")
 
-    #: flock(2); LOCK_NB gives BlockingIOError while somebody holds it.
+    #: flock(2); with LOCK_NB it raises BlockingIOError while another process holds the lock.
     flock = staticmethod(fcntl.flock)
 
     def announce_writer(self, fd: int, ticket: int) -> None:
@@ -315,7 +315,7 @@ class Kernel:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, int(ticket), length, 0))
 
     def writer_is_waiting(self, fd: int) -> bool:
-        """fcntl(2), F_OFD_GETLK: whether somebody else has announced himself."""
+        """fcntl(2), F_OFD_GETLK: whether another writer has announced itself."""
         return self.earlier(fd, 0, 0) is not None
 
     def earlier(self, fd: int, first: int, end: int) -> int | None:
@@ -478,7 +478,7 @@ class Kernel:
         return found if mount is None else found.on_mount(mount)
 
     def statx_path(self, path: str, dir_fd: int = AT_FDCWD) -> Status:
-        """statx(2) of a whole path, links followed; its mount id only where statx tells it."""
+        """statx(2) of a whole path, links followed; its mount id only if statx returns it."""
         c = _c or libc()
         found: Status | None = c.statx(dir_fd, path.encode(_ENCODING, _ERRORS), 0)
         if found is None:
@@ -503,7 +503,7 @@ class Kernel:
         return found
 
     def watch(self, path: str, events: int) -> int:
-        """inotify_init1(2) and inotify_add_watch(2): a descriptor that tells the events of a folder, and never blocks."""
+        """inotify_init1(2) and inotify_add_watch(2): a descriptor that returns the events of a folder, and never blocks."""
         c = _c or libc()
         fd: int = c.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if fd < 0:
@@ -569,7 +569,7 @@ class Kernel:
 
 
 def _mount_of(fd: int, name: str) -> int | None:
-    """The id of the mount on which something lies, where statx(2) does not tell."""
+    """The id of the mount on which something is, if statx(2) does not return it."""
     c = libc()
     flags = 0 if name else c.AT_EMPTY_PATH
     for more in (0, c.AT_HANDLE_FID):
@@ -648,7 +648,7 @@ def typed(action: str, path: str) -> Iterator[None]:
 
 
 def install(kernel: Kernel) -> Kernel:
-    """Put `kernel` in the place of the present one, for tests; returns the one it replaces."""
+    """Replace the present kernel by `kernel`, for tests; returns the one it replaces."""
     global port
     before, port = port, kernel
     return before

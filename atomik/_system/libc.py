@@ -85,7 +85,7 @@ _prctl = _bind("prctl")
 inotify_init1 = _bind("inotify_init1")
 inotify_add_watch = _bind("inotify_add_watch")
 
-#: A buffer that the kernel writes to, and pointers into it.  It stays where it is, for nobody ever changes its size.
+#: A buffer that the kernel writes to, and pointers into it.  It never moves, because its size never changes.
 _Buffer = tuple[bytearray, Any, Any]
 
 
@@ -113,7 +113,7 @@ class Status(NamedTuple):
     ino: int
     major: int
     minor: int
-    #: the id of the mount that it lies on, 0 where nothing tells
+    #: the id of its mount, 0 if unknown
     mount: int
 
     @property
@@ -216,7 +216,7 @@ _HOW = struct.Struct("=QQQ")
 
 @functools.cache
 def _how(flags: int, mode: int, resolve: int) -> Any:
-    """A pointer to a ``struct open_how``; nobody writes to it, so it is shared."""
+    """A pointer to a ``struct open_how``; it is never written to, so it is shared."""
     return ctypes.byref(ctypes.create_string_buffer(_HOW.pack(flags, mode, resolve), _HOW.size))
 
 

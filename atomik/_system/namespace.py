@@ -1,4 +1,4 @@
-"""A mount namespace in which one folder is seen in the place of another, or through a layer over it, entered by a child
+"""A mount namespace in which one folder is seen instead of another, or through a layer over it, entered by a child
 between fork and exec.
 
 Calling sequence::
@@ -105,7 +105,7 @@ class Entrance:
 
     # --- in the child ------------------------------------------------------------------------------------------------
     def enter(self) -> None:
-        """Enter the namespace, and tell the parent."""
+        """Enter the namespace, and report to the parent."""
         try:
             namespace = self._enter()
         except OSError as exc:
@@ -219,7 +219,7 @@ class Entrance:
                 self.enter()
                 action()
             finally:
-                os._exit(0)  # whatever happened was told, or nothing can be
+                os._exit(0)  # what happened was reported, or nothing can be
         try:
             with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: the kernel reaped it
                 os.waitpid(child, 0)

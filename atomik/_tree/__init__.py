@@ -1,4 +1,4 @@
-"""Content by descriptor: everything that looks into files and folder trees, or changes what is in them.
+"""Content by descriptor: everything that reads files and folder trees, or changes their content.
 
 In: open folders (`Directory`) and names in them (`Place`).  Out: copies, values to compare, or nothing but the effect; and
 errors of atomik's own classes with the whole path.

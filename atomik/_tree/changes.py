@@ -163,7 +163,7 @@ def _link(path: str, folder: Directory) -> str | None:
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
-        return None  # somebody changed the original meanwhile
+        return None  # someone changed the original in the meantime
 
 
 def _content(path: str, folder: Directory) -> tuple[bytes, dict[str, bytes]] | None:

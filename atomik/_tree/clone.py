@@ -79,7 +79,7 @@ def clone(
 def copy_entry(src: Place, dst: Place, progress: Callable[[int], None] | None = None) -> list[str]:
     """Make `dst`, which must not exist, a copy of what is at `src`; returns the names of what could not be kept.
 
-    What was made until an error stays at `dst`, for the caller to delete.
+    After an error, what was created so far stays at `dst`, for the caller to delete.
     """
     found = src.stat()
     if found is None:

@@ -1,4 +1,4 @@
-"""Is what was staged equal to what is there already?  The question behind ``if_changed=True``.
+"""Whether what was staged equals what is there already, for ``if_changed=True``.
 
 * `same(new, old, permissions)`: two places, with objects of any kind.
 * `same_file(fd, old, permissions)`: a file that has no name yet, and a place.

@@ -107,7 +107,7 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
                 return
             if number != errno.EINVAL:
                 raise
-            yield at, size  # the filesystem cannot tell
+            yield at, size  # the filesystem cannot say
             return
         if start >= size:
             return

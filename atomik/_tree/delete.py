@@ -38,12 +38,12 @@ RESCANS = 16
 
 
 def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes | None = None) -> None:
-    """Remove what stands at `place`, file or folder tree; with `known`, a tree only if its top has this identity, for
+    """Remove what is at `place`, file or folder tree; with `known`, a tree only if its top has this identity, for
     in a folder that others may write to another can take its place at any moment.
 
     Folders that their owner may not read, search or write are given these permissions first.  A mount in the tree is
-    looked for before anything is deleted; one that comes meanwhile stops the deletion, with its content untouched.
-    Entries that others add meanwhile are deleted as well, up to a limit (ENOTEMPTY then).
+    looked for before anything is deleted; one that appears later stops the deletion, with its content untouched.
+    Entries that others add in the meantime are deleted too, up to a limit (ENOTEMPTY then).
     """
     try:
         kernel.port.unlink(place.name, place.fd)
@@ -67,7 +67,7 @@ def delete_file(place: Place) -> None:
         number = kernel.errno_of(exc)
         if number is None:
             raise
-        # Too much hangs on a "no such file" to believe the first one: a name of ours would stay.
+        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
         if number == errno.EISDIR or (number == errno.ENOENT and place.status() is None):
             return
         _refused(exc, "delete", str(place))
@@ -143,7 +143,7 @@ def _enter(down: TreeWalk, name: str) -> None:
     except NotADirectoryError as gone:
         if kernel.errno_of(gone) is None:
             raise
-        if not down.depth:  # the place itself: what stands there now is not what we were asked to delete
+        if not down.depth:  # the place itself: what is there now is not what we were asked to delete
             down.moved(name)
         try:
             kernel.port.unlink(name, level.fd)

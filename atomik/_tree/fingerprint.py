@@ -1,4 +1,4 @@
-"""A value that changes when anything in a folder tree changes: for "did somebody work on it since I looked?"
+"""A value that changes when anything in a folder tree changes: it shows whether the tree was changed since.
 
 Calling sequence::
 
@@ -49,7 +49,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 #: what a status counts for, behind the name and its end
 _STATUS = struct.Struct("=xIIIQQqq").pack
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-#: An entry is gone, or is of another kind than when it was listed.
+#: An entry was removed, or is of another kind than when it was listed.
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 
 
@@ -69,7 +69,7 @@ def fingerprint(directory: Directory, *, digest: bool = False, folders: dict[str
 
 
 class Recorder:
-    """The same value, put together by somebody who goes through the tree anyway."""
+    """The same value, computed during a walk through the tree for another purpose."""
 
     def __init__(self, directory: Directory) -> None:
         self.inodes = directory.fs.name != "fuse"
@@ -170,7 +170,7 @@ class _Folder:
     def read(self) -> tuple[bytes, str]:
         """The value of the entries; their folders are left in the level, and the name that changed last is returned."""
         port, fd = kernel.port, self.level.fd
-        itself = port.fstat(fd)  # before the entries: what changes meanwhile makes the value stale, never wrong
+        itself = port.fstat(fd)  # before the entries: a change in between makes the value stale, never wrong
         folders, newest, latest, told, inodes, lstat = [], "", 0, [], self.inodes, port.lstat
         names = sorted(entry.name for entry in self.down.entries() if not entry.name.startswith(PREFIX))
         for name in names:

@@ -6,7 +6,7 @@ Calling sequence::
     …
     found = layer.changes()                  # in the end: [LayerChange("put", "a/new", …), …]
     layer.complete("a/b", base, spare)       # the folder a/b of the layer becomes all that it shows
-    strip(place, prefix)                     # what overlayfs noted goes
+    strip(place, prefix)                     # removes what overlayfs noted
 
 How overlayfs writes changes down (Documentation/filesystems/overlayfs.rst in Linux): of a file, all is in the upper layer; of
 a folder, the names in it that are new or changed.  A name that is gone is a *whiteout*: a character device 0/0, or an empty
@@ -273,7 +273,7 @@ class Layer:
         return left
 
     def _replace_top(self, fresh: Place) -> None:
-        """The top is held, so everything from the copy goes into it."""
+        """The top is held open, so everything from the copy goes into it."""
         with kernel.port.scandir(self.upper.fd) as entries:
             names = [entry.name for entry in entries]
         for name in names:
@@ -433,7 +433,7 @@ def _there(name: str, dir_fd: int) -> os.stat_result | None:
 
 
 def _redirected(parent: str, target: bytes) -> str:
-    """The folder that a redirect means: a name beside, or a path from the top of the layer."""
+    """The folder that a redirect means: a name in the same folder, or a path from the top of the layer."""
     told = os.fsdecode(target)
     return told.lstrip("/") if told.startswith("/") else os.path.join(parent, told)
 

@@ -14,7 +14,7 @@ which chown(2) clears.  The mode comes before the owner: afterwards fchmod(2) ne
 Losing metadata does not fail a commit.  What this user or this filesystem refuses is named in the result; a device that
 fails (EIO, EROFS …) is an error like any other.  Limits, on purpose:
 
-* set-uid goes when the owner could not be kept, and set-gid when the group could not: they lend an identity, and it
+* set-uid is removed if the owner could not be kept, and set-gid if the group could not: they lend an identity, and it
   would be the wrong one;
 * when the group could not be kept, the group and others each get only what both had: the bits would speak of another
   group, and the members of the old one are others now;
@@ -111,7 +111,7 @@ class Metadata(NamedTuple):
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
-            # whatever it is, the thorough way below finds out
+            # the thorough check below finds out what it is
         try:
             fd = port.open(place.name, os.O_PATH | os.O_NOFOLLOW, place.fd)
         except FileNotFoundError as exc:
@@ -306,7 +306,7 @@ class _Dressing:
 
     # --- the steps ---------------------------------------------------------------------------------------------------
     def set_all(self, never: frozenset[str]) -> None:
-        """Group, attributes and ACLs, while nobody but the owner can open the object.
+        """Group, attributes and ACLs, while only the owner can open the object.
 
         An attribute that only the new object has stays: the program that wrote it, or the security module, put it
         there.  An ACL does not: it was inherited from the folder.

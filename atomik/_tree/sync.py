@@ -88,7 +88,7 @@ def _start_writeback(fds: Sequence[int]) -> None:
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
-            return  # only a head start: fsync tells what is wrong
+            return  # only a head start: fsync reports what is wrong
 
 
 @define(eq=False)
@@ -136,7 +136,7 @@ class _Work:
                 self.tell(progress)
 
     def tell(self, progress: Progress | None) -> None:
-        """Tell how many more files are done."""
+        """Report how many more files are done."""
         done = len(self.done)
         if progress and done > self.told:
             self.told, before = done, self.told
@@ -150,7 +150,7 @@ class _Work:
             self.left.clear()
 
     def stop(self) -> None:
-        """Take no more files, and wait for the threads, whatever arrives meanwhile."""
+        """Take no more files, and wait for the threads, even if exceptions arrive."""
         self.left.clear()
         interrupt = None
         while self.threads:
@@ -269,7 +269,7 @@ class _Batch:
         return kernel.port.open(name, os.O_RDONLY | _FILE, level.fd)
 
     def flush(self) -> None:
-        """Sync all files at hand."""
+        """Sync all files so far."""
         failed = sync_files([fd for fd, _, _ in self._files], self._counted)
         if failed is not None:
             _, name, level = self._files[failed[0]]

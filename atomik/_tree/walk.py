@@ -90,7 +90,7 @@ class TreeWalk:
         while len(self.levels) > 1:
             level = self.levels.pop()
             if level.fd >= 0:
-                # After an error there are levels left: it counts, not what goes wrong while they are closed.
+                # After an error there are levels left: the error counts, not failures while they are closed.
                 with contextlib.suppress(OSError):
                     self._let_go(level)
 
@@ -134,18 +134,18 @@ class TreeWalk:
     def path(self, name: str = "", level: Level | None = None) -> str:
         """The path of `name` in a level (the present one), for messages."""
         names = (level or self.level).names()
-        below = "/".join([*names, name] if name else names)  # os.path.join looks at each, and there may be thousands
+        below = "/".join([*names, name] if name else names)  # os.path.join checks each, and there may be thousands
         return os.path.join(self.top.path, below) if below else self.top.path
 
     def fail(self, cause: OSError, name: str = "", level: Level | None = None) -> NoReturn:
-        """Raise atomik's error for a call that failed on `name`; what did not come from the kernel goes on unchanged."""
+        """Raise atomik's error for a call that failed on `name`; what did not come from the kernel is raised unchanged."""
         if kernel.errno_of(cause) is None:
             raise cause
         self.error = errors.system_error(cause, f"cannot {self.action}", self.path(name, level))
         raise self.error from cause
 
     def mount(self, name: str) -> NoReturn:
-        """Raise the error for a mount that stands in the way."""
+        """Raise the error for a mount that is in the way."""
         self.error = mount_error(self.action, self.path(name))
         raise self.error
 
@@ -236,7 +236,7 @@ class TreeWalk:
                 number = kernel.errno_of(exc)
                 if number not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                     self._refused(exc, name)
-                self._openat2 = number == errno.EACCES  # perhaps the folder is closed: the other call tells
+                self._openat2 = number == errno.EACCES  # perhaps the folder is not searchable: the other call finds out
         try:
             fd = port.open(name, _FOLDER, above)
         except OSError as exc:
@@ -264,7 +264,7 @@ class TreeWalk:
         self.fail(exc, name)
 
     def _open_loosened(self, name: str, cause: OSError) -> tuple[int, int | None]:
-        """Open a folder that we may not read, or that lies in one that we may not search."""
+        """Open a folder that we may not read, or that is in one that we may not search."""
         if not self.loosen:
             self.fail(cause, name)
         try:

@@ -1,4 +1,4 @@
-"""``atomik apply``: read a change set, and commit it or tell what a commit would do."""
+"""``atomik apply``: read a change set, and commit it or print what a commit would do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["apply", "schema"]
 
 
 def apply(arguments: argparse.Namespace, progress: Progress) -> Done:
-    """Apply a change set; returns what was done, or would be, and for a receipt what to tell a machine."""
+    """Apply a change set; returns what was or would be done, and for a receipt the object for ``--json``."""
     with stoppable("nothing was changed"):
         changes = parse(_read(arguments.changes))
     with Signals() as signals, progress:

@@ -9,7 +9,7 @@ Exit codes (docs/reference/command-line.md):
 * ``run`` has the program's own exit code, and 125 when atomik failed (nothing was published), 126 when the program
   cannot be run, 127 when it was not found.
 
-A mistake of the user's gets one line on standard error, never a traceback.  What is told, and how, is in `report`.
+A user's mistake gets one line on standard error, never a traceback.  What is printed, and how, is in `report`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13
 
 
 class UsageError(Exception):
-    """The command line is wrong; ``usage`` is what it should be like."""
+    """The command line is wrong; ``usage`` says how it should be."""
 
     def __init__(self, usage: str, message: str) -> None:
         super().__init__(message)
@@ -346,7 +346,7 @@ def _run(known: argparse.Namespace, report: Report) -> int:
         report.listing(done.as_dict(), str(done))
     elif done is not None:
         report.done(done)
-    else:  # the program has said why; a machine is told whose exit code this is
+    else:  # the program has said why; with --json, say whose exit code this is
         text = f"the program ended with {code}; nothing was published"
         report.result({"error": "ProgramFailed", "message": text, "code": code})
     return code
@@ -375,7 +375,7 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
 
     from .signals import stoppable
 
-    # All folders in one call: what one of them needs may lie in another.
+    # All folders in one call: what one of them needs may be in another.
     options = {name: getattr(known, name) for name in ("recursive", "discard", "dry_run", "lock_timeout")}
     with report.progress() as progress, stoppable("some of it may be done; run recover again"):
         progress.start()

@@ -1,4 +1,4 @@
-"""What the command line tells: results, and what went wrong, for people or (``--json``) for machines.
+"""What the command line prints: results and errors, for people or (``--json``) for machines.
 
 Results go to standard output (``run``: JSON on standard error, because standard output is the program's), messages to
 standard error.  A message that cannot be written is not worth failing for.  A result is: `UnheardError`, which says
@@ -43,7 +43,7 @@ class UnheardError(Exception):
 
 
 class Report:
-    """Tells what one command does.  ``machine``: as JSON; ``outputs``: the command has ``--overwrite`` and the like."""
+    """Prints what one command does.  ``machine``: as JSON; ``outputs``: the command has ``--overwrite`` and the like."""
 
     def __init__(self, *, machine: bool, error_stream: bool, outputs: bool) -> None:
         self._machine, self._error_stream, self._outputs = machine, error_stream, outputs

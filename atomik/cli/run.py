@@ -1,4 +1,4 @@
-"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whatever signal comes when."""
+"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whenever a signal comes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
 
 
 class PlaceholderError(ValueError):
-    """A placeholder stands where its path would be misread."""
+    """A placeholder is at a place where its path would be misread."""
 
 
 class NotStartedError(Exception):
@@ -88,7 +88,7 @@ def _copy_input(output: IO[bytes], progress: Progress) -> None:
     with _reading():
         size = os.fstat(0).st_size  # 0 for a pipe
         typed = os.isatty(0)
-    if not typed:  # a line of ours would disturb
+    if not typed:  # a line from us would disturb
         progress.start()
     done = 0
     while chunk := _read_input():
@@ -112,7 +112,7 @@ def _reading() -> Iterator[None]:
 
 
 def _refuse_special(path: str) -> None:
-    """A user who names /dev/null or /dev/stdout wants to write to it; the library would replace the name."""
+    """A user who passes /dev/null or /dev/stdout wants to write to it; the library would replace the name."""
     try:
         mode = os.stat(path).st_mode
         into_proc = os.path.islink(path) and os.readlink(path).startswith("/proc/")

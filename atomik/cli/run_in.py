@@ -1,4 +1,4 @@
-"""``atomik run --in FOLDER``: a program on a private copy of a folder, whatever signal comes when."""
+"""``atomik run --in FOLDER``: a program on a private copy of a folder, whenever a signal comes."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Signals:
 
 @contextlib.contextmanager
 def stoppable(outcome: str) -> Iterator[None]:
-    """A signal that ends us raises `Stopped` in the block, once; `outcome` is what it says then."""
+    """A signal that ends the program raises `Stopped` in the block, once, with `outcome` as its message."""
     with Signals() as signals:
         try:
             signals.arm()
@@ -94,7 +94,7 @@ def stoppable(outcome: str) -> Iterator[None]:
 
 
 def guarded(signals: Signals, tx: Transaction, work: Any) -> Any:
-    """Call ``work()``, which ends with the commit; whatever happens in it, the transaction is over afterwards.
+    """Call ``work()``, which ends with the commit; the transaction is over afterwards, whatever happens.
 
     Two levels, because a signal may come anywhere: once the outer one is reached, no handler raises any more.
     """

@@ -1,6 +1,6 @@
 """What a transaction of `AtomikFileSystem` has done so far, and how it does more.
 
-The user's paths stay what they are until `publish`.  `Changes` records where the content of a path lies at present::
+The user's paths stay what they are until `publish`.  `Changes` records where the content of a path is at present::
 
     mkdir, new content   →  staged:  a place in a staging folder of atomik's, made for good there
     rm                   →  nothing
@@ -58,7 +58,7 @@ class Changes:
         return self._tx
 
     def slot(self, path: str) -> str:
-        """A free place to stage what is to become `path`: beside it, so that it inherits what files there do."""
+        """A free place to stage what will become `path`: in its folder, so that it inherits what files there inherit."""
         with self._lock:
             path = self.view.resolve(path, follow=False)
             parent = os.path.dirname(self.view.at_or_above(path) or path)
@@ -201,7 +201,7 @@ class Changes:
         return place
 
     def _own(self, key: str) -> None:
-        """Something moved is to be changed: from now on it is a copy, and what was moved is removed."""
+        """Something that was moved is changed: from now on it is a copy, and what was moved is removed."""
         change = self._changes[key]
         if change.moved and change.where is not None:
             place = self.slot(key)

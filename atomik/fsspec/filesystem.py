@@ -18,7 +18,7 @@ It is fsspec's own local filesystem, with these differences:
 * inside ``with fs.transaction`` everything, `mkdir`, `rm` and `mv` too, becomes visible at the end in one atomik
   transaction (with its journal: after a crash, too, all is old or all is new).  Reads through this instance see the
   new state before (see `view`).  All of it must lie on one filesystem;
-* names that begin with ``.atomik-`` are not listed: they belong to transactions at work.
+* names that begin with ``.atomik-`` are not listed: they belong to running transactions.
 
 A method asks for the changes of the running transaction first.  There are none outside a transaction; then it does what
 fsspec's local filesystem does.
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 
 class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
-    """Local files, written all or nothing, for whatever writes through fsspec: protocol ``atomik``.
+    """Local files, written all or nothing, for everything that writes through fsspec: protocol ``atomik``.
 
     >>> fs = fsspec.filesystem("atomik")
     >>> with fs.transaction:
@@ -73,7 +73,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
 
     Guarantee: a file appears complete (and durable) when it is closed, or never when its writing failed.  In ``with
     fs.transaction`` (an `AtomikTransaction`) everything appears at its end, as one `atomik.transaction`; ``rm`` of several
-    paths or of a folder, and ``mv``, are one each.  Limit: all of it must lie on one filesystem; outside a transaction
+    paths or of a folder, and ``mv``, are one each.  Limit: all of it must be on one filesystem; outside a transaction
     ``mkdir``, ``link``, ``symlink`` and ``chmod`` are the plain system calls; an instance belongs to the thread that asked
     fsspec for it, and cannot be pickled (TypeError) while its transaction is open.  Source: as for `atomik.transaction`.
     """
@@ -306,7 +306,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         return writer
 
     def pipe_file(self, path: Any, value: bytes, mode: str = "overwrite", **keywords: Any) -> None:
-        """Set the content of a file; with ``mode="create"`` nothing is replaced, whoever wins the race."""
+        """Set the content of a file; with ``mode="create"`` nothing is ever replaced, whoever wins the race."""
         with self.open(path, "xb" if mode == "create" else "wb", **keywords) as writer:
             writer.write(value)
 
@@ -428,7 +428,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
             self._move_across(source, target)
 
     def _move_across(self, source: str, target: str) -> None:
-        """To another filesystem: the copy appears in one step, and then the original goes, in one step as well."""
+        """To another filesystem: the copy appears in one step, and then the original is removed in one step."""
         with begin(overwrite=True, durable=self.durable, lock_timeout=self.lock_timeout) as tx:
             copy(source, str(tx.path(target)))
         self._remove([source], recursive=True)

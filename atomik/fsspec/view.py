@@ -1,6 +1,6 @@
 """The tree as a transaction of `AtomikFileSystem` will leave it: a transaction's view (`_staging.view`), of its `Change`s.
 
-`Changes` has a view and makes the changes; a view only looks.
+`Changes` has a view and makes the changes; a view only reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @define
 class Change:
-    """What becomes of one path: its content lies at ``where`` now (None: it is removed)."""
+    """What becomes of one path: its content is at ``where`` now (None: it is removed)."""
 
     where: str | None
     #: still at its old place, which is the user's, and may only be read
@@ -69,7 +69,7 @@ class View(view.View[Change]):
         return key is not None and self.changes[key].where is not None and not self.changes[key].moved
 
     def target_of_move(self, source: str, target: str) -> str:
-        """Where a move of `source` to `target` ends: inside a folder, in the place of a file."""
+        """Where a move of `source` to `target` ends: inside a folder, or instead of a file."""
         found, there = self.stat(source, follow=False), self.stat(target)
         if found is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
