@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
-#: What overlayfs is asked for: to write renamed folders down, which it does for root alone …
+#: What overlayfs is asked for: to write renamed folders down, and which names are one file (index); both for root alone …
 _FOR_ROOT, _FOR_USERS = "redirect_dir=on", "userxattr"
 #: … and not to wait for the disk when it is unmounted, because the commit does that (Linux 5.10).
 _OVERLAYS = tuple(
-    f"{marks},index=off,metacopy=off{more}" for marks in (_FOR_ROOT, _FOR_USERS) for more in (",volatile", "")
+    f"{marks},index=on,metacopy=off{more}" for marks in (_FOR_ROOT, _FOR_USERS) for more in (",volatile", "")
 )
 
 

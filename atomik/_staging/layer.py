@@ -173,7 +173,81 @@ class StagedLayer:
         """Find out what the program changed."""
         with kernel.typed("cannot read what the program changed", self.path):
             self.changes = self.layer.changes()
+            self.changes += self._other_names() if self._indexed() else self._refuse_unclear()
 
+    # --- hard links ------------------------------------------------------------------------------------------------------
+    def _indexed(self) -> bool:
+        """Whether overlayfs kept track of files with several names, which it does for root, and where there are handles."""
+        return self.private.exists("work/index") and self.folder.fs.handle_flags is not None
+
+    def _other_names(self) -> list[LayerChange]:
+        """What the program changed or renamed by one of several names goes to the others, too."""
+        changed: dict[bytes, LayerChange] = {}
+        for change in self.changes:
+            new = change.new
+            if change.origin and new is not None and not kernel.is_folder(new.st_mode) and new.st_nlink > 1:
+                changed[change.origin] = change
+        found: list[LayerChange] = []
+        for key, path in self._names_of(set(changed)):
+            spare = f"name{len(found)}"
+            with self._source(changed[key]) as source:
+                kernel.port.link(source.name, source.fd, spare, self.private.fd)
+            with self._lower(path) as place:
+                found.append(LayerChange("put", path, place.stat(), changed[key].new, spare=spare))
+        return found
+
+    def _names_of(self, wanted: set[bytes]) -> Iterator[tuple[bytes, str]]:
+        """The names of files (by their handles) that the program neither changed nor removed."""
+        flags = self.folder.fs.handle_flags
+        for key, path in handles(Place(self.folder, "."), flags) if wanted and flags is not None else ():
+            if key in wanted and self._is_visible(path):
+                yield key, path
+
+    def _is_visible(self, path: str) -> bool:
+        """Whether a name is as the folder has it; raises if a folder above it was renamed, or is published as a whole."""
+        for change in self.changes:
+            if path == change.path:
+                return False
+            if _is_below(path, change.path) and (change.op == "remove" or (change.op == "put" and change.base is None)):
+                return False
+            if _is_below(path, change.path) or (change.source and _is_below(path, change.source)):
+                self._refuse_link(path, "a folder above it was renamed, or got another mode, owner or attribute")
+        return True
+
+    def _refuse_unclear(self) -> list[LayerChange]:
+        """Without an index, nobody can tell whether the program changed a file with several names, or replaced this one."""
+        unclear = set()
+        for change in self.changes:
+            old = change.old
+            if old is None or not kernel.is_file(old.st_mode) or old.st_nlink == 1:
+                continue
+            if change.op == "put" or any(_looks_alike(old, other) for other in self.changes):
+                with self._lower(change.path) as place:
+                    unclear.add(kernel.port.handle(place.name, place.fd, self.folder.fs.handle_flags or 0))
+        for _, path in self._names_of(unclear):
+            self._refuse_link(
+                path, "an overlay of an ordinary user does not tell whether it was changed by another name"
+            )
+        return []
+
+    def _refuse_link(self, path: str, why: str) -> NoReturn:
+        text = (
+            f"the file has several names in the folder, and {why}; nothing was published.  Run it without changes_only, on a "
+            "clone of the folder, or as root"
+        )
+        errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, os.path.join(self.path, path))
+
+    @contextlib.contextmanager
+    def _lower(self, path: str) -> Iterator[Place]:
+        """A path in the folder as a place."""
+        above, name = os.path.split(path)
+        held = Directory.reach(self.folder, above or ".", _BENEATH)
+        try:
+            yield Place(held, name)
+        finally:
+            held.close()
+
+    # --- staging ---------------------------------------------------------------------------------------------------------
     def complete(self, path: str, base: str | None, *, share: bool = False) -> None:
         """Make a folder in the layer hold all that it shows."""
         with kernel.typed("cannot complete what the program changed", os.path.join(self.path, path)):
@@ -207,7 +281,7 @@ class StagedLayer:
         if kernel.is_folder(change.new.st_mode):
             self.complete(change.path, change.base, share=True)
         else:
-            with self._source(change.path) as source:
+            with self._source(change) as source:
                 strip(source, self.layer.prefix)
 
     def _hold_folders(self) -> None:
@@ -248,7 +322,7 @@ class StagedLayer:
 
     def _lost(self, change: LayerChange) -> bool:
         """Whether another program removed what the program changed: it was copied up, and not because of a rename."""
-        if change.origin is None or change.base is not None:
+        if change.old is not None or change.origin is None or change.base is not None:
             return False
         assert change.new is not None
         if kernel.is_folder(change.new.st_mode):
@@ -293,15 +367,16 @@ class StagedLayer:
     def _put(self, change: LayerChange, path: str, seen: Observation | None, *, new: bool) -> None:
         options: ItemOptions = {"preserve": "none", "expect": seen}
         item = self._intake.add(Ready, path, not new, None, options)
-        with self._source(change.path) as source:
+        with self._source(change) as source:
             self._intake.open(item, item.take, source)
 
     @contextlib.contextmanager
-    def _source(self, path: str) -> Iterator[Place]:
-        if not path:
-            yield Place(self.private, "upper")
+    def _source(self, change: LayerChange) -> Iterator[Place]:
+        """Where the new object is."""
+        if change.spare or not change.path:
+            yield Place(self.private, change.spare or "upper")
             return
-        above, name = os.path.split(path)
+        above, name = os.path.split(change.path)
         held = Directory.reach(self.layer.upper, above or ".", _BENEATH)
         try:
             yield Place(held, name)
@@ -349,7 +424,7 @@ class StagedLayer:
             return self._lines_of_folder(change)
         if change.op == "remove":
             return [Change("-", change.path)]
-        old = self.old_names().get(change.origin or b"")
+        old = self.old_names().get(change.origin or b"") if change.old is None else None
         if old in removed:
             return [Change("R", change.path, old)]
         return [] if change.same else [Change("+" if change.old is None else "M", change.path)]
@@ -376,6 +451,18 @@ class StagedLayer:
             shown = change.path if new is None else change.path + "/"
             found = [line for line in found if line.path.rstrip("/") != change.path] + [Change("M", shown)]
         return found
+
+
+def _is_below(path: str, above: str) -> bool:
+    return not above or path.startswith(above + "/")
+
+
+def _looks_alike(old: os.stat_result, change: LayerChange) -> bool:
+    """Whether a file that is new may be an old one by a new name."""
+    new = change.new
+    return new is not None and change.old is None and (new.st_mode, new.st_size, new.st_mtime_ns) == (
+        old.st_mode, old.st_size, old.st_mtime_ns,
+    )  # fmt: skip
 
 
 def _needs_room(old: os.stat_result, new: os.stat_result | None) -> bool:

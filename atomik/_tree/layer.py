@@ -62,8 +62,9 @@ class LayerChange:
     ``op``: "put" (what is there now is in the layer), "remove", or "move" (the folder ``source`` was renamed, and nothing
     else was changed in it).  ``path`` is relative to the folder.  ``old``: what the folder has of that name, ``new``: what
     the layer has.  ``base``: of a folder, which folder shows through, relative to the lower layer.  ``same``: only times
-    differ.  ``origin``: where the folder has nothing, type and file handle of what was copied up, as `Kernel.handle` gives
-    them; b"" where they are not known, None for what is new.
+    differ.  ``origin``: where the folder has nothing, and of a file with several names, type and file handle of what was
+    copied up, as `Kernel.handle` gives them; b"" where they are not known, None for what is new.  ``spare``: where the new
+    object is, if not at its path in the layer: a name beside the layer.
     """
 
     op: Literal["put", "remove", "move"]
@@ -74,6 +75,7 @@ class LayerChange:
     source: str = ""
     same: bool = False
     origin: bytes | None = None
+    spare: str = ""
 
 
 @define(eq=False)
@@ -134,7 +136,7 @@ class Layer:
         if not stat.S_ISDIR(new.st_mode):
             if old is not None and self._unchanged(name, upper, lower, new, old):
                 return LayerChange("put", path, old, new, same=True) if _times(new) != _times(old) else None
-            known = old is not None or not kernel.port.has_xattrs(name, upper)
+            known = (old is not None and new.st_nlink == 1) or not kernel.port.has_xattrs(name, upper)
             return LayerChange("put", path, old, new, origin=None if known else _origin(self.marks(name, upper)))
         marks = self.marks(name, upper)
         if "redirect" in marks:

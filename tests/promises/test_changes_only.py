@@ -44,10 +44,11 @@ ALL = PROGRAMS | {
     "kinds": "rm -r folder; echo f > folder; rm file moved; mkdir file; echo i > file/i; ln -sf file closed; mkfifo moved",
     "again": "rm -r folder; mkdir folder; echo 1 > folder/inner; mkdir -m 2770 folder/s; mv folder folder2; mkdir folder",
     "attributes": "chmod 711 folder; chmod 4755 file; touch -d 2001-01-01 empty; setfattr -n user.x -v y folder/setgid",
+    "links": "echo more >> 'one of two'; mv 'one of two' renamed; ln closed folder/closed; ln closed c2; chmod 600 c2",
     "swap": "mv file t; mv moved file; mv t moved; mv folder t; mv empty folder; mv t empty",
 }
 
-OF_ROOT = ("mv", "swap")
+OF_ROOT = ("mv", "swap", "links")
 
 
 @pytest.mark.sweep
@@ -148,6 +149,41 @@ def test_killed_at_any_moment(here: Path) -> None:
         seen |= found
         assert left_in(here) == []
     assert len(seen) > 1, "no run came to its end"
+
+
+@pytest.mark.sweep
+def test_hard_links(run: Callable[..., Any], open_folder: Path) -> None:
+    """What is changed by one of its names is changed by all, for root; nobody else could tell, so they are told to clone."""
+
+    def work() -> None:
+        here = open_folder
+        (here / "F/sub").mkdir(parents=True)
+        for name in ("a", "c"):
+            (here / "F" / name).write_text(name)
+            os.link(here / "F" / name, here / "F/sub" / name)
+        assert changed(here, "rm sub/c; echo b > b; ln b b2").receipt is not None
+        assert ((here / "F/c").stat().st_nlink, (here / "F/b").stat().st_nlink) == (1, 2)
+        if os.geteuid():
+            for script in ("echo more >> a", "mv a moved", "ln a other", "sed -i s/a/b/ a"):
+                with pytest.raises(errors.UnsupportedFilesystemError, match="Run it without changes_only") as caught:
+                    changed(here, script)
+                assert caught.value.filename == str(here / "F/sub/a")
+            assert changed(here, "echo more > a; echo more > sub/a").receipt is not None
+            return
+        changed(here, "echo more >> a; mv a moved")
+        assert (here / "F/sub/a").read_text() == "amore\n"
+        assert (here / "F/sub/a").stat().st_ino == (here / "F/moved").stat().st_ino
+        changed(here, "ln moved other; sed -i s/more/less/ moved")
+        assert [(here / "F" / name).read_text() for name in ("moved", "other", "sub/a")] == [
+            "aless\n",
+            "amore\n",
+            "amore\n",
+        ]
+        assert (here / "F/other").stat().st_nlink == 2
+        with pytest.raises(errors.UnsupportedFilesystemError, match="a folder above it was renamed"):
+            changed(here, "chmod 700 other; mv sub sub2")
+
+    run(work)
 
 
 # --- other people's changes ------------------------------------------------------------------------------------------
