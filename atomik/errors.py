@@ -275,7 +275,8 @@ class NamespaceError(AtomikOSError):
     did not run.
 
     Cause: the kernel refuses a mount namespace, or a mount in it: user namespaces are restricted (AppArmor, a sysctl), a
-    container's filter forbids the calls, the process is in a chroot, or the kernel is older than Linux 5.2.
+    container's filter forbids the calls, the process is in a chroot, or the kernel is older than Linux 5.2.  With
+    ``changes_only``: an overlay cannot be mounted there, or does not record all changes.
 
     Cure: see the message; as root with CAP_SYS_ADMIN no user namespace is needed.  ``atomik doctor FOLDER`` says whether it
     works.

@@ -97,6 +97,8 @@ def run_in(
     :raises atomik.errors.ConflictError: someone else changed the folder in the meantime; their version is kept.
     :raises atomik.errors.StillRunningError: processes that the program started are still running.
     :raises atomik.errors.MountPointError: the folder is a mount point, or something is mounted inside it.
+    :raises atomik.errors.UnsupportedFilesystemError: the folder belongs to a lower layer of an overlay that cannot rename it;
+        or, with ``changes_only`` and after the program ran, a change cannot be published name by name.  Nothing was changed.
     :raises FileNotFoundError, PermissionError, subprocess.SubprocessError: from `subprocess.run`; nothing was changed.
 
     Otherwise raises like `folder`.  Limits: only the folder is captured, not what the program writes elsewhere; programs that

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder
     from atomik._staging.item import Found, Item
+    from atomik._staging.observe import Digest, Observation
     from atomik._staging.workspace import Workspace
 
     from .barriers import Barriers
@@ -419,8 +420,12 @@ class Commit:
         for step in self.steps:
             if step.mode is not None and self.barriers.durable:
                 self._set_mode(step.dest, None)
+        displaced: dict[Place, Place] | None = None
         for item in self.items:
-            self._check_displaced(item)
+            expect = item.expectation
+            if expect is not None and not isinstance(expect, str) and not expect.absent and not item.unchanged:
+                displaced = self._displaced_places() if displaced is None else displaced
+                self._check_displaced(item, expect, displaced.get(item.place))
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""
@@ -496,12 +501,8 @@ class Commit:
         finally:
             kernel.port.close(fd)
 
-    def _check_displaced(self, item: Item) -> None:
-        """Compare-and-swap, after the swap: what we displaced must still be what the caller had seen."""
-        expect = item.expectation
-        if expect is None or isinstance(expect, str) or expect.absent or item.unchanged:
-            return
-        place = self._displaced_to(item.place)
+    def _check_displaced(self, item: Item, expect: Observation | Digest, place: Place | None) -> None:
+        """Compare-and-swap, after the swap: what we displaced, to `place`, must still be what the caller had seen."""
         why = None if place is None else expect._mismatch(place, moved=True)
         if why is not None:
             item.conflict(f"not what was expected: {why} at the last moment", place)
@@ -513,18 +514,20 @@ class Commit:
         if item is not None and conflict.path is None:
             item.explain(conflict, item.place)
 
-    def _displaced_to(self, place: Place) -> Place | None:
-        """Where what was at a name before the first step is now: in a slot, or under another name.  None: it was not
-        displaced."""
-        was: bytes | None = None
-        at = None
+    def _displaced_places(self) -> dict[Place, Place]:
+        """Where what was at each name before the first step is now: in a slot, or under another name."""
+        at: dict[Place, Place] = {}
+        names: set[Place] = set()
+        holders: dict[bytes, list[Place]] = {}
         for step in self.steps:
-            if was is None and step.dest == place:
-                was = step.old
-            elif was is None and step.op == "exchange" and step.slot == place:
-                was = step.new
-            if was is not None and was in (step.old, step.new):
-                at = step.slot if was == step.old else step.dest
+            before = ((step.dest, step.old), (step.slot, step.new if step.op == "exchange" else None))
+            for place, was in before:
+                if was is not None and place not in names:
+                    names.add(place)
+                    holders.setdefault(was, []).append(place)
+            for identity, now in ((step.new, step.dest), (step.old, step.slot)):
+                for place in holders.get(identity or b"", ()):
+                    at[place] = now
         return at
 
     def _swapped(self, step: Step, order: int) -> None:

@@ -146,6 +146,7 @@ class StagedLayer:
             kernel.port.futime(upper.fd, (found.st_atime_ns, found.st_mtime_ns))
             upper.path = self.path
             self._layer = Layer(upper, self.folder, prefix)
+            self.read()  # nothing yet; what cannot be read because of a sandbox shows now
         except BaseException:
             upper.close()
             raise
