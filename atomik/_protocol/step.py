@@ -15,6 +15,7 @@ target out of the same slot; keeping the previous version is *replace*, then *cr
 
 from __future__ import annotations
 
+import itertools
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -85,15 +86,9 @@ class Step:
         """Every private name at which this step may have left something."""
         return () if self.op == "exchange" else (self.slot, self.twin("old"), self.twin("new"))
 
-    def free_twins(self) -> Iterator[Place]:
-        """Private names that are free, the slot first."""
-        number = 0
-        place = self.slot
-        while True:
-            if place.identity() is None:
-                yield place
-            place = self.twin(f"new{number or ''}")
-            number += 1
+    def twins(self) -> Iterator[Place]:
+        """Private names beside the slot, without end, for what is taken away from the destination."""
+        return map(self.twin, itertools.chain(("new",), map("new{}".format, itertools.count(1))))
 
 
 def same_kind(mode: int, kind: str) -> bool:

@@ -24,10 +24,12 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
     Raises OSError when the kernel refuses; the state is then as before, or undone.
     """
     now = step.dest.identity()
+    if step.op == "create":
+        return _undo_create(step, now)
     held = step.slot.identity()
-    swapped = now == step.new or (now is None and step.op == "create")
-    if swapped and held not in (None, step.new, step.old) and held not in recorded:
-        return _return_stranger(step, now)
+    if now == step.new and held not in (None, step.new, step.old) and held not in recorded:
+        give_back(step)  # we displaced what came there between check and swap, and were stopped before it was put back
+        return Undone.FOREIGN
     if now == step.old:
         return Undone.UNTOUCHED
     if now is None and step.op == "replace" and step.old is not None and step.twin("old").identity() == step.old:
@@ -36,40 +38,47 @@ def undo(step: Step, recorded: Container[bytes] = ()) -> Undone:
     if now != step.new:
         if step.op == "exchange" and now in recorded:
             return Undone.UNTOUCHED  # in a cycle the destination has what another step brings or brought
-        if step.allow_gap and step.folder and step.op == "create" and remove_empty(step.dest):
-            return Undone.UNDONE  # the empty folder of the method with a gap
         return Undone.FOREIGN
-    if step.op == "create":
-        return _undo_create(step)
     if step.op == "remove":
         return _undo_remove(step)
     return _undo_replace(step)
 
 
-def _return_stranger(step: Step, now: bytes | None) -> Undone:
-    """We displaced what came there between check and swap, and were stopped before it was put back."""
-    if now == step.new:
-        give_back(step)
-    else:
-        rename_back(step.slot, step.dest, folder=step.folder)
-    return Undone.FOREIGN
-
-
-def _undo_create(step: Step) -> Undone:
+def _undo_create(step: Step, now: bytes | None) -> Undone:
+    if now is None:
+        return _return_moved(step)
+    if now != step.new:
+        if step.allow_gap and step.folder and remove_empty(step.dest):
+            return Undone.UNDONE  # the empty folder of the method with a gap
+        return Undone.FOREIGN
     # Move it away first and check afterwards: what another program published between check and rename is put back.
+    # Not into the slot: another program's object in the slot was displaced by an earlier step that shares it.
     # To a free name, for a rename onto another name of the same inode would do nothing: the method link killed between
     # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
-    away = next(step.free_twins())
+    away = next(place for place in step.twins() if place.identity() is None)
     try:
         rename(step.dest, away, 0)
     except FileNotFoundError as exc:
         if kernel.errno_of(exc) is None or step.dest.identity() is not None:
             raise
         return Undone.UNTOUCHED
-    if away.identity() == step.new:
-        return Undone.UNDONE
-    rename_back(away, step.dest, folder=step.folder)
-    return Undone.FOREIGN
+    return _return_moved(step)
+
+
+def _return_moved(step: Step) -> Undone:
+    """What `_undo_create` moved away, perhaps before it was stopped: ours goes to the slot, another program's back."""
+    result = Undone.UNTOUCHED
+    for away in step.twins():
+        moved = away.identity()
+        if moved is None:
+            return result
+        if moved != step.new:
+            rename_back(away, step.dest, folder=step.folder)
+            return Undone.FOREIGN
+        if step.slot.identity() is None:
+            rename(away, step.slot, 0)
+        result = Undone.UNDONE
+    raise AssertionError  # there are twins without end
 
 
 def _undo_remove(step: Step) -> Undone:

@@ -129,7 +129,7 @@ class Cut:
             disk = Disk(dict(self.disk.names), self.disk.data, self.disk.made)
             for record in chosen:
                 disk.apply(record)
-            reached = reachable(disk)
+            disk.reached = reached = reachable(disk)
             yield from self._choose_bytes(disk, [one for one in bytes_ if one.record.ino in reached], must)  # type: ignore[union-attr]
 
     def _is_of_output(self, one: _Pending) -> bool:
@@ -183,7 +183,7 @@ class Cut:
                 variants.append(None)
             found = [_written(data, variant) for data in found for variant in variants]
         for data in found:
-            yield Disk(disk.names, data, disk.made)
+            yield Disk(disk.names, data, disk.made, reached=disk.reached)
 
 
 def _written(data: dict[int, bytes], record: Bytes | None) -> dict[int, bytes]:
@@ -213,14 +213,14 @@ def key_of(disk: Disk) -> Key:
 
     Inode numbers belong to it, for a journal records them; what has no name does not.
     """
-    reached = reachable(disk)
+    reached = reachable(disk) if disk.reached is None else disk.reached
     names = frozenset((entry, ino, disk.made[ino]) for entry, ino in disk.names.items() if entry[0] in reached)
     return names, frozenset((ino, data) for ino, data in disk.data.items() if ino in reached)
 
 
 def bare(disk: Disk) -> Disk:
     """The disk without what cannot be reached."""
-    reached = reachable(disk)
+    reached = reachable(disk) if disk.reached is None else disk.reached
     return Disk(
         {entry: ino for entry, ino in disk.names.items() if entry[0] in reached},
         {ino: data for ino, data in disk.data.items() if ino in reached},

@@ -13,7 +13,8 @@ What must hold:
 * it ends without an error, is content, and leaves no name of atomik's.
 
 A process that is killed while the machine goes on leaves what it did in memory: what is visible is not durable yet.  There
-recovery may come to either side, but once it has returned, its side must last.
+recovery may come to either side, but once it has returned, its side must last.  The power is cut in that recovery too, at
+every call, if the process had published something; before, there is nothing that a recovery could bring back.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from atomik._system import kernel as _kernel
 from tests.powercut.histories import Tree, difference
 
 from .crashes import Cut, Key, bare, key_of
-from .memory import Disk, MemoryKernel, Record
-from .transactions import OLD, Case
+from .memory import ROOT, Disk, Entry, MemoryKernel, Names, Record
+from .transactions import OLD, Case, planted
 
 FOLDERS = ("/a", "/b")
+_FOLDER_A, _FOLDER_B = (next(ino for entry, ino in planted().names.items() if entry == (ROOT, name)) for name in "ab")
+
+
+def _is_destination(change: tuple[Entry, int | None]) -> bool:
+    (above, name), _ = change
+    return above in (_FOLDER_A, _FOLDER_B) and not name.startswith(_hidden_names.PREFIX)
 
 
 class Violation(AssertionError):
@@ -120,9 +127,7 @@ class Explorer:
     # --- running -------------------------------------------------------------------------------------------------
     def _run(self, sabotaged: int | None) -> _Run | None:
         """Commit it, or fail after so many swaps; None when it was refused."""
-        disk = Disk()
-        disk.plant(OLD)
-        kernel = MemoryKernel(disk)
+        kernel = MemoryKernel(planted())
         self.mutant(kernel, False)
         committed = True
 
@@ -155,27 +160,31 @@ class Explorer:
     # --- crashes -------------------------------------------------------------------------------------------------
     def _crash(self, run: _Run, meanwhile: list[Tree], afterwards: list[Tree]) -> None:
         """Cut and kill a run at every call; `meanwhile` and `afterwards` are the trees that are allowed then."""
-        start = Disk(outputs=run.kernel.disk.outputs)
-        start.plant(OLD)
+        start = planted()
+        start.outputs = run.kernel.disk.outputs
         now = start.copy()
         cut = Cut(start)
-        self._kill(now, cut, meanwhile)
+        published = False
+        self._kill(now, cut, meanwhile, published=False)
         for number, record in enumerate(run.log):
             for disk in cut.after(record, run.kernel.disk.made):
                 self._judge(disk, meanwhile, f"power cut after change {number}")
             now.made = run.kernel.disk.made
             now.apply(record)
-            self._kill(now, cut, meanwhile)
+            published = published or (isinstance(record, Names) and any(map(_is_destination, record.sets)))
+            self._kill(now, cut, meanwhile, published=published)
         for disk in cut.everything():
             self._judge(disk, afterwards, "power cut after the end")
 
-    def _kill(self, now: Disk, cut: Cut, allowed: list[Tree]) -> None:
+    def _kill(self, now: Disk, cut: Cut, allowed: list[Tree], *, published: bool) -> None:
         """The process dies here, the machine goes on: recovered from what is visible; that is cut in its turn."""
         self.counts.kills += 1
         disk = bare(now)
         kernel, report = self._recover(disk)
         found = kernel.disk.tree()
         self._check(found, report, allowed, "killed")
+        if not published:
+            return
         after = cut.copy()
         for record in kernel.log:
             for crashed in after.after(record, kernel.disk.made):

@@ -77,6 +77,8 @@ class Disk:
     made: dict[int, Made] = field(factory=lambda: {ROOT: Made(stat.S_IFDIR | 0o755)})
     #: folders that a user filled
     outputs: set[int] = field(factory=set)
+    #: the inodes that have a way from the root, where that is known
+    reached: set[int] | None = None
 
     def copy(self) -> Disk:
         """Another one, which changes by itself."""

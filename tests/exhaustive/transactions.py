@@ -13,7 +13,7 @@ from attrs import define
 import atomik
 from tests.powercut.histories import Exchange, Fill, Link, Move, Operation, Remove, Tree, Write
 
-from .memory import MemoryKernel
+from .memory import Disk, MemoryKernel
 
 OLD: Tree = {
     "a": None,
@@ -27,6 +27,14 @@ OLD: Tree = {
     "b/e/y": b"old y",
 }
 """What is there before: a file, a link and a folder in one folder, a file and a folder in another."""
+
+
+def planted() -> Disk:
+    """A disk with that."""
+    disk = Disk()
+    disk.plant(OLD)
+    return disk
+
 
 OPERATIONS: dict[str, Operation] = {
     "create": Write("a/n", b"new n"),

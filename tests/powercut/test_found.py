@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 import atomik
-from tests.powercut.histories import Phase, Write, look, plant
+from tests.powercut.histories import Move, Operation, Phase, Write, look, plant
 from tests.powercut.tape import killed
-from tests.support.kernels import Recording, installed
+from tests.support.kernels import Acting, Recording, installed
 
 
 def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
@@ -52,3 +54,24 @@ def test_a_mark_that_recovery_writes_again_is_in_its_place(tmp_path: Path) -> No
         assert atomik.recover(tmp_path / "a").clean
     assert [(bytes(call.args[1]), call.args[2]) for call in kernel.calls] == [(journal[-64:], len(journal) - 64)]
     assert look(tmp_path) == phase.apply(old)
+
+
+@pytest.mark.parametrize(
+    "staged", [Write("a/f", b"new", backup="f.before"), Move("a/f", "a/g")], ids=["backup", "move"]
+)
+def test_a_stranger_in_a_shared_slot_returns_to_where_they_were(staged: Operation, tmp_path: Path) -> None:
+    """A stranger replaced the first name of a chain between look and swap, and we were killed before we looked at what came
+    out.  Recovery took it for what the last step of the chain had displaced, and put it at that one's name."""
+    plant(tmp_path, {"a": None, "a/f": b"old"})
+    theirs = {"a": None, "a/f": b"a stranger's"}
+
+    def publish() -> None:
+        (tmp_path / "a" / "theirs").write_bytes(b"a stranger's")
+        come = Acting("rename", lambda _: os.replace(tmp_path / "a" / "theirs", tmp_path / "a" / "f"))
+        come.when = lambda call: call.number == 1
+        with installed(come):
+            Phase((staged,), durable=False).perform(tmp_path)
+
+    assert killed(publish, "rename", 1)
+    atomik.recover(tmp_path / "a")
+    assert look(tmp_path) == theirs
