@@ -140,7 +140,7 @@ _PROMISED = frozenset(
 
 
 def _p10(can: Capabilities, trials: Trials) -> Promise:
-    reason = "" if can.syncfs or can.volatile else "of changes on other machines, or below, nothing is heard"
+    reason = "" if can.syncfs or can.volatile else "no events for changes on other machines, or below"
     return _answer("P10", "watchers hear last that a name is complete", _first(trials, "be heard"), reason=reason)
 
 

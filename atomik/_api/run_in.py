@@ -482,8 +482,8 @@ _CALLS = {
     "open_tree": "the copy cannot be mounted (open_tree)",
     "move_mount": "the copy cannot be mounted (move_mount)",
     "proc": "/proc is not there",
-    "overlay": "the changes cannot be gathered in an overlay (mount)",
-    "marks": "an overlay there does not write down all changes",
+    "overlay": "the changes cannot be collected in an overlay (mount)",
+    "marks": "an overlay there does not record all changes",
 }
 
 

@@ -286,7 +286,7 @@ class Transaction:
         try:
             recover(folder, recursive=True, lock_timeout=self._lock_timeout)
         except BaseException as exc:
-            new._item.discard(f"what an earlier run has staged could not be recovered: {exc}")
+            new._item.discard(f"what an earlier run staged could not be recovered: {exc}")
             raise
 
     def _resume(self, directory: Directory, name: str) -> None:

@@ -270,7 +270,7 @@ def _be_heard(fresh: Callable[[], Directory]) -> str:
     finally:
         kernel.port.close(fd)
     if not last:
-        raise _UnknownError("nothing was heard of a published name")
+        raise _UnknownError("there was no event for a published name")
     quiet = ["a folder" if name == "b" else "a file" for name, mask in last.items() if not mask & _COMPLETE]
     return f"the last event of {quiet[0]} is neither MOVED_TO nor CLOSE_WRITE" if quiet else ""
 

@@ -206,8 +206,8 @@ def _refuse_renumbered(folder: Directory) -> None:
     """Where an object that is renamed gets another inode number, neither its place nor the journal's own can be told."""
     if folder.fs.renumbers:
         text = (
-            "the filesystem numbers what is renamed anew, so a transaction with several steps could not be undone there; "
-            "write single files"
+            "the filesystem gives renamed objects new inode numbers, so a transaction with several steps could not be undone "
+            "there; write single files"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, folder.path)
 

@@ -7,10 +7,10 @@ journal.  One folder of our own per parent, rather than many hidden siblings of 
 * the user's folder gets one entry, not thousands (ext4 never gives the blocks of a grown folder back);
 * files and folders made in it inherit set-group-id and default ACLs as they would in the parent itself.
 
-Its owner holds an flock on it while alive.  A process that can take that lock may treat the contents as abandoned.  A
-slot that lies
-*beside* the destination instead (one-item overwrites, and folders that this user may rename only within their parent)
-is covered by a lock on the parent: shared by the one-item writer, exclusive by a transaction and by recovery.
+Its owner holds an flock on it while alive.  A process that can take that lock may treat the contents as abandoned.
+
+A slot *next to* the destination (for an overwrite of a single output, and for folders that this user may rename only within
+their parent) is covered by a lock on the parent: shared by the writer, exclusive by a transaction and by recovery.
 """
 
 from __future__ import annotations

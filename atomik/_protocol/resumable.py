@@ -91,7 +91,7 @@ class Resumable(PrivateFolder):
                 if self._try_to_make():
                     self.made = True
                     return
-            text = "somebody keeps removing what was staged for the destination"
+            text = "another process keeps removing what was staged for the destination"
             errors.fail(errors.ConflictError, errno.EBUSY, text, str(self.destination), self.parent.child(self.name))
         finally:
             if not self.made:
@@ -146,9 +146,7 @@ class Resumable(PrivateFolder):
             why = "others may enter it"
         else:
             why = "it is not a folder"
-        text = (
-            f"what is there under the name for staged content cannot be trusted: {why}; remove it, or write elsewhere"
-        )
+        text = f"what is at the name for staged content cannot be trusted: {why}; remove it, or write elsewhere"
         errors.fail(errors.ConflictError, errno.EBUSY, text, str(self.destination), self.parent.child(self.name))
 
     def _lock(self) -> None:

@@ -150,7 +150,7 @@ def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None
     if _hidden_names.parse(name) != (_hidden_names.RESUMABLE, id) or is_empty(private_folder, id):
         return None
     shown = name.partition("-resume-")[2]
-    detail = f"staged for {shown!r}; the next run with resume=True goes on with it, discard=True deletes it"
+    detail = f"staged for {shown!r}; the next run with resume=True continues it; discard=True deletes it"
     return Recovered(private_folder.path, "resumable", id, detail)
 
 

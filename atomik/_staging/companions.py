@@ -61,7 +61,7 @@ def names_of(also: Iterable[str], name: str, path: str) -> list[str]:
             text = f"also= names {'the destination itself' if beside == name else 'it twice'}; leave it out there"
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, beside, path)
         if any(beside == name + log for log in _LOGS):
-            text = "a database's log is not published beside it; close the database, so that it takes in what is there"
+            text = "a database's log is not published next to it; close the database, so that it takes in the log"
             errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, beside, path)
         names.append(beside)
     return names
@@ -78,7 +78,7 @@ def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
     for log in logs(place.fd, place.name):
         if _untouched(place, log, workspace):
             text = (
-                "a log beside the destination holds changes for the database that is, or was, there, and would be replayed "
+                "a log next to the destination has changes for the database that is or was there, and would be replayed "
                 "into the new one"
             )
             _refuse(text, place.directory.child(log), path)
@@ -97,7 +97,7 @@ def refuse_half_copy(suffixes: Sequence[str], place: Place, workspace: Workspace
     """Refuse the copy of a database whose log was not copied with it; asked at the commit, as above."""
     for suffix in suffixes:
         if workspace.destinations.leaves(Place(place.directory, place.name + suffix)) == UNTOUCHED:
-            _refuse("a log beside the source holds changes for this database, which the copy is without", path)
+            _refuse("a log next to the source has changes for this database, which the copy would lack", path)
 
 
 def _untouched(place: Place, log: str, workspace: Workspace) -> bool:

@@ -39,7 +39,7 @@ def stage(
         raise ValueError("copy=True starts from what exists now, resume=True from what was staged before; pass one")
     if in_place and settle is not None:
         raise ValueError(
-            "in_place=True cannot go with resume=True: what is staged in a folder that stays does not outlive us"
+            "in_place=True cannot be combined with resume=True: what is staged for it does not survive the process"
         )
     if in_place:
         from . import in_place as staying
@@ -78,7 +78,7 @@ class StagedFolder(Item):
         slot, work = kept.slot(), kept.slot(WORK)
         there = slot.status()
         if work.status() is not None or not (there is None or kernel.is_folder(there.mode)):
-            text = "an earlier run staged it with path(); go on with that, or delete it with recover(discard=True)"
+            text = "an earlier run staged it with path(); continue with that, or delete it with recover(discard=True)"
             errors.fail(errors.WrongKindError, errno.ENOTDIR, text, self.path, kept.folder.path)
         self.slot = slot
         if there is None:

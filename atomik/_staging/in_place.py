@@ -50,7 +50,7 @@ def stage(
     for name, plain in (("permissions", None), ("preserve", "all"), ("backup", None)):
         if options.get(name, plain) != plain:
             why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
-            raise ValueError(f"{name} cannot go with in_place=True: the folder itself stays, and {why}")
+            raise ValueError(f"{name} cannot be combined with in_place=True: the folder itself stays, and {why}")
     item = intake.add(StagedInPlace, _plain(path), overwrite, tmp_dir, options)
     return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
 
@@ -59,7 +59,7 @@ def _plain(path: StrPath) -> str:
     """The folder's path, without anything after its name."""
     name = decoded(path, "path")
     if not name.strip("/") or "\0" in name:
-        text = "no folder that can be filled in place; name one below the root"
+        text = "this folder cannot be filled in place; name one below the root"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name)
     bare = name.rstrip("/")
     if bare == "." or bare.endswith("/."):

@@ -332,7 +332,7 @@ class StagedLayer:
 
     def _conflict(self, path: str) -> NoReturn:
         text = (
-            "somebody else changed what the program changed too, while it ran; their version is kept, and nothing was "
+            "someone else changed what the program changed too, while it ran; their version is kept, and nothing was "
             "published. Run it again, or pass overwrite_changes=True"
         )
         error = errors.ConflictError(*errors.os_args(errno.EBUSY, text, path))
@@ -345,7 +345,7 @@ class StagedLayer:
         theirs = (self._now(self.private.fd) - self.since) / 1e9
         if theirs < ours * (1 - _PART) - _SLOWER:
             text = (
-                "the clock was set back while the program ran, so nobody can tell what others changed meanwhile; nothing was "
+                "the clock was set back while the program ran, so changes by others cannot be detected; nothing was "
                 "published. Run it again, or pass overwrite_changes=True"
             )
             errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)

@@ -39,7 +39,9 @@ def stage(
     names = companions.checked(also, options)
     if settle is not None:
         if names:
-            raise ValueError("also= cannot go with resume=True, which keeps one file or folder: stage a folder")
+            raise ValueError(
+                "also= cannot be combined with resume=True, which keeps one file or folder: stage a folder"
+            )
         item = intake.add(StagedProgram, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
         return intake.hand_out(item, intake.open(item, item.resume, settle))
     with intake.lock:

@@ -44,7 +44,7 @@ class Written(Item):
         """Give what was written a slot; it was listed, so it must be there."""
         found = written.status()
         if found is None:
-            text = "what was written is gone: somebody removed it from atomik's private folder"
+            text = "what was written was removed from atomik's private folder"
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(written), self.path)
         self._there = kind_of(found.mode)
         slot = self.workspace.slot(self.stage) if self.kept is None else self.kept.slot()

@@ -68,7 +68,7 @@ class _OfOutput(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
         kind, _, own = (namespace.outputs or [("", "", {})])[-1]
         if kind != self.const:
-            parser.error(f"argument {option}: put it right behind the --{self.const} that it belongs to")
+            parser.error(f"argument {option}: put it right after the --{self.const} that it belongs to")
         if self.nargs == 0:
             own[self.dest] = True
         else:
@@ -177,9 +177,9 @@ def _add_run(add: argparse.ArgumentParser) -> None:
     }
     for kind, text in texts.items():
         add.add_argument(f"--{kind}", action=_Output, dest="outputs", metavar="DEST", help=text)
-    text = "behind --file: what the program may write next to it, as suffixes (.shx next to data.shp) or file names"
+    text = "after --file: what the program may write next to it, as suffixes (.shx next to data.shp) or file names"
     add.add_argument("--also", action=_OfOutput, const="file", nargs="+", metavar="NAME", help=text)
-    text = "behind --folder: keep the folder itself (a mount point, a volume) and change its entries"
+    text = "after --folder: keep the folder itself (a mount point, a volume) and change its entries"
     add.add_argument("--in-place", action=_OfOutput, const="folder", nargs=0, help=text)
     text = "run the program and print what would be published (with --in: what it changed), but publish nothing"
     add.add_argument("--dry-run", action="store_true", help=text)

@@ -76,7 +76,7 @@ class TestStreams:
         ("outputs", "said"),
         [(["--stdout", "a", "--stdout", "b"], b"given twice"), (["--stdout", "a", "--stderr", "a"], b"a: "),
          (["--overwrite", "--stdout", "a", "--stderr", "a"], b"2>&1"),
-         (["--folder", "a", "--also", ".x"], b"behind the --file"), (["--file", "a", "--in-place"], b"behind the --folder"),
+         (["--folder", "a", "--also", ".x"], b"after the --file"), (["--file", "a", "--in-place"], b"after the --folder"),
          (["--file", "a", "--also", "../x"], b"also="), (["--folder", "no", "--in-place"], b"no: "),
          (["--stdout", "/dev/null"], b"a device"), (["--stdout", "a/"], b"a/"), (["--stdout", "no/a"], b"no")],
     )  # fmt: skip
