@@ -151,15 +151,13 @@ class InPlace:
 
     path: str
     tree: Tree
-    tmp: str | None = None
 
     def apply(self, tree: Tree) -> Tree:
         kept = {**without(tree, self.path), self.path: None}
         return {**kept, **{f"{self.path}/{name}": node for name, node in self.tree.items()}}
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
-        tmp = None if self.tmp is None else root / self.tmp
-        plant(tx.folder(root / self.path, in_place=True, tmp_dir=tmp), self.tree)
+        plant(tx.folder(root / self.path, in_place=True), self.tree)
 
 
 @define(frozen=True)
@@ -288,7 +286,7 @@ class History:
         found = dict.fromkeys(self.tmp)
         for phase in self.phases:
             for op in phase.ops:
-                found[os.path.dirname(op.path)] = None
+                found[op.path if isinstance(op, InPlace) else os.path.dirname(op.path)] = None
                 if isinstance(op, Move):
                     found[os.path.dirname(op.source)] = None
                 if isinstance(op, Exchange):

@@ -182,7 +182,7 @@ COMPANIONS: tuple[Operation, ...] = (
 
 IN_PLACE: tuple[Operation, ...] = (
     InPlace("a", {**LEAVES, "f": content("new f", 9000), "g": None, "dir": content("a file now", 5000)}),
-    InPlace("b", {"dir": None, "dir/z": content("new z", 5000), "goes": "link"}, tmp="tmp"),
+    InPlace("b", {"dir": None, "dir/z": content("new z", 5000), "goes": "link"}),
 )
 
 SEQUENCES = {

@@ -32,15 +32,15 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 
 
 def run(
-    name: str, *arguments: str | Path, cwd: Path, status: int = 0, through: tuple[str, ...] = ()
+    name: str, *arguments: str | Path, cwd: Path, status: int = 0, through: tuple[str, ...] = (), quiet: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run an example with the atomik that is being tested; warnings are errors."""
+    """Run an example with the atomik that is being tested; `quiet`: warnings are errors, and it prints none."""
     package = str(Path(atomik.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*through, sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments]
+    command = [*through, sys.executable, *(("-W", "error") if quiet else ()), EXAMPLES / f"{name}.py", *arguments]
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == status, done.stdout + done.stderr
-    assert status or not done.stderr, done.stderr
+    assert status or not done.stderr or not quiet, done.stderr
     assert [path for path in cwd.rglob("*") if ".atomik" in path.name] == [], "something was left over"
     return done
 
@@ -183,6 +183,59 @@ def asyncio_writer(folder: Path, out: str) -> None:
     assert "behind the mark: committed" in out
 
 
+def write_shapefile(folder: Path, out: str) -> None:
+    assert tree(folder) == ["map/places.dbf", "map/places.shp", "map/places.shx"]
+    assert (folder / "map" / "places.shp").read_bytes()[:4] == (9994).to_bytes(4, "big")
+    assert "2 points in places.dbf, places.prj, places.shp, places.shx" in out
+    assert "remove places.prj" in out
+    assert "the old one is whole" in out
+    if find_spec("shapefile"):  # pyshp: another reader of the format
+        import shapefile as pyshp
+
+        with pyshp.Reader(str(folder / "map" / "places"), encoding="latin-1") as reader:
+            assert [
+                (record[0], tuple(shape.points[0]))
+                for shape, record in zip(*(reader.shapes(), reader.records()), strict=True)
+            ] == [
+                ("Mainz", (8.27, 50.0)),
+                ("Köln", (6.96, 50.94)),
+                ("Bonn", (7.1, 50.73)),
+            ]
+
+
+def volume_site(folder: Path, out: str) -> None:
+    assert len(tree(folder)) == 22
+    assert (folder / "volume" / "index.html").read_text() == "style-two-4.css"
+    assert "no visitor missed the first page" in out
+
+
+def database_dump(folder: Path, out: str) -> None:
+    assert tree(folder) == ["backup/shop.sql", "backup/shop.sqlite"]
+    assert "of 1000 orders, is still there" in out
+
+
+def releases(folder: Path, out: str) -> None:
+    names = sorted(os.listdir(folder / "app" / "releases"))
+    assert len(names) == 5
+    assert os.readlink(folder / "app" / "current") == f"releases/{names[-2]}"
+    assert "is still served" in out
+
+
+def shared_cache(folder: Path, out: str) -> None:
+    assert len(tree(folder)) == 20
+    assert "one was killed, and left nothing" in out
+
+
+def pyspark_dataset(folder: Path, out: str) -> None:
+    assert "dataset-spark/_SUCCESS" in tree(folder)
+    assert "a job failed" in out
+
+
+def ray_dataset(folder: Path, out: str) -> None:
+    assert all(re.fullmatch(r"dataset-ray/\S+\.parquet", part) for part in tree(folder))
+    assert "a task failed" in out
+
+
 def worker_pool(folder: Path, out: str) -> None:
     sources = sorted(Path(json.__file__).parent.glob("*.py"))
     parts = [f"packed/parts/{source.name}.gz" for source in sources]
@@ -212,6 +265,17 @@ CHECKS: dict[Callable[[Path, str], None], tuple[str, ...]] = {
     resumable_training: (),
     asyncio_writer: (),
     worker_pool: (),
+    write_shapefile: (),
+    volume_site: (),
+    database_dump: (),
+    releases: (),
+    shared_cache: (),
+}
+
+#: the same for those that start a cluster or many processes, which takes seconds; with what they need
+HEAVY: dict[Callable[[Path, str], None], tuple[str, ...]] = {
+    pyspark_dataset: ("pyspark",),
+    ray_dataset: ("ray", "pyarrow"),
 }
 
 
@@ -226,6 +290,19 @@ def test_example(check: Callable[[Path, str], None], tmp_path: Path) -> None:
         check(tmp_path, run(check.__name__, cwd=tmp_path).stdout)
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize("check", HEAVY, ids=lambda check: check.__name__)
+def test_example_on_a_cluster(check: Callable[[Path, str], None], tmp_path: Path) -> None:
+    """The same with real ones; they print and warn a lot by themselves."""
+    missing = [package for package in HEAVY[check] if find_spec(package) is None]
+    if check is pyspark_dataset and shutil.which("java") is None:
+        missing.append("java")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    for _ in range(2):
+        check(tmp_path, run(check.__name__, cwd=tmp_path, quiet=False).stdout)
+
+
 def test_asyncio_writer_without_its_folder(tmp_path: Path) -> None:
     """A task that fails before it is cancelled does not leave the program waiting for it."""
     done = run("asyncio_writer", "missing", cwd=tmp_path, status=1)
@@ -236,7 +313,7 @@ def test_asyncio_writer_without_its_folder(tmp_path: Path) -> None:
 def test_every_example_is_tested() -> None:
     """No program in examples/ is without a test."""
     there = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert there == {check.__name__ for check in CHECKS} | {"publish_report"} | ELSEWHERE
+    assert there == {check.__name__ for check in (*CHECKS, *HEAVY)} | {"publish_report"} | ELSEWHERE
 
 
 #: examples that need more than a process, tested beside what they show
