@@ -32,13 +32,19 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are 
 
 
 def run(
-    name: str, *arguments: str | Path, cwd: Path, status: int = 0, through: tuple[str, ...] = (), quiet: bool = True
+    name: str,
+    *arguments: str | Path,
+    cwd: Path,
+    status: int = 0,
+    through: tuple[str, ...] = (),
+    quiet: bool = True,
+    timeout: int = 120,
 ) -> subprocess.CompletedProcess[str]:
     """Run an example with the atomik that is being tested; `quiet`: warnings are errors, and it prints none."""
     package = str(Path(atomik.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": package, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [*through, sys.executable, *(("-W", "error") if quiet else ()), EXAMPLES / f"{name}.py", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == status, done.stdout + done.stderr
     assert status or not done.stderr or not quiet, done.stderr
     assert [path for path in cwd.rglob("*") if ".atomik" in path.name] == [], "something was left over"
@@ -293,14 +299,13 @@ def test_example(check: Callable[[Path, str], None], tmp_path: Path) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("check", HEAVY, ids=lambda check: check.__name__)
 def test_example_on_a_cluster(check: Callable[[Path, str], None], tmp_path: Path) -> None:
-    """The same with real ones; they print and warn a lot by themselves."""
+    """On a real one, over its own output as well; they print and warn a lot by themselves."""
     missing = [package for package in HEAVY[check] if find_spec(package) is None]
     if check is pyspark_dataset and shutil.which("java") is None:
         missing.append("java")
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")
-    for _ in range(2):
-        check(tmp_path, run(check.__name__, cwd=tmp_path, quiet=False).stdout)
+    check(tmp_path, run(check.__name__, cwd=tmp_path, quiet=False, timeout=300).stdout)
 
 
 def test_asyncio_writer_without_its_folder(tmp_path: Path) -> None:
