@@ -93,6 +93,16 @@ def is_txid(text: str) -> bool:
     return len(text) == 16 and not text.strip(_HEX)
 
 
+def is_servers(name: str) -> bool:
+    """Whether libfuse or the NFS client has made the name, for something that was deleted while it was open, or just after.
+
+    libfuse may forget to delete it when it is closed at the same time.  In a private folder it was one of ours."""
+    for prefix, digits in ((".fuse_hidden", 16), (".nfs", 24)):
+        if name.startswith(prefix) and len(name) == len(prefix) + digits:
+            return not name[len(prefix) :].strip(_HEX)
+    return False
+
+
 def parse(name: str) -> tuple[str, str] | None:
     """(what it is, transaction id) of a name that carries an id; None for every other name."""
     if not name.startswith(PREFIX):

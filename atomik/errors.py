@@ -305,6 +305,7 @@ _BY_ERRNO: dict[int, type[AtomikOSError]] = {
     _errno.EXDEV: CrossFilesystemError,
     _errno.EBUSY: MountPointError,
     _errno.ENAMETOOLONG: InvalidDestinationError,
+    _errno.EILSEQ: InvalidDestinationError,
     _errno.EISDIR: WrongKindError,
     _errno.ENOTDIR: WrongKindError,
 }
@@ -321,6 +322,7 @@ _CURE = {
     _errno.EXDEV: "choose destinations (and tmp_dir) on one filesystem and mount",
     _errno.ENOENT: "create what is missing, or correct the path",
     _errno.ENAMETOOLONG: "choose a shorter name",
+    _errno.EILSEQ: "the filesystem has only names that are valid Unicode (NTFS, FAT): choose such a name",
     _errno.ELOOP: "symbolic links on the path form a loop: fix them, or use the real path",
     _errno.ENOTDIR: "a part of the path is not a folder: correct the path, or remove what is there",
     _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",

@@ -54,6 +54,9 @@ class Capabilities:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
     folder can be synced.
 
+    ``fixed_folders``: why it may be impossible to rename, and so to replace, move or remove, a folder in it; "" if it is not.
+    ``fixed``: the same of something in it that has another project id.
+
     ``volatile``: why what was synced does not survive the machine ("it lives in memory"); "" if it does.
 
     ``promises``: which of atomik's promises hold, a `Promise` each.  What could not be found out is None, and ``unknown``
@@ -80,6 +83,8 @@ class Capabilities:
     acls: bool | None
     dir_fsync: bool | None
     volatile: str | None = ""
+    fixed_folders: str = ""
+    fixed: str = ""
     #: ability → why it could not be found out
     unknown: dict[str, str] = field(factory=dict, hash=False)
     promises: tuple[Promise, ...] = ()
@@ -197,7 +202,8 @@ def _try_all(scratch: _Scratch) -> Capabilities:
     found = Capabilities(
         folder=scratch.directory.path, filesystem=kind or fs.name, mount=mount, st_dev=scratch.directory.dev,
         noreplace=None if why else bool(fs.noreplace), exchange=None if why else bool(fs.exchange), lies=fs.lies,
-        file_handles=fs.handle_flags is not None, syncfs=fs.syncfs, volatile=volatile, unknown=unknown, **asked,
+        file_handles=fs.handle_flags is not None, syncfs=fs.syncfs, volatile=volatile, unknown=unknown,
+        fixed_folders=_fixed_folders(scratch.directory, kind or fs.name, options), fixed=_fixed(scratch.directory), **asked,
     )  # fmt: skip
     return evolve(found, promises=promises_of(found, run_all(scratch.folder)))
 
@@ -224,6 +230,71 @@ def _volatile(kind: str, magic: str, options: str, extents: Callable[[], bool]) 
     if extents():
         return ""
     return "the upper layer of the overlay lives in memory" if _upper_in_memory(given) else None
+
+
+def _fixed_folders(directory: Directory, kind: str, options: str) -> str:
+    """Why folders of an overlay's lower layers cannot be renamed; "" where `directory` has none.
+
+    A folder of the upper layer alone has none.  overlayfs shows a link count of 1 for merged folders only (ovl_getattr), and
+    `directory` has an upper layer by now, because something was made in it."""
+    if kind != "overlay" or kernel.port.fstat(directory.fd).st_nlink > 1:
+        return ""
+    given = [option for option in options.split(",") if option.startswith("redirect_dir=")]
+    if given == ["redirect_dir=on"] or (not given and options and _redirects_by_default()):
+        return ""
+    return "the overlay is mounted without redirect_dir=on, so the folders of its lower layers cannot be renamed"
+
+
+#: how many entries of a folder are asked for their project ids
+_MANY = 1000
+
+
+def _fixed(directory: Directory) -> str:
+    """What the kernel refuses to do with entries whose project id is not the one that their folder passes on, "" where there
+    are none.  It lets nothing of another project in, and what is renamed within the folder counts as new there."""
+    port = kernel.port
+    own = port.project(directory.fd)
+    if own is None or not own[1]:
+        return ""
+    with port.scandir(directory.fd) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _MANY)]
+    if all(_project_of(directory, name) in (None, own[0]) for name in names):
+        return ""
+    refused = "moved, removed or kept" if directory.fs.name == "xfs" else "replaced, moved, removed or kept"
+    return f"what has another project id than the folder (lsattr -p) cannot be {refused}"
+
+
+def _project_of(directory: Directory, name: str) -> int | None:
+    """The project id of a file or folder that may be opened."""
+    port = kernel.port
+    found = directory.stat(name)
+    if found is None or not (kernel.is_file(found.st_mode) or kernel.is_folder(found.st_mode)):
+        return None
+    try:
+        fd = port.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, directory.fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
+    try:
+        project = port.project(fd)
+    finally:
+        port.close(fd)
+    return None if project is None else project[0]
+
+
+def _redirects_by_default() -> bool:
+    """Whether an overlay whose options say nothing redirects."""
+    try:
+        fd = kernel.port.open("/sys/module/overlay/parameters/redirect_dir", os.O_RDONLY)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return False
+    try:
+        return kernel.port.pread(fd, 1, 0) == b"Y"
+    finally:
+        kernel.port.close(fd)
 
 
 def _upper_in_memory(options: list[str]) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Trials = Mapping[str, Outcome]
 
-Holds = Literal["yes", "files", "new", "one folder", "no", "unknown"]
+Holds = Literal["yes", "files", "files and new folders", "new", "one folder", "no", "unknown"]
 
 
 @define(frozen=True)
@@ -22,9 +22,9 @@ class Promise:
     """One promise of atomik's, and whether it holds in a folder; in `atomik.Capabilities`.
 
     ``name``: "P1" … "P10".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
-    are refused); "new" (for what is created, overwriting is refused); "one folder" (for transactions within one
-    folder); "no" (refused beforehand, or not kept); "unknown" (it could not be tried).  ``reason``: why not, or what it
-    rests on; "" where there is nothing to say.
+    are refused); "files and new folders" (it may be impossible to replace a folder that exists); "new" (for what is created,
+    overwriting is refused); "one folder" (for transactions within one folder); "no" (refused beforehand, or not kept);
+    "unknown" (it could not be tried).  ``reason``: why not, or what it rests on; "" where there is nothing to say.
     """
 
     __module__ = "atomik"
@@ -52,11 +52,12 @@ def _p1(can: Capabilities, trials: Trials) -> Promise:
     text = "a destination is old or new, never missing"
     if failed := _first(trials, "overwrite"):
         return _answer("P1", text, failed, "new" if trials["create"].works else "no")
-    overlay = "but a folder of the lower layer only if mounted with redirect_dir=on"
-    return _answer(
-        "P1", text, _first(trials, "create folder", "overwrite folder"), "files",
-        overlay if can.filesystem == "overlay" else "",
-    )  # fmt: skip
+    if can.fixed and can.filesystem != "xfs":
+        return Promise("P1", text, "new", can.fixed)
+    failed = _first(trials, "create folder", "overwrite folder")
+    if failed is None and can.fixed_folders:
+        return Promise("P1", text, "files and new folders", can.fixed_folders)
+    return _answer("P1", text, failed, "files", can.fixed and f"but {can.fixed}")
 
 
 def _p2(can: Capabilities, trials: Trials) -> Promise:

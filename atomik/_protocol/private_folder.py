@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from _thread import RLock
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from atomik._folder.place import Place
 from atomik._folder.resolve import is_private
 from atomik._hidden_names import journal_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
-from atomik._tree.delete import delete_tree
+from atomik._tree.delete import delete_file, delete_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,7 +173,7 @@ class PrivateFolder:
             clear(folder, self.txid, progress)
             # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
             if self.parent.identity(self.name) == folder.identity(""):
-                kernel.port.rmdir(self.name, self.parent.fd)
+                remove_empty(self.parent, self.name, folder)
         elif (
             folder is None and self._tried
         ):  # stopped right after mkdir: what has our random name is ours, if it is empty
@@ -191,6 +192,32 @@ class PrivateFolder:
         if folder is not None:
             folder.close()
             del self.folder
+
+
+def remove_empty(parent: Directory, name: str, folder: Directory) -> None:
+    """Remove a private folder that holds nothing of ours any more; what a server has made of it goes as well.
+
+    Raises the kernel's OSError; ENOTEMPTY if something else is in it."""
+    for pause in _PAUSES:
+        try:
+            return kernel.port.rmdir(name, parent.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST) or not _has_renamed(folder):
+                raise
+        time.sleep(pause)  # until the server hears that the file is closed
+        with kernel.port.scandir(folder.fd) as entries:
+            for made in [entry.name for entry in entries if _hidden_names.is_servers(entry.name)]:
+                delete_file(Place(folder, made))
+    return kernel.port.rmdir(name, parent.fd)
+
+
+#: seconds between attempts, for a server that has not heard of a close yet
+_PAUSES = (0, 0.01, 0.1, 0.5)
+
+
+def _has_renamed(folder: Directory) -> bool:
+    with kernel.port.scandir(folder.fd) as entries:
+        return any(_hidden_names.is_servers(entry.name) for entry in entries)
 
 
 def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:

@@ -121,6 +121,13 @@ def _name_at_destination(step: Step) -> None:
     _announce(directory.fd, name)
 
 
+def _announce_file(step: Step) -> None:
+    """The same for what may be no file: a device is not to be opened."""
+    there = step.dest.status()
+    if there is not None and kernel.is_file(there.mode):
+        _announce(step.dest.fd, step.dest.name)
+
+
 def _announce(fd: int, name: str) -> None:
     """link(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
     name for writing and closing it tells them CLOSE_WRITE (P10).  O_NONBLOCK, for a stranger may have put a FIFO there."""
@@ -145,8 +152,7 @@ def _native(step: Step) -> bool:
         elif step.op == "exchange":
             _exchange_two(step)
         else:
-            # In this order the last event of the kernel is MOVED_TO of the destination, not MOVED_FROM (P10).
-            rename(step.dest, step.slot, kernel.EXCHANGE)
+            _exchange(step)
     except OSError as exc:
         if kernel.errno_of(exc) not in NO_FLAG or is_published(step):
             raise
@@ -172,6 +178,19 @@ def _exchange_two(step: Step) -> None:
         _announce(second.fd, second.name)
 
 
+def _exchange(step: Step) -> None:
+    """In this order the last event of the kernel is MOVED_TO of the destination, not MOVED_FROM (P10)."""
+    try:
+        rename(step.dest, step.slot, kernel.EXCHANGE)
+    except OSError as exc:
+        if kernel.errno_of(exc) != errno.EXDEV:
+            raise
+        # Of another project id (XFS)?  Only the object that goes first is checked against the folder that it goes to.  The
+        # new one passes, for it was made in such a folder, and in `undo` it goes first as well.
+        rename(step.slot, step.dest, kernel.EXCHANGE)
+        _announce_file(step)
+
+
 def _by_links(step: Step) -> None:
     """The methods below renameat2."""
     if step.op == "remove":
@@ -191,9 +210,7 @@ def _create_by_link(step: Step) -> None:
     if (step.alone or step.dest.directory.fs.links_are_one is not False) and link(step.slot, step.dest):
         step.method = LINK
         kernel.port.unlink(step.slot.name, step.slot.fd)
-        there = step.dest.status()
-        if there is not None and kernel.is_file(there.mode):
-            _announce(step.dest.fd, step.dest.name)
+        _announce_file(step)
     else:
         _with_gap(step)
 

@@ -397,7 +397,7 @@ def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
     if parent.identity(name) != folder.identity(""):
         return True
     try:
-        kernel.port.rmdir(name, parent.fd)
+        _private_folder.remove_empty(parent, name, folder)
     except OSError as exc:
         answer = kernel.errno_of(exc)
         if answer not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
+from atomik import errors
 from atomik._folder.paths import decoded
 from atomik._system import kernel
 
@@ -22,6 +24,10 @@ def stage(intake: Intake, path: StrPath, target: StrPath, overwrite: bool | None
     intake.open(item, item.open, said)
 
 
+#: errno of symlink(2) on FAT (EPERM), with a server that has none (ENOSYS, EOPNOTSUPP; rclone: EIO)
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
 class StagedSymlink(Item):
     """A symbolic link."""
 
@@ -34,7 +40,16 @@ class StagedSymlink(Item):
         """Make the link in a slot."""
         slot = self.workspace.slot(self.stage)
         self.slot = slot  # before it exists: an interrupt may come right after the call
-        kernel.port.symlink(target, slot.name, slot.fd)
+        try:
+            kernel.port.symlink(target, slot.name, slot.fd)
+        except OSError as exc:
+            number = kernel.errno_of(exc)
+            if number not in _NO_LINKS and not (number == errno.EIO and self.stage.fs.name == "fuse"):
+                raise
+            text = (
+                "the filesystem has no symbolic links (or a sandbox refuses them); write a copy of the target instead"
+            )
+            errors.fail(errors.UnsupportedFilesystemError, exc.errno or errno.EPERM, text, self.path)
         self.seal()
 
     def refuse_companions(self) -> None:

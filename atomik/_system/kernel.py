@@ -62,6 +62,13 @@ _NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 _XFS_IOC_FSGEOMETRY_V1 = 2 << 30 | ord("X") << 8 | 100
 _XFS_GEOMETRY = "@8L4Q16s2Ll4L" if struct.calcsize("@L") == 4 else "@8I4Q16s2Ii4I4x"
 
+#: ioctl(2) of ``struct fsxattr``: flags, two words about extents, the project id, one more
+_FS_IOC_FSGETXATTR, _FSXATTR = 0x801C581F, struct.Struct("=IIIII8x")
+_PROJECT_INHERITED = 0x200
+
+#: errno of an ioctl(2) that the filesystem, or a filter, does not have
+_NO_IOCTL = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EACCES})
+
 _c: ModuleType | None = None
 
 
@@ -248,17 +255,21 @@ class Kernel:
         try:
             fcntl.ioctl(fd, _FS_IOC_FIEMAP, _NO_EXTENTS)
         except OSError as exc:
-            if errno_of(exc) not in (
-                errno.EOPNOTSUPP,
-                errno.ENOTTY,
-                errno.ENOSYS,
-                errno.EINVAL,
-                errno.EPERM,
-                errno.EACCES,
-            ):
+            if errno_of(exc) not in _NO_IOCTL:
                 raise
             return False
         return True
+
+    def project(self, fd: int) -> tuple[int, bool] | None:
+        """FS_IOC_FSGETXATTR: the project id, and whether a folder passes it on; None where there are none."""
+        try:
+            found = fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
+        except OSError as exc:
+            if errno_of(exc) not in _NO_IOCTL:
+                raise
+            return None
+        flags, _, _, project, _ = _FSXATTR.unpack(found)
+        return project, bool(flags & _PROJECT_INHERITED)
 
     def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
         """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""

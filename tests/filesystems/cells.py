@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
+import atomik
 from atomik import errors
 from tests.filesystems.scenarios import Scenario, apply, look
 from tests.support.state import left_in
@@ -24,7 +25,7 @@ class Cell:
     """What came of it: ``outcome`` is "passed" or the name of the error's class; ``methods`` as in the receipt."""
 
     outcome: str
-    rungs: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     message: str = ""
 
 
@@ -37,8 +38,10 @@ def play(scenario: Scenario, folder: Path) -> Cell:
         cell = _refused(exc, folder, old)
     else:
         assert look(folder) == apply(old, changes)
-        rungs = () if receipt is None else tuple(dict.fromkeys(item.method for item in receipt.items))
-        cell = Cell("passed", rungs)
+        if isinstance(receipt, atomik.Receipt):
+            cell = Cell("passed", tuple(dict.fromkeys(item.method for item in receipt.items)))
+        else:
+            cell = Cell("passed", (receipt,) if receipt else ())
     assert not left_in(folder)
     return cell
 

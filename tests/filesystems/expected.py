@@ -17,6 +17,7 @@ _OVERWRITES_FILE = frozenset(
 _WEAKER = frozenset(
     "folder-new-weaker folder-overwrite-weaker transaction-weaker rollback-weaker recover-weaker".split()  # noqa: SIM905
 )
+_BOTH = frozenset({"watched", "command-line"})  # they create and overwrite
 _TWO_FOLDERS = frozenset(
     """
     move-file move-over move-folder transaction-files rollback-files recover-files transaction-all rollback-all
@@ -37,12 +38,12 @@ REFUSED: dict[str, frozenset[str]] = {
     "no-flags": _NO_FLAGS,
     "no-exchange": _OVERWRITES_FOLDER | _MIXED,
     # Overwriting is refused altogether; folders in any way.
-    "fuse-ignores": _NO_FLAGS | _OVERWRITES_FILE | (_WEAKER - {"folder-new-weaker"}),
+    "fuse-ignores": _NO_FLAGS | _OVERWRITES_FILE | _BOTH | (_WEAKER - {"folder-new-weaker"}),
     "no-links": _TWO_FOLDERS,
     "no-names": _TWO_FOLDERS,
 }  # fmt: skip
 REFUSED["nothing"] = (
-    _NO_FLAGS | _TWO_FOLDERS
+    _NO_FLAGS | _TWO_FOLDERS | _BOTH
     # Nothing keeps a rename from replacing, so nothing is created …
     | {"file-new", "file-race", "file-permissions", "file-names", "path-new", "symlink-new", "transaction-one-folder"}
     # … and the previous version cannot be had back.

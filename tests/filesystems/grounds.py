@@ -16,6 +16,7 @@ from atomik._system.kernel import EXCHANGE, NOREPLACE
 from tests.filesystems.scenarios import SCENARIOS, before
 from tests.support.kernels import Call, Faulty, installed
 from tests.support.lab import mounts
+from tests.support.state import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,13 +28,27 @@ class Ground:
     """One column of the table.
 
     ``about``: what it is.  ``open(names)``: a context manager that gives the folder of a scenario by its name.
-    ``missing()``: why it cannot be had here, or None.
+    ``missing()``: why it cannot be had here, or None.  ``enter()``: how a child process confines itself before it works
+    there; None where it need not.  ``quick``: played by CI.
     """
 
     name: str
     about: str
     open: Callable[[Collection[str]], contextlib.AbstractContextManager[Callable[[str], Path]]]
     missing: Callable[[], str | None]
+    enter: Callable[[], None] | None = None
+    quick: bool = False
+
+    def inside(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns in a child that has entered the ground."""
+
+        def confined() -> Any:
+            forget_all()
+            if self.enter is not None:
+                self.enter()
+            return work()
+
+        return in_child(confined)
 
 
 def _mounted(kind: str) -> Callable[[Collection[str]], Any]:
@@ -106,6 +121,11 @@ def _without(*lacks: tuple[str, Callable[[Call], int | None]]) -> Callable[[Coll
             yield folder
 
     return open
+
+
+def forget_all() -> None:
+    """Nothing is known of any filesystem."""
+    _filesystem.forget()
 
 
 @contextlib.contextmanager

@@ -1,20 +1,23 @@
 """The reference page "capabilities", made from a run of the core suite:
 
-    python -m tests.filesystems.table          # as root; writes docs/reference/capabilities.md
+    python -m tests.filesystems.table              # as root, some 20 minutes; writes docs/reference/capabilities.md
+    python -m tests.filesystems.table sshfs ext4   # only these grounds, to be looked at
 
-Grounds that give the same in every row share a column.
+Each outcome is compared with the doctor's answer; what differs is told at the end, and is the exit code.  Grounds that give
+the same in every row share a column.
 """
 
 from __future__ import annotations
 
 import string
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import atomik
-from tests.filesystems.cells import Cell, play
-from tests.filesystems.grounds import ALL_NAMES, GROUNDS
+from tests.filesystems.cells import Cell
+from tests.filesystems.everywhere import EVERYWHERE, play_all
+from tests.filesystems.foretold import faults
 from tests.filesystems.scenarios import SCENARIOS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "capabilities.md"
@@ -34,17 +37,21 @@ _FLAGS = {
 }
 
 
-def run() -> tuple[Results, Mapping[str, atomik.Capabilities]]:
-    """Play everything that can be played here; what cannot is said on stderr."""
-    results, probed = {}, {}
-    for name, ground in GROUNDS.items():
+def run(names: Collection[str] = ()) -> tuple[Results, Mapping[str, atomik.Capabilities], list[str]]:
+    """Play the grounds (by default all that there can be here); what is not as the doctor says, or worse, comes third."""
+    results, probed, wrong = {}, {}, []
+    for name in names or EVERYWHERE:
+        ground = EVERYWHERE[name]
         if (why := ground.missing()) is not None:
             print(f"{name}: {why}", file=sys.stderr)
             continue
-        with ground.open(ALL_NAMES) as folder_for:
-            results[name] = {key: play(scenario, folder_for(key)) for key, scenario in SCENARIOS.items()}
-            probed[name] = atomik.probe(folder_for("probe"))
-    return results, probed
+        cells, probed[name] = play_all(ground)
+        results[name] = {key: cell for key, cell in cells.items() if isinstance(cell, Cell)}
+        found = [f"{key}: {cell}" for key, cell in cells.items() if isinstance(cell, str)]
+        found += faults(probed[name], results[name])
+        wrong += [f"{name}: {one}" for one in found]
+        print(f"{name}: {len(cells)} scenarios, {len(found)} faults", file=sys.stderr)
+    return results, probed, wrong
 
 
 def render(results: Results, probed: Mapping[str, atomik.Capabilities]) -> str:
@@ -55,31 +62,58 @@ def render(results: Results, probed: Mapping[str, atomik.Capabilities]) -> str:
 def _abilities(probed: Mapping[str, atomik.Capabilities]) -> str:
     rows = []
     for name, can in probed.items():
-        if "-lower-" in name:
-            continue  # the same mount as another
         flags = ["yes" if getattr(can, flag) else "–" for flag in _FLAGS]
         promises = ["" if promise.holds == "yes" else promise.holds for promise in can.promises]
         limits = ", ".join(f"{p.name}: {how}" for p, how in zip(can.promises, promises, strict=True) if how)
-        rows.append([GROUNDS[name].about, *flags, limits or "all hold"])
+        rows.append([EVERYWHERE[name].about, *flags, limits or "all hold"])
     return _table(["", *_FLAGS.values(), "promises"], rows)
 
 
 def matrix(results: Results) -> str:
     """Every scenario on every ground; a letter stands for the grounds of a column, which would not fit above it."""
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for name, cells in results.items():
-        columns.setdefault(tuple(_shown(cells[key]) for key in SCENARIOS), []).append(name)
-    letters = string.ascii_uppercase[: len(columns)]
-    told = ("; ".join(GROUNDS[name].about for name in names) for names in columns.values())
+    columns = _columns(results)
+    letters = [f"{'' if at < 26 else 'A'}{string.ascii_uppercase[at % 26]}" for at in range(len(columns))]
+    told = ("; ".join(EVERYWHERE[name].about for name in names) for _, names in columns)
     legend = "\n".join(f"* **{letter}**: {grounds}" for letter, grounds in zip(letters, told, strict=True))
-    rows = [[SCENARIOS[key].about, *(column[at] for column in columns)] for at, key in enumerate(SCENARIOS)]
+    rows = [[SCENARIOS[key].about, *(column.get(key, "–") for column, _ in columns)] for key in SCENARIOS]
     return f"{legend}\n\n{_table(['', *letters], rows)}"
+
+
+def _columns(results: Results) -> list[tuple[dict[str, str], list[str]]]:
+    """What is shown of grounds that give the same, wherever they give anything; the complete ones first."""
+    columns: list[tuple[dict[str, str], list[str]]] = []
+    for name in sorted(results, key=lambda name: -len(results[name])):
+        shown = {key: _shown(cell) for key, cell in results[name].items()}
+        for column, names in columns:
+            if column.items() >= shown.items():
+                names.append(name)
+                break
+        else:
+            columns.append((shown, [name]))
+    return columns
+
+
+def documented_cells() -> dict[str, dict[str, str]]:
+    """What the page shows: ground → scenario → cell, all by what they are called there."""
+    lines = documented().splitlines()
+    legend = {
+        line[4:].split("**")[0]: line.split("**: ", 1)[1].split("; ") for line in lines if line.startswith("* **")
+    }
+    head = next(at for at, line in enumerate(lines) if line.startswith("|  | A |"))
+    letters = lines[head].strip("| ").split(" | ")
+    found: dict[str, dict[str, str]] = {}
+    for line in lines[head + 2 :]:
+        about, *cells = line[2:-2].split(" | ")
+        for letter, cell in zip(letters, cells, strict=True):
+            for ground in legend[letter]:
+                found.setdefault(ground, {})[about] = cell
+    return found
 
 
 def _shown(cell: Cell) -> str:
     if cell.outcome != "passed":
         return "refused"
-    return ", ".join(filter(None, cell.rungs)) or "yes"
+    return ", ".join(filter(None, cell.methods)) or "yes"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -92,12 +126,18 @@ def documented() -> str:
     return PAGE.read_text().split(_BEGIN)[1].split(_END)[0].strip()
 
 
-def main() -> None:
-    """Replace the tables on the page."""
-    head, rest = PAGE.read_text().split(_BEGIN)
-    tail = rest.split(_END)[1]
-    PAGE.write_text(f"{head}{_BEGIN}\n\n{render(*run())}\n\n{_END}{tail}")
+def main() -> int:
+    """Play everything, or the grounds that are named; with all of them, replace the tables on the page."""
+    names = sys.argv[1:]
+    results, probed, wrong = run(names)
+    if names:
+        print(render(results, probed))
+    else:
+        head, rest = PAGE.read_text().split(_BEGIN)
+        PAGE.write_text(f"{head}{_BEGIN}\n\n{render(results, probed)}\n\n{_END}{rest.split(_END)[1]}")
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -112,3 +115,74 @@ def test_watchers_of_a_server_without_flags() -> None:
             tx.file(point / "three").write("new")
         events = watch.events()
         assert [events[name][-1] for name in ("one", "two", "three")] == ["CLOSE_WRITE"] * 3
+
+
+def test_entries_of_another_project() -> None:
+    """XFS lets the new file in, if it goes first: overwriting works and is undone, watchers hear, the rest is refused, and
+    the doctor knows."""
+    need(mounts.missing("xfs"), None if shutil.which("chattr") else "needs chattr")
+    with mounts.mounted("xfs") as place:
+        for name in ("one", "two", "three"):
+            (place.folder / name).write_text("old")
+        for flags in (["-p", "42"], ["+P"]):
+            subprocess.run(["chattr", *flags, place.folder], check=True)
+        with watching(place.folder) as watch:
+            assert _write(place.folder / "one").method == "renameat2"
+            assert watch.events()["one"][-1] == "CLOSE_WRITE"
+
+        def fail(phase: str, done: int, total: int) -> None:
+            if phase == "swapping" and done == 1:
+                raise KeyError
+
+        with pytest.raises(KeyError), atomik.transaction(overwrite=True, progress=fail) as tx:
+            tx.file(place.folder / "two").write("never")
+            tx.file(place.folder / "three").write("never")
+        with pytest.raises(errors.UnsupportedFilesystemError, match="another project id"), atomik.transaction() as tx:
+            tx.remove(place.folder / "two")
+        assert [(place.folder / name).read_text() for name in ("one", "two", "three")] == ["new", "old", "old"]
+        assert not left_in(place.folder)
+        said = atomik.probe(place.folder).promises[0]
+        assert said.holds == "yes"
+        assert "another project id" in said.reason
+
+
+def test_the_lower_layer_s_folders() -> None:
+    """P1 of a folder that came with the image, and of one made in the container (on btrfs nobody can tell)."""
+    need(mounts.missing("overlay-redirect-off"))
+    for redirect, lower in ((True, "yes"), (False, "files and new folders")):
+        with mounts.overlay(redirect_dir=redirect) as place:
+            (place.folder / "made").mkdir()
+            assert atomik.probe(place.folder / "made").promises[0].holds == "yes"
+            assert atomik.probe(place.folder).promises[0].holds == lower
+
+
+@pytest.mark.parametrize("name", ["encfs", "exfat-fuse"])
+def test_a_server_with_ideas_of_its_own(name: str) -> None:
+    """encfs cuts the times of a file that is renamed to seconds, which is no conflict; exfat-fuse has no symbolic links."""
+    need(servers.missing(name))
+    with servers.serving(name) as point:
+        (point / "one").write_text("old")
+        links = bool(atomik.probe(point).symlinks)
+        assert links == (name == "encfs")
+        if links:
+            with atomik.update(point / "one") as f:
+                f.write("new")
+            assert (point / "one").read_text() == "new"
+        else:
+            with (
+                pytest.raises(errors.UnsupportedFilesystemError, match="has no symbolic links"),
+                atomik.transaction() as tx,
+            ):
+                tx.symlink(point / "two", "one")
+            assert os.listdir(point) == ["one"]
+
+
+def test_nothing_is_left_where_open_files_are_renamed_instead_of_deleted() -> None:
+    """libfuse hears of a close a little later: what is deleted before that is there under another name, maybe for ever."""
+    need(servers.missing("fuse2fs"))
+    with servers.serving("fuse2fs") as point:
+        for _ in range(100):
+            with contextlib.suppress(KeyError), atomik.file(point / "one") as f:
+                f.write("never")
+                raise KeyError
+            assert not left_in(point)

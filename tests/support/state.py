@@ -99,8 +99,12 @@ def _child(writer: int, function: Callable[..., Any], args: tuple[Any, ...], bec
         answer = (True, function(*args))
     except BaseException as exc:
         answer = (False, exc)
+    try:
+        data = pickle.dumps(answer)
+    except Exception as exc:  # noqa: BLE001  whatever it is: it must not come out of the fork as a second parent
+        data = pickle.dumps((False, AssertionError(f"cannot send {answer!r}: {exc!r}")))
     with os.fdopen(writer, "wb") as pipe:
-        pickle.dump(answer, pipe)
+        pipe.write(data)
     return 0
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
+import atomik
 from atomik import _hidden_names as names
 
 ID = "0123456789abcdef"
@@ -85,3 +87,27 @@ def test_ids_are_not_shared_with_a_forked_child() -> None:
     os.close(write)
     assert names.is_txid(theirs)
     assert theirs not in {names.new_txid() for _ in range(64)}
+
+
+def test_names_that_a_server_makes() -> None:
+    """libfuse's and the NFS client's names for what was deleted while open, and nothing that only looks like them."""
+    for name in (".fuse_hidden0000000400000001", ".nfs" + 22 * "0" + "3f"):
+        assert names.is_servers(name)
+    for name in (".fuse_hidden", ".fuse_hidden000000040000000x", ".nfs0", ".atomik-0123456789abcdef", "file"):
+        assert not names.is_servers(name)
+
+
+def test_what_a_server_has_renamed_in_a_private_folder(folder: Path) -> None:
+    """It was ours, so recovery removes it with the folder; anything else in there stays."""
+    hidden = ".fuse_hidden0000000400000001"
+    for txid, others in (("0123456789abcdef", ()), ("fedcba9876543210", ("somebody's",))):
+        private = folder / f".atomik-{txid}"
+        private.mkdir(mode=0o700)
+        for entry in (hidden, *others):
+            (private / entry).touch()
+    actions = {item.txid: item.action for item in atomik.recover(folder).items}
+    assert actions == {"0123456789abcdef": "removed", "fedcba9876543210": "left"}
+    assert os.listdir(folder) == [".atomik-fedcba9876543210"]
+    (folder / ".atomik-fedcba9876543210" / "somebody's").unlink()
+    assert atomik.recover(folder).clean
+    assert os.listdir(folder) == []

@@ -1,0 +1,96 @@
+"""What the doctor's answers mean for each scenario: that it passes, that it is refused, or nothing.
+
+A promise is about what may go wrong, and a scenario is a program: this is how docs/reference/capabilities.md is to be read.
+`foretold` is about one scenario, `faults` about a whole run, where a yes that does not work and a no that does count alike.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import atomik
+    from tests.filesystems.cells import Cell
+
+_NEW_FILES = frozenset({"file-new", "file-race", "file-permissions", "path-new"})
+_OLD_FILES = frozenset({"file-overwrite", "file-expect", "file-abandon"})
+_KEEPING = frozenset({"file-append", "file-update", "file-keep"})
+_FILES = frozenset({"transaction-files", "rollback-files", "recover-files"})
+_ALL = frozenset({"transaction-all", "rollback-all", "recover-all"})
+_MOVING = (
+    _FILES
+    | _ALL
+    | frozenset(
+        "file-keep remove-file remove-folder move-file move-over move-folder transaction-one-folder".split()  # noqa: SIM905
+    )
+)
+_WEAKER = frozenset({"transaction-weaker", "rollback-weaker", "recover-weaker"})
+
+
+def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
+    """Whether the scenario passes, by what the doctor says; None where it says nothing about that."""
+    holds = {promise.name: promise.holds for promise in can.promises}
+    if can.fixed and scenario in _MOVING:
+        return None  # it depends on whose project each object is
+    creates, overwrites = holds["P2"] != "no", holds["P1"] in ("yes", "files", "files and new folders")
+    undoes, links = holds["P3"] == "yes", bool(can.symlinks)
+    here, there = holds["P4"] in ("yes", "one folder"), holds["P4"] == "yes"
+    new_folders, old_folders = holds["P2"] == "yes", holds["P1"] == "yes"
+    if scenario in _NEW_FILES:
+        return creates
+    if scenario in _OLD_FILES:
+        return overwrites
+    if scenario in _KEEPING:
+        return False if not overwrites else True if undoes else None
+    if scenario in _FILES:
+        return overwrites and undoes and there and links
+    if scenario in _ALL:
+        return old_folders and new_folders and undoes and there
+    if scenario in _WEAKER:
+        return None if can.fixed else True if old_folders and new_folders and undoes and there else None
+    return {
+        "folder-new": new_folders,
+        "folder-overwrite": old_folders,
+        "folder-copy": old_folders,
+        "folder-new-weaker": True if holds["P4"] != "no" else None,
+        "folder-overwrite-weaker": True if old_folders else None,
+        "symlink-new": creates and links,
+        "symlink-overwrite": overwrites and links,
+        "remove-file": True,
+        "remove-folder": True if old_folders else None,
+        "move-file": creates and there if can.lies is False else None,
+        "move-over": overwrites and undoes and there,
+        "move-folder": old_folders and new_folders and there,
+        "transaction-one-folder": creates and here and links,
+        "killed-writing": True,
+        "reading": holds["P6"] == "yes",
+        "watched": creates and overwrites,
+        "command-line": creates and overwrites,
+    }.get(scenario)
+
+
+def faults(can: atomik.Capabilities, cells: Mapping[str, Cell]) -> list[str]:
+    """Where what happened is not what the doctor said."""
+    found = []
+    holds = {promise.name: promise.holds for promise in can.promises}
+    for name, cell in cells.items():
+        said, passed = foretold(can, name), cell.outcome == "passed"
+        if said is not None and said != passed:
+            found.append(f"{name}: the doctor says {'yes' if said else 'no'}, and it {_what(cell)}")
+    if "killed-writing" in cells and cells["killed-writing"].methods == (
+        ("nothing",) if holds["P7"] != "yes" else ("a private folder",)
+    ):
+        found.append(f"P7 {holds['P7']}, and {cells['killed-writing'].methods[0]} was left")
+    if "watched" in cells and cells["watched"].outcome == "passed":
+        complete = set(cells["watched"].methods[0].split(", ")) <= {"MOVED_TO", "CLOSE_WRITE"}
+        if holds["P10"] != "unknown" and complete != (holds["P10"] == "yes"):
+            found.append(f"P10 {holds['P10']}, and the last events were {cells['watched'].methods[0]}")
+    if holds["P9"] != "yes":
+        found.append(f"P9 {holds['P9']}")
+    return found
+
+
+def _what(cell: Cell) -> str:
+    return "passed" if cell.outcome == "passed" else f"failed ({cell.outcome}: {cell.message})"
