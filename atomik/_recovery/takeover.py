@@ -17,7 +17,7 @@ import errno
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from attrs import define, field
 
@@ -150,7 +150,7 @@ class DeadTransaction:
         parents = [folder for folder, entry in entries if folder is not None and entry.parent]
         if len(self._well_known()) == len(parents):
             return False
-        return not any(map(_is_published, self._reachable()))
+        return not any(_is_published(step, self.olds) for step in self._reachable())
 
     def _reachable(self) -> list[Step]:
         """The steps whose parents were found; their private folders need not be."""
@@ -356,11 +356,12 @@ class DeadTransaction:
             kernel.port.unlink(place.name, place.fd)
 
 
-def _is_published(step: Step) -> bool:
-    """Whether the new object is at its destination, or the old one was displaced."""
-    if step.new is not None and step.new != step.old and step.dest.identity() == step.new:
+def _is_published(step: Step, existed: Container[bytes]) -> bool:
+    """Whether only this transaction can have done what is there: what it staged is at its destination, or what it displaced
+    is in its slot.  Objects that `existed` before may have been moved or exchanged by another transaction since."""
+    if step.new is not None and step.new not in existed and step.dest.identity() == step.new:
         return True
-    return step.old is not None and any(place.identity() == step.old for place in (step.slot, *step.slots()))
+    return step.old is not None and any(place.identity() == step.old for place in step.slots())
 
 
 def _slots(step: Step) -> tuple[Place, ...]:

@@ -1,0 +1,78 @@
+"""Check the protocol: ``python -m tests.model``; it needs the Debian packages spin and gcc.
+
+For one step up to ``--steps`` (3) it searches every state of every transaction, and then takes out each rule in turn, for
+which there must be a counterexample; ``--trail RULE`` prints the one of a rule.  ``--record`` writes the numbers into the
+documentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.model import spin
+from tests.model.rules import RULES, Rule
+from tests.support.pages import fill
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns 0 when the model holds and needs each rule, 1 when not, 2 when nothing could be checked."""
+    options = _parse(arguments)
+    if reason := spin.missing():
+        print(f"cannot check here: {reason}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="model-") as folder:
+        if options.trail is not None:
+            return _trail(options.trail, Path(folder))
+        lines, good = _search(options, Path(folder))
+    if options.record and good:
+        fill("model", "\n".join(lines) + "\n")
+    return 0 if good else 1
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=3, help="how many steps a transaction has at most (3)")
+    parser.add_argument(
+        "--crashes", type=int, default=2, help="how many crashes, for up to two steps; one for more (2)"
+    )
+    parser.add_argument(
+        "--trail", choices=[rule.name for rule in RULES], help="print the counterexample without this rule"
+    )
+    parser.add_argument("--record", action="store_true", help="write the numbers into the documentation")
+    return parser.parse_args(arguments)
+
+
+def _search(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
+    checkers = {steps: spin.Checker(steps, folder) for steps in range(1, options.steps + 1)}
+    lines, good = (
+        ["| steps | folders of the steps | crashes | states | counterexample |", "|--:|---|--:|--:|---|"],
+        True,
+    )
+    print("\n".join(lines), flush=True)
+    for steps, checker in checkers.items():
+        for crashes in range(1, (options.crashes if steps <= 2 else 1) + 1):
+            found = checker.check(crashes=crashes, anywhere=steps <= 2)
+            good &= found.error is None
+            where = "any" if steps <= 2 else "in turn"
+            lines.append(f"| {steps} | {where} | {crashes} | {found.states:,} | {found.error or 'none'} |")
+            print(lines[-1], *found.trail, sep="\n", flush=True)
+    for rule in RULES:
+        found = checkers[min(2, options.steps)].check(rule.number, rule.crashes)
+        good &= found.error is not None
+        what = f"found after {found.states:,} states" if found.error else "NONE: the rule is not needed"
+        print(f"without {rule.name:20} ({rule.invariant}: {rule.text}): {what}", flush=True)
+    return lines, good
+
+
+def _trail(name: str, folder: Path) -> int:
+    rule: Rule = next(rule for rule in RULES if rule.name == name)
+    found = spin.Checker(2, folder).check(rule.number, rule.crashes)
+    print(f"without {rule.name} ({rule.text}):", *found.trail, f"broken: {found.error}", sep="\n")
+    return 0 if found.error else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
