@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from . import testing as testing
     from ._api.probe import Capabilities, probe
     from ._api.run_in import RunResult, run_in
+    from ._api.snapshot import Snapshot, snapshot
     from ._api.swap import swap
     from ._api.transaction import Transaction
     from ._receipt import ItemReceipt, PlannedChange, Receipt
@@ -63,6 +64,7 @@ __all__ = [
     "Receipt",
     "RecoveryReport",
     "RunResult",
+    "Snapshot",
     "State",
     "Transaction",
     "edit",
@@ -77,6 +79,7 @@ __all__ = [
     "recover",
     "rename",
     "run_in",
+    "snapshot",
     "swap",
     "transaction",
     "update",
@@ -95,6 +98,7 @@ _LATER = {
     "Recovered": "_recovery.takeover",
     "RecoveryReport": "_recovery.recover",
     "RunResult": "_api.run_in",
+    "Snapshot": "_api.snapshot",
     "State": "flags",
     "Transaction": "_api.transaction",
     "observe": "_staging.observe",
@@ -102,6 +106,7 @@ _LATER = {
     "reading": "_recovery.reading",
     "recover": "_recovery.recover",
     "run_in": "_api.run_in",
+    "snapshot": "_api.snapshot",
     "swap": "_api.swap",
     "testing": "testing",
 }

@@ -103,6 +103,12 @@ def is_servers(name: str) -> bool:
     return False
 
 
+def kind_of(name: str) -> str | None:
+    """What `parse` says that a name is."""
+    parsed = parse(name)
+    return None if parsed is None else parsed[0]
+
+
 def parse(name: str) -> tuple[str, str] | None:
     """(what it is, transaction id) of a name that carries an id; None for every other name."""
     if not name.startswith(PREFIX):

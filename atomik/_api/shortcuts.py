@@ -31,6 +31,7 @@ class OutputOptions(TypedDict, total=False):
     durable: bool | Literal["fsync", "syncfs"]
     lock_timeout: float | None
     progress: Callable[[str, int, int], None] | Literal[True] | None
+    cleanup: Literal["now", "later"]
     follow_symlinks: bool
     parents: bool
     preserve: Literal["all", "mode", "none"]
@@ -48,6 +49,7 @@ def transaction(
     lock_timeout: float | None = 60.0,
     progress: Callable[[str, int, int], None] | Literal[True] | None = None,
     coordinator: str = "",
+    cleanup: Literal["now", "later"] = "now",
 ) -> Transaction:
     """Begin a transaction: several outputs that are published all or nothing.
 
@@ -104,6 +106,9 @@ def transaction(
     :param str coordinator: the name of whoever decides about the transaction once it is prepared (`Transaction.prepare`),
         such as a database; after a crash nothing touches the transaction until ``recover(folder, decide=…)`` asks.  At
         most 255 bytes.
+    :param str cleanup: "later" lets a thread delete the folders that the commit displaced, so that the commit does not wait
+        for it; the end of the program does.  What cannot be deleted is logged, and is not in the receipt.  If the process
+        dies, recovery deletes the rest.
     :returns: a `Transaction`.
 
     :raises ValueError: ``durable`` or ``lock_timeout`` is invalid.
@@ -134,8 +139,9 @@ def transaction(
 
     load()
     return Transaction(
-        overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator
-    )
+        overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator,
+        cleanup=cleanup,
+    )  # fmt: skip
 
 
 @overload
@@ -208,7 +214,8 @@ def file(
     :param tmp_dir: a str or path object: a folder on the same filesystem to stage in; by default the destination's own.
     :param encoding: a str, as for `open`, but UTF-8 by default; ``errors``, ``newline`` and
         ``buffering`` are as for `open`.
-    :param durable: True by default, as for `transaction`; so are ``lock_timeout`` (60.0 seconds) and ``progress``.
+    :param durable: True by default, as for `transaction`; so are ``lock_timeout`` (60.0 seconds), ``progress`` and
+        ``cleanup``.
     :param str preserve: what the new version keeps of an overwritten one: "all" (the default: mode, owner, group, extended
         attributes, ACLs), "mode" or "none".  What the kernel does not allow is left out and listed in the receipt.
     :param int permissions: final mode bits, e.g. ``0o640``, instead of the preserved ones or of 0666 minus the umask.
@@ -602,4 +609,5 @@ def _begin(overwrite: bool, options: Any) -> Transaction:
         durable=pop("durable", True),
         lock_timeout=pop("lock_timeout", 60.0),
         progress=pop("progress", None),
+        cleanup=pop("cleanup", "now"),
     )

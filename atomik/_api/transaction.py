@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from atomik._commit.later import Job
     from atomik._folder.directory import Directory
     from atomik._progress import Bar
     from atomik._receipt import PlannedChange, Receipt
@@ -66,6 +67,9 @@ class Transaction:
     _receipt: Receipt | None = None
     _duration = 0.0
     _coordinator = ""
+    #: displaced folders are deleted by a thread
+    _later = False
+    _job: Job | None = None
     _bar: Bar | None = None
 
     def __init__(
@@ -76,6 +80,7 @@ class Transaction:
         lock_timeout: float | None = 60.0,
         progress: Progress | Literal[True] | None = None,
         coordinator: str = "",
+        cleanup: Literal["now", "later"] = "now",
     ) -> None:
         if durable is not True and durable is not False and durable not in ("fsync", "syncfs"):
             raise ValueError(f"durable must be True, False, 'fsync' or 'syncfs', not {durable!r}")
@@ -91,6 +96,8 @@ class Transaction:
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
+        if cleanup != "now":
+            self._later = _checked_cleanup(cleanup)
         if coordinator:
             self._coordinator = _checked_coordinator(coordinator)
         self._state = _OPEN  # last: from here on there is something to release
@@ -596,6 +603,7 @@ class Transaction:
         commit = self._commit = Commit(
             intake.workspace, items, self._barriers, self._lock_timeout, intake.progress, heard=intake.heard
         )
+        commit.later = self._later
         if undecided or self._coordinator:
             commit.undecided, commit.coordinator = True, self._coordinator
         if items:
@@ -662,7 +670,7 @@ class Transaction:
         commit, intake = self._commit, self._intake
         state = _ABORTED if commit is None else commit.state
         # A slot may hold an original that only recovery can bring back, or that cannot be put back at all.
-        keep = state is _IN_DOUBT or (commit is not None and bool(commit.stranded))
+        keep = state is _IN_DOUBT or (commit is not None and (bool(commit.stranded) or commit.pinned))
         failures: list[OSError] = []
         for item in intake.items:
             if item.owner is not None:
@@ -670,6 +678,8 @@ class Transaction:
                     item.end(done=state is _COMMITTED or keep)
                 except OSError as problem:
                     note_failure(failures, problem)
+        if self._later and not keep and commit is not None and commit.displaced_in():
+            self._hand_over(commit)
         failures += intake.workspace.release(
             keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
         )
@@ -681,6 +691,17 @@ class Transaction:
                 commit.failed_cleanup(path, failure)
             else:
                 _events.emit(_events.WARNING, "cleanup.failed", tx=self.txid, path=path, error=str(failure))
+
+    def _hand_over(self, commit: Commit) -> None:
+        """Leave the displaced folders to the thread that deletes them."""
+        from atomik._commit import later
+
+        workspace = self._intake.workspace
+        if self._job is None:
+            folders = workspace.private_folders.values()
+            self._job = later.Job(self.txid, commit.pause(), folders, commit.displaced_in())
+        later.hand_over(self._job)
+        workspace.private_folders = {}
 
     # --- telling -------------------------------------------------------------------------------------------------
     def _tell_success(self) -> None:
@@ -778,6 +799,15 @@ class Transaction:
 
 #: Items are in the order in which they were staged; a sort keeps that for equal ``order``.
 _order = operator.attrgetter("order")
+
+
+def _checked_cleanup(cleanup: str) -> bool:
+    """Whether displaced folders are deleted later."""
+    if cleanup != "later":
+        raise ValueError(f"cleanup must be 'now' or 'later', not {cleanup!r}")
+    from atomik._commit import later  # noqa: F401  before it is needed (I14)
+
+    return True
 
 
 def _checked_coordinator(name: str) -> str:

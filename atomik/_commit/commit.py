@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
+from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, chmod, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol.locks import close_all, lock_all, unlock_all
@@ -48,7 +49,7 @@ from atomik.flags import State
 from . import plan as _plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder
@@ -99,12 +100,16 @@ class Commit:
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
     _locked = _marking = told = False
+    #: readers use a displaced folder that can lie nowhere but beside the destination: the journal says whose it is
+    pinned = False
     _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
     _moved: Sequence[tuple[Place, Place]] = ()
     #: why undoing failed, the first time
     _failure: OSError | None = None
     _recorded: frozenset[bytes] = frozenset()
+    #: displaced folders are deleted by a thread (see `later`)
+    later = False
     #: it may stay prepared, and what decides about it then
     undecided = False
     coordinator = ""
@@ -736,22 +741,26 @@ class Commit:
         """
         journal = self._journal
         if journal is not None:
-            if self.stranded or any(item.kept is not None for item in self.items):
+            if journal.names and (self.stranded or any(item.kept is not None for item in self.items)):
                 self._without_failing(functools.partial(journal.keep, self._home()))
             self._without_failing(journal.withdraw)
         if self._locked:
             self._unlock()
         steps = self.steps
         if steps and not (steps[0].alone and steps[0].op == "create" and self.state is _COMMITTED):
-            self._spare_listing()
+            displaced = self.displaced_in()
+            if displaced and not self.later:
+                time.sleep(self.pause())
             self._delete_siblings()
+            if not self.later:
+                self._remove_unpinned(displaced)
         if journal is not None:
             journal.close()
 
     def _home(self) -> PrivateFolder:
         """Where the journal stays: with what is resumable, because it says what that is."""
-        kept = (item.kept for item in self.items if item.kept is not None)
-        return next(kept, next(iter(self.workspace.private_folders.values())))
+        kept = next((item.kept for item in self.items if item.kept is not None), None)
+        return kept or next(iter(self.workspace.private_folders.values()))
 
     def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
         """Tried twice, because a failure may have been temporary; then logged, not raised."""
@@ -765,15 +774,16 @@ class Commit:
                 if last:
                     self.failed_cleanup(path or str(self._journal.names[-1] if self._journal else ""), exc)
 
-    def _spare_listing(self) -> None:
-        """A program that opened a folder right before it was displaced is perhaps listing it this very moment, and would see
-        it being emptied: give it a moment.  A commit that waited for its barriers has given it already."""
-        for step in self.steps if self.state is _COMMITTED else ():
-            if step.kind == "folder" and step.op != "create":
-                left = self._visible_from + self.visible + _grace() - time.perf_counter()
-                if left > 0:
-                    time.sleep(left)
-                return
+    def displaced_in(self) -> set[Directory]:
+        """The folders in which folders were displaced, once that is final."""
+        steps = self.steps if self.state is _COMMITTED else ()
+        return {step.dest.directory for step in steps if step.kind == "folder" and step.op != "create"}
+
+    def pause(self) -> float:
+        """Seconds to wait before a displaced folder is deleted.  A program that opened it right before it was displaced is
+        perhaps listing it this very moment, and would see it being emptied: give it a moment.  A commit that waited for its
+        barriers has given it already."""
+        return max(0.0, self._visible_from + self.visible + _grace() - time.perf_counter())
 
     def _delete_siblings(self) -> None:
         """Delete the slots next to the destinations; those in private folders are deleted with them."""
@@ -782,8 +792,17 @@ class Commit:
                 continue
             if step.alone:
                 self._delete_alone(step)
+            elif step.folder and is_pinned(step.slot):
+                self.pinned = True
             elif not any(step is other for other in self.stranded):
                 self._without_failing(functools.partial(_delete_known, step), str(step.slot))
+
+    def _remove_unpinned(self, folders: Iterable[Directory]) -> None:
+        """Delete what earlier commits displaced there and readers have given up since."""
+        for parent in folders:
+            from .machinery import remove_unpinned
+
+            self._without_failing(functools.partial(remove_unpinned, parent), parent.path)
 
     def _delete_alone(self, step: Step) -> None:
         """Only files are swapped alone next to their destination, so no folder there is ours."""

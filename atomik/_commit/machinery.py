@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from atomik import _receipt  # noqa: F401
 from atomik._protocol import journal, records
+from atomik._recovery.leftovers import remove_unpinned
 from atomik._recovery.unfinished_journal import wait_or_recover
 
-__all__ = ["journal", "load", "records", "wait_or_recover"]
+__all__ = ["journal", "load", "records", "remove_unpinned", "wait_or_recover"]
 
 
 def load() -> None:

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.lock import refuse_sandbox
-from atomik._folder.place import Place
+from atomik._folder.pin import is_pinned
+from atomik._folder.place import Place, rename
 from atomik._folder.resolve import is_private
-from atomik._hidden_names import journal_name, private_folder_name, slot_name
+from atomik._hidden_names import journal_name, new_txid, pinned_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
 from atomik._tree.delete import delete_file, delete_tree
 
@@ -76,7 +77,7 @@ class PrivateFolder:
                 return
         self._dissolve(None)
         text = "another process keeps removing atomik's private folder"
-        errors.fail(errors.ConflictError, errno.EBUSY, text, self.parent.child(self.name))
+        errors.fail(errors.ConflictError, errno.EBUSY, text, self.path)
 
     def _try_to_make(self) -> bool:
         port, parent, name = kernel.port, self.parent, self.name
@@ -141,11 +142,20 @@ class PrivateFolder:
         """A path to it that begins at our descriptor."""
         return f"/proc/{os.getpid()}/fd/{self.folder.fd}"
 
+    @property
+    def path(self) -> str:
+        """Its path, for messages."""
+        return self.parent.child(self.name)
+
+    def hand_over(self) -> None:
+        """Its transaction is committed, and somebody else will `dissolve` it, with a descriptor of the parent for that."""
+        self.parent = self.parent.reopened()
+
     def empty(self, progress: Callable[[int], None] | None = None) -> None:
         """Delete what it holds, but for the journal: as long as that is there, it leads recovery to all private folders."""
         folder: Directory | None = getattr(self, "folder", None)
         if folder is not None and folder.fd >= 0:
-            clear(folder, self.txid, progress, journal=False)
+            clear(folder, self.name, progress, journal=False)
 
     def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
         """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
@@ -163,17 +173,14 @@ class PrivateFolder:
             except OSError as again:
                 if isinstance(again, errors.AtomikError) or kernel.errno_of(again) is None:
                     raise
-                raise errors.system_error(again, "cannot clean up", self.parent.child(self.name)) from again
+                raise errors.system_error(again, "cannot clean up", self.path) from again
             finally:
                 self.close()
 
     def _dissolve(self, progress: Callable[[int], None] | None) -> None:
         folder: Directory | None = getattr(self, "folder", None)
         if folder is not None and folder.fd >= 0:
-            clear(folder, self.txid, progress)
-            # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
-            if self.parent.identity(self.name) == folder.identity(""):
-                remove_empty(self.parent, self.name, folder)
+            remove(self.parent, self.name, folder, progress)
         elif (
             folder is None and self._tried
         ):  # stopped right after mkdir: what has our random name is ours, if it is empty
@@ -220,32 +227,70 @@ def _has_renamed(folder: Directory) -> bool:
         return any(_hidden_names.is_servers(entry.name) for entry in entries)
 
 
-def clear(folder: Directory, txid: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> None:
-    """Delete what a private folder holds of its transaction; `progress` is called with the number of objects deleted.
+def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[int], None] | None = None) -> bool:
+    """Empty a private folder and remove it; False when that must wait because readers have pinned something in it.  Then it
+    gets a name by which the next transaction there, and recovery, know that nothing else is in it.
+
+    Raises OSError (ENOTEMPTY when something of somebody else's is inside).
+    """
+    pinned = clear(folder, name, progress, journal=False)
+    # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
+    mine = parent.identity(name) == folder.identity("")
+    if pinned and mine and _hidden_names.kind_of(name) != _hidden_names.PINNED:
+        rename(Place(parent, name), Place(parent, pinned_name(new_txid())), 0)
+    _delete_journals(folder, name, progress)
+    if not pinned and mine:
+        remove_empty(parent, name, folder)
+    return not pinned
+
+
+def clear(folder: Directory, name: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> bool:
+    """Delete what the private folder called `name` holds of its transaction; `progress` is called with the number of objects
+    deleted.
 
     The journal goes last, and only when everything else is gone (or, with ``journal=False``, not at all): what is left is
-    then still known to belong to a transaction whose outcome is decided.  Originals that only the user may delete stay, and
-    so do names that are not ours (I6).  A failure does not keep the rest from being deleted; the first one is raised at
-    the end.
+    then still known to belong to a transaction whose outcome is decided.  What readers have pinned stays; the answer is
+    whether there is such a thing.  Originals that only the user may delete stay, and so do names that are not ours (I6).  A
+    failure does not keep the rest from being deleted; the first one is raised at the end.
     """
-    mark, last = f"{private_folder_name(txid)}-", journal_name(txid)
-    with kernel.port.scandir(folder.fd) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(mark)]
-    kept = (_hidden_names.KEPT_ORIGINAL, txid)
+    pinned = False
     failure: OSError | None = None
-    for name in names:
-        if name == last or _hidden_names.parse(name) == kept:
-            continue
+    for each, is_folder in _content(folder, name, _hidden_names.SLOT, _hidden_names.TWIN):
+        place = Place(folder, each)
         try:
-            delete_tree(Place(folder, name), progress)
+            if is_folder and is_pinned(place):
+                pinned = True
+            else:
+                delete_tree(place, progress)
         except OSError as exc:
             if not is_failure(exc):
                 raise
             failure = failure or exc
     if failure is not None:
         raise failure
-    if journal and last in names:
-        delete_tree(Place(folder, last), progress)
+    if journal and not pinned:
+        _delete_journals(folder, name, progress)
+    return pinned
+
+
+def _delete_journals(folder: Directory, name: str, progress: Callable[[int], None] | None) -> None:
+    for each, _ in _content(folder, name, _hidden_names.JOURNAL):
+        delete_tree(Place(folder, each), progress)
+
+
+def _content(folder: Directory, name: str, *kinds: str) -> list[tuple[str, bool]]:
+    """The names of these kinds in the private folder called `name`, and whether each is a folder.
+
+    They carry the id of the folder's own name; where readers have pinned something, that of whatever it was before.
+    """
+    what, id = _hidden_names.parse(name) or ("", "")
+    found = []
+    with kernel.port.scandir(folder.fd) as entries:
+        for entry in entries:
+            kind, of = _hidden_names.parse(entry.name) or ("", "")
+            if kind in kinds and (of == id or what == _hidden_names.PINNED):
+                found.append((entry.name, entry.is_dir(follow_symlinks=False)))
+    return found
 
 
 def is_failure(exc: OSError) -> bool:

@@ -27,7 +27,7 @@ from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.lock import refuse_sandbox
 from atomik._folder.place import Place, rename
-from atomik._hidden_names import JOURNAL_NAME, resumable_name, slot_name, twin_name
+from atomik._hidden_names import JOURNAL_NAME, new_txid, pinned_name, resumable_name, slot_name, twin_name
 from atomik._system import forked, kernel
 from atomik._tree.delete import delete_tree
 
@@ -65,14 +65,14 @@ def derived_id(parent: Directory, name: str) -> str:
 class Resumable(PrivateFolder):
     """The private folder in `stage` for the destination `place`, made or found by `make`."""
 
-    __slots__ = ("_name", "_settle", "destination", "durable")
+    __slots__ = ("_aside", "_name", "_settle", "destination", "durable")
 
     outlives = True
 
     def __init__(self, stage: Directory, place: Place, settle: Settle, *, durable: bool) -> None:
         super().__init__(stage, derived_id(place.directory, place.name))
         self.destination, self._settle, self.durable = place, settle, durable
-        self._name = resumable_name(self.txid, place.name)
+        self._name, self._aside = resumable_name(self.txid, place.name), ""
 
     @property
     def name(self) -> str:
@@ -182,6 +182,14 @@ class Resumable(PrivateFolder):
         if self.durable:
             self.folder.sync()
             self.parent.sync()
+
+    def hand_over(self) -> None:
+        """As `PrivateFolder.hand_over`; and the next job is not to wait for that."""
+        super().hand_over()
+        self._aside = self._aside or pinned_name(new_txid())
+        if self._is_there():
+            rename(Place(self.parent, self._name), Place(self.parent, self._aside), 0)
+        self._name = self._aside
 
     def leave(self) -> None:
         """Release it for the next run; remove it if nothing was staged."""

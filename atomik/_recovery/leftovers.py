@@ -11,21 +11,31 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from itertools import islice
 
 from atomik import _events, _hidden_names
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._hidden_names import journal_name, private_folder_name
-from atomik._protocol.private_folder import as_given, clear, is_failure, is_suspect
+from atomik._protocol.private_folder import as_given, is_failure, is_suspect, remove
 from atomik._protocol.resumable import is_empty
 from atomik._system import kernel
 from atomik._tree import delete
 
-from .takeover import ATTENTION, Recovered, remove_folder
+from .takeover import ATTENTION, PINNED, Recovered, remove_folder
 
 _PRIVATE = 0o077
 #: the kinds of private folders
-PRIVATE = (_hidden_names.PRIVATE_FOLDER, _hidden_names.RESUMABLE)
+PRIVATE = (_hidden_names.PRIVATE_FOLDER, _hidden_names.RESUMABLE, _hidden_names.PINNED)
+
+_DETAILS = {
+    "removed": "staged, never committed",
+    "discarded": "staged, never committed",
+    "pinned": PINNED,
+    "left": "it contains something that is not atomik's, or that is kept",
+}
+#: So many names of a folder are looked through after a commit, for what readers have given up.
+_MANY = 4096
 
 
 def report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
@@ -70,6 +80,23 @@ def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iter
             if not is_failure(exc):
                 raise
             yield left(directory.child(slots[0][0]), slots[0][1], exc)
+
+
+def remove_unpinned(directory: Directory) -> None:
+    """Delete what was displaced in the folder, and was pinned by readers that have ended since; asked after each commit that
+    displaces a folder."""
+    with kernel.port.scandir(directory.fd) as entries:
+        names = [entry.name for entry in islice(entries, _MANY)]
+    for name in names:
+        kind = _hidden_names.parse(name)
+        if kind is None or kind[0] != _hidden_names.PINNED:
+            continue
+        private_folder = open_private_folder(directory, name, kind[1])
+        if isinstance(private_folder, Directory):
+            try:
+                remove(directory, name, private_folder)
+            finally:
+                private_folder.close()
 
 
 # --- private folders ---------------------------------------------------------------------------------------------------
@@ -133,14 +160,10 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
             yield _logged(waits)
             return
         _make_last(private_folder, directory)
-        clear(private_folder, txid)
-        if remove_folder(directory, name, private_folder):
-            what = "removed" if waits is None else "discarded"
-            yield report(private_folder.path, what, txid, "staged, never committed")
-        else:
-            yield report(
-                private_folder.path, "left", txid, "it contains something that is not atomik's, or that is kept"
-            )
+        done = remove_folder(directory, name, private_folder)
+        if done == "removed" and waits is not None:
+            done = "discarded"
+        yield report(private_folder.path, done, txid, _DETAILS[done])
     finally:
         private_folder.close()
 

@@ -30,7 +30,7 @@ from atomik._system import kernel
 from atomik._tree.walk import TreeWalk
 
 from . import leftovers
-from .takeover import ATTENTION, Recovered
+from .takeover import ATTENTION, PINNED, Recovered
 from .unfinished_journal import Decide, wait_or_recover
 
 
@@ -322,6 +322,8 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
                 items = _survey_journal(private_folder, journal_name(txid))
                 items += leftovers.kept(private_folder, private=True, dry=True)
                 waits = leftovers.resumable(private_folder, name, txid)
+                if _hidden_names.kind_of(name) == _hidden_names.PINNED:
+                    waits = Recovered(directory.child(name), "pinned", txid, PINNED)
                 yield from items or [waits or Recovered(directory.child(name), "abandoned", txid)]
         finally:
             private_folder.close()

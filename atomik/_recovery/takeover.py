@@ -23,6 +23,7 @@ from attrs import define, field
 
 from atomik import _events, _hidden_names, errors
 from atomik._folder.directory import Directory
+from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, rename_back
 from atomik._hidden_names import JOURNAL_NAME, journal_name
 from atomik._protocol import journal as _journal
@@ -38,6 +39,9 @@ from atomik._tree import delete
 #: actions that want the user's attention
 ATTENTION = frozenset({"foreign", "kept", "left", "unreachable"})
 
+#: what is said of a folder that was displaced and is still read
+PINNED = "a version that readers still use; it is deleted when they have ended"
+
 #: errno values of a rename that the kernel will refuse again: EXDEV of xfs project ids, EPERM of an immutable file, EACCES,
 #: EBUSY of a mount point, and the flags that are missing
 _REFUSED = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP})
@@ -51,7 +55,8 @@ class Recovered:
     "finished" (the commit was complete; this is the new version), "foreign" (someone else's object is there, and is kept),
     "kept" (a displaced original that cannot be put back; ``detail`` says where it is), "discarded" (such an original, deleted
     on request), "removed" (an abandoned temporary file or folder), "resumable" (what was staged with ``resume=True``, for the
-    next run), "live" (its owner is alive), "left" (it could not be removed, or is not atomik's; ``detail`` says why),
+    next run), "pinned" (a displaced version that readers still use), "live" (its owner is alive),
+    "left" (it could not be removed, or is not atomik's; ``detail`` says why),
     "unreachable" (a folder of the transaction was not found); with ``dry_run`` also "hot" (a journal whose owner is dead),
     "prepared" (the same, but its coordinator has to decide), "abandoned" (a private folder whose owner is dead) and "slot" (a
     name next to a destination).
@@ -287,6 +292,10 @@ class DeadTransaction:
         for place in dict.fromkeys(slot for step in steps for slot in _slots(step) if slot.directory not in inside):
             found = place.identity()
             if place not in stranded and found in ours:  # I6
+                if is_pinned(place):
+                    self.tell(str(place), "pinned", PINNED)
+                    all_gone = False
+                    continue
                 all_gone &= self._remove(str(place), functools.partial(delete.delete_tree, place, known=found))
         if not stranded:  # else the private folders, with the journal in them, stay until the originals are discarded
             self._remove_private_folders(private_folders, journal=all_gone)
@@ -295,10 +304,9 @@ class DeadTransaction:
         """The journal goes from none of them before everything else is gone from all: after a death it leads to the rest."""
         told = bool(self.found)
         for folder, name in private_folders:
-            id = _id_in(name)
-            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, id, journal=False))
+            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, name, journal=False))
         for folder, name in private_folders if journal else ():
-            done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name, _id_in(name)))
+            done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name))
             if done and not told:
                 self.tell(folder.path, "removed", "left by a transaction that had ended")
 
@@ -383,9 +391,8 @@ def _reason(exc: OSError) -> str:
     return exc.strerror or str(exc)
 
 
-def _remove_private_folder(private_folder: Directory, name: str, txid: str) -> None:
+def _remove_private_folder(private_folder: Directory, name: str) -> None:
     """What is left in a private folder is ours by the recorded identity of the private folder; the journal goes last."""
-    _private_folder.clear(private_folder, txid)
     parent = Directory.open("..", private_folder.fd)
     try:
         remove_folder(parent, name, private_folder)
@@ -393,18 +400,16 @@ def _remove_private_folder(private_folder: Directory, name: str, txid: str) -> N
         parent.close()
 
 
-def remove_folder(parent: Directory, name: str, folder: Directory) -> bool:
-    """Remove the emptied private folder, if the name still leads to it; False if other things are in it."""
-    if parent.identity(name) != folder.identity(""):
-        return True
+def remove_folder(parent: Directory, name: str, folder: Directory) -> str:
+    """Remove a private folder with what is in it; "removed", "pinned" where readers still use something in it, or "left" when
+    somebody else's things are in it."""
     try:
-        _private_folder.remove_empty(parent, name, folder)
+        return "removed" if _private_folder.remove(parent, name, folder) else "pinned"
     except OSError as exc:
         answer = kernel.errno_of(exc)
         if answer not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-        return answer == errno.ENOENT
-    return True
+        return "removed" if answer == errno.ENOENT else "left"
 
 
 def _chain(record: StepRecord) -> tuple[int, str]:

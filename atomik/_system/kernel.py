@@ -46,7 +46,7 @@ NO_PROC = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM})
 MUTATING = frozenset(
     """
     open_tmpfile create mkdir mknod link link_fd symlink rename unlink rmdir
-    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback write_back flock announce_writer
+    write pwrite truncate clone copy_range fsync fdatasync syncfs start_writeback write_back flock announce_writer pin
     fchmod fchown lchown chmod fchmodat2 setxattr removexattr setxattr_of removexattr_of utime futime
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
@@ -151,6 +151,8 @@ def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
 
 #: ``struct flock`` of a program with large files: kind, whence, start, length, process id
 _FLOCK = struct.Struct("@hhqqi4x")
+#: the byte of an open folder on which readers that have pinned it hold read locks; writers that wait have the others
+_PINNED = 0
 
 
 class Kernel:
@@ -332,9 +334,23 @@ class Kernel:
     def earlier(self, fd: int, first: int, end: int) -> int | None:
         """fcntl(2), F_OFD_GETLK: the ticket of somebody else, from `first` on and before `end` (0: no end); as a rule that of
         the one who came first."""
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, end and end - first, 0)
-        kind, _, ticket, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-        return None if kind == fcntl.F_UNLCK else ticket
+        first = max(first, _PINNED + 1)
+        return self._locked(fd, first, end and end - first)
+
+    def _locked(self, fd: int, first: int, length: int) -> int | None:
+        """The first byte of a read lock of somebody else in that range."""
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, length, 0)
+        kind, _, at, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
+        return None if kind == fcntl.F_UNLCK else at
+
+    def pin(self, fd: int) -> None:
+        """fcntl(2), F_OFD_SETLK: a read lock on an open folder that says "somebody reads this version"; it holds nobody up,
+        and goes with the last copy of the descriptor."""
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _PINNED, 1, 0))
+
+    def is_pinned(self, fd: int) -> bool:
+        """fcntl(2), F_OFD_GETLK: whether somebody has pinned the folder through another descriptor."""
+        return self._locked(fd, _PINNED, 1) is not None
 
     # --- attributes ----------------------------------------------------------------------------------------------
     #: fchmod(2).

@@ -175,7 +175,7 @@ def _renames(job: Job) -> int:
 TRAINING = """
 import sys, atomik
 from pathlib import Path
-top, computed = Path(sys.argv[1]), Path(sys.argv[2])
+top = Path(sys.argv[1])
 with atomik.folder(top / "model", overwrite=True, resume=True) as new:
     state = new / "state"
     done, total = map(int, state.read_text().split()) if state.exists() else (0, 0)
@@ -192,54 +192,42 @@ with atomik.folder(top / "model", overwrite=True, resume=True) as new:
 
 def test_it_is_killed_200_times_at_random(tmp_path: Path) -> None:
     """Whatever the moment, the result is that of a job that nobody disturbed."""
-    moments = Random(17)
-    tops = tmp_path / "undisturbed", tmp_path / "killed"
-    for top in tops:
-        top.mkdir()
-    assert _train(tops[0], tmp_path) == "began"
-    expected, kills, resumed, duration = _result(tops[0]), 0, 0, _duration(tmp_path)
+    moments, kills, resumed = Random(17), 0, 0
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed.mkdir()
+    duration = max(_train(undisturbed, None)[2] for _ in range(2))
+    expected = _result(undisturbed)
     while kills < 200:
-        shutil.rmtree(tops[1])
-        tops[1].mkdir()
-        (tops[1] / "model").mkdir()
-        (tops[1] / "model" / "old").write_text("old")
+        shutil.rmtree(killed, ignore_errors=True)
+        (killed / "model").mkdir(parents=True)
+        (killed / "model" / "old").write_text("old")
         for _ in range(1000):
-            job = _start(tops[1], tmp_path)
-            try:
-                said, _ = job.communicate(timeout=moments.uniform(0.02, duration))
-            except subprocess.TimeoutExpired:
-                job.send_signal(signal.SIGKILL)
-                said, _ = job.communicate()
-            resumed += said.strip() == "resumed"
-            if job.returncode == 0:
+            said, code, _ = _train(killed, moments.uniform(0, duration * 1.1))
+            resumed += said == "resumed"
+            if code == 0:
                 break
-            assert job.returncode == -signal.SIGKILL
+            assert code == -signal.SIGKILL
             kills += 1
-        assert _result(tops[1]) == expected
-        atomik.recover(tops[1])
-        assert not left_in(tops[1])
-    assert resumed > 50, f"of {kills} kills only {resumed} left something to go on with"
+        assert _result(killed) == expected
+        atomik.recover(killed)
+        assert not left_in(killed)
+    assert resumed > 40, f"of {kills} kills only {resumed} left something to go on with"
 
 
-def _start(top: Path, computed: Path) -> subprocess.Popen[str]:
-    code = [sys.executable, "-c", TRAINING, str(top), str(computed)]
-    return subprocess.Popen(code, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
-
-
-def _train(top: Path, computed: Path) -> str:
-    job = _start(top, computed)
-    said, _ = job.communicate(timeout=60)
-    assert job.returncode == 0
-    return said.strip()
-
-
-def _duration(tmp_path: Path) -> float:
-    """How long an undisturbed job takes."""
-    top = tmp_path / "measured"
-    top.mkdir()
+def _train(top: Path, seconds: float | None) -> tuple[str, int, float]:
+    """What the job said, its exit code, and the seconds from then on; it is killed after so many, or left alone."""
+    code = [sys.executable, "-c", TRAINING, str(top)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
+    job = subprocess.Popen(code, stdout=subprocess.PIPE, text=True, env=environment)
+    assert job.stdout is not None
+    with job.stdout:
+        said = job.stdout.readline().strip()
     began = time.monotonic()
-    _train(top, tmp_path)
-    return time.monotonic() - began
+    try:
+        job.wait(timeout=60 if seconds is None else seconds)
+    except subprocess.TimeoutExpired:
+        job.kill()
+    return said, job.wait(), time.monotonic() - began
 
 
 def _result(top: Path) -> dict[str, object]:

@@ -383,6 +383,9 @@ class MemoryKernel(Kernel):
     def earlier(self, fd: int, first: int, end: int) -> int | None:
         return None
 
+    def is_pinned(self, fd: int) -> bool:
+        return False
+
     # --- attributes ----------------------------------------------------------------------------------------------
     def fchmod(self, fd: int, mode: int) -> None:  # type: ignore[override]
         self._chmod(self._of(fd), mode)

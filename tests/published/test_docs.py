@@ -235,6 +235,7 @@ EXAMPLES = {
     "write_text": ["version.txt"],
     "observe": ["config.json"],
     "reading": [],
+    "snapshot": [],
     "probe": [],
     "run_in": ["out/done"],
     "fsspec.AtomikFileSystem": ["set/year=a/0", "set/year=b/0"],

@@ -19,8 +19,9 @@ import atomik
 
 EXPORTS = {
     "AtomikError", "Capabilities", "Flag", "ItemReceipt", "Mode", "Observation", "Output", "PlannedChange", "Receipt",
-    "RecoveryReport", "RunResult", "State", "Transaction", "edit", "errors", "file", "flags", "folder", "observe", "path",
-    "probe", "reading", "recover", "rename", "run_in", "swap", "transaction", "update", "write_bytes", "write_text",
+    "RecoveryReport", "RunResult", "Snapshot", "State", "Transaction", "edit", "errors", "file", "flags", "folder",
+    "observe", "path", "probe", "reading", "recover", "rename", "run_in", "snapshot", "swap", "transaction", "update",
+    "write_bytes", "write_text",
 }  # fmt: skip
 
 ERRORS = {
@@ -37,7 +38,7 @@ SIGNATURES = {
     "folder": "path overwrite=False tmp_dir=None * base=None copy=False resume=False in_place=False **options",
     "path": "path overwrite=False tmp_dir=None * resume=False also=() **options",
     "update": "path mode=r+ * encoding=utf-8 errors=None newline=None **options",
-    "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None coordinator=",
+    "transaction": "* overwrite=False durable=True lock_timeout=60.0 progress=None coordinator= cleanup=now",
     "edit": "path function * binary=False encoding=utf-8 errors=None newline= attempts=10 **options",
     "write_bytes": "path data overwrite=False **options",
     "write_text": "path data overwrite=False * encoding=utf-8 errors=None newline=None **options",
@@ -137,7 +138,8 @@ def test_signature(name: str) -> None:
 
 
 OPTIONS = (
-    "allow_gap backup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve progress"
+    "allow_gap backup cleanup durable expect follow_symlinks if_changed lock_timeout parents permissions preserve "
+    "progress"
 )
 
 
@@ -147,7 +149,7 @@ def test_options() -> None:
     from atomik._staging.options import ItemOptions
 
     assert sorted(OutputOptions.__annotations__) == OPTIONS.split()
-    own = {"durable", "lock_timeout", "progress"}
+    own = {"cleanup", "durable", "lock_timeout", "progress"}
     assert set(ItemOptions.__annotations__) == {*OPTIONS.split(), "order"} - own
 
 

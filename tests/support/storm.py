@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import fcntl
 import gc
 import os
 import random
@@ -25,6 +26,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections import Counter
@@ -36,6 +38,7 @@ from typing import Any
 from attrs import define, field
 
 import atomik
+from atomik._commit import later
 from atomik._system import forked
 from atomik._system import kernel as _kernel
 
@@ -78,6 +81,8 @@ class Scene:
     planned: type[BaseException] | None = None
     #: it publishes nothing: whether it ends new or old shows when it is repeated without disturbance
     recovery: bool = False
+    #: what else must end, or may be left, before one looks what is left
+    after: Callable[[], None] = lambda: None
 
 
 def _write(**files: str) -> None:
@@ -214,6 +219,32 @@ def _recover(tell: Callable[[Any], Any]) -> None:
     atomik.recover(".")
 
 
+def _stage_before() -> None:
+    """An earlier run was stopped."""
+    _folder("site", "OLD")
+    with contextlib.suppress(Planned), atomik.folder("site", overwrite=True, resume=True) as new:
+        _fill_folder(new)
+        raise Planned
+
+
+def _fill_resumed(folder: Path) -> None:
+    assert folder.resumed  # type: ignore[attr-defined]
+    assert (folder / "inner").read_text() == "NEW"
+
+
+def _discard_staged() -> None:
+    """What is staged with ``resume=True`` may be left; unlocked, and without a journal."""
+    for place in Path().glob(".atomik-*-resume-site"):
+        names = os.listdir(place)
+        assert all(not name.endswith("-journal") for name in names), names
+        fd = os.open(place, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(fd)
+        shutil.rmtree(place)
+
+
 SCENES = {
     scene.name: scene
     for scene in (
@@ -237,6 +268,18 @@ SCENES = {
         Scene("parents", lambda: None, _single(lambda: atomik.folder("p/q/site", parents=True), _fill_folder)),
         Scene("rollback", _prepare_group, _group(progress=_fail_last), Planned),
         Scene("abort", _prepare_group, _fail_block, Planned),
+        Scene(
+            "later",
+            lambda: _folder("site", "OLD"),
+            _single(lambda: atomik.folder("site", overwrite=True, cleanup="later"), _fill_folder),
+            after=later.wait,
+        ),
+        Scene(
+            "resume",
+            _stage_before,
+            _single(lambda: atomik.folder("site", overwrite=True, resume=True), _fill_resumed),
+            after=_discard_staged,
+        ),
         Scene("recovery back", lambda: _die(marked=False), _recover, recovery=True),
         Scene("recovery forward", lambda: _die(marked=True), _recover, recovery=True),
     )
@@ -352,6 +395,8 @@ class _Around(Watching):
         self.storm = storm
 
     def around(self, call: Call, go: Callable[[], Any]) -> Any:
+        if threading.current_thread() is not threading.main_thread():  # where no signal handler runs
+            return go()
         above = sys._getframe(2)
         if call.name != "close":  # on one line with what precedes it: no handler can run between the two
             self.storm.point(above, f"before {call.name}")
@@ -448,10 +493,11 @@ class Field:
             for _ in range(2):
                 folder = self.fresh()
                 scene.prepare()
-                old = tree(".")
+                old = {name: what for name, what in tree(".").items() if not name.startswith(".atomik")}
                 storm = Storm([])
                 with storm.blowing(), contextlib.suppress(*(scene.planned,) if scene.planned else ()):
                     scene.act(lambda tx: tx)
+                scene.after()
                 new = tree(".")
                 assert not left_in(folder)
                 self.leave(folder)
@@ -501,6 +547,7 @@ class _Check:
     def check(self) -> None:
         self._exception()
         self._drop_open()
+        self.trial.scene.after()
         if not self.trial.scene.recovery:
             self._trees()
         self._recovered()

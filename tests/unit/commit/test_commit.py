@@ -232,14 +232,14 @@ def test_spilling_fails(folder: Path) -> None:
 
 def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new version is in place and durable; what it displaced is deleted all the same."""
-    spare = _commit.Commit._spare_listing
+    displaced_in = _commit.Commit.displaced_in
 
-    def interrupted(self: _commit.Commit) -> None:
-        spare(self)
+    def interrupted(self: _commit.Commit) -> object:
         if interrupts:
             raise interrupts.pop()
+        return displaced_in(self)
 
-    monkeypatch.setattr(_commit.Commit, "_spare_listing", interrupted)
+    monkeypatch.setattr(_commit.Commit, "displaced_in", interrupted)
     Path("x").write_text("old")
     interrupts = [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt), atomik.file("x", overwrite=True) as f:
