@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from atomik import errors
@@ -119,8 +120,7 @@ class StagedInPlace(StagedFolder):
     def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
         path = super().open(base, copy, progress)
         assert self.slot is not None
-        if not copy and base is None:
-            self._dress(self.slot)
+        self._dress(self.slot)
         # Ours, which is where the content is being built, is no loss.
         own = f" of {PREFIX}"
         self.not_preserved = tuple(lost for lost in self.not_preserved if own not in lost)
@@ -136,6 +136,9 @@ class StagedInPlace(StagedFolder):
         fd = kernel.port.open(slot.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, slot.fd)
         try:
             metadata.apply(fd, source, "all")
+            mode = kernel.port.fstat(fd).st_mode
+            if ~mode & stat.S_IRWXU:  # its owner is us, and not that of the folder, who may have no rights there
+                kernel.port.fchmod(fd, stat.S_IMODE(mode) | stat.S_IRWXU)
         finally:
             kernel.port.close(fd)
 
@@ -181,8 +184,6 @@ class StagedInPlace(StagedFolder):
             self.look()
         there, new = self.there(), self._new()
         gone = [Place(self.place.directory, name) for name in sorted(there - new.keys())]
-        # Asked twice, for a "no such file" may lie: what others have removed meanwhile is no part.
-        gone = [place for place in gone if place.status() or place.status()]
         # What is new comes first and what goes goes last, so that nothing that is referred to is missing in between.
         parts = sorted(new.values(), key=lambda each: each.place.name in there)
         return (*parts, *(Gone.at(place, self, self._options) for place in gone))

@@ -76,10 +76,10 @@ class Written(Item):
 class Gone(Removal):
     """What exists at a name for which nothing was written: it goes, or to the name for the previous version.
 
-    Made for each plan, where it is known to exist.
+    Made for each plan, where it is known to exist.  If others remove it first, there is nothing to do.
     """
 
-    __slots__ = ()
+    __slots__ = ("_missing",)
 
     @classmethod
     def at(cls, place: Place, of: Item, options: Options) -> Self:
@@ -92,9 +92,18 @@ class Gone(Removal):
     def content(self) -> bool:  # type: ignore[override]
         return self.backup is not None  # the previous version stays, so it must be durable too (P5)
 
+    @property
+    def changes(self) -> bool:  # type: ignore[override]
+        return not getattr(self, "_missing", False)
+
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        super().find(found, alone=alone)
-        self.find_backup(found)
+        # Asked twice, for a "no such file" may lie.
+        self._missing = self.expectation is None and not (self.place.status() or self.place.status())
+        if self._missing:
+            found[self.place] = None
+        else:
+            super().find(found, alone=alone)
+            self.find_backup(found)
 
     def operation(self, *, alone: bool) -> Operation:
         going = super().operation(alone=alone)

@@ -14,6 +14,7 @@ import pytest
 import atomik
 from atomik import errors
 from tests.crash.deaths import die_at
+from tests.support.kernels import Acting, installed
 from tests.support.lab import mounts as lab
 from tests.support.lab.mounting import attached
 from tests.support.lab.need import need
@@ -344,17 +345,74 @@ def test_other_objects(public: Path) -> None:
 def test_what_is_built_inherits_as_in_the_folder_itself(public: Path) -> None:
     """Set-group-id, here."""
     public.chmod(0o2755)
-    publish(public, {"dir": {"x": "new"}})
-    assert (public / "dir").stat().st_mode & stat.S_ISGID
+    for options in ({}, {"copy": True}):
+        with atomik.folder(public, overwrite=True, in_place=True, durable=False, **options) as new:
+            (new / "made").mkdir(exist_ok=True)
+        assert (public / "made").stat().st_mode & stat.S_ISGID
+        (public / "made").rmdir()
+
+
+@root
+@pytest.mark.leftovers("folders of root's, which the user could not delete")
+def test_a_folder_whose_owner_may_do_less_than_we(public: Path) -> None:
+    """What is staged belongs to us, and is ours to write."""
+    for above in (public, *public.parents):
+        above.chmod(above.stat().st_mode | 0o111)
+    public.chmod(0o077)
+    assert as_user(65534, lambda: publish(public, NEW).durable) == "False"
+    assert seen(public) == NEW
 
 
 def test_many_entries(folder: Path) -> None:
     """A constant number of syncs and of descriptors."""
-    publish(folder, {str(number): "old" for number in range(300)})
-    receipt = publish(folder, {str(number): "new" for number in range(100, 400)}, durable=True)
+    publish(folder, {str(number): "old" for number in range(60)})
+    receipt = publish(folder, {str(number): "new" for number in range(20, 80)}, durable=True)
     assert receipt.sync_calls < 10
-    assert len(receipt.items) == 400
-    assert len(os.listdir(folder)) == 300
+    assert len(receipt.items) == 80
+    assert len(os.listdir(folder)) == 60
+
+
+def test_entries_that_others_take_away(public: Path) -> None:
+    """Between the listing and the look there is nothing left to remove; that is what was asked for."""
+    output = atomik.folder(public, overwrite=True, in_place=True, durable=False)
+    plant(output.output, NEW)
+    theirs = Acting(
+        "statx", lambda call: (public / "goes").unlink(missing_ok=True), when=lambda call: "goes" in call.args
+    )
+    with installed(theirs):
+        receipt = output.commit()
+    assert theirs.acted
+    assert seen(public) == NEW
+    assert "goes" not in {os.path.basename(item.path) for item in receipt.items}
+
+
+@mounts
+@pytest.mark.filesystems
+@pytest.mark.parametrize("kind", ["vfat", "fuse-rejects", "fuse-honours", "overlay-redirect-off"])
+def test_other_filesystems(kind: str) -> None:
+    """Files in a folder that stays need no flags of renameat2; folders do, or are refused with everything as it was."""
+    need(lab.missing(kind))
+    with lab.mounted(kind) as place:
+        public = place.folder / "public"
+        files = {name: what for name, what in OLD.items() if isinstance(what, str)}
+        public.mkdir()
+        publish(public, files)
+        try:
+            publish(public, {"index": "new", "more": "new"})
+        except errors.UnsupportedFilesystemError:
+            assert seen(public) == files
+        else:
+            assert seen(public) == {"index": "new", "more": "new"}
+        before = seen(public)
+        try:
+            publish(public, NEW)
+        except errors.UnsupportedFilesystemError:
+            assert seen(public) == before
+        else:
+            assert seen(public) == NEW
+            publish(public, OLD)
+            assert seen(public) == OLD
+        assert not left_in(public)
 
 
 def test_a_killed_commit_is_undone(public: Path) -> None:

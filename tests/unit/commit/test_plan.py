@@ -262,6 +262,26 @@ def test_operations_on_names_of_their_own_are_published_in_their_order() -> None
             assert [step.dest.name for step in planned(world, list(ops))] == [op.name for op in ops]
 
 
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize(("there", "new"), [("file", "folder"), ("folder", "file"), ("folder", "symlink")])
+def test_an_entry_of_a_folder_that_stays_may_become_of_another_kind(
+    tmp_path: Path, there: str, new: str, others: int
+) -> None:
+    """In one exchange, in which a folder takes part; every other operation that puts something there is refused."""
+    folder = Directory.open(str(tmp_path))
+    try:
+        place, slot = Place(folder, "a"), Place(folder, "slot")
+        operation = Operation("put", place, slot, Found(new, b"new"), overwrite=True)
+        beside = [Operation("put", Place(folder, "b"), Place(folder, "slot2"), Found("file", b"b"))] * others
+        found = {place: Found(there, b"old"), Place(folder, "b"): None}
+        (step, *_) = plan([operation._replace(any_kind=True), *beside], found)
+        assert (step.op, step.kind, step.new, step.old) == ("replace", "folder", b"new", b"old")
+        with pytest.raises(Refusal, match="kind"):
+            plan([operation, *beside], found)
+    finally:
+        folder.close()
+
+
 def test_a_move_removes_its_source_first() -> None:
     """Until the target has it, the object is in the slot; a step for each of the two names."""
     steps = planned(build(("file", "file", "")), [Op("move", "b", "a", overwrite=True)])
