@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-from attrs import asdict, define
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from .flags import State
+
+if TYPE_CHECKING:
+    from typing import Self
 
 #: what an output is
 Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
@@ -18,8 +19,60 @@ Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
 SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
-@define(frozen=True)
-class ItemReceipt:
+class _Attrs(type):
+    """Lets `attrs.evolve`, `attrs.asdict` and `attrs.fields` take a class for one of theirs."""
+
+    @property
+    def __attrs_attrs__(cls) -> Any:
+        import attrs
+
+        return attrs.fields(attrs.make_class(cls.__name__, list(cls.__match_args__)))
+
+    __match_args__: tuple[str, ...] = ()
+
+
+class _Values(metaclass=_Attrs):
+    """Values by name, in the order of ``__match_args__``, that never change; compared, shown and pickled by them.
+
+    That is what attrs would make of it, but to load attrs would take half of the first commit of a process.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def _set(self, *values: object) -> None:
+        for name, value in zip(self.__match_args__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    __match_args__: tuple[str, ...] = ()
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in self.__match_args__])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return dict(zip(self.__match_args__, self._values(), strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, self.__class__) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__name__}({fields})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__!r} says what was done; nothing of it can be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), self._values()
+
+
+class ItemReceipt(_Values):
     """What happened to one destination; in `Receipt`.
 
     ``path``: the destination, absolute.
@@ -36,20 +89,32 @@ class ItemReceipt:
 
     __module__ = "atomik"
 
+    __slots__ = __match_args__ = (
+        "path", "kind", "op", "method", "order", "replaced", "not_preserved", "broken_links", "backup", "replaced_link",
+    )  # fmt: skip
+
     path: str
     kind: Kind
     op: Op
     method: Method
     order: int
     replaced: bool
-    not_preserved: tuple[str, ...] = ()
-    broken_links: int = 0
-    backup: str | None = None
-    replaced_link: bool = False
+    not_preserved: tuple[str, ...]
+    broken_links: int
+    backup: str | None
+    replaced_link: bool
+
+    def __init__(
+        self, path: str, kind: Kind, op: Op, method: Method, order: int, replaced: bool, not_preserved: tuple[str, ...] = (),
+        broken_links: int = 0, backup: str | None = None, replaced_link: bool = False,
+    ) -> None:  # fmt: skip
+        self._set(
+            path, kind, op, method, order, replaced, not_preserved, broken_links, backup, replaced_link
+        )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return {**asdict(self), "not_preserved": list(self.not_preserved)}
+        return {**super().as_dict(), "not_preserved": list(self.not_preserved)}
 
     def __str__(self) -> str:
         notes = []
@@ -64,8 +129,7 @@ class ItemReceipt:
         return f"{self.op:<9} {self.kind:<7} {self.path}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-@define(frozen=True)
-class PlannedChange:
+class PlannedChange(_Values):
     """What a commit would do to one name; returned by `Transaction.plan`.
 
     ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (something that exists elsewhere
@@ -75,22 +139,22 @@ class PlannedChange:
 
     __module__ = "atomik"
 
+    __slots__ = __match_args__ = ("path", "op", "kind", "order", "method")
+
     path: str
     op: Op
     kind: str
     order: int
     method: Method
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return asdict(self)
+    def __init__(self, path: str, op: Op, kind: str, order: int, method: Method) -> None:
+        self._set(path, op, kind, order, method)
 
     def __str__(self) -> str:
         return f"{self.op:<9} {self.kind:<7} {self.path}"
 
 
-@define(frozen=True)
-class Receipt:
+class Receipt(_Values):
     """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
 
     ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` for each output, in the order of publishing.
@@ -104,6 +168,10 @@ class Receipt:
 
     __module__ = "atomik"
 
+    __slots__ = __match_args__ = (
+        "txid", "items", "durable", "synced_by", "barriers", "sync_calls", "duration", "visible", "leftovers", "state",
+    )  # fmt: skip
+
     txid: str
     items: tuple[ItemReceipt, ...]
     durable: bool
@@ -112,12 +180,18 @@ class Receipt:
     sync_calls: int
     duration: float
     visible: float
-    leftovers: tuple[str, ...] = ()
-    state: State = State.COMMITTED
+    leftovers: tuple[str, ...]
+    state: State
+
+    def __init__(
+        self, txid: str, items: tuple[ItemReceipt, ...], durable: bool, synced_by: SyncedBy, barriers: int, sync_calls: int,
+        duration: float, visible: float, leftovers: tuple[str, ...] = (), state: State = State.COMMITTED,
+    ) -> None:  # fmt: skip
+        self._set(txid, items, durable, synced_by, barriers, sync_calls, duration, visible, leftovers, state)
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        plain = {**asdict(self, recurse=False), "state": self.state.value, "leftovers": list(self.leftovers)}
+        plain = {**super().as_dict(), "state": self.state.value, "leftovers": list(self.leftovers)}
         return {**plain, "items": [item.as_dict() for item in self.items]}
 
     def __str__(self) -> str:
