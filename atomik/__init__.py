@@ -19,7 +19,7 @@ Layout, for readers of the code: rooms, from the top down.  Imports point down o
     _tree                     content by descriptor: walk, delete, sync, clone, compare, metadata
     _folder | rename          a held folder, a name in it, locks, the way to it | public primitives
     _system                   every system call: kernel, libc, forked
-    errors | flags | _events | _receipt | _progress | _hidden_names    words that everybody may use
+    errors | flags | _events | _receipt | _values | _progress | _hidden_names    words that everybody may use
 
 Every output takes one way: stage, seal, plan, prepare, publish, confirm, clean up.  Begin with `_commit.commit`, which
 draws it, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.

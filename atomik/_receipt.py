@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import Any, Literal
 
+from ._values import Values
 from .flags import State
-
-if TYPE_CHECKING:
-    from typing import Self
 
 #: what an output is
 Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
@@ -19,60 +17,7 @@ Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
 SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
-class _Attrs(type):
-    """Lets `attrs.evolve`, `attrs.asdict` and `attrs.fields` take a class for one of theirs."""
-
-    @property
-    def __attrs_attrs__(cls) -> Any:
-        import attrs
-
-        return attrs.fields(attrs.make_class(cls.__name__, list(cls.__match_args__)))
-
-    __match_args__: tuple[str, ...] = ()
-
-
-class _Values(metaclass=_Attrs):
-    """Values by name, in the order of ``__match_args__``, that never change; compared, shown and pickled by them.
-
-    That is what attrs would make of it, but to load attrs would take half of the first commit of a process.
-    """
-
-    __slots__ = ("__weakref__",)
-
-    def _set(self, *values: object) -> None:
-        for name, value in zip(self.__match_args__, values, strict=True):
-            object.__setattr__(self, name, value)
-
-    __match_args__: tuple[str, ...] = ()
-
-    def _values(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in self.__match_args__])
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return dict(zip(self.__match_args__, self._values(), strict=True))
-
-    def __eq__(self, other: object) -> bool:
-        return self._values() == other._values() if isinstance(other, self.__class__) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash(self._values())
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
-        return f"{type(self).__name__}({fields})"
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{type(self).__name__!r} says what was done; nothing of it can be changed")
-
-    def __delattr__(self, name: str) -> NoReturn:
-        self.__setattr__(name, None)
-
-    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        return type(self), self._values()
-
-
-class ItemReceipt(_Values):
+class ItemReceipt(Values):
     """What happened to one destination; in `Receipt`.
 
     ``path``: the destination, absolute.
@@ -129,7 +74,7 @@ class ItemReceipt(_Values):
         return f"{self.op:<9} {self.kind:<7} {self.path}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-class PlannedChange(_Values):
+class PlannedChange(Values):
     """What a commit would do to one name; returned by `Transaction.plan`.
 
     ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (something that exists elsewhere
@@ -154,7 +99,7 @@ class PlannedChange(_Values):
         return f"{self.op:<9} {self.kind:<7} {self.path}"
 
 
-class Receipt(_Values):
+class Receipt(Values):
     """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
 
     ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` for each output, in the order of publishing.

@@ -19,8 +19,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Container
 
-from attrs import define, field
-
 from atomik import _events, _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.pin import is_pinned
@@ -35,6 +33,7 @@ from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
 from atomik._tree import delete
+from atomik._values import Values
 
 #: actions that want the user's attention
 ATTENTION = frozenset({"foreign", "kept", "left", "unreachable"})
@@ -47,8 +46,7 @@ PINNED = "a version that readers still use; it is deleted when they have ended"
 _REFUSED = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-@define(frozen=True)
-class Recovered:
+class Recovered(Values):
     """What was found and done about one name; in `atomik.RecoveryReport`.
 
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),
@@ -65,26 +63,36 @@ class Recovered:
 
     __module__ = "atomik"
 
+    __slots__ = __match_args__ = ("path", "action", "txid", "detail")
+
     path: str
     action: str
     txid: str
-    detail: str = ""
+    detail: str
+
+    def __init__(self, path: str, action: str, txid: str, detail: str = "") -> None:
+        self._set(path, action, txid, detail)
 
 
-@define(eq=False)
 class DeadTransaction:
-    """A journal taken over from a dead owner."""
+    """A journal taken over from a dead owner.  ``commit``: the coordinator's decision about one without an outcome."""
 
-    journal: _journal.LiveJournal
-    content: Journal
-    folders: list[Directory | None]
-    discard: bool
-    #: the coordinator's decision about a transaction without an outcome
-    commit: bool = False
-    found: list[Recovered] = field(factory=list)
-    #: identities of what the transaction made, and of what it displaced; what it moves, keeps or exchanges is both
-    news: set[bytes] = field(factory=set, init=False)
-    olds: set[bytes] = field(factory=set, init=False)
+    def __init__(
+        self, journal: _journal.LiveJournal, content: Journal, folders: list[Directory | None], discard: bool,
+        commit: bool = False,
+    ) -> None:  # fmt: skip
+        self.journal, self.content, self.folders = journal, content, folders
+        self.discard, self.commit = discard, commit
+        self.found: list[Recovered] = []
+        #: identities of what the transaction made, and of what it displaced; what it moves, keeps or exchanges is both
+        self.news: set[bytes] = set()
+        self.olds: set[bytes] = set()
+        #: objects that could not go back and are nowhere else: not even discard deletes them in the same run
+        self._only_copies: set[bytes] = set()
+        for step in self.intent.steps:
+            both = (step.new, step.old) if step.op == "exchange" else ()
+            self.news.update(identity for identity in (step.new, *both) if identity is not None)
+            self.olds.update(identity for identity in (step.old, *both) if identity is not None)
 
     @property
     def intent(self) -> Intent:
@@ -96,15 +104,6 @@ class DeadTransaction:
         self.found.append(Recovered(path, action, self.intent.txid, detail))
         level = _events.WARNING if action in ATTENTION else _events.INFO
         _events.emit(level, f"recovery.{action}", tx=self.intent.txid, path=path, detail=detail)
-
-    #: objects that could not go back and are nowhere else: not even discard deletes them in the same run
-    _only_copies: set[bytes] = field(factory=set, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        for step in self.intent.steps:
-            both = (step.new, step.old) if step.op == "exchange" else ()
-            self.news.update(identity for identity in (step.new, *both) if identity is not None)
-            self.olds.update(identity for identity in (step.old, *both) if identity is not None)
 
     def run(self) -> None:
         """Undo or finish, and clean up.  Raises RollbackError, with the journal still there, when that is impossible."""

@@ -14,9 +14,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
-
-from attrs import define
+from typing import NamedTuple, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -44,8 +42,7 @@ _NO_OPENAT2 = frozenset({errno.ENOSYS, errno.EPERM})
 Decide = Callable[[str, str], bool]
 
 
-@define(frozen=True)
-class Wishes:
+class Wishes(NamedTuple):
     """How to recover: ``timeout`` in seconds, and what the user allows; see `atomik.recover`."""
 
     timeout: float | None

@@ -28,7 +28,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -81,6 +80,8 @@ class Entrance:
     """The way of one child into a namespace with a `View`."""
 
     def __init__(self, view: View) -> None:
+        import socket  # which most processes never need
+
         self.view = view
         self._step = ""
         kernel.libc()  # nothing is imported in the child
@@ -106,6 +107,8 @@ class Entrance:
     # --- in the child ------------------------------------------------------------------------------------------------
     def enter(self) -> None:
         """Enter the namespace, and report to the parent."""
+        import socket  # loaded by the parent
+
         try:
             namespace = self._enter()
         except OSError as exc:
@@ -171,6 +174,8 @@ class Entrance:
     # --- in the parent -----------------------------------------------------------------------------------------------
     def answer(self) -> Answer | None:
         """What the child said; None when it said nothing, because it was killed or has not begun."""
+        import socket
+
         if self._answer is None and self._ours.fileno() >= 0:
             flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             try:

@@ -35,8 +35,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from attrs import define, field
-
 from atomik._folder.place import chmod
 from atomik._system import kernel
 
@@ -91,15 +89,15 @@ def _start_writeback(fds: Sequence[int]) -> None:
             return  # only a head start: fsync reports what is wrong
 
 
-@define(eq=False)
 class _Work:
     """Files to be synced, by this thread and by others."""
 
-    left: deque[tuple[int, int]]
-    done: list[int] = field(factory=list)
-    told: int = 0
-    failed: list[tuple[int, BaseException]] = field(factory=list)
-    threads: list[threading.Thread] = field(factory=list)
+    def __init__(self, left: deque[tuple[int, int]]) -> None:
+        self.left = left
+        self.done: list[int] = []
+        self.told = 0
+        self.failed: list[tuple[int, BaseException]] = []
+        self.threads: list[threading.Thread] = []
 
     def start(self, count: int) -> None:
         """Let other threads begin."""
@@ -196,14 +194,12 @@ def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
         return batch.count
 
 
-@define
 class _Batch:
     """Files that are open, to be synced together."""
 
-    down: TreeWalk
-    progress: Progress | None
-    count: int = 0
-    _files: list[tuple[int, str, Level]] = field(factory=list)
+    def __init__(self, down: TreeWalk, progress: Progress | None) -> None:
+        self.down, self.progress, self.count = down, progress, 0
+        self._files: list[tuple[int, str, Level]] = []
 
     def __enter__(self) -> Self:
         return self

@@ -15,6 +15,7 @@ A user's mistake gets one line on standard error, never a traceback.  What is pr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,11 +41,32 @@ class UsageError(Exception):
         self.usage = usage
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """One is made for each option, and asks for the width of the terminal by loading shutil, and so every compressor."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_width() - 2)
+
+
+def _width() -> int:
+    """The columns of the terminal, as shutil.get_terminal_size() finds them."""
+    try:
+        columns = int(os.environ.get("COLUMNS", ""))
+    except ValueError:
+        columns = 0
+    if columns <= 0:
+        try:
+            columns = os.get_terminal_size(sys.__stdout__.fileno()).columns if sys.__stdout__ is not None else 0
+        except (OSError, ValueError):  # no terminal, or closed
+            columns = 0
+    return columns or 80
+
+
 class _Parser(argparse.ArgumentParser):
     """No abbreviations: they would break when an option is added."""
 
     def __init__(self, **keywords: Any) -> None:
-        keywords |= {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        keywords |= {"allow_abbrev": False, "formatter_class": _Formatter}
         super().__init__(**keywords)
 
     def error(self, message: str) -> NoReturn:
@@ -95,26 +117,29 @@ def _seconds(text: str) -> float:
 _seconds.__name__ = "number of seconds"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The command line; with `only` one of its commands, for to describe all of them takes longer than a small file."""
     from atomik import __version__
 
     top = _Parser(prog="atomik", description="Write files, folders, or groups of them, all or nothing.")
     top.add_argument("--version", action="version", version=f"atomik {__version__}")
-    commands = top.add_subparsers(dest="name", metavar="COMMAND", required=True)
+    # Without prog=, argparse formats a usage to find out what it is, and loads every compressor with shutil for that.
+    commands = top.add_subparsers(dest="name", metavar="COMMAND", required=True, prog="atomik")
 
-    def command(name: str, text: str, more: str = "", **keywords: Any) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text}\n{more}", **keywords)
-        added.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        return added
+    def command(
+        name: str, describe: Callable[[argparse.ArgumentParser], None], text: str, more: str = "", **keywords: Any
+    ) -> None:
+        if only in (None, name):
+            added = commands.add_parser(name, help=text, description=f"{text}\n{more}", **keywords)
+            added.add_argument("--json", action="store_true", help="print the result as one JSON object")
+            describe(added)
 
-    _add_write(command("write", "Write standard input to a file, all or nothing.", _WRITE))
-    _add_run(command("run", "Run a program and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE))
-    _add_apply(command("apply", "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY))
-    _add_swap(command("swap", "Exchange two files, folders or links in one step."))
-    _add_recover(command("recover", "Undo or finish the transactions that dead processes left in folders."))
-    add = command("doctor", "Show what a folder's filesystem can do, and which promises hold there.")
-    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    command("write", _add_write, "Write standard input to a file, all or nothing.", _WRITE)
+    command("run", _add_run, "Run a program and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE)
+    command("apply", _add_apply, "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY)
+    command("swap", _add_swap, "Exchange two files, folders or links in one step.")
+    command("recover", _add_recover, "Undo or finish the transactions that dead processes left in folders.")
+    command("doctor", _add_doctor, "Show what a folder's filesystem can do, and which promises hold there.")
     return top
 
 
@@ -233,6 +258,10 @@ def _add_recover(add: argparse.ArgumentParser) -> None:
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
 
 
+def _add_doctor(add: argparse.ArgumentParser) -> None:
+    add.add_argument("folders", nargs="+", metavar="FOLDER")
+
+
 def _add_output_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--overwrite", action="store_true", help="replace existing destinations")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
@@ -281,7 +310,7 @@ def _parse(given: list[str]) -> argparse.Namespace:
     if run and "--" in given:  # by hand: argparse would take a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
-    known = parser().parse_args(given)
+    known = parser(given[0] if given and given[0] in _COMMANDS else None).parse_args(given)
     if run:
         _check_inside(known)
     if run and not (program and (known.outputs or known.inside is not None)):
@@ -335,14 +364,16 @@ def _apply(known: argparse.Namespace, report: Report) -> int:
 
 def _run(known: argparse.Namespace, report: Report) -> int:
     from .run import NotStartedError, run
-    from .run_in import Listing, run_in
 
+    work: Callable[..., tuple[int, Any]] = run
+    if known.inside is not None:
+        from .run_in import run_in as work
     try:
-        code, done = (run if known.inside is None else run_in)(known, report.progress())
+        code, done = work(known, report.progress())
     except NotStartedError as exc:
         report.failure("NotStartedError", str(exc))
         return exc.code
-    if isinstance(done, Listing):
+    if done is not None and known.inside is not None and known.dry_run:
         report.listing(done.as_dict(), str(done))
     elif done is not None:
         report.done(done)
@@ -369,8 +400,6 @@ def _swap(known: argparse.Namespace, report: Report) -> int:
 
 
 def _recover(known: argparse.Namespace, report: Report) -> int:
-    from attrs import asdict
-
     from atomik._recovery.recover import recover_all
 
     from .signals import stoppable
@@ -382,7 +411,7 @@ def _recover(known: argparse.Namespace, report: Report) -> int:
         found, failures = recover_all(known.folders, progress=progress, **options)
     for failure in failures:
         report.failed(failure)
-    value = {"clean": found.clean and not failures, "items": [asdict(item) for item in found.items]}
+    value = {"clean": found.clean and not failures, "items": [item.as_dict() for item in found.items]}
     report.result({**value, "errors": report.errors}, str(found) if found.items or not failures else "")
     if any(isinstance(failure, errors.RollbackError | errors.UndecidedError) for failure in failures):
         return ATTENTION

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+from _thread import allocate_lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from types import TracebackType
     from typing import Self
@@ -29,7 +30,8 @@ class Progress:
         self._show = show
         self._text = ""
         self._drawn = False
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock = allocate_lock()
+        self._over: threading.Event | None = None
         self._thread: threading.Thread | None = None
 
     def __call__(self, phase: str, done: int, total: int) -> None:
@@ -39,14 +41,17 @@ class Progress:
     def start(self) -> None:
         """From now on it takes a second until the line shows."""
         if self._show is not None:
-            thread = threading.Thread(target=self._draw, name="atomik progress", daemon=True)
+            import threading  # in a pipe, nobody needs it
+
+            self._over = threading.Event()
+            thread = threading.Thread(target=self._draw, args=(self._over,), name="atomik progress", daemon=True)
             with contextlib.suppress(RuntimeError):  # no more threads: the work matters more
                 thread.start()
                 self._thread = thread
 
-    def _draw(self) -> None:
+    def _draw(self, over: threading.Event) -> None:
         wait = AFTER
-        while not self._over.wait(wait):
+        while not over.wait(wait):
             wait = EVERY
             with self._lock:
                 if self._text and self._show is not None:
@@ -66,7 +71,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        if self._over is not None:
+            self._over.set()
         if self._thread is not None:
             self._thread.join()
         self.clear()

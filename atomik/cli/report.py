@@ -11,9 +11,7 @@ are escaped.
 from __future__ import annotations
 
 import codecs
-import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,8 @@ _SAID_HERE = {
     "raise lock_timeout": "raise --lock-timeout",
     "pass background='wait' or 'kill'": "pass --background wait or kill",
 }
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: control characters as they are shown, in one line
+_CONTROL = {code: repr(chr(code))[1:-1] for code in (*range(0x20), 0x7F)}
 
 
 class UnheardError(Exception):
@@ -56,7 +55,7 @@ class Report:
     def result(self, value: dict[str, Any], text: str = "") -> None:
         """What was done: `value` for a machine, `text` for a person."""
         if self._machine:
-            self._put(json.dumps(value), sys.stderr if self._error_stream else sys.stdout)
+            self._put(_json(value), sys.stderr if self._error_stream else sys.stdout)
         elif text:
             self._put(text, sys.stdout)
 
@@ -79,7 +78,7 @@ class Report:
 
     def print(self, value: dict[str, Any]) -> None:
         """A document, with or without ``--json``."""
-        self._put(json.dumps(value, indent=None if self._machine else 2), sys.stdout)
+        self._put(_json(value, None if self._machine else 2), sys.stdout)
 
     def failure(self, kind: str, message: str, **more: Any) -> None:
         """That the command failed: the message, and an object that says the same."""
@@ -93,12 +92,12 @@ class Report:
 
     def mistake(self, usage: str, message: str) -> None:
         """That the command line is wrong."""
-        self._try(f"{usage}{_CONTROL.sub(_escaped, message)}")
+        self._try(f"{usage}{message.translate(_CONTROL)}")
         self._fail({"error": "UsageError", "message": message})
 
     def tell(self, message: str) -> None:
         """A message of one line."""
-        self._try(f"atomik: {_CONTROL.sub(_escaped, message)}")
+        self._try(f"atomik: {message.translate(_CONTROL)}")
 
     def say(self, exc: BaseException) -> str:
         """An error in one line, without Python's decoration."""
@@ -140,8 +139,10 @@ class Report:
             raise UnheardError from exc
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return repr(found[0])[1:-1]
+def _json(value: dict[str, Any], indent: int | None = None) -> str:
+    import json  # most commands tell nothing
+
+    return json.dumps(value, indent=indent)
 
 
 def _name_bytes(exc: UnicodeError) -> tuple[str | bytes, int]:

@@ -1,27 +1,28 @@
-"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whenever a signal comes."""
+"""``atomik write`` and ``atomik run``: outputs of other programs, all or nothing, whenever a signal comes.
+
+What only ``run`` needs is imported by its functions: otherwise ``write`` would take half as long again to start.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
 import signal
 import stat
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._api.shortcuts import file, transaction
-from atomik._staging.companions import names_of
 from atomik._system import kernel
-from atomik._system.namespace import end_with
 
 from .signals import Signals, guarded
 
 if TYPE_CHECKING:
     import argparse
+    import re
+    import subprocess
     from collections.abc import Callable, Iterable, Iterator
     from typing import IO, Any
 
@@ -37,7 +38,9 @@ FAILED, CANNOT_RUN, NOT_FOUND = 125, 126, 127
 STREAMS = ("stdout", "stderr")
 
 #: an argument that no program parses again for blanks and quotes, and a path that survives it if one does
-_WORD, _PLAIN = re.compile(r"[\w./=,:;+@%^~#-]*"), re.compile(r"[A-Za-z0-9_./\x80-\U0010ffff-]+")
+_WORD, _PLAIN = r"[\w./=,:;+@%^~#-]*", r"[A-Za-z0-9_./\x80-\U0010ffff-]+"
+#: what the name of an environment variable is made of here
+_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
 _CHUNK = 1 << 20
 _SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
@@ -63,6 +66,15 @@ def _named(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def _asked_for(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Only what is not the default: for a plain file the library loads less."""
+    options = {
+        "parents": arguments.parents, "permissions": arguments.mode, "follow_symlinks": arguments.follow_symlinks,
+        "if_changed": arguments.if_changed,
+    }  # fmt: skip
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
 # --- write -----------------------------------------------------------------------------------------------------------
 def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[PlannedChange, ...]:
     """Standard input to a file; returns what was done, or would be."""
@@ -71,9 +83,8 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[
     _refuse_special(arguments.destination)
     with Signals() as signals, progress:
         output = file(
-            arguments.destination, "wb", arguments.overwrite, durable=arguments.durable, parents=arguments.parents,
-            permissions=arguments.mode, follow_symlinks=arguments.follow_symlinks, if_changed=arguments.if_changed,
-            lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments),
+            arguments.destination, "wb", arguments.overwrite, durable=arguments.durable,
+            lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments), **_asked_for(arguments),
         )  # fmt: skip
 
         def work() -> Receipt | tuple[PlannedChange, ...]:
@@ -184,6 +195,8 @@ def _refuse_twice(tx: Transaction) -> None:
 
 def _beside(paths: list[tuple[str, str, dict[str, Any]]], staged: list[str]) -> Iterator[tuple[str, str]]:
     """(name, path to write to) of what may be written beside the staged paths."""
+    from atomik._staging.companions import names_of
+
     for (_, path, own), place in zip(paths, staged, strict=True):
         for name in names_of(own.get("also", ()), os.path.basename(place), path):
             yield os.path.join(os.path.dirname(path), name), os.path.join(os.path.dirname(place), name)
@@ -210,6 +223,8 @@ def fill_in(command: list[str], names: list[str], staged: list[str]) -> list[str
                 places[f"{{{of(name)}}}"] = place
     if not places:
         return command
+    import re
+
     ours = re.compile("|".join(map(re.escape, places)))  # a name may have braces of its own
     for each in command:
         _refuse_to_split(each, ours, places)
@@ -219,10 +234,12 @@ def fill_in(command: list[str], names: list[str], staged: list[str]) -> list[str
 def _refuse_to_split(argument: str, ours: re.Pattern[str], places: dict[str, str]) -> None:
     """An argument that is more than a word, such as the script of ``sh -c``, is parsed again by the program that gets
     it: a blank or a quote in the path would then end the path, or begin something else."""
-    if _WORD.fullmatch(ours.sub("", argument)):
+    import re
+
+    if re.fullmatch(_WORD, ours.sub("", argument)):
         return
     for name in ours.findall(argument):
-        if not _PLAIN.fullmatch(places[name]):
+        if not re.fullmatch(_PLAIN, places[name]):
             raise PlaceholderError(
                 f"{name} inside {argument!r}: its path, {places[name]!r}, would be split or misread there; pass it as an "
                 f'argument of its own, such as sh -c \'... "$1" ...\' sh {name}, or use "$ATOMIK_PATH_1"'
@@ -232,10 +249,18 @@ def _refuse_to_split(argument: str, ours: re.Pattern[str], places: dict[str, str
 def environment(names: list[str], staged: list[str]) -> dict[str, str]:
     """The environment with ``ATOMIK_PATH_1`` … in the order given, and ``ATOMIK_PATH_OUT_CSV`` for a base name."""
     found = {key: value for key, value in os.environ.items() if not key.startswith("ATOMIK_RESUMED_")}
-    keys = [re.sub(r"[^A-Z0-9]+", "_", _base(name).upper()) for name in names]
+    keys = [_key(name) for name in names]
     found |= {f"ATOMIK_PATH_{key}": place for key, place in zip(keys, staged, strict=True) if keys.count(key) == 1}
     # The numbers last, because they are always there: an output may be called "2" and not be the second.
     return found | {f"ATOMIK_PATH_{at}": place for at, place in enumerate(staged, 1)}
+
+
+def _key(name: str) -> str:
+    """A base name in the letters of a variable's name: one underscore for whatever is something else."""
+    text = "".join([char if char in _LETTERS else "_" for char in _base(name).upper()])
+    while "__" in text:
+        text = text.replace("__", "_")
+    return text
 
 
 def _base(name: str) -> str:
@@ -250,6 +275,8 @@ def spawn(
 
     The child first calls `enter`; what that raises arrives as a `subprocess.SubprocessError`.
     """
+    import subprocess
+
     watched = {*signals.caught, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's exit code is lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -285,6 +312,8 @@ def _wait(signals: Signals, child: subprocess.Popen[bytes], watched: Iterable[in
 
 def _prepare(mask: Any, enter: Callable[[], None] | None) -> Callable[[], None]:
     """What the child does before it becomes the program: unblock signals, and ask to be ended when we are killed."""
+    from atomik._system.namespace import end_with
+
     kernel.libc()
     parent = os.getpid()
 

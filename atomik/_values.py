@@ -1,0 +1,61 @@
+"""Values by name that never change, for what the first commit of a process gives back.
+
+attrs makes all other ones; to load it would take half of that commit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class _Attrs(type):
+    """Lets `attrs.evolve`, `attrs.asdict` and `attrs.fields` take a class for one of theirs."""
+
+    @property
+    def __attrs_attrs__(cls) -> Any:
+        import attrs
+
+        return attrs.fields(attrs.make_class(cls.__name__, list(cls.__match_args__)))
+
+    __match_args__: tuple[str, ...] = ()
+
+
+class Values(metaclass=_Attrs):
+    """A base for classes whose ``__match_args__`` name their values, in order; compared, shown and pickled by them."""
+
+    __slots__ = ("__weakref__",)
+
+    def _set(self, *values: object) -> None:
+        for name, value in zip(self.__match_args__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+    __match_args__: tuple[str, ...] = ()
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in self.__match_args__])
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return dict(zip(self.__match_args__, self._values(), strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return self._values() == other._values() if isinstance(other, self.__class__) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__name__}({fields})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__!r} says what was done; nothing of it can be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        self.__setattr__(name, None)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), self._values()
