@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,27 @@ def test_other_filesystems(kind: str) -> None:
             publish(public, OLD)
             assert seen(public) == OLD
         assert not left_in(public)
+
+
+def test_a_snapshot_of_an_entry(public: Path) -> None:
+    """A folder in it is exchanged whole, so its reader keeps the old version; deleted when the reader is gone."""
+    with atomik.snapshot(public / "dir") as old:
+        publish(public, NEW)
+        assert seen(old) == {"x": "old"}
+    assert seen(public) == NEW
+    publish(public, OLD)
+    assert not left_in(public)
+
+
+def test_deleting_later(public: Path) -> None:
+    """What was displaced may be deleted by a thread."""
+    publish(public, NEW, cleanup="later")
+    assert seen(public) == NEW
+    publish(public, OLD)
+    deadline = time.monotonic() + 20
+    while left_in(public) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left_in(public)
 
 
 def test_a_killed_commit_is_undone(public: Path) -> None:
