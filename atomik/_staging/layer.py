@@ -36,6 +36,7 @@ from atomik._tree.layer import Layer, LayerChange, handles, newer, strip
 from atomik._tree.metadata import Metadata, apply
 
 from . import checks, move, removal
+from .expectation import Expected
 from .observe import Observation, look_at
 from .written import Written
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from .intake import Intake
+    from .item import Found
     from .options import ItemOptions
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -78,6 +80,19 @@ class Ready(Written):
             super().complete(slot, mode)
 
     def _seal(self) -> None:
+        pass
+
+
+class Whole(Expected):
+    """The folder that the program saw takes part, whatever changes in it and wherever: readers of it see all or nothing, and
+    recovery of it leads to the other folders."""
+
+    __slots__ = ()
+
+    def look(self) -> None:
+        return None
+
+    def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
         pass
 
 
@@ -262,7 +277,11 @@ class StagedLayer:
             self._refuse_clock()
         self._hold_folders()
         if self.changes[0].path:  # a name in it leads recovery from there to all the others
-            self._intake.workspace.private_folder(self._intake.workspace.directory(self.path))
+            folder = self._intake.workspace.directory(self.path)
+            self._intake.workspace.private_folder(folder)
+            name = self.changes[0].path.partition("/")[0]
+            whole = self._intake.add(Whole, folder.child(name), True, None, {"preserve": "none"})  # noqa: FBT003
+            self._intake.open(whole, whole.seal)
         places = {change.path: self._place_of(change.path) for change in self.changes}
         watched = () if overwrite_changes else [change for change in self.changes if change.op != "move"]
         for change in watched:
@@ -293,8 +312,10 @@ class StagedLayer:
         for path in sorted(above | {""}):
             if not (path or self.changes[0].path):
                 continue  # the folder itself is replaced
-            held = Directory.reach(self.folder, path or ".", _BENEATH)
-            held.path = os.path.join(self.path, path) if path else self.path
+            where = os.path.join(self.path, path) if path else self.path
+            with kernel.typed("cannot publish what the program changed in the folder", where):
+                held = Directory.reach(self.folder, path or ".", _BENEATH)
+            held.path = where
             workspace.adopt(held)
 
     def _place_of(self, path: str) -> Place:

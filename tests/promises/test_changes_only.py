@@ -122,6 +122,37 @@ def test_kept_on_failure(here: Path) -> None:
 
 
 @pytest.mark.sweep
+def test_a_reader_sees_whole_states_only(here: Path) -> None:
+    """Inside ``reading(folder)``, whichever folders in it a run changes."""
+    names = [f"{number % 5}/{number}" for number in range(20)]
+    for name in names:
+        (here / "F" / name).parent.mkdir(exist_ok=True)
+        (here / "F" / name).write_text("0\n")
+    stop, seen, wrong = threading.Event(), set(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            with atomik.reading(here / "F"):
+                found = {(here / "F" / name).read_text() for name in names}
+            seen.update(found)
+            if len(found) != 1:
+                wrong.append(found)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for version in range(1, 6):
+            script = f'for name in ?/*; do echo {version} > "$name"; done'
+            command = [*COMMAND, "run", "--changes-only", "--in", str(here / "F"), "--", "sh", "-ec", script]
+            subprocess.run(command, cwd=here / "F", env=ENVIRONMENT, check=True)
+    finally:
+        stop.set()
+        reader.join()
+    assert wrong == []
+    assert len(seen) > 2
+
+
+@pytest.mark.sweep
 def test_killed_at_any_moment(here: Path) -> None:
     """SIGKILL of atomik and the program: after `recover`, from the folder or from the one above, all is old or all is new."""
     names = [f"{number % 7}/{number}" for number in range(40)]
