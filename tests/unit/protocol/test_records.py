@@ -25,7 +25,7 @@ from atomik._protocol.records import (
 TXID = "0123456789abcdef"
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=[]), min_size=1, max_size=40).filter(
-    lambda name: name not in (".", "..") and encodable(name)
+    lambda name: name not in (".", "..") and not name.startswith(".atomik-") and encodable(name)
 )
 identities = st.binary(min_size=1, max_size=140)
 
