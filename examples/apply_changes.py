@@ -1,9 +1,9 @@
-"""Edit several files at once, as a coding agent would: all edits are right and applied, or none is.
+"""Edit several files at once, as a coding agent would: all edits are applied, or none.
 
     python examples/apply_changes.py [FOLDER]
 
-The agent has read two files and wants to rename a function in both.  It says what it has seen (`expect`), so an edit of
-somebody else's in the meantime is not overwritten: the change set is refused as a whole, the agent reads again, and repeats.
+The agent has read two files and wants to rename a function in both.  It says what it has seen (`expect`), so if
+someone else edits a file in the meantime, the whole change set is refused; the agent reads again and repeats.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     (root / "CHANGES.md").unlink(missing_ok=True)
 
     changes = rename_function(root)
-    (root / "main.py").write_text("from lib import foo\n\nprint(foo() + 1)\n")  # somebody else, meanwhile
+    (root / "main.py").write_text("from lib import foo\n\nprint(foo() + 1)\n")  # someone else, in the meantime
     code, answer = apply(root, changes)
     assert (code, answer["error"], answer["change"]) == (1, "ConflictError", 1)
     assert "foo" in (root / "lib.py").read_text(), "half of the change set was applied"

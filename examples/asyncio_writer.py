@@ -1,17 +1,17 @@
-"""Write from an asyncio program, and be cancelled at the worst moments.
+"""Write from an asyncio program that is cancelled at the worst moments.
 
     python examples/asyncio_writer.py [FOLDER]
 
-``async with`` commits in a thread, and the loop goes on meanwhile.
+``async with`` commits in a thread, while the loop goes on.
 
 * Cancelled before the commit mark, while lines come in or between two swaps: everything is as it was, nothing is left over.
-* Cancelled behind the mark: the commit runs to its end, and all outputs are new.
+* Cancelled after the commit mark: the commit runs to its end, and all outputs are new.
 
-The task then ends with CancelledError, and ``tx.state`` tells which it was.
+The task then ends with CancelledError, and ``tx.state`` says which case it was.
 
-Writing blocks too; a few lines do no harm, and much of it can run in threads (`asyncio.to_thread`).  A thread cannot be
-stopped: cancelling the task that waits for it would leave it writing behind our back.  `finished` waits for the thread first
-and is cancelled then.
+Writing blocks the loop.  A few lines do no harm; more can run in threads (`asyncio.to_thread`).  A thread cannot be
+stopped: cancelling the task that waits for it would leave it writing in the background.  `finished` waits for the thread
+first, and is cancelled then.
 """
 
 from __future__ import annotations

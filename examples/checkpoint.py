@@ -3,7 +3,7 @@
     python examples/checkpoint.py [FOLDER]
 
 Weights, optimizer state and step count change together: one transaction replaces all three, and `atomik.reading`
-holds writers off while a reader loads them.  Uses safetensors where it is installed, else numpy's own format; with
+keeps writers out while a reader loads them.  Uses safetensors where it is installed, else numpy's own format; with
 torch, write ``torch.save(state, name)`` instead.
 """
 
@@ -46,7 +46,7 @@ def save(folder: Path, step: int, weights: Tensors, optimizer: Tensors) -> None:
 
 
 def load(folder: Path) -> tuple[int, Tensors, Tensors]:
-    """The checkpoint, of one step in all its parts."""
+    """The checkpoint; all its parts are of one step."""
     with atomik.reading(folder):
         state = json.loads((folder / "state.json").read_text())
         weights, optimizer = (load_tensors(folder / f"{name}.{EXTENSION}") for name in ("weights", "optimizer"))

@@ -3,7 +3,7 @@
     python examples/dask_dataset.py [FOLDER]          # default: ./dataset
 
 The client stages a folder on a filesystem that all workers share.  Each task writes one part into it, atomically and under
-a name that follows from the task, so that a task that is run twice writes the same part again and never a second one.
+a name derived from the task, so that a task that runs twice writes the same part again, not a second one.
 When all parts are there, the client publishes the folder by one rename.
 
 The program proves it on a cluster of processes: a worker is killed in the middle of its part, its task is run again
@@ -34,7 +34,7 @@ ROWS = 1000
 
 # --- on the workers ---------------------------------------------------------------------------------------------------
 def write_part(folder: Path, number: int, version: int) -> str:
-    """Write one part, durably, for only this machine can sync what it has written; return its name."""
+    """Write one part durably, because only this machine can sync what it has written; return its name."""
     name = f"part-{number:04}.csv"
     with atomik.file(folder / name, overwrite=True, newline="") as file:
         table = csv.writer(file)
@@ -70,7 +70,7 @@ def first_time(mark: Path) -> bool:
 def publish(
     client: Client, dataset: Path, version: int, part: Callable[[Path, int, int], str] = write_part, parts: int = PARTS
 ) -> atomik.Receipt:
-    """Have the parts written, and publish them by one rename; whatever fails before leaves the old dataset."""
+    """Have the parts written, and publish them by one rename; if anything fails before, the old dataset stays."""
     output = atomik.folder(dataset, overwrite=True)
     with output as staged:
         folder = Path(staged)  # a plain path: that is all that goes to the workers
@@ -94,7 +94,7 @@ def check(folder: Path, names: Iterable[str]) -> None:
 
 # --- the proof --------------------------------------------------------------------------------------------------------
 def versions(dataset: Path) -> set[str]:
-    """The versions that the rows of all parts say; one, when the dataset is whole."""
+    """The versions in the rows of all parts; one, if the dataset is whole."""
     parts = sorted(dataset.iterdir())
     assert [part.name for part in parts] == [f"part-{number:04}.csv" for number in range(PARTS)]
     rows = [row for part in parts for row in csv.reader(part.read_text().splitlines())]

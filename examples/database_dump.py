@@ -1,9 +1,9 @@
-"""Dump a database into a file, so that a dump which breaks off never takes the place of a whole one.
+"""Dump a database into a file; a dump that fails half-way never replaces a complete one.
 
     python examples/database_dump.py [FOLDER]          # default: ./backup
 
-``pg_dump shop > shop.sql`` empties yesterday's dump before today's has begun, and leaves half of one if it fails.  With
-``atomik run --stdout`` the old one stays until the program has ended with 0:
+``pg_dump shop > shop.sql`` empties yesterday's dump before today's has begun, and leaves half a dump if it fails.  With
+``atomik run --stdout`` the old one stays until the program has exited with 0:
 
     atomik run --overwrite --stdout shop.sql -- pg_dump shop
     atomik run --overwrite --stdout shop.sql.gz -- bash -o pipefail -c 'pg_dump shop | gzip'

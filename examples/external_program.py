@@ -2,8 +2,8 @@
 
     python examples/external_program.py [OUTPUT.tar.gz]
 
-Programs want a file name, and many look at its extension.  `atomik.path` gives one: the destination's own name, in a
-private folder.  A program that fails half-way has written there, and nowhere else.
+Programs want a file name, and many check its extension.  `atomik.path` gives them the destination's own name in a private
+folder.  A program that fails half-way has written only there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
 
     with atomik.path(output, overwrite=True) as name:
         subprocess.run([*ARCHIVE, str(name), source.name], check=True, cwd=source.parent)
-    with tarfile.open(output) as archive:  # gzip, for tarfile saw the extension
+    with tarfile.open(output) as archive:  # gzip, because tarfile saw the extension
         print(f"the second one succeeded: {output} holds {len(archive.getnames())} names")
 
 

@@ -2,8 +2,8 @@
 
     python examples/files_and_sqlalchemy.py [FOLDER]
 
-`joined` ties a transaction of files to a session, by the session's events: ``session.commit()`` commits both, a rollback
-undoes both.  The row with the transaction's id decides after a crash; see files_and_sqlite.py.
+`joined` ties a transaction of files to a session, through the session's events: ``session.commit()`` commits both, a
+rollback undoes both.  The row with the transaction's id decides after a crash; see files_and_sqlite.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def joined(session: orm.Session) -> atomik.Transaction:
 
     def before_commit(session: orm.Session) -> None:
         if files.state is atomik.State.OPEN:
-            session.flush()  # what the database refuses, it refuses now
+            session.flush()  # if the database refuses something, it does so now
             files.prepare()
             session.execute(sa.insert(Published).values(txid=files.txid))
 
@@ -55,7 +55,7 @@ def joined(session: orm.Session) -> atomik.Transaction:
             files.commit()
 
     def after_rollback(_: orm.Session) -> None:
-        # A commit may fail behind the moment that decides: the database knows.
+        # A commit may fail after the moment that decides: the database knows.
         if files.state is atomik.State.SWAPPED and is_committed(engine, files.txid):
             files.commit()
         elif files.state in (atomik.State.OPEN, atomik.State.SWAPPED):

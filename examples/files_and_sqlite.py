@@ -35,7 +35,7 @@ def is_committed(database: sqlite3.Connection, txid: str) -> bool:
 
 @contextmanager
 def both(database: sqlite3.Connection) -> Iterator[atomik.Transaction]:
-    """A transaction of files whose end is that of the database's."""
+    """A transaction of files that ends like the database's."""
     files = atomik.transaction(overwrite=True, coordinator=COORDINATOR)
     try:
         yield files
@@ -44,14 +44,14 @@ def both(database: sqlite3.Connection) -> Iterator[atomik.Transaction]:
         database.commit()
     except BaseException:
         database.rollback()
-        # The commit may have failed behind the moment that decides: the database knows.
+        # The commit may have failed after the moment that decides: the database knows.
         if files.state is atomik.State.SWAPPED and is_committed(database, files.txid):
             files.commit()
         else:
             files.abort()
         raise
     files.commit()
-    # Nobody will ask about it any more.
+    # It will not be needed any more.
     database.execute("DELETE FROM published WHERE txid = ?", (files.txid,))
     database.commit()
 
@@ -67,7 +67,7 @@ def add(folder: Path, name: str, picture: bytes) -> None:
 
 
 def recover(folder: Path) -> atomik.RecoveryReport:
-    """After a crash, and before anybody else uses the folder: the database decides."""
+    """After a crash, before anything else uses the folder: the database decides."""
     with closing(connect(folder)) as database:
         return atomik.recover(folder / "pictures", decide=lambda txid, _: is_committed(database, txid))
 

@@ -1,9 +1,9 @@
-"""Render a configuration from a Jinja template over the one in use, safely.  Needs jinja2.
+"""Replace a configuration by a rendered Jinja template, safely.  Needs jinja2.
 
     python examples/jinja_config.py [FILE]
 
-`atomik.update` fails rather than overwrite a change that somebody makes while the template is rendered.  A template
-with a mistake fails before anything is touched, and ``backup=`` leaves the previous configuration beside the new one.
+If someone changes the configuration while the template is rendered, `atomik.update` fails and does not overwrite the
+change.  A mistake in the template fails before anything is touched.  ``backup=`` keeps the previous configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ server {{ host }}:{{ port }}
 
 
 def render_into(path: Path, template: str, **values: object) -> None:
-    """Replace the configuration by the rendered template; the one before stays as FILE.bak."""
+    """Replace the configuration by the rendered template; the previous one is kept as FILE.bak."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     with atomik.update(path, backup=f"{path.name}.bak") as file:
         text = environment.from_string(template).render(current=file.read(), **values)

@@ -1,9 +1,9 @@
-"""See what atomik does, as one JSON object per line: structlog configured once, and every event is there.
+"""Log what atomik does as one JSON object per line, through structlog.
 
     python examples/json_logs.py [FOLDER]
 
-atomik prints nothing by itself.  Its events go to structlog when the program has configured it, else to the logger
-"atomik" of the standard library.  All events of one transaction carry the same ``tx``.
+atomik prints nothing.  Its events go to structlog if the program has configured it, otherwise to the logger "atomik" of the
+standard library.  All events of one transaction have the same ``tx``.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python examples/manifest_last.py [FOLDER]
 
 A log shipper, or any other program that knows nothing of atomik, waits for ``manifest.json`` and then reads the
-files in it.  ``order=`` makes the manifest the last name to change, so whoever sees it finds every file it names
-complete; and if anything fails before, none of them is there.  Each batch has a
-folder of its own, so that no file of an old manifest ever changes.
+files in it.  ``order=`` makes the manifest the last name to change, so a program that sees it finds every file in it
+complete; if anything fails before, none of them is there.  Each batch has a folder of its own, so that no file of an old
+manifest ever changes.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python examples/numpy_savez.py [OUTPUT.npz]
 
-`atomik.path` keeps the extension, so numpy does not append another; `atomik.file` works as well, for numpy takes
-file objects too.
+`atomik.path` keeps the extension, so numpy does not append another; `atomik.file` works too, because numpy
+accepts file objects.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
     python examples/pandas_dataset.py [FOLDER]
 
-A partitioned dataset is a folder, so it can be published by one rename: a reader sees all partitions of one
-version, and partitions that the new version no longer has are gone, which an overwrite file by file does not
-achieve.
+A partitioned dataset is a folder, so it can be published by one rename: a reader sees the partitions of
+one version, and partitions that the new version does not have are removed.  Overwriting file by file does neither.
 """
 
 from __future__ import annotations

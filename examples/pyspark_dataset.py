@@ -1,13 +1,13 @@
-"""Publish a dataset that Spark writes: the whole of it, or the old one stays.
+"""Publish a dataset that Spark writes: all of it, or the old one stays.
 
     python examples/pyspark_dataset.py [FOLDER]          # default: ./dataset-spark
 
-Spark makes the output folder itself, and refuses one that exists (its mode "errorifexists"); with mode "overwrite" it deletes
-the old dataset before it writes the new one.  So it wants a *name at which nothing exists yet*: that is `atomik.path`.  When
-Spark has written its ``_SUCCESS``, the folder is published by one rename.
+Spark creates the output folder itself, and refuses an existing one (its mode "errorifexists"); with mode "overwrite" it
+deletes the old dataset before it writes the new one.  So it needs a *name at which nothing exists yet*: use `atomik.path`.
+When Spark has written its ``_SUCCESS``, the folder is published by one rename.
 
-The driver and its executors must see the folder by the same path (here: one machine; else a filesystem that all share).
-Where others can rename the folder above it, the staged path begins with /proc/<pid>/fd, which other machines and other users'
+The driver and its executors must see the folder by the same path (one machine, or a filesystem that all share).  Where
+others can rename the folder above it, the staged path begins with /proc/<pid>/fd, which other machines and other users'
 processes cannot follow: pass ``tmp_dir=``, a folder of your own on the same filesystem.
 """
 

@@ -1,10 +1,10 @@
-"""Publish a dataset that Ray writes: the whole of it, or the old one stays.
+"""Publish a dataset that Ray writes: all of it, or the old one stays.
 
     python examples/ray_dataset.py [FOLDER]          # default: ./dataset-ray
 
-Ray Data writes into an *existing folder*, one file for each block, and by default adds to what is there: that is
-`atomik.folder`.  If a task is run twice, the rows of its first attempt must not be in the dataset as well, so the rows are
-counted before anything is published.
+Ray Data writes into an *existing folder*, one file for each block, and by default adds to what is there: use `atomik.folder`.
+If a task runs twice, the rows of its first attempt must not be in the dataset too, so the rows are counted before anything is
+published.
 
 All nodes must share the filesystem, and see the folder by the same path.  Where others can rename the folder above it, the
 staged path begins with /proc/<pid>/fd, which other machines cannot follow: pass ``tmp_dir=``, a folder of your own on the

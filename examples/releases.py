@@ -5,8 +5,8 @@
     app/releases/0001 …        each release in a folder of its own, which never changes again
     app/current                a symbolic link to one of them
 
-A deployment is one transaction: the new folder comes, the link is switched, the oldest release goes, and if any of it fails,
-or the machine does, all of it is as it was.  To go back is to switch the link.  A server that is told to serve ``current``
+A deployment is one transaction: it publishes the new folder, switches the link, and removes the oldest release.  If any of it
+fails, or the machine crashes, everything is as it was.  To go back, switch the link.  A server that serves ``current``
 follows the link at each request.
 """
 

@@ -1,10 +1,10 @@
-"""Change a setting in a configuration file, without ever losing somebody else's change.
+"""Change a setting in a configuration file, without losing someone else's change.
 
     python examples/replace_config.py [FILE]
 
-`atomik.update` reads, lets you modify, and writes: the file is at every moment the old or the new version, keeps
-its mode and owner, and if another program changed it in between, `ConflictError` says so and theirs stays.  Repeat
-the update then.
+`atomik.update` reads, lets you modify, and writes: at every moment the file is the old or the new version, and it
+keeps its mode and owner.  If another program changed it in the meantime, you get a `ConflictError`, and their version is
+kept.  Then repeat the update.
 """
 
 from __future__ import annotations

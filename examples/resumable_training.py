@@ -1,9 +1,9 @@
-"""Train for a long time, lose nothing to a kill, and publish the model when it is whole.
+"""Train for a long time, lose nothing when killed, and publish the model when it is complete.
 
     python examples/resumable_training.py [FOLDER]
 
-The model is a folder that is staged with ``resume=True``: its checkpoints are written into it, and what is there when the
-job is killed (SIGKILL, the out-of-memory killer, a pre-empted node) is there for the next run.  Nobody sees the model
+The model is a folder that is staged with ``resume=True``: its checkpoints are written into it, and if the job is
+killed (SIGKILL, the out-of-memory killer, a pre-empted node), they are there for the next run.  Nobody sees the model
 before it is complete.  Here the job is killed again and again; at the end the model is the one that an undisturbed job makes.
 """
 

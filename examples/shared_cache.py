@@ -2,12 +2,12 @@
 
     python examples/shared_cache.py [FOLDER]          # default: ./cache
 
-Each result is a file whose name follows from what it is a result of.  Who does not find it computes it and publishes it
-*without* ``overwrite``: whoever comes first wins, and the others find that out when they publish.  No reader ever sees half a
-result, a worker that is killed leaves nothing that anybody would take for one, and nobody waits for anybody.
+Each result is a file whose name is derived from the input.  A process that does not find it computes it and publishes it
+*without* ``overwrite``: the first one wins, and the others find that out when they publish.  No reader ever sees half a
+result, a worker that is killed leaves nothing that could be mistaken for one, and no process waits for another.
 
-``durable=False``, for after a power cut a cache may be computed again; a result that was cut off would be another matter, and
-its checksum tells.
+``durable=False``, because a cache may be computed again after a power cut.  A truncated result would do harm; its
+checksum reveals it.
 """
 
 from __future__ import annotations

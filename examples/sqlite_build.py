@@ -2,9 +2,8 @@
 
     python examples/sqlite_build.py [OUTPUT.sqlite]
 
-The database is built under a private path and closed; then it takes the destination's place in one step.  A
-connection that is open on the old database keeps it.  While the new one still has a journal beside it, atomik
-refuses to publish.
+The database is built at a private path and closed; then it replaces the destination in one step.  A connection that has the
+old database open keeps it.  If the new one still has a journal next to it, atomik refuses to publish it.
 """
 
 from __future__ import annotations

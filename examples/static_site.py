@@ -2,9 +2,9 @@
 
     python examples/static_site.py [FOLDER]
 
-``copy=True`` starts from what is there (sharing its blocks where the filesystem can), so a build that touches one
-page does not have to draw the others.  ``if_changed=True`` leaves everything alone when the result is the same, so
-caches and watchers are not woken for nothing.
+``copy=True`` starts from what is there (sharing its blocks where the filesystem can), so a build that changes one
+page does not have to draw the others.  ``if_changed=True`` does nothing if the result is the same, so that caches and
+watchers are not woken needlessly.
 """
 
 from __future__ import annotations

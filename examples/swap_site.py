@@ -1,9 +1,9 @@
-"""Replace a whole web site at once, keep the old one beside it, and go back.
+"""Replace a whole web site at once, keep the old one, and go back.
 
     python examples/swap_site.py [FOLDER]
 
-A non-empty folder is exchanged by one rename: no visitor sees the site missing, or old pages among new
-ones.  ``backup=`` leaves the previous version under another name, and `atomik.swap` brings it back in one step.
+A non-empty folder is exchanged by one rename: no visitor sees the site missing, or old pages among new ones.  ``backup=``
+keeps the previous version under another name, and `atomik.swap` brings it back in one step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import atomik
 
 
 def deploy(site: Path, version: str, pages: int) -> None:
-    """Publish `pages` pages of one version; the version before stays as SITE.previous."""
+    """Publish `pages` pages of one version; the previous version is kept as SITE.previous."""
     keep = f"{site.name}.previous" if site.exists() else None
     with atomik.folder(site, overwrite=True, backup=keep) as new:
         for number in range(pages):
@@ -24,7 +24,7 @@ def deploy(site: Path, version: str, pages: int) -> None:
 
 
 class Visitor(threading.Thread):
-    """Looks at the site all the time; every look must find one complete version."""
+    """Reads the site again and again; every time it must find one complete version."""
 
     def __init__(self, site: Path) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
     python examples/two_filesystems.py [FIRST SECOND]
 
 A transaction is limited to one filesystem.  So there are two: the one on SECOND is prepared first.  The one on FIRST
-publishes, with its own outputs, a note that carries the other's id: that is the moment that decides.  After a crash,
-`recover` looks for the note.
+publishes, together with its own outputs, a file with the id of the other: that is the moment that decides.  After a crash,
+`recover` looks for that file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def on_both(first: Path) -> Iterator[tuple[atomik.Transaction, atomik.Transactio
         decides.file(note(first, follows.txid)).write("")
         decides.commit()
     except BaseException:
-        decided = note(first, follows.txid).exists()  # a failure behind the mark, as of its last sync
+        decided = note(first, follows.txid).exists()  # a failure after the mark, such as of its last sync
         (follows.commit if decided else follows.abort)()
         if decides.state is atomik.State.OPEN:
             decides.abort()

@@ -3,9 +3,9 @@
     python examples/two_phase.py [FOLDER]
 
 `Files` is a data manager: join it, and files are published when the transaction commits, with everything else that has
-joined.  The vote prepares them, so what can fail has happened before anybody finishes.
+joined.  The vote prepares them, so everything that can fail has happened before any participant finishes.
 
-Limit: that package keeps no record of what was decided.  If the process dies between two participants' ``tpc_finish``, the
+Limit: that package does not record its decision.  If the process dies between two participants' ``tpc_finish``, the
 files are undone by the next transaction in their folder.
 """
 
@@ -29,7 +29,7 @@ class Files:
         manager.get().join(self)
 
     def sortKey(self) -> str:  # noqa: N802  the protocol's name
-        """Late among the participants: a vote of ours costs the most."""
+        """Late among the participants: this vote costs the most."""
         return f"~atomik:{self.files.txid}"
 
     def abort(self, _: Any) -> None:
@@ -43,7 +43,7 @@ class Files:
         """Everything is staged."""
 
     def tpc_vote(self, _: Any) -> None:
-        """Published, durable, and still undoable; raises if that cannot be."""
+        """Published, durable, and still undoable; raises if that is not possible."""
         self.files.prepare()
 
     def tpc_finish(self, _: Any) -> None:
@@ -51,7 +51,7 @@ class Files:
         self.files.commit()
 
     def tpc_abort(self, _: Any) -> None:
-        """Somebody has voted no."""
+        """A participant has voted no."""
         self.files.abort()
 
 

@@ -2,11 +2,11 @@
 
     python examples/volume_site.py [FOLDER]          # default: ./volume
 
-A server runs with the folder as its working directory, as in a container in which it is a volume.  Such a folder cannot be
-exchanged for another one, and if it were, the server would go on in the old one.  With ``in_place=True`` the folder itself
+A server has the folder as its working directory, as in a container where the folder is a volume.  Such a folder cannot be
+exchanged for another one; and if it were, the server would stay in the old one.  With ``in_place=True`` the folder itself
 stays.  The new site is built inside it, in a private folder, and its entries are swapped by one transaction: all or nothing,
-also after a crash.  It is not one instant for those who look meanwhile, but new pages come before old ones go, and a program
-that looks inside `atomik.reading` sees one version.
+even after a crash.  For other observers the change is not one instant, but new pages come before old ones are removed, and a
+program that reads inside `atomik.reading` sees one version.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 A transaction belongs to the process that began it, and all its threads may stage into it.  Worker processes get the
 path of a staged folder, which pickles as a plain path, and write there.  When any worker fails, nothing at all is
-published. Leave the pool before the transaction, as here, so that no worker still writes when it is decided.
+published.  Leave the pool before the transaction, as here, so that no worker is still writing when it commits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def publish(sources: list[Path], folder: Path) -> int:
             digests = [threads.submit(digest, tx, source, folder) for source in sources]
             sizes = [workers.submit(compress, source, parts) for source in sources]
             for future in digests:
-                future.result()  # the first failure leaves the block, and so aborts
+                future.result()  # the first failure leaves the block and so aborts
             return sum(future.result() for future in sizes)
 
 

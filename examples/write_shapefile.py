@@ -2,8 +2,8 @@
 
     python examples/write_shapefile.py [FOLDER]          # default: ./map
 
-A program that writes shapefiles gets one name, "roads.shp", and writes the others beside it.  ``also=`` says which these may
-be: what the program has written is published in one transaction, and what it has not written, but an older version had, goes.
+A program that writes shapefiles gets one name, "roads.shp", and writes the others next to it.  ``also=`` says which these may
+be: what the program has written is published in one transaction, and what only the old version had is removed.
 
 The writer below is real, if small (points with a name; Esri's "Shapefile Technical Description", 1998), and so is the reader,
 which fails if .shp, .shx and .dbf are not of one version.
@@ -33,7 +33,7 @@ Point = tuple[str, float, float]
 
 # --- a program that writes shapefiles ---------------------------------------------------------------------------------
 def write_shapefile(path: Path, points: Sequence[Point], projection: str | None = WGS84) -> None:
-    """Write PATH, and .shx, .dbf and perhaps .prj beside it."""
+    """Write PATH, and .shx, .dbf and perhaps .prj next to it."""
     xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
     box = struct.pack("<4d4d", min(xs), min(ys), max(xs), max(ys), 0, 0, 0, 0)
     shapes = [struct.pack("<i2d", 1, x, y) for _, x, y in points]
@@ -53,7 +53,7 @@ def write_shapefile(path: Path, points: Sequence[Point], projection: str | None 
 
 
 def read_shapefile(path: Path) -> list[Point]:
-    """The points, by way of all three files."""
+    """The points, read from all three files."""
     with (
         open(path, "rb") as shp,
         open(path.with_suffix(".shx"), "rb") as shx,

@@ -2,8 +2,8 @@
 
     python examples/zip_build.py [OUTPUT.zip]
 
-`zipfile` writes the directory of an archive at its end, so half an archive cannot be opened.  `atomik.file` gives a
-real, seekable file object, which is all that it needs.
+`zipfile` writes the directory of an archive at its end, so half an archive cannot be opened.  `atomik.file` gives it
+the real, seekable file object that it needs.
 """
 
 from __future__ import annotations
