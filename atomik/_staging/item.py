@@ -10,6 +10,8 @@ The contract, and who calls what::
 * *seal* (the user's ``close`` or ``with``, else the commit): the content is complete; owner, mode and attributes get their
   final values; errors of the last write show here.  A failure discards the item.
 * *look* (staging and commit): the destination as it is, or the refusal.
+* *parts* (the commit, under its locks; plan, exists and open without): the items that stand for it, where what changes
+  depends on what exists then: a folder that stays, companions.
 * *find*, *operation* (the commit, under its locks): what exists at the names that change, and what is to change.
 * *discard*: removes everything of the item; may be called in any state, and repeated.
 * *end* (the transaction, once): releases what the item still holds.

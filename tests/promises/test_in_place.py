@@ -155,6 +155,18 @@ def test_what_is_no_folder(public: Path, name: str) -> None:
         atomik.folder(name, overwrite=True, in_place=True)
 
 
+def test_a_folder_that_was_moved_meanwhile(public: Path) -> None:
+    """The new one at its path is another folder, perhaps another user's: neither of them is touched."""
+    output = atomik.folder(public, overwrite=True, in_place=True, durable=False)
+    plant(output.output, NEW)
+    public.rename("moved")
+    public.mkdir()
+    with pytest.raises(errors.ConflictError, match="moved, removed or replaced"):
+        output.commit()
+    assert os.listdir(public) == []
+    assert seen(Path("moved")) == OLD
+
+
 def test_names_of_atomiks_are_no_content(public: Path) -> None:
     """Neither ours in the folder, which stay, nor such ones in the new version, which are refused."""
     with (
