@@ -28,7 +28,7 @@ def draw() -> list[Picture]:
     _panel(p, 22, "staged", swapped=False)
     _panel(p, 172, "swapped", swapped=True)
     _panel(p, 322, "undone", swapped=False)
-    for top, words in ((122, "renameat2(slot, report.csv, EXCHANGE)"), (272, "the same call again")):
+    for top, words in ((122, "renameat2(report.csv, slot, EXCHANGE)"), (272, "the same call again")):
         p.line([(95, top), (95, top + 30)], colour="ink", arrow=True)
         p.text(108, top + 20, words, mono=top == 122, size=11.5)
     return [p]

@@ -1,4 +1,4 @@
-"""The ladder as a decision tree: which method publishes, and when there is none."""
+"""The methods as a decision tree: which one publishes, and when there is none."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _ROWS = (
         "new",
     ),
     (
-        "FUSE or unknown: does the\nprobe show it lying?",
+        "FUSE or unknown: does a trial\nshow that flags are ignored?",
         "refused",
         "for overwriting, before\nanything is touched",
         "bad",
     ),
-    ("does it know the flag\nof renameat2?", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new"),
-    ("no folder, and\nhard links exist?", "link", "hard link, then unlink\nor rename over", "new"),
-    ("a single file that\noverwrites another?", "rename", "a plain rename: one step,\nbut no way back", "old"),
-    ("allow_gap=True\nasked for?", "gap", "a moment with nothing there,\nor an empty folder", "old"),
+    ("does it have the flag\nof renameat2?", "renameat2", "NOREPLACE or EXCHANGE:\none step", "new"),
+    ("not a folder, and\nhard links exist?", "link", "hard link, then unlink\nor rename over", "new"),
+    ("a single file that\noverwrites another?", "rename", "a plain rename: one step,\nbut it cannot be undone", "old"),
+    ("allow_gap=True\npassed?", "gap", "missing or empty\nfor a moment", "old"),
 )
 
 
 def draw() -> list[Picture]:
     p = Picture(
-        "ladder", 500, 588, "The ladder",
-        "A new file without a name (O_TMPFILE) that is the only output: linkat. Else, if a probe shows that the "
-        "filesystem ignores the flags, overwriting is refused. If it knows the flag: renameat2. If not, and it is no "
+        "ladder", 500, 588, "Methods",
+        "A new file without a name (O_TMPFILE) that is the only output: linkat. Else, if a trial shows that the "
+        "filesystem ignores the flags, overwriting is refused. If it has the flag: renameat2. If not, and it is not a "
         "folder, and there are hard links: link. Without hard links, a single file that overwrites another: a plain "
-        "rename. Else the method with a gap, if the caller asked for it by name, or a refusal.",
+        "rename. Else the method with a gap, if allow_gap=True was passed, or a refusal.",
     )  # fmt: skip
     for at, (question, title, words, tone) in enumerate(_ROWS):
         y = 14 + at * 84

@@ -1,4 +1,4 @@
-"""How many crash states were looked at, per filesystem; the numbers come from powercut.json, written by the run itself."""
+"""How many crash states were checked, per filesystem; the numbers come from powercut.json, written by the run itself."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def draw() -> list[Picture]:
         for kind, one in counts.items()
     )
     p = Picture(
-        "powercut", 440, 44 + _ROW * len(counts), "Crash states looked at",
-        f"Bars, one for each filesystem. {told}. In none of them was the promise broken.",
+        "powercut", 440, 44 + _ROW * len(counts), "Crash states checked",
+        f"Bars, one for each filesystem. {told}. The promise held in all of them.",
     )  # fmt: skip
     p.chip(_LEFT, 6, 112, "of commits", "new")
     p.chip(_LEFT + 122, 6, 112, "of recoveries", "log")

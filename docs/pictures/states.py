@@ -7,8 +7,8 @@ from svg import Picture
 _BOXES = {
     "OPEN": (20, 24, "", "destinations old; staging possible"),
     "PREPARED": (20, 138, "", "destinations old; journal written"),
-    "SWAPPED": (20, 252, "", "destinations new; not yet for good"),
-    "COMMITTED": (20, 366, "new", "destinations new, for good"),
+    "SWAPPED": (20, 252, "", "destinations new; can be undone"),
+    "COMMITTED": (20, 366, "new", "destinations new"),
 }
 
 
