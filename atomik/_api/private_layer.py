@@ -66,7 +66,8 @@ class PrivateLayer(Private):
 
     def stage(self) -> None:
         self._layer.read()
-        self._layer.stage(overwrite_changes=self._overwrite_changes)
+        with kernel.typed("cannot publish what the program changed", self.path):
+            self._layer.stage(overwrite_changes=self._overwrite_changes)
 
     def published(self) -> None:
         self._layer.give_times()

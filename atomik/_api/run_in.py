@@ -158,7 +158,8 @@ class Private:
         refuse_where_impossible(self.path)
         self._kept = None if keep is None else _Kept(keep)
         try:
-            self._entrance = Entrance(self._prepare(tx, cwd, allow_gap=allow_gap))
+            with kernel.typed("cannot run a program in the folder", self.path):
+                self._entrance = Entrance(self._prepare(tx, cwd, allow_gap=allow_gap))
         except BaseException:
             self._close_kept()
             raise

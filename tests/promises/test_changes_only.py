@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,12 +20,15 @@ import pytest
 import atomik
 from atomik import errors
 from atomik._staging.layer import StagedLayer
+from tests.promises import test_faults
+from tests.promises.test_faults import Field
 from tests.promises.test_run_in import (  # noqa: F401  fixtures
     COMMAND,
     ENVIRONMENT,
     FIXED,
     PROGRAMS,
     USERS,
+    directly,
     fill,
     here,
     missing,
@@ -31,11 +36,13 @@ from tests.promises.test_run_in import (  # noqa: F401  fixtures
     shape,
     state,
     wheel,
+    why_not,
 )  # fmt: skip
+from tests.support.kernels import every_call
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # ruff: noqa: F811  fixtures that are imported
 
@@ -305,3 +312,67 @@ def test_a_clock_that_goes_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(errors.ConflictError, match="clock was set back"):
         changed(here, "echo new > a; touch '../gone back'")
     assert (here / "F/a").read_text() == "old"
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+def everything() -> None:
+    """New, changed, removed, replaced by another kind, with another mode, renamed."""
+    script = (
+        "echo new > index.html; rm 'old only'; mkdir new; echo n > new/n; mv folder moved; chmod 711 kept; echo k > kept/k; "
+        "rm -r goes; echo file > goes; echo s > sub/s; mv sub/t new/t"
+    )
+    atomik.run_in("site", ["sh", "-ec", script], changes_only=True, cwd="site", check=True)
+
+
+@pytest.fixture
+def field(monkeypatch: pytest.MonkeyPatch) -> Iterator[Field]:
+    """A folder in memory, on which the run can be repeated."""
+
+    def prepare() -> None:
+        for name in (
+            "site/folder/f",
+            "site/kept/old",
+            "site/goes/in/g",
+            "site/sub/t",
+            "site/index.html",
+            "site/old only",
+        ):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text("old")
+
+    monkeypatch.setattr(test_faults, "prepare", prepare)
+    top = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    before = Path.cwd()
+    try:
+        if why := why_not(directly, top):
+            pytest.skip(why)
+        yield Field(top / "field", everything)
+    finally:
+        os.chdir(before)
+        shutil.rmtree(top)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOENT, KeyboardInterrupt], ids=["EIO", "ENOENT", "Ctrl-C"])
+def test_every_changing_call_fails(field: Field, fault: Any) -> None:
+    """All old, or all new; nothing is left, and no descriptor open."""
+    outcomes = set()
+    for point in every_call(fault):
+        exc = field.run(point.kernel)
+        if not point.kernel.struck:
+            assert exc is None
+            break
+        where = f"{fault} at {point.kernel.struck[0]}: {exc!r}"
+        outcomes.add(field.now())
+        if fault is KeyboardInterrupt:
+            assert isinstance(exc, KeyboardInterrupt), where
+            assert field.now() in ("old", "new"), where
+        else:
+            assert field.now() == ("new" if exc is None or isinstance(exc, errors.DurabilityError) else "old"), where
+            assert exc is None or isinstance(exc, errors.AtomikOSError), where
+        if isinstance(exc, errors.DurabilityError):  # at the mark; recovery of the folder leads to all the others
+            atomik.recover("site")
+            assert field.now() == "new", where
+        assert not left_in(field.top), where
+        assert not field.leaked(), where
+    assert outcomes == {"old", "new"}
