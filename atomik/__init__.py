@@ -1,28 +1,28 @@
-"""atomik: outputs written all or nothing – a file, a folder, or a whole group of them.
+"""atomik: write a file, a folder, or a group of them, all or nothing.
 
     with atomik.transaction() as tx:                 # several outputs
         with tx.file("model.bin", "wb") as f: ...
         plots = tx.folder("plots")
     with atomik.file("result.json") as f: ...        # the simple one-off
 
-Begin with ``help(atomik.transaction)`` or ``help(atomik.file)``; then there are `folder`, `path`, `update`, `edit`,
+Start with ``help(atomik.file)`` or ``help(atomik.transaction)``.  There are also `folder`, `path`, `update`, `edit`,
 `write_text` and `write_bytes` to write, `run_in` for programs that change a folder, `observe` and `reading` to read,
-`recover` and `probe` for operators, `swap` and `rename` as primitives.
+`recover` and `probe` for operators, and `swap` and `rename`.
 
 Layout, for readers of the code: rooms, from the top down.  Imports point down only, and import-linter checks it.
 
     cli | fsspec | testing    doors: the shell, other ecosystems, tests
     _api                      what users call: Transaction, file() folder() path() update(), probe(), run_in(), swap()
     _commit                   published or all back: plan (pure), commit, barriers
-    _staging | _recovery      outputs on their way in | what a dead owner left.  Neither knows the other
+    _staging | _recovery      outputs before the commit | what a dead owner left.  Neither imports the other
     _protocol                 what both share: step, publish, undo, journal, records, private folders, locks
     _tree                     content by descriptor: walk, delete, sync, clone, compare, metadata
-    _folder | rename          a held folder, a name in it, locks, the way to it | public primitives
+    _folder | rename          a held folder, a name in it, locks, resolving paths | bare system calls
     _system                   every system call: kernel, libc, forked
-    errors | flags | _events | _receipt | _values | _progress | _hidden_names    words that everybody may use
+    errors | flags | _events | _receipt | _values | _progress | _hidden_names    used by all rooms
 
-Every output takes one way: stage, seal, plan, prepare, publish, confirm, clean up.  Begin with `_commit.commit`, which
-draws it, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.
+Every output goes through the same phases: stage, seal, plan, prepare, publish, confirm, clean up.  Start with
+`_commit.commit`, which has a diagram, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Events: what happened, for programs that listen; nothing is ever printed (I12).
 
-An event goes to structlog when the program has configured structlog (``structlog.testing.capture_logs()`` does), else
-to the stdlib logger "atomik" when that is enabled for the level and has a handler, else nowhere.  Whether there
+An event goes to structlog if the program has configured it (``structlog.testing.capture_logs()`` does); otherwise to the
+standard library's logger "atomik", if that is enabled for the level and has a handler; otherwise nowhere.  Whether there
 is a listener is decided by `sys.modules` and the logger's cached level, before any argument is built: hot loops ask `heard`
 first.
 
 structlog is never imported here.  A bare structlog would print to stdout in a program that never configured it, so its
-configuration is looked at.
+configuration is checked.
 
 Through the standard library the fields of an event are attributes of its record (``record.tx``, ``record.path``), where
 JSON formatters find them, and the record's file, line and function are those of the code that called atomik.

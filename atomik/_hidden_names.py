@@ -6,10 +6,10 @@
     .atomik-TXID                    a private folder
     .atomik-TXID-journal            the journal, inside a private folder
     .atomik-TXID-N                  a slot
-    .atomik-TXID-N-old, -new, -new1 a second name beside a slot, for the methods and undos that need one
+    .atomik-TXID-N-old, -new, -new1 a second name next to a slot, for the methods and undos that need one
     .atomik-TXID-N-kept             an original that could not be brought back, and that only the user may delete
     .atomik-ID-resume-NAME          the private folder of a resumable output of that name; ID is derived from the destination,
-                                    and the names in it carry ID in the place of TXID
+                                    and the names in it have ID instead of TXID
     .atomik-TXID-pinned             a private folder of an ended transaction, which holds what readers still use
 
 TXID and ID are 16 lower-case hexadecimal digits, N is a decimal number of at most ten.  This is part of the journal format

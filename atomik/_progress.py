@@ -45,7 +45,7 @@ def progress_of(given: Progress | Literal[True] | None) -> Progress | None:
 class Bar:
     """A bar on the terminal for each phase in turn, by rich or tqdm, on standard error; nothing where that is no terminal.
 
-    `close` wipes away what is drawn; calling it again draws anew.
+    `close` removes what is drawn; calling it again draws again.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """``async with``: a transaction ends in a worker thread, while the event loop goes on.
 
-Staging is as it is without ``async``.  The end of the block runs `Transaction.__exit__` whole in one new thread, for the
+Staging is the same as without ``async``.  The end of the block runs `Transaction.__exit__` whole in one new thread, for the
 transaction's lock and the table of folder locks know their owner by its thread; the task that waits holds nothing.
 
 **Cancellation.**  A thread cannot be stopped from outside, so the task leaves a note, and the commit reads it where it may

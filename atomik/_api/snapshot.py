@@ -42,12 +42,12 @@ class Snapshot:
 
     @property
     def fd(self) -> int:
-        """The descriptor of the version; whoever has a copy of it (``pass_fds=`` of `subprocess.Popen`) keeps it pinned."""
+        """The descriptor of the version; every copy of it (``pass_fds=`` of `subprocess.Popen`) keeps the version pinned."""
         return -1 if self._directory is None else self._directory.fd
 
     @property
     def path(self) -> Path:
-        """A path that leads to the version, whatever is published meanwhile."""
+        """A path that leads to this version, even after another one is published."""
         if self._path is None:
             raise errors.TransactionStateError("a snapshot has a path inside its block only: with snapshot(…) as path")
         return self._path

@@ -12,7 +12,7 @@ Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs),
 changed last, and the log brings the rest along: B1 the journal, once the content was written back, B2 the folder of the
 last swap.  B2 and B3 stay two: the mark must not be durable before the swaps are.
 
-A failed sync is never repeated: the kernel reports an error once and then says "fine" without it being so.
+A failed sync is never repeated: the kernel reports an error only once, and the next sync would seem to succeed.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Barriers:
                 except OSError as exc:
                     if kernel.errno_of(exc) is None:
                         raise
-                    return  # only a head start: the sync tells what is wrong
+                    return  # only a head start: the sync reports what is wrong
 
     def staged(
         self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None,

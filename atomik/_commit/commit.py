@@ -17,7 +17,7 @@ no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leave
 * Displaced originals are deleted only after B3 (I3), and after the locks are released, because a tree may take long.
 
 `Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then
-brings what was begun to its end, all old or all new, by identities and by what the journal holds (I13); it may be
+brings what was begun to an end, all old or all new, by identities and by what is in the journal (I13); it may be
 interrupted and called again, and does nothing when there is nothing left to do.
 """
 
@@ -217,7 +217,7 @@ class Commit:
                 self._write_journal()
             else:  # one output, with an expectation that was met by what is not there
                 self.steps[0].alone = False
-        for slot, beside in self._moved:  # now that a journal tells of it, for nothing else would
+        for slot, beside in self._moved:  # now that a journal records it, because nothing else would
             rename(slot, beside, 0)
         homes = [made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents]
         self._syncing(0)
@@ -299,7 +299,7 @@ class Commit:
                 continue
             if items[slot].kept is not None:
                 checks.refuse_bound(items[slot].path)
-            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would tell whose that slot is
+            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would say whose slot that is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:

@@ -1,4 +1,4 @@
-"""``cleanup="later"``: displaced folders are deleted by a thread, and nobody waits for it but the end of the program.
+"""``cleanup="later"``: displaced folders are deleted by a thread; only the end of the program waits for it.
 
 A `Job` has the private folders of a transaction that is committed, and descriptors of its own for the folders in which they
 lie; `hand_over` gives it to the thread, which is started when there is work, ends when there is none, and is joined by the
@@ -6,7 +6,7 @@ interpreter at exit.  If the process dies, the private folders are left as by an
 deletes them: their locks go with the process, and the journal in them says "committed".  A forked child forgets the jobs of
 its parent (I11).
 
-What cannot be deleted is logged as ``cleanup.failed``: the receipt is with its reader by then.
+What cannot be deleted is logged as ``cleanup.failed``, because the receipt was returned before.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Job:
             raise
 
     def run(self) -> None:
-        """Delete; what cannot be deleted is told, and left to recovery."""
+        """Delete; what cannot be deleted is logged, and left to recovery."""
         try:
             time.sleep(self.pause)  # see `Commit.pause`
             for made in self.folders if len(self.folders) > 1 else ():
@@ -110,7 +110,7 @@ def _run_next() -> None:
             continue
         try:
             job.run()
-        except Exception as exc:  # noqa: BLE001  the next one is to be done all the same
+        except Exception as exc:  # noqa: BLE001  the next one must be done nevertheless
             _events.emit(_events.WARNING, "cleanup.failed", tx=job.txid, path="", error=str(exc) or type(exc).__name__)
 
 

@@ -1,7 +1,7 @@
-"""What only a commit with a journal needs, loaded apart: most programs write one plain file, and never need it.
+"""What only a commit with a journal needs, loaded separately: most programs write one plain file and never need it.
 
-Whoever stages something that may need it calls `load` first (I14), for at the commit there may be nothing to load from any
-more: after an upgrade, a chroot, or dropped rights.
+Code that stages something that may need it calls `load` first (I14): at the commit it may be impossible to load anything,
+after an upgrade, a chroot, or dropped rights.
 """
 
 from __future__ import annotations

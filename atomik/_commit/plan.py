@@ -44,7 +44,7 @@ class Needs(NamedTuple):
     """What a commit needs besides its steps.
 
     ``journal``: with its mark, for several steps, or for one that a later check may want undone.  ``lock``: the parents, and
-    every folder that is displaced, for what several steps change must not be seen half done (P6).
+    every folder that is displaced, because readers must not see the change half done (P6).
     """
 
     journal: bool
@@ -136,7 +136,7 @@ class _Model:
             self._exchange(number, operation)
 
     def _make_room(self, number: int, operation: Operation, there: Found | None, new: Found) -> None:
-        """What exists at the destination goes: nowhere, or to the backup's name."""
+        """What exists at the destination is displaced: it is deleted, or gets the backup's name."""
         if there is None:
             return
         _refuse_put(operation, there, new)

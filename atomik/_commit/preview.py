@@ -27,7 +27,7 @@ def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, .
         for place in (*item.places(), item.backup_place):
             if place is not None and place not in found:
                 there = place.status()
-                # A number in the place of the identity: it tells what exists now from what is staged.
+                # A number instead of the identity: it distinguishes what exists now from what is staged.
                 found[place] = None if there is None else Found(kind_of(there.mode), b"%d" % len(found))
     try:
         steps = _plan.plan([_operation(item) for item in items if item.changes], found)

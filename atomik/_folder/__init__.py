@@ -4,6 +4,6 @@
 * `paths`, `resolve`: from a user's path to an open folder, once, and not through another user's trap.
 * `filesystem`, `mounts`: what is known about the filesystem, and whether a mount is in the way.
 
-In go paths, out come descriptors that are never resolved again (I7).  Nothing here knows steps, slots or journals, and
-nothing decides whether a transaction may go on.
+Paths go in, and descriptors come out that are never resolved again (I7).  Nothing here knows about steps, slots or journals,
+or decides whether a transaction may continue.
 """

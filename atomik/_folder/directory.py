@@ -187,7 +187,7 @@ class Directory:
 
     def _close_again(self, fd: int, exc: BaseException) -> None:
         """`exc` came out of close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still
-        leads here, and must not stay open, for it may hold a lock."""
+        leads here, and must not stay open, because it may hold a lock."""
         if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
             return
         try:

@@ -1,8 +1,8 @@
-"""What is known of a mounted filesystem, and remembered by mount.
+"""What is known about a mounted filesystem, remembered by mount.
 
 `of` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses, and is asked again
 each time where that id is missing.  A capability that turns out to be absent (`tmpfile`, `exchange` …) is noted in
-the object, so one mount's poverty never switches a feature off for another.
+the object, so a feature that one mount lacks is never switched off for another.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def has_one_log(fs: Filesystem, fd: int, dev: int) -> bool:
 
 
 def _has_journal(dev: int) -> bool:
-    """Whether jbd2 keeps a journal on the device; no where /sys and /proc do not tell."""
+    """Whether jbd2 keeps a journal on the device; no if /sys and /proc do not say."""
     port = kernel.port
     try:
         device = port.readlink(f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}").rpartition("/")[2]

@@ -2,30 +2,30 @@
 
 `lock`, `try_lock` and `unlock` are methods of `Directory`; they live here because locks are a subject of their own::
 
-    folder.lock(60.0)                        # exclusive; LockTimeoutError after 60 s, None waits for ever
+    folder.lock(60.0)                        # exclusive; LockTimeoutError after 60 s, None waits as long as it takes
     folder.lock(60.0, deadline, shared=True) # several folders that share the time: deadline = deadline_of(60.0)
     folder.try_lock(shared=True)             # only if that needs no waiting
     folder.unlock()
 
 **Waiting for oneself.**  flock(2) belongs to the open file description, so a thread that opens a folder twice can wait
 for its own lock: a signal handler that publishes while its own thread commits, or a publication inside ``reading`` of the
-same folder.  A table of all locks that this process holds, with the thread that took each, finds that out at once
-(EDEADLK).  The limit: a lock that one thread takes and another gives back counts for the one that took it.
+same folder.  A table of all locks that this process holds, with the thread that took each, detects that at once
+(EDEADLK).  The limit: a lock that one thread takes and another releases counts for the one that took it.
 
 **Fairness.**  flock(2) has no queue.  A writer that waits takes a *ticket*, the moment at which it came, and announces it
 (`Kernel.announce_writer`); the sign goes with its descriptor, however it dies.
 
 * A writer leaves a free lock to those with an earlier ticket, and one that comes while others wait gets in line.  The first
-  in line looks often, the others the less often the more are before them.  One whose turn has come and who does not
-  take it (it was stopped, or is no atomik: whoever may read the folder can announce itself) is passed over after
-  `PATIENCE` seconds, and from then on by this process.
+  in line checks often; the others check less often, the more are before them.  If a writer does not take its turn (it was
+  stopped, or is not atomik: everyone who may read the folder can announce a ticket), it is passed over after `PATIENCE`
+  seconds, and from then on by this process.
 * A reader that comes later gives way, until a writer had its turn or `GIVE_WAY` is over (the reader may be one for whose end
   the writer waits).
 
-Where tickets cannot be announced (NFS, Linux before 3.15), everybody is first in line, and luck decides.
+Where tickets cannot be announced (NFS, Linux before 3.15), every writer is first in line, and luck decides.
 
 **Time** is CLOCK_MONOTONIC, read by clock_gettime(2): libraries that freeze time for tests patch `time.monotonic` in every
-module.  Where even that clock stands still, the time slept counts.
+module.  If even that clock stops, the time slept counts.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *
     """Take the folder's lock within `timeout` seconds, or before `deadline` when several folders share the time; None
     waits for ever.
 
-    Raises `LockTimeoutError`: ETIMEDOUT when somebody else held it all the time, EDEADLK at once when this thread does.
+    Raises `LockTimeoutError`: ETIMEDOUT if another holder kept it all the time, EDEADLK at once if this thread holds it.
     """
     deadline = deadline_of(timeout) if deadline is None else deadline
     if not shared:

@@ -1,7 +1,7 @@
 """Is there a mount in a folder that is about to be displaced, copied or deleted?
 
-A folder with a mount inside cannot be renamed away (EBUSY in this namespace), and what is mounted there belongs to
-somebody else.  The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)), tells before anything is touched.
+A folder with a mount inside cannot be renamed away (EBUSY in this namespace), and what is mounted there is not part of it.
+The table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)), shows that before anything is touched.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def has_foreign_mount(place: Place, otherwise: Callable[[], str | None] | None =
 def mount_at_or_below(
     directory: Directory, name: str = "", otherwise: Callable[[], str | None] | None = None
 ) -> str | None:
-    """The same for a name in a folder, or for what lies below the folder itself when there is no name."""
+    """The same for a name in a folder, or, without a name, for what is below the folder itself."""
     try:
         here = os.fsencode(directory.real_path())
         table = _mount_table()

@@ -1,11 +1,11 @@
-"""A pin: the sign that somebody reads a folder, and goes on reading it when it has been replaced.
+"""A pin: the sign that a reader uses a folder, and keeps using it after it has been replaced.
 
 ::
 
     pin(folder)          # a held folder; until its last copy of the descriptor is closed
     is_pinned(place)     # asked before a displaced folder is deleted
 
-A pin holds nobody up: publishers exchange the folder as always, and only put off deleting it.  It is a read lock of an open
+A pin delays nobody: publishers exchange the folder as always, and only postpone deleting it.  It is a read lock of an open
 file description on one byte of the folder (fcntl(2), F_OFD_SETLK, Linux 3.15).  Read permission is enough for it, and it is
 independent of flock(2), for which publishers do wait.  A reader checks, after it has pinned the folder, that the folder is
 still in its place: then the publisher, which asks for pins after the exchange, sees this one.
@@ -44,7 +44,7 @@ def pin(folder: Directory) -> None:
 
 
 def is_pinned(place: Place) -> bool:
-    """Whether there is a folder that somebody has pinned.  What this user may not read counts as free."""
+    """Whether there is a folder that is pinned.  What this user may not read counts as not pinned."""
     try:
         fd = kernel.port.open(place.name, _FOLDER, place.fd)
     except OSError as exc:

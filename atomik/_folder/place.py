@@ -1,6 +1,6 @@
 """A name in a held folder, and what can be done with two of them: rename, link, put back.
 
-Answers of the kernel that say "there is no such thing here" are listed here once, for all who fall back:
+Answers of the kernel that say "there is no such thing here" are listed here once, for all fallbacks:
 
 =============  =====================================================================================================
 `NO_FLAG`      renameat2(2) has no flags here: EINVAL of FUSE, NFS and ZFS before 2.2, ENOSYS before Linux 3.15 and of

@@ -1,11 +1,11 @@
 """From a path to an open folder, once, and not through a link that another user has placed as a trap.
 
-A program that writes into a folder in which others may create names can be led elsewhere: they put a symbolic link in
-the place of a folder on the way.  A link that belongs to another user is therefore not followed into a folder of one's
-own; and by root, not into any folder but the link owner's.  Links of root, or one's own, are followed as ever.
+A program that writes into a folder in which others may create names can be redirected: they replace a folder on the path
+by a symbolic link.  Another user's link is therefore not followed into a folder of the present user; and root follows it
+only into a folder of the link's owner.  Links of root, and the user's own, are followed as usual.
 
 The common path has no link in it and costs one call (openat2 with RESOLVE_NO_SYMLINKS, Linux 5.6); the others are
-walked component by component with descriptors, so that what was looked at is what is opened.
+walked component by component with descriptors, so that what was checked is what is opened.
 
 * `open_folder(path)`: a folder, to work in.
 * `open_path_fd(path)`: the same with O_PATH, for which no permission on the folder itself is needed.

@@ -148,7 +148,7 @@ class PrivateFolder:
         return self.parent.child(self.name)
 
     def hand_over(self) -> None:
-        """Its transaction is committed, and somebody else will `dissolve` it, with a descriptor of the parent for that."""
+        """Its transaction is committed; `dissolve` is called later, with a descriptor of the parent for that."""
         self.parent = self.parent.reopened()
 
     def empty(self, progress: Callable[[int], None] | None = None) -> None:
@@ -211,14 +211,14 @@ def remove_empty(parent: Directory, name: str, folder: Directory) -> None:
         except OSError as exc:
             if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST) or not _has_renamed(folder):
                 raise
-        time.sleep(pause)  # until the server hears that the file is closed
+        time.sleep(pause)  # until the server learns that the file is closed
         with kernel.port.scandir(folder.fd) as entries:
             for made in [entry.name for entry in entries if _hidden_names.is_servers(entry.name)]:
                 delete_file(Place(folder, made))
     return kernel.port.rmdir(name, parent.fd)
 
 
-#: seconds between attempts, for a server that has not heard of a close yet
+#: seconds between attempts, for a server that has not processed a close yet
 _PAUSES = (0, 0.01, 0.1, 0.5)
 
 
@@ -231,7 +231,7 @@ def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[
     """Empty a private folder and remove it; False when that must wait because readers have pinned something in it.  Then it
     gets a name by which the next transaction there, and recovery, know that nothing else is in it.
 
-    Raises OSError (ENOTEMPTY when something of somebody else's is inside).
+    Raises OSError (ENOTEMPTY if something else is inside).
     """
     pinned = clear(folder, name, progress, journal=False)
     # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).

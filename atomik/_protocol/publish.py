@@ -10,8 +10,8 @@
   leave a moment without any; a file without flags and links is created by a look and a rename.
 
 What was published is found out by identities, never by the class of an exception (I13): a signal handler may raise
-anything right behind the call.  So whatever arrives here goes on as it is when `is_published` says that the step has
-happened, and the caller undoes it (`undo`).
+anything right behind the call.  So an exception that arrives here is raised unchanged if `is_published` says that the
+step has happened, and the caller undoes it (`undo`).
 """
 
 from __future__ import annotations
@@ -129,8 +129,9 @@ def _announce_file(step: Step) -> None:
 
 
 def _announce(fd: int, name: str) -> None:
-    """link(2) tells watchers CREATE alone, which many of them take for a file that is still being written; opening the
-    name for writing and closing it tells them CLOSE_WRITE (P10).  O_NONBLOCK, for a stranger may have put a FIFO there."""
+    """link(2) gives watchers only CREATE, which many of them take for a file that is still being written; opening the
+    name for writing and closing it gives them CLOSE_WRITE (P10).  O_NONBLOCK, because another user may have put a FIFO
+    there."""
     port = kernel.port
     try:
         fd = port.open(name, _ANNOUNCE, fd)

@@ -77,7 +77,7 @@ class Folder(NamedTuple):
 
     parts: tuple[str, ...]
     identity: bytes
-    #: destinations lie here (it is locked, and holds the journal's well-known name); else it only holds slots
+    #: it has destinations (it is locked, and has the journal's well-known name); else it has only slots
     parent: bool
 
 

@@ -233,7 +233,7 @@ def _holds(place: Place) -> bool:
 
 
 def _owner(folder: Directory) -> str:
-    """Who has the lock, as far as /proc/locks tells: " (process 1234)"."""
+    """The owner of the lock, if /proc/locks says it: " (process 1234)"."""
     where = f"{os.major(folder.dev):02x}:{os.minor(folder.dev):02x}:{folder.ino}"
     try:
         with open("/proc/locks", encoding="ascii") as lines:

@@ -87,7 +87,7 @@ class Step:
         return () if self.op == "exchange" else (self.slot, self.twin("old"), self.twin("new"))
 
     def twins(self) -> Iterator[Place]:
-        """Private names beside the slot, without end, for what is taken away from the destination."""
+        """Private names next to the slot, as many as needed, for what is moved away from the destination."""
         return map(self.twin, itertools.chain(("new",), map("new{}".format, itertools.count(1))))
 
 

@@ -2,7 +2,7 @@
 
 FUSE servers and unknown filesystems may refuse the flags of renameat2, or (worse) ignore them: then an exchange is
 reported as done while it destroyed the target.  Some show two names of one file as two files, and some give a file another
-inode number with another name.  Scratch files in the transaction's private folder tell; the answer is remembered by mount.
+inode number with another name.  Scratch files in the transaction's private folder show it; the answer is remembered by mount.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _DETAILS = {
     "pinned": PINNED,
     "left": "it contains something that is not atomik's, or that is kept",
 }
-#: So many names of a folder are looked through after a commit, for what readers have given up.
+#: How many names of a folder are checked after a commit for versions that readers have released.
 _MANY = 4096
 
 
@@ -221,7 +221,7 @@ def _is_foreign(found: os.stat_result, place: Place, txid: str) -> bool:
     return is_suspect(found, 0) and not as_given(found, place.directory, txid, 0)
 
 
-# --- slots beside the destinations -------------------------------------------------------------------------------------
+# --- slots next to the destinations -------------------------------------------------------------------------------------
 def _remove_slots(directory: Directory, slots: list[tuple[str, str]], timeout: float | None) -> Iterator[Recovered]:
     directory.lock(timeout)  # a one-item writer covers its slot with a shared lock on the folder
     try:

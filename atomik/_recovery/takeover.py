@@ -5,7 +5,7 @@
    coordinator decided to commit a prepared transaction, write the mark instead.  If the transaction was never prepared
    (`DeadTransaction.never_prepared`), nothing was published and there is nothing to undo;
 2. *clean*: the well-known names first, then what the slots hold in every folder, then the private folders with the
-   journal in them.  The journal goes from none of them before everything else is gone from all of them.
+   journal in them.  The journal is removed from none of them before everything else is removed from all of them.
 
 Everything may be repeated, and killed or interrupted at any call: each step checks identities and outcome again.  The
 caller (`unfinished_journal`) holds the journal's lock and those of all parents that were found.
@@ -300,7 +300,7 @@ class DeadTransaction:
             self._remove_private_folders(private_folders, journal=all_gone)
 
     def _remove_private_folders(self, private_folders: list[tuple[Directory, str]], *, journal: bool) -> None:
-        """The journal goes from none of them before everything else is gone from all: after a death it leads to the rest."""
+        """The journal is removed last, from all of them: after another death it leads to the rest."""
         told = bool(self.found)
         for folder, name in private_folders:
             journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, name, journal=False))

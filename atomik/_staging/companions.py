@@ -48,7 +48,7 @@ def checked(also: Iterable[str], options: ItemOptions) -> Sequence[str]:
 
 
 def names_of(also: Iterable[str], name: str, path: str) -> list[str]:
-    """The names that `also` means beside a file `name`, whose path is `path`: "data.shx" of ".shx" beside "data.shp"."""
+    """The names that `also` means for a file `name` with the path `path`: ".shx" for "data.shp" is "data.shx"."""
     names: list[str] = []
     for given in also:
         if "/" in given or given in ("", ".", ".."):
@@ -73,7 +73,7 @@ def is_database(name: str) -> bool:
 
 
 def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
-    """Refuse to publish at `place` while a log with changes for its predecessor lies beside it, unless the same transaction
+    """Refuse to publish at `place` while a log with changes for the old version is next to it, unless the same transaction
     moves or removes that."""
     for log in logs(place.fd, place.name):
         if _untouched(place, log, workspace):
@@ -105,7 +105,7 @@ def _untouched(place: Place, log: str, workspace: Workspace) -> bool:
 
 
 def logs(dir_fd: int, name: str, *, sure: bool = False) -> list[str]:
-    """The names of the logs beside a file that hold changes; `sure`: only those that are a database's without doubt."""
+    """The names of the logs next to a file that hold changes; `sure`: only those that are a database's without doubt."""
     found = []
     for suffix in _LOGS:
         log = name + suffix
@@ -150,7 +150,7 @@ def _refuse(why: str, *paths: str) -> NoReturn:
 
 
 def refuse_open(place: Place, path: str) -> None:
-    """Refuse a file that this process still holds open for writing.  Where /proc does not tell, nothing is known."""
+    """Refuse a file that this process still has open for writing.  Without /proc that is not known."""
     found = place.status()
     if found is None or not kernel.is_file(found.mode):
         return

@@ -1,5 +1,5 @@
 """The rules between the destinations of one transaction: none inside another, all on one filesystem; and what the operations
-so far leave at each name, for each sees what the earlier ones will have done.
+so far leave at each name, because each operation sees the result of the earlier ones.
 
 Folders are told by identity and mount, never by their paths, so two spellings of one folder, or a parent reached through
 a link, are seen.  Not thread-safe by itself: the transaction holds its lock.

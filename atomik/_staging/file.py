@@ -188,10 +188,10 @@ class StagedFile(Item):
         self._name_at(self.workspace.slot(self.stage))
 
     def name_beside(self) -> None:
-        """A name for an unnamed file that is to be exchanged alone.
+        """A name for an unnamed file that will be exchanged alone.
 
         Beside the destination, which is cheapest, while a shared lock on the parent shows that we live; in a private folder
-        where somebody else holds that lock, or where the filesystem has to be tried anyway.
+        where another process holds that lock, or where the filesystem has to be tried anyway.
         """
         parent = self.place.directory
         if self.stage is parent and parent.fs.trusted and not parent.append_only and parent.try_lock(shared=True):

@@ -59,7 +59,7 @@ class _Raw(io.RawIOBase):
 
     #: The layers above ask at every write, and the base class would take longer to answer.
     closed = False
-    #: the mode bits that the file had when somebody first asked for the descriptor, who may change them (fchmod)
+    #: the mode bits of the file when the descriptor was first asked for, which the caller may change (fchmod)
     first_mode: int | None = None
 
     def __init__(self, fd: int, name: str, mode: str) -> None:

@@ -137,7 +137,7 @@ class StagedInPlace(StagedFolder):
         try:
             metadata.apply(fd, source, "all")
             mode = kernel.port.fstat(fd).st_mode
-            if ~mode & stat.S_IRWXU:  # its owner is us, and not that of the folder, who may have no rights there
+            if ~mode & stat.S_IRWXU:  # it belongs to this user, not to the folder's owner, who may have no rights there
                 kernel.port.fchmod(fd, stat.S_IMODE(mode) | stat.S_IRWXU)
         finally:
             kernel.port.close(fd)
@@ -184,7 +184,7 @@ class StagedInPlace(StagedFolder):
             self.look()
         there, new = self.there(), self._new()
         gone = [Place(self.place.directory, name) for name in sorted(there - new.keys())]
-        # What is new comes first and what goes goes last, so that nothing that is referred to is missing in between.
+        # New entries come first and removals last, so that nothing that is referred to is missing in between.
         parts = sorted(new.values(), key=lambda each: each.place.name in there)
         return (*parts, *(Gone.at(place, self, self._options) for place in gone))
 

@@ -237,7 +237,7 @@ class Intake:
         return result
 
     def _take_back(self, item: Item) -> None:
-        """Staging failed, and that is the error to tell: what cannot be removed now, the private folder's end reports."""
+        """Staging failed, and that is the error to raise: what cannot be removed now is reported with the private folder."""
         try:
             item.end(done=False)
             if item.kept is not None:
@@ -304,7 +304,7 @@ class Intake:
 
         return Counting(self.progress, phase)
 
-    # --- what items tell -----------------------------------------------------------------------------------------
+    # --- what items report -----------------------------------------------------------------------------------------
     def sealed(self, item: Item) -> None:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self.heard:

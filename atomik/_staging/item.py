@@ -352,7 +352,7 @@ class Item:
         from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
-        """Refuse what would be mispaired with a file beside the destination; asked when staged, and at the commit."""
+        """Refuse what would not match a file next to the destination; checked when staged, and at the commit."""
 
     # --- the commit ----------------------------------------------------------------------------------------------
     def parts(self, *, locked: bool) -> Sequence[Item]:
@@ -552,7 +552,7 @@ class Item:
             self.finish_slot(self.place)
 
     def finish_slot(self, source: Place | None = None) -> None:
-        """`finish` what was staged, opened anew, by what is at `source`."""
+        """`finish` what was staged, opened again, by what is at `source`."""
         assert self.slot is not None
         self.synced = False
         try:

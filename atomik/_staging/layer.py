@@ -2,7 +2,7 @@
 
 Calling sequence::
 
-    staged = StagedLayer(intake, path)       # makes the layer, in a private folder beside the folder
+    staged = StagedLayer(intake, path)       # makes the layer, in a private folder next to the folder
     staged.begin()                           # from here on, what others change in the folder is a conflict
     …                                        # the program runs
     staged.read()                            # what it changed
@@ -197,7 +197,7 @@ class StagedLayer:
         return self.private.exists("work/index") and self.folder.fs.handle_flags is not None
 
     def _other_names(self) -> list[LayerChange]:
-        """What the program changed or renamed by one of several names goes to the others, too."""
+        """What the program changed or renamed through one of several names applies to the others, too."""
         changed: dict[bytes, LayerChange] = {}
         for change in self.changes:
             new = change.new
@@ -231,7 +231,7 @@ class StagedLayer:
         return True
 
     def _refuse_unclear(self) -> list[LayerChange]:
-        """Without an index, nobody can tell whether the program changed a file with several names, or replaced this one."""
+        """Without an index it is unknown whether the program changed a file with several names, or replaced this one."""
         unclear = set()
         for change in self.changes:
             old = change.old
@@ -488,6 +488,6 @@ def _looks_alike(old: os.stat_result, change: LayerChange) -> bool:
 
 
 def _needs_room(old: os.stat_result, new: os.stat_result | None) -> bool:
-    """Whether what exists must be removed by a step of its own: a folder in the place of anything else, or a device."""
+    """Whether what exists must be removed by a step of its own: a folder instead of anything else, or a device."""
     assert new is not None
     return kernel.is_folder(old.st_mode) != kernel.is_folder(new.st_mode) or kernel.is_device(old.st_mode)

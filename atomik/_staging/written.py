@@ -97,7 +97,7 @@ class Gone(Removal):
         return not getattr(self, "_missing", False)
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        # Asked twice, for a "no such file" may lie.
+        # Asked twice, because a "no such file" may be wrong.
         self._missing = self.expectation is None and not (self.place.status() or self.place.status())
         if self._missing:
             found[self.place] = None

@@ -321,7 +321,7 @@ class Kernel:
     flock = staticmethod(fcntl.flock)
 
     def announce_writer(self, fd: int, ticket: int) -> None:
-        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on one byte of an open folder, which holds nobody up, has nothing
+        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on one byte of an open folder, which delays nobody, has nothing
         to do with flock(2) and goes with the descriptor: a sign for those who ask with `writer_is_waiting` or `earlier`.
         The byte is the `ticket`, a moment; 0 takes the sign away."""
         kind, length = (fcntl.F_RDLCK, 1) if ticket else (fcntl.F_UNLCK, 0)
@@ -332,24 +332,24 @@ class Kernel:
         return self.earlier(fd, 0, 0) is not None
 
     def earlier(self, fd: int, first: int, end: int) -> int | None:
-        """fcntl(2), F_OFD_GETLK: the ticket of somebody else, from `first` on and before `end` (0: no end); as a rule that of
-        the one who came first."""
+        """fcntl(2), F_OFD_GETLK: another writer's ticket, from `first` on and before `end` (0: no end); usually the first
+        writer's."""
         first = max(first, _PINNED + 1)
         return self._locked(fd, first, end and end - first)
 
     def _locked(self, fd: int, first: int, length: int) -> int | None:
-        """The first byte of a read lock of somebody else in that range."""
+        """The first byte of another holder's read lock in that range."""
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, first, length, 0)
         kind, _, at, _, _ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
         return None if kind == fcntl.F_UNLCK else at
 
     def pin(self, fd: int) -> None:
-        """fcntl(2), F_OFD_SETLK: a read lock on an open folder that says "somebody reads this version"; it holds nobody up,
+        """fcntl(2), F_OFD_SETLK: a read lock on an open folder that says "this version is being read"; it delays nobody,
         and goes with the last copy of the descriptor."""
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _PINNED, 1, 0))
 
     def is_pinned(self, fd: int) -> bool:
-        """fcntl(2), F_OFD_GETLK: whether somebody has pinned the folder through another descriptor."""
+        """fcntl(2), F_OFD_GETLK: whether the folder is pinned through another descriptor."""
         return self._locked(fd, _PINNED, 1) is not None
 
     # --- attributes ----------------------------------------------------------------------------------------------
@@ -705,8 +705,8 @@ _MODULE = type(errno)
 
 
 def refuse_fake(path: str | None = None) -> None:
-    """pyfakefs puts objects of its own in the place of the module `os`, everywhere.  Half of our calls would go to its files
-    in memory and half to the real disk, and what is imported meanwhile would keep the fake for ever."""
+    """pyfakefs replaces the module `os` by objects of its own, everywhere.  Half of our calls would go to its files in
+    memory and half to the real disk, and what is imported in that time would keep the fake for ever."""
     if type(os) is not _MODULE:
         text = (
             "a test has replaced the module os by a fake (pyfakefs), but atomik calls the kernel and cannot write to "

@@ -161,7 +161,7 @@ def statx(fd: int, name: bytes, flags: int) -> Status | None:
 
 
 def exists(fd: int, name: bytes) -> bool:
-    """Whether statx(2) finds anything of that name (see `errno` for a no).  What it says goes where nobody reads."""
+    """Whether statx(2) finds anything of that name (see `errno` for a no).  Its result is discarded."""
     return _statx(fd, name, AT_SYMLINK_NOFOLLOW, STATX_IDENTITY, _scratch) == 0
 
 

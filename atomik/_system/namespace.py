@@ -11,7 +11,7 @@ Calling sequence::
         entrance.members()                       # the processes in the namespace
 
 The child reaches both folders from the parent folder, which is held open, and compares their identities with those that are
-known: a path that somebody else changed leads to a refusal, never to another folder.  All mounts are made by descriptor.
+known: a path that another process changed leads to a refusal, never to another folder.  All mounts are made by descriptor.
 
 Root makes a mount namespace alone.  Everybody else gets a user namespace with it, in which the user and group are mapped to
 themselves; exec(2) then drops the capabilities that came with it.
@@ -55,7 +55,7 @@ class Overlay(NamedTuple):
 class View(NamedTuple):
     """What a child is to see.
 
-    ``parent_fd``: the folder that holds both.  ``source`` (a path below it) is shown in the place of ``target``, another;
+    ``parent_fd``: the folder that holds both.  ``source`` (a path below it) is shown instead of ``target``, another;
     with ``overlay`` it is the upper layer, and the target shows through.  ``shown``, ``hidden``: their (st_dev, st_ino).
     ``cwd``: the absolute path of the working folder; "" is the folder that holds both.
     """
@@ -217,7 +217,7 @@ class Entrance:
             os.close(fd)
 
     def try_it(self, action: Callable[[], None] = lambda: None) -> Answer | None:
-        """Enter in a child that runs no program; it calls `action`, and nobody is told what that raises."""
+        """Enter in a child that runs no program; it calls `action`, and what that raises is not reported."""
         child = os.fork()
         if child == 0:
             try:

@@ -99,7 +99,7 @@ def _name(entry: tuple[str, object]) -> str:
 
 
 def _entry(name: str, found: os.stat_result | None, inodes: bool) -> bytes:
-    """What an entry of a folder counts for; of a folder only the name does, for the rest is in its own value."""
+    """What an entry of a folder counts for; of a folder only the name does, because the rest is in its own value."""
     if found is None:
         return os.fsencode(name) + b"/\0"
     inode = found.st_ino if inodes else 0

@@ -23,7 +23,7 @@ fails (EIO, EROFS …) is an error like any other.  Limits, on purpose:
 * an object that would stay more open than the old one (the filesystem refuses fchmod) is an `AccessDeniedError`;
 * ``security.capability``, ``security.ima`` and ``security.evm`` vouch for the old content and are not put on other
   content (xattr(7), capabilities(7));
-* attributes of inodes that are no xattrs (chattr(1), project quotas) are not seen.
+* attributes of inodes that are not xattrs (chattr(1), project quotas) are not seen.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ one by one, writeback started before          16        16        252       671
 
 With 10 files threads cost more than they save (6 ms to 4 on ext4), with 30 they are level, with 100 they save a fifth.
 
-No fsync is ever repeated (I9): the kernel reports a failed writeback once, and a second fsync would say that all is well.
+No fsync is ever repeated (I9): the kernel reports a failed writeback only once, and a second fsync would seem to succeed.
 
 ``progress`` is called with the number of objects synced since the last call.
 """

@@ -9,7 +9,7 @@ Calling sequence::
 
 A `TreeWalk` remembers every level from the top, but holds only the deepest `HELD` of them open, so the depth of a tree
 costs memory and no descriptors.  A level that was let go is opened again as the ".." of the level below it and must
-then be the same folder on the same mount; if somebody moved it meanwhile this is a `ConflictError`, and nothing is
+then be the same folder on the same mount; if it was moved in the meantime that is a `ConflictError`, and nothing is
 touched wherever ".." leads now.
 
 ``loosen`` is for trees that are ours to change: a folder that its owner may not read, search or write gets these

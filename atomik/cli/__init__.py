@@ -1,8 +1,8 @@
-"""The command ``atomik``: `commands` reads the command line, `run` writes outputs, `signals` ends them well, `report` and
-`progress` tell.
+"""The command ``atomik``: `commands` reads the command line, `run` writes outputs, `signals` ends them cleanly, `report` and
+`progress` print.
 
-`main` claims the standard descriptors before anything else is imported.  What comes in is a list of arguments, what goes
-out an exit code; nothing here is for use by other code.
+`main` claims the standard descriptors before anything else is imported.  A list of arguments goes in and an exit
+code comes out; nothing here is for use by other code.
 """
 
 from __future__ import annotations

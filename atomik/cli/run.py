@@ -194,7 +194,7 @@ def _refuse_twice(tx: Transaction) -> None:
 
 
 def _beside(paths: list[tuple[str, str, dict[str, Any]]], staged: list[str]) -> Iterator[tuple[str, str]]:
-    """(name, path to write to) of what may be written beside the staged paths."""
+    """(name, path to write to) of what may be written next to the staged paths."""
     from atomik._staging.companions import names_of
 
     for (_, path, own), place in zip(paths, staged, strict=True):

@@ -3,7 +3,7 @@
 ::
 
     staging        the handler raises `Stopped`; the transaction is aborted
-    the child      the signal goes on to the child; when that is dead the transaction is aborted, whatever its exit code
+    the child      the signal is passed to the child; when that has ended the transaction is aborted, whatever its exit code
     the commit     the handler raises `Stopped`; the core rolls back, or finishes when the commit mark is written
 
 `Stopped` is raised at most once, so that the way back is not interrupted again.  A signal that was ignored when we were

@@ -217,7 +217,7 @@ class Changes:
                 self._own(key)
 
     def _forget(self, path: str) -> None:
-        """A change is void.  What was staged for it goes; what was moved stays removed where it was."""
+        """Cancel a change.  What was staged for it is removed; what was moved stays removed where it was."""
         change = self._changes.pop(path, None)
         if change is not None and not change.moved:
             _delete(change.where)

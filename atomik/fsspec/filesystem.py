@@ -17,7 +17,7 @@ It is fsspec's own local filesystem, with these differences:
   several paths or of folders, are one atomik transaction;
 * inside ``with fs.transaction`` everything, `mkdir`, `rm` and `mv` too, becomes visible at the end in one atomik
   transaction (with its journal: after a crash, too, all is old or all is new).  Reads through this instance see the
-  new state before (see `view`).  All of it must lie on one filesystem;
+  new state before (see `view`).  All of it must be on one filesystem;
 * names that begin with ``.atomik-`` are not listed: they belong to running transactions.
 
 A method asks for the changes of the running transaction first.  There are none outside a transaction; then it does what
