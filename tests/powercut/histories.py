@@ -101,12 +101,14 @@ class Write:
 
 @define(frozen=True)
 class Fill:
-    """A folder with ``tree`` in it (paths below the folder).  ``copy``: begin with what is there."""
+    """A folder with ``tree`` in it (paths below the folder).  ``copy``: begin with what is there.  ``resume``: what is staged
+    outlives the process."""
 
     path: str
     tree: Tree
     copy: bool = False
     tmp: str | None = None
+    resume: bool = False
 
     def apply(self, tree: Tree) -> Tree:
         base = dict(tree) if self.copy else without(tree, self.path)
@@ -114,10 +116,22 @@ class Fill:
         return {**base, **{f"{self.path}/{name}": node for name, node in self.tree.items()}}
 
     def options(self, root: Path) -> dict[str, Any]:
-        return {"copy": True if self.copy else None, "tmp_dir": None if self.tmp is None else root / self.tmp}
+        options = {"copy": True if self.copy else None, "tmp_dir": None if self.tmp is None else root / self.tmp}
+        return {**options, "resume": True} if self.resume else options
 
     def stage(self, tx: atomik.Transaction, root: Path) -> None:
         plant(tx.folder(root / self.path, **self.options(root)), self.tree)
+
+    def give_up(self, root: Path) -> None:
+        """Look at what was staged, and drop it: it is what was written, as far as that was synced, and nothing else."""
+        with atomik.transaction(overwrite=True) as tx:
+            staged = look(tx.folder(root / self.path, **self.options(root)))
+            for name, node in staged.items():
+                if name not in self.tree or not is_part(node, self.tree[name]):
+                    raise AssertionError(
+                        f"{self.path} goes on with {name}: {brief(node)}, which is not what was staged"
+                    )
+            tx.drop(root / self.path)
 
     def alone(self, root: Path, durable: Any) -> Any:
         with atomik.folder(root / self.path, overwrite=True, durable=durable, **self.options(root)) as new:
@@ -351,6 +365,17 @@ def difference(found: Tree, wanted: Tree) -> str:
         elif found[name] != wanted[name]:
             words.append(f"{name} holds {brief(found[name])} and not {brief(wanted[name])}")
     return "; ".join(words[:6]) or "nothing"
+
+
+def is_part(node: bytes | str | None, wanted: bytes | str | None) -> bool:
+    """Whether a power cut can have left this of what was written and not synced: some of its blocks, and zeros for others."""
+    if not isinstance(node, bytes) or not isinstance(wanted, bytes):
+        return node == wanted
+    blocks = range(0, len(node), 4096)
+    return len(node) <= len(wanted) and all(
+        node[at : at + 4096] in (wanted[at : at + len(node[at : at + 4096])], bytes(len(node[at : at + 4096])))
+        for at in blocks
+    )
 
 
 def brief(node: bytes | str | None) -> str:

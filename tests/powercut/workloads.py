@@ -233,6 +233,10 @@ def _named() -> Iterator[History]:
             yield _history(f"{name}/{how}", Phase((op,), how, alone=True), tmp=("tmp",) if "tmp" in name else ())
         for name, op in ONE_ITEM.items():
             yield _history(f"{name}/{how}", Phase((op,), how))
+        yield _history(f"resume/{how}", Phase((Fill("a/dir", LEAVES, resume=True),), how, alone=True))
+        yield _history(
+            f"resume-group/{how}", Phase((*PAIR, Fill("b/dir", LEAVES, tmp="tmp", resume=True)), how), tmp=("tmp",)
+        )
     yield _history("long-names", Phase(LONG, "fsync"))
     yield from _twice()
     yield from _failing()
