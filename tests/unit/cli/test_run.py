@@ -202,3 +202,30 @@ def test_the_closed_input_is_seen_before_anything_is_staged(folder: Path, monkey
     check: Callable[[list[str]], int] = commands.main
     assert check(["write", "out"]) == 1
     assert os.listdir() == []
+
+
+class TestResume:
+    """``--resume``: what a program wrote outlives it, and us."""
+
+    def test_the_next_run_goes_on(self, folder: Path) -> None:
+        """At the same paths, and told so in the environment; `recover` lists what waits, and ``--discard`` deletes it."""
+        script = 'echo "$ATOMIK_RESUMED_1$ATOMIK_RESUMED_2" "$1" "$2"; echo x >> "$1"; echo x >> "$2/part"; exit $3'
+        outputs = ["--resume", "--file", "data", "--folder", "parts"]
+        arguments = ["--", "sh", "-c", script, "sh", "{data}", "{parts}"]
+        failed = call("run", *outputs, *arguments, "3")
+        assert (failed.returncode, os.path.lexists("data")) == (3, False)
+        listed = call("recover", ".")
+        assert (listed.returncode, listed.stdout.count(b"resumable: ")) == (0, 2)
+        done = call("run", *outputs, *arguments, "0")
+        assert done.returncode == 0
+        first, second = failed.stdout.split(), done.stdout.split()
+        assert second == [b"11", *first]
+        assert (Path("data").read_text(), Path("parts/part").read_text()) == ("x\nx\n", "x\nx\n")
+        call("run", "--overwrite", *outputs, *arguments, "3")
+        discarded = call("recover", "--discard", ".")
+        assert (discarded.stdout.count(b"discarded: "), sorted(os.listdir())) == (2, ["data", "parts"])
+
+    def test_not_with_in(self, folder: Path) -> None:
+        Path("site").mkdir()
+        refused = call("run", "--in", "site", "--resume", "--", "true")
+        assert (refused.returncode, b"--resume cannot be combined with --in" in refused.stderr) == (125, True)
