@@ -21,6 +21,8 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
+from atomik._hidden_names import JOURNAL_NAME
+from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._system import kernel
 from atomik._system.namespace import Entrance, Process, View, end_with
 from atomik._tree.changes import Change, changes, manifest
@@ -156,6 +158,7 @@ class Private:
             )
         self._overwrite_changes = overwrite_changes
         refuse_where_impossible(self.path)
+        _recover(self.path, tx._lock_timeout)
         self._kept = None if keep is None else _Kept(keep)
         try:
             with kernel.typed("cannot run a program in the folder", self.path):
@@ -376,6 +379,17 @@ def real_folder(folder: StrPath) -> str:
     if path and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
         path = os.path.realpath(path)
     return path
+
+
+def _recover(path: str, lock_timeout: float | None) -> None:
+    """What a transaction has half done in the folder, dead or alive, must not be what the program sees."""
+    with kernel.typed("cannot run a program in the folder", absolute(path)):
+        folder = Directory.open(path)
+        try:
+            while kernel.port.exists(JOURNAL_NAME, folder.fd):
+                wait_or_recover(folder, lock_timeout)
+        finally:
+            folder.close()
 
 
 def _refuse_fixed(tx: Transaction, path: str) -> None:

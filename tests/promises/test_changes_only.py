@@ -38,7 +38,7 @@ from tests.promises.test_run_in import (  # noqa: F401  fixtures
     wheel,
     why_not,
 )  # fmt: skip
-from tests.support.kernels import every_call
+from tests.support.kernels import Acting, every_call, installed
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
@@ -157,6 +157,27 @@ def test_a_reader_sees_whole_states_only(here: Path) -> None:
         reader.join()
     assert wrong == []
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("changes_only", [False, True], ids=["clone", "changes"])
+def test_the_next_run_sees_no_half(here: Path, changes_only: bool) -> None:
+    """What a run that was killed in its commit left in the folder is brought back before the next program looks."""
+    for name in "abcd":
+        (here / "F" / name).write_text("old\n")
+
+    def die() -> None:
+        kernel = Acting("rename", lambda _: os._exit(0), when=lambda call: "F/c" in str(call))
+        with installed(kernel):
+            changed(here, "for name in a b c d; do echo new > $name; done")
+
+    pid = os.fork()
+    if not pid:
+        die()
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert {(here / "F" / name).read_text() for name in "abcd"} == {"old\n", "new\n"}
+    done = atomik.run_in(here / "F", "cat F/?", shell=True, cwd=here, changes_only=changes_only, capture_output=True)
+    assert done.process.stdout == b"old\n" * 4
 
 
 @pytest.mark.sweep
