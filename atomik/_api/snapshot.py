@@ -124,23 +124,23 @@ def snapshot(folder: StrPath) -> Snapshot:
     ...     model, index = load(path / "model.bin"), load(path / "index.json")
 
     :param folder: a str or path object: a folder that is published as a whole, or a link to one.
-    :returns: a `Snapshot`; ``with`` (or ``async with``) gives a `pathlib.Path` that leads to the version that is there at the
+    :returns: a `Snapshot`; ``with`` (or ``async with``) gives a `pathlib.Path` that leads to the version that exists at the
         beginning of the block, until its end.  It begins with ``/proc/<pid>/fd``, so programs that this process starts can
-        use it as well, even if they close all their descriptors, while this process is in the block.  A program that is to
-        outlive the block gets the descriptor: ``pass_fds=[s.fd]``, and ``/proc/self/fd/<s.fd>`` as the path.
+        use it too, even if they close all their descriptors, while this process is in the block.  For a program that
+        outlives the block, pass the descriptor: ``pass_fds=[s.fd]``, and ``/proc/self/fd/<s.fd>`` as the path.
 
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: the folder cannot
         be opened.
     :raises atomik.errors.UnsupportedFilesystemError: without /proc there is no such path, or a sandbox refuses the lock.
-    :raises atomik.errors.ConflictError: the folder is replaced all the time, between any two system calls.
+    :raises atomik.errors.ConflictError: the folder is replaced again and again, between any two system calls.
 
     Guarantee: a transaction that replaces or removes the folder deletes nothing of that version before the block has ended,
-    also when the reader is another user, who may only read.  It does not wait either: the version is deleted when its last
-    reader is gone, by the next transaction that replaces or removes a folder in the same place, or by `recover`.  The pin
-    goes with the process.
+    even if the reader is another user with only read permission.  It does not wait either: when the last reader has ended,
+    the version is deleted by the next transaction that replaces or removes a folder in the same place, or by `recover`.  The
+    pin ends with the process.
 
-    Limits: what is changed inside the folder is seen, and what other programs delete is gone.  A program that resolves the
-    path (realpath) gets the name that the version has at that moment, at which there may be another one a moment later.
+    Limits: changes inside the folder are visible, and what other programs delete in it is deleted.  A program that resolves
+    the path (realpath) gets the name that the version has at that moment; another version may have that name a moment later.
     Other machines do not see the pin on a network filesystem.
 
     Source: fcntl(2), F_OFD_SETLK (Linux 3.15); proc_pid_fd(5).
