@@ -47,7 +47,9 @@ _NAMES = {DEBUG: "debug", INFO: "info", WARNING: "warning"}
 
 def heard(level: int) -> bool:
     """Whether anybody would hear an event of that level."""
-    if "structlog" in _modules and _structlog() is not None:
+    if "structlog" not in _modules and "logging" not in _modules:
+        return False
+    if _structlog() is not None:
         return True
     logger = _logger or _present()
     return logger is not None and logger.isEnabledFor(level) and _has_handler(logger)

@@ -63,8 +63,8 @@ def journal_name(txid: str) -> str:
     return f"{PREFIX}{txid}-journal"
 
 
-def slot_name(txid: str, number: int) -> str:
-    """The name of a slot."""
+def slot_name(txid: str, number: int | str) -> str:
+    """The name of a slot; with ``""`` for its number, what all slots' names begin with."""
     return f"{PREFIX}{txid}-{number}"
 
 

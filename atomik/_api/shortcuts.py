@@ -132,13 +132,8 @@ def transaction(
 
     Source: renameat2(2) (Linux 3.15), fsync(2), syncfs(2) (errors since Linux 5.8), flock(2).
     """
-    kernel.refuse_fake()
-    from atomik._commit.machinery import load
-
-    from .transaction import Transaction
-
-    load()
-    return Transaction(
+    _load_machinery()
+    return (_Transaction or _load())(
         overwrite=overwrite, durable=durable, lock_timeout=lock_timeout, progress=progress, coordinator=coordinator,
         cleanup=cleanup,
     )  # fmt: skip
@@ -579,6 +574,7 @@ def _former_path(options: Any) -> StrPath:
 
 #: Loaded by the first call: `import atomik` costs next to nothing.
 _Transaction: type[Transaction] | None = None
+_loaded = False
 
 
 def _load() -> type[Transaction]:
@@ -592,10 +588,13 @@ def _load() -> type[Transaction]:
 
 def _load_machinery() -> None:
     """The output may need more than one plain file does."""
+    global _loaded  # noqa: PLW0603  once
     kernel.refuse_fake()
-    from atomik._commit.machinery import load
+    if not _loaded:
+        from atomik._commit.machinery import load
 
-    load()
+        load()
+        _loaded = True
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:

@@ -89,10 +89,11 @@ class Transaction:
 
             progress = progress_of(progress)
             self._bar = progress if type(progress) is Bar else None
-        if lock_timeout is not None and not isinstance(lock_timeout, (int, float)):
-            raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
-        if lock_timeout is not None and not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
-            raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
+        if lock_timeout is not None:
+            if not isinstance(lock_timeout, (int, float)):
+                raise TypeError(f"lock_timeout must be a number of seconds or None, not {lock_timeout!r}")
+            if not lock_timeout >= 0:  # NaN neither: no deadline would ever pass
+                raise ValueError(f"lock_timeout is in seconds and cannot be negative: {lock_timeout!r}")
         self._barriers = Barriers(durable)
         self._intake = Intake(self._barriers, overwrite=overwrite, progress=progress)
         self._lock_timeout = lock_timeout
@@ -599,7 +600,7 @@ class Transaction:
         items = intake.items
         for item in items:
             if item.state is not SEALED:
-                item.seal(early=False)
+                item.seal()
         commit = self._commit = Commit(
             intake.workspace, items, self._barriers, self._lock_timeout, intake.progress, heard=intake.heard
         )
@@ -668,14 +669,16 @@ class Transaction:
     def _give_back(self) -> None:
         """Delete what is left, and release everything.  Failures are logged, and listed in the receipt."""
         commit, intake = self._commit, self._intake
-        state = _ABORTED if commit is None else commit.state
+        state, keep = (_ABORTED, False) if commit is None else (commit.state, bool(commit.stranded))
         # A slot may hold an original that only recovery can bring back, or that cannot be put back at all.
-        keep = state is _IN_DOUBT or (commit is not None and (bool(commit.stranded) or commit.pinned))
+        if state is _IN_DOUBT or (commit is not None and commit.pinned):
+            keep = True
+        done = keep or state is _COMMITTED
         failures: list[OSError] = []
         for item in intake.items:
             if item.owner is not None:
                 try:
-                    item.end(done=state is _COMMITTED or keep)
+                    item.end(done=done)
                 except OSError as problem:
                     note_failure(failures, problem)
         if self._later and not keep and commit is not None and commit.displaced_in():

@@ -210,7 +210,7 @@ def _die(places: tuple[tuple[Directory, str], ...]) -> None:
             _file.stage(intake, at.child(name), "wb", None, None, (-1, None, None, None), {}).write(b"new")
         items = intake.ordered()
         for item in items:
-            item.seal(early=False)
+            item.seal()
         commit = Commit(intake.workspace, items, barriers, 1.0, _stop_half_way, heard=False)
         commit.prepare()
     except BaseException as exc:

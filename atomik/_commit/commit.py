@@ -30,7 +30,8 @@ import operator
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
@@ -38,7 +39,7 @@ from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, chmod, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol.locks import close_all, lock_all, unlock_all
-from atomik._protocol.publish import Unnameable, identity_of_new, publish
+from atomik._protocol.publish import Unnameable, check, identity_of_new, publish
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
 from atomik._staging import checks
@@ -49,10 +50,11 @@ from atomik.flags import State
 from . import plan as _plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder
+    from atomik._protocol.records import Folder
     from atomik._staging.item import Found, Item
     from atomik._staging.observe import Digest, Observation
     from atomik._staging.workspace import Workspace
@@ -105,6 +107,8 @@ class Commit:
     _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
     _moved: Sequence[tuple[Place, Place]] = ()
+    #: the modes that new folders get right before their swap, where their slots are in a folder that others can enter
+    _modes: Mapping[Step, int] = MappingProxyType({})
     #: why undoing failed, the first time
     _failure: OSError | None = None
     _recorded: frozenset[bytes] = frozenset()
@@ -177,9 +181,7 @@ class Commit:
         parent = item.place.directory
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
-            from .machinery import wait_or_recover
-
-            wait_or_recover(parent, self.lock_timeout)
+            _machinery().wait_or_recover(parent, self.lock_timeout)
         if not parent.still_there():
             self._refuse_moved(parent)
         if options.if_changed and item.stands_already():
@@ -219,13 +221,16 @@ class Commit:
                 self.steps[0].alone = False
         for slot, beside in self._moved:  # now that a journal records it, because nothing else would
             rename(slot, beside, 0)
-        homes = [made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents]
-        self._syncing(0)
-        # The private folders' own names must be durable too: what is displaced will be in them.
-        fd = None if self._journal is None else self._journal.fd
-        self.barriers.staged(
-            self.items, self._folders() + homes, self.workspace.made_parents, fd, journal_last=not self._moved
-        )
+        if self.barriers.durable:
+            homes = [
+                made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents
+            ]
+            self._syncing(0)
+            # The private folders' own names must be durable too: what is displaced will be in them.
+            fd = None if self._journal is None else self._journal.fd
+            self.barriers.staged(
+                self.items, self._folders() + homes, self.workspace.made_parents, fd, journal_last=not self._moved
+            )
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 
@@ -237,7 +242,7 @@ class Commit:
             self._name(item, item.name_beside)
         alone = not self._locked
         try:
-            self.steps = _plan.plan((item.operation(alone=alone),), found)
+            self.steps = _plan.plan((item.operation(alone=alone),), found, separate=True)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
         self.steps[0].alone = True
@@ -265,8 +270,9 @@ class Commit:
         """Plan; the names at which there are folders now."""
         if any(item.parted for item in self._staged):
             self.items = [part for item in self._staged for part in item.parts(locked=True)]
-        if len(self.items) > MANY:
-            self.workspace.list_names(self._parents, min(len(self.items), LONG))
+        fresh = sum(not item.options.overwrite for item in self.items)
+        if fresh > MANY:
+            self.workspace.list_names(self._parents, min(fresh, LONG))
         for item in self.items:
             if item.options.if_changed:
                 item.stands_already()
@@ -279,7 +285,8 @@ class Commit:
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
         try:
-            return _plan.plan([item.operation(alone=False) for item in items if item.changes], found)
+            operations = (item.operation(alone=False) for item in items if item.changes)
+            return _plan.plan(operations, found, separate=_plan.are_separate(items, found) or None)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
 
@@ -305,7 +312,8 @@ class Commit:
             if first.new is not None:
                 there = slot.status()
                 if there is None or kernel.is_folder(there.mode):
-                    first.mode = set_mode(slot, stat.S_IRWXU)  # taken from others; its owner may rename it
+                    # Taken from others; its owner may rename it.
+                    self._modes = {**self._modes, first: set_mode(slot, stat.S_IRWXU)}
                 self._moved = (*self._moved, (slot, beside))
             items[slot].slot = beside
             for step in steps:
@@ -324,10 +332,8 @@ class Commit:
             if hot is None:
                 break
             # Its owner would hold the lock, so it is dead (or locks another way): recovery finds out, by its own locks.
-            from .machinery import wait_or_recover
-
             self._unlock()
-            wait_or_recover(hot, self.lock_timeout)
+            _machinery().wait_or_recover(hot, self.lock_timeout)
         for parent in self._parents:
             if not parent.still_there():
                 self._refuse_moved(parent)
@@ -367,8 +373,7 @@ class Commit:
         return folders
 
     def _write_journal(self) -> None:
-        from .machinery import journal, records
-
+        journal, records = _machinery().journal, _machinery().records
         self._journal = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         if self.barriers.one_log(private[0].folder):
@@ -381,19 +386,22 @@ class Commit:
 
     def _intent(self, journal: bytes) -> bytearray:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
-        from .machinery import records
-
+        records = _machinery().records
         parents, private = self._parents, list(self.workspace.private_folders.values())
-        parts = {parent: _parts(parent.real_path()) for parent in {*parents, *(made.parent for made in private)}}
-        shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
+        above = {*parents, *(made.parent for made in private)}
+        parts: dict[Directory, list[str]] = {parent: [] for parent in above}
+        if len(above) > 1:  # where they lie to each other
+            parts = {parent: _parts(parent.real_path()) for parent in above}
+            shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
+            parts = {parent: path[shared:] for parent, path in parts.items()}
         number: dict[Directory, int] = {}
-        entries: list[records.Folder] = []
+        entries: list[Folder] = []
         for parent in parents:
             number[parent] = len(entries)
-            entries.append(records.Folder(tuple(parts[parent][shared:]), parent.identity("") or b"", parent=True))
+            entries.append(records.Folder(tuple(parts[parent]), parent.identity("") or b"", parent=True))
         for made in private:
             number[made.folder] = len(entries)
-            below = (*parts[made.parent][shared:], made.name)
+            below = (*parts[made.parent], made.name)
             entries.append(records.Folder(below, made.folder.identity("") or b"", parent=False))
         steps = (
             (
@@ -402,29 +410,36 @@ class Commit:
             )
             for s in self.steps
         )  # fmt: skip
-        return records.encode(self.txid, journal, entries, steps, len(self.steps), self.coordinator)
+        data: bytearray = records.encode(self.txid, journal, entries, steps, len(self.steps), self.coordinator)
+        return data
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
-        heard, progress, total = self._heard, self.progress, len(self.steps)
+        """Swap in a row, and check behind the last, for meanwhile readers see a mixture; where steps share names, behind
+        each."""
+        heard, progress, steps, modes = self._heard, self.progress, self.steps, self._modes
+        apart = len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
         self._visible_from = time.perf_counter()
-        for at, step in enumerate(self.steps):
-            self._begun = at + 1
-            if step.mode is not None:
-                self._set_mode(step.slot, step.mode, step.new)
-            try:
-                publish(step)
-            except errors.ConflictError as conflict:
-                self._explain(conflict, step)
-                raise
+        for at, step in enumerate(steps, 1):
+            self._begun = at
+            if step in modes:
+                self._set_mode(step.slot, modes[step], step.new)
+            self._explained(publish, step)
+            if not apart:
+                self._explained(check, step)
             if heard:
-                self._swapped(step, at)
+                self._swapped(step, at - 1)
             if progress is not None:
-                progress("swapping", at + 1, total)
+                progress("swapping", at, len(steps))
         self.visible = time.perf_counter() - self._visible_from
-        for step in self.steps:
-            if step.mode is not None and self.barriers.durable:
+        for step in steps:
+            if apart:
+                self._explained(check, step)
+            if step in modes and self.barriers.durable:
                 self._set_mode(step.dest, None)
+        self._check_expectations()
+
+    def _check_expectations(self) -> None:
         displaced: dict[Place, Place] | None = None
         for item in self.items:
             expect = item.expectation
@@ -512,12 +527,17 @@ class Commit:
         if why is not None:
             item.conflict(f"not what was expected: {why} at the last moment", place)
 
-    def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
-        """Another program's object came to a name at the last moment: if an expectation was about it, say what differs."""
-        names = (step.dest, step.slot)
-        item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
-        if item is not None and conflict.path is None:
-            item.explain(conflict, item.place)
+    def _explained(self, action: Callable[[Step], None], step: Step) -> None:
+        """Do it.  If somebody else's object came to a name at the last moment, and an expectation was about that name, say
+        what differs."""
+        try:
+            action(step)
+        except errors.ConflictError as conflict:
+            names = (step.dest, step.slot)
+            item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
+            if item is not None and conflict.path is None:
+                item.explain(conflict, item.place)
+            raise
 
     def _displaced_places(self) -> dict[Place, Place]:
         """Where what was at each name before the first step is now: in a slot, or under another name."""
@@ -742,7 +762,7 @@ class Commit:
         journal = self._journal
         if journal is not None:
             if journal.names and (self.stranded or any(item.kept is not None for item in self.items)):
-                self._without_failing(functools.partial(journal.keep, self._home()))
+                self._without_failing(lambda: journal.keep(self._home()))
             self._without_failing(journal.withdraw)
         if self._locked:
             self._unlock()
@@ -762,17 +782,18 @@ class Commit:
         kept = next((item.kept for item in self.items if item.kept is not None), None)
         return kept or next(iter(self.workspace.private_folders.values()))
 
-    def _without_failing(self, action: Callable[[], None], path: str = "") -> None:
+    def _without_failing(self, action: Callable[..., None], *about: Any) -> None:
         """Tried twice, because a failure may have been temporary; then logged, not raised."""
         for last in (False, True):
             try:
-                action()
+                action(*about)
                 return
             except OSError as exc:
                 if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
                     raise
                 if last:
-                    self.failed_cleanup(path or str(self._journal.names[-1] if self._journal else ""), exc)
+                    named = about or (self._journal.names[-1:] if self._journal else ())
+                    self.failed_cleanup(str(getattr(named[0], "path", named[0])) if named else "", exc)
 
     def displaced_in(self) -> set[Directory]:
         """The folders in which folders were displaced, once that is final."""
@@ -795,23 +816,28 @@ class Commit:
             elif step.folder and is_pinned(step.slot):
                 self.pinned = True
             elif not any(step is other for other in self.stranded):
-                self._without_failing(functools.partial(_delete_known, step), str(step.slot))
+                self._without_failing(_delete_known, step.slot, step)
 
     def _remove_unpinned(self, folders: Iterable[Directory]) -> None:
         """Delete what earlier commits displaced there and readers have given up since."""
         for parent in folders:
-            from .machinery import remove_unpinned
-
-            self._without_failing(functools.partial(remove_unpinned, parent), parent.path)
+            self._without_failing(_machinery().remove_unpinned, parent)
 
     def _delete_alone(self, step: Step) -> None:
         """Only files are swapped alone next to their destination, so no folder there is ours."""
         if self.state is not _COMMITTED:
-            places = step.slots() if self._begun else ()
-        else:
-            places = () if step.op == "create" or step.method == RENAME else (step.slot,)
-        for place in places:
-            self._without_failing(functools.partial(_delete_file, place), str(place))
+            for place in step.slots() if self._begun else ():
+                self._without_failing(_delete_file, place)
+        elif step.op != "create" and step.method != RENAME:
+            self._without_failing(_delete_file, step.slot)
+
+
+@functools.cache
+def _machinery() -> Any:
+    """What a journal needs; a function, for the first file of a program needs none of it (see there)."""
+    from . import machinery
+
+    return machinery
 
 
 def _delete_file(place: Place) -> None:
@@ -827,12 +853,12 @@ def _delete_file(place: Place) -> None:
             raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
 
-def _delete_known(step: Step) -> None:
-    found = step.slot.identity()
+def _delete_known(slot: Place, step: Step) -> None:
+    found = slot.identity()
     if found is not None and found in (step.new, step.old):  # I6
         from atomik._tree.delete import delete_tree
 
-        delete_tree(step.slot, known=found)
+        delete_tree(slot, known=found)
 
 
 def _may_hold_original(step: Step) -> bool:

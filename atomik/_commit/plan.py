@@ -59,17 +59,16 @@ def may_go_alone(items: Sequence[Item]) -> bool:
     """Whether this is one output for which one step, with nothing to check or undo after it, is enough."""
     if len(items) != 1:
         return False
-    item, options = items[0], items[0].options
-    special = (
-        not item.changes
-        or item.parted
-        or item.backup
-        or options.allow_gap
-        or item.kind in _OF_TWO_NAMES
-        or item.expectation is not None
-        or item.kept is not None  # a journal says whether its slot holds what was staged or what was displaced
+    item = items[0]
+    return (
+        item.changes
+        and not item.parted
+        and item.backup is None
+        and item.expectation is None
+        and not item.options.allow_gap
+        and item.kind not in _OF_TWO_NAMES
+        and item.kept is None  # a journal says whether its slot holds what was staged or what was displaced
     )
-    return not special
 
 
 def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool) -> Needs:
@@ -78,22 +77,52 @@ def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool
     return Needs(journal, journal or folders_displaced)
 
 
-def plan(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -> list[Step]:
+def plan(
+    operations: Iterable[Operation], found: Mapping[Place, Found | None], *, separate: bool | None = None
+) -> list[Step]:
     """The steps that do what the operations ask for, in order; `found` has what exists at each of their names.
+
+    `separate`: each has a name of its own, and none brings what exists to another name.  Who knows that may say so, and give
+    an iterator: very many operations need not exist at the same time.
 
     Raises `Refusal`.
     """
-    if len(operations) == 1 and operations[0].op == "put" and operations[0].backup is None:
-        operation = operations[0]
-        there, new = found[operation.place], operation.new
-        assert new is not None
-        if there is not None:
-            _refuse_put(operation, there, new)
-        return [_step(operation, operation.place, operation.slot, new, there, fd=operation.fd)]
+    if separate is None:
+        operations = list(operations)
+        separate = _are_separate(operations, found)
+    if separate:
+        steps = [_separate(operation, found[operation.place]) for operation in operations]
+        return sorted(steps, key=_order) if len(steps) > 1 and any(step.order for step in steps) else steps
+    operations = list(operations)
     model = _Model(found)
     for number, operation in enumerate(operations):
         model.apply(number, operation)
     return model.steps(operations)
+
+
+def are_separate(items: Sequence[Item], found: Mapping[Place, Found | None]) -> bool:
+    """Whether this is so of the operations of all of these items, as far as can be told without making them."""
+    return len(found) == len(items) and not any(
+        item.kind in _OF_TWO_NAMES or item.backup is not None or not item.changes for item in items
+    )
+
+
+def _are_separate(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -> bool:
+    if any(
+        operation.op in _OF_TWO_NAMES or (operation.backup is not None and found[operation.place] is not None)
+        for operation in operations
+    ):
+        return False
+    return len(operations) == 1 or len({operation.place for operation in operations}) == len(operations)
+
+
+def _separate(operation: Operation, there: Found | None) -> Step:
+    new = operation.new
+    if new is None and there is None:
+        raise Refusal(operation, operation.place, "missing")
+    if new is not None and there is not None:
+        _refuse_put(operation, there, new)
+    return _step(operation, operation.place, operation.slot, new, there, fd=operation.fd)
 
 
 class _Model:
@@ -106,8 +135,6 @@ class _Model:
         self.last: dict[Place, int] = {}
         #: which operation staged an object
         self.staged: dict[int, Operation] = {}
-        #: every operation has a name of its own, and nothing that exists goes to another name
-        self.simple = True
 
     # --- playing -------------------------------------------------------------------------------------------------
     def apply(self, number: int, operation: Operation) -> None:
@@ -128,7 +155,6 @@ class _Model:
             source = self.now[operation.other]
             if source is None:
                 raise Refusal(operation, operation.other, "missing")
-            self.simple = False
             self._make_room(number, operation, there, source)
             self._set(operation.other, None, number)
             self._set(place, source, number)
@@ -144,12 +170,10 @@ class _Model:
             taken = self.now[operation.backup]
             if taken is not None and (taken.kind == "folder") != (there.kind == "folder"):
                 raise Refusal(operation, operation.backup, "backup", folder_there=taken.kind == "folder")
-            self.simple = False
             self._set(operation.backup, there, number)
 
     def _exchange(self, number: int, operation: Operation) -> None:
         assert operation.other is not None
-        self.simple = False
         first, second = self.now[operation.place], self.now[operation.other]
         if first is None or second is None:
             raise Refusal(operation, operation.place if first is None else operation.other, "missing")
@@ -157,20 +181,12 @@ class _Model:
         self._set(operation.other, first, number)
 
     def _set(self, place: Place, new: Found | None, number: int) -> None:
-        if place in self.last:
-            self.simple = False
         self.now[place] = new
         self.last[place] = number
 
     # --- the net change ------------------------------------------------------------------------------------------
     def steps(self, operations: Sequence[Operation]) -> list[Step]:
         """The steps from what was to what will be."""
-        if self.simple:
-            steps = []
-            for operation in operations:
-                old, new = self.before[operation.place], operation.new
-                steps.append(_step(operation, operation.place, operation.slot, new, old, fd=operation.fd))
-            return sorted(steps, key=_order) if any(step.order for step in steps) else steps
         chains = list(self._chains(operations))
         chains.sort(key=lambda chain: max(step.order for step in chain))
         return [step for chain in chains for step in chain]
@@ -258,15 +274,15 @@ def _step(
     operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = "", fd: int = -1
 ) -> Step:
     """One step; a folder takes part if either object is one."""
-    kind = new.kind if new is not None else old.kind if old is not None else ""
-    if old is not None and old.kind == "folder":
-        kind = "folder"
+    kind, becomes = ("", None) if new is None else new
+    was, before = ("", None) if old is None else old
+    if was == "folder" or not kind:
+        kind = was
     if not op:
         op = "remove" if new is None else "create" if old is None else "replace"
     return Step(
-        op, kind, place, slot, None if new is None else new.identity, None if old is None else old.identity,
-        operation.order, allow_gap=operation.allow_gap, overwriting=operation.overwrite,
-        fd=fd,
+        op, kind, place, slot, becomes, before, operation.order,
+        allow_gap=operation.allow_gap, overwriting=operation.overwrite, fd=fd,
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ class Directory:
     names can be added to it and never taken away (chattr +a).
     """
 
-    __slots__ = ("_found", "_pid", "_token", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key")
+    __slots__ = ("_found", "_pid", "_token", "_way", "dev", "fd", "fs", "ino", "mount", "path", "place_key", "plain")
 
     def __init__(self, path: str, fd: int) -> None:
         self.path, self.fd, self._pid = path, fd, forked.me
@@ -59,6 +59,8 @@ class Directory:
         self._way: tuple[int, str] | None = None
         self._found = found = kernel.port.statx(fd)
         self.place_key = self.dev, self.ino, self.mount = os.makedev(found.major, found.minor), found.ino, found.mount
+        #: nothing about it says who may replace what is in it
+        self.plain = not (found.attributes & _APPEND_ONLY or found.mode & stat.S_ISVTX)
         #: its filesystem
         self.fs = _filesystem.of(fd, found)
 

@@ -62,20 +62,22 @@ def close_all(directories: Iterable[Directory]) -> None:
 
 
 def for_each(directories: Iterable[Directory], action: Callable[[Directory], None]) -> None:
-    """Do it to each of them, last first, even if exceptions arrive; the exception is raised at the end."""
+    """Do it to each of them, last first, even if an exception arrives, and a second one while the first is handled; the
+    exception is raised at the end.  `action` must be harmless when it is repeated."""
     left = list(directories)
     try:
-        while left:
-            action(left[-1])
-            left.pop()
-    except BaseException:
-        if left:  # an interrupt may have come right before the call, so once more; then the others
-            last = left.pop()
-            try:
-                action(last)
-            finally:
-                for_each(left, action)
-        raise
+        try:
+            _each(left, action)
+        finally:
+            _each(left, action)
+    finally:
+        _each(left, action)
+
+
+def _each(left: list[Directory], action: Callable[[Directory], None]) -> None:
+    while left:
+        action(left[-1])
+        left.pop()
 
 
 def _unlock(directory: Directory) -> None:

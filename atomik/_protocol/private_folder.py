@@ -71,7 +71,8 @@ class PrivateFolder:
 
     def _make(self) -> None:
         for _ in range(_ATTEMPTS):
-            self._dissolve(None)  # what an attempt has left that was interrupted
+            if self._tried:
+                self._dissolve(None)  # what an attempt has left that was interrupted
             if self._try_to_make():
                 self.made = True
                 return
@@ -101,8 +102,8 @@ class PrivateFolder:
         except OSError as exc:
             refuse_sandbox(kernel.errno_of(exc), parent.path)
             raise
-        found = parent.stat(name)
-        return found is not None and (found.st_dev, found.st_ino) == folder.key
+        found = Place(parent, name).status()
+        return found is not None and found.place_key == folder.place_key
 
     @property
     def name(self) -> str:

@@ -41,7 +41,7 @@ class Unnameable(Exception):  # noqa: N818  a signal, not an error
 
 
 def publish(step: Step) -> None:
-    """Publish one step by the best method that serves here, and check that it did what it says.
+    """Publish one step by the best method that serves here; `check`, which comes after it, sees that it did what it says.
 
     Raises `FileAlreadyExistsError` or `ConflictError` for a lost race (the destination is as the other left it),
     `UnsupportedFilesystemError` when no method keeps the promise, FileNotFoundError or FileExistsError of a step `alone`
@@ -50,8 +50,8 @@ def publish(step: Step) -> None:
     try:
         if step.fd >= 0 and step.op == "create":
             _name_at_destination(step)
-        else:
-            _by_methods(step)
+        elif not _native(step):
+            _by_links(step)
     except OSError as exc:
         number = kernel.errno_of(exc)
         if number is None or is_published(step):
@@ -65,8 +65,6 @@ def publish(step: Step) -> None:
         if number == errno.EXDEV:
             _cannot_rename(step, exc)
         raise
-    if not step.alone:
-        _check(step)
 
 
 def is_published(step: Step) -> bool:
@@ -99,13 +97,6 @@ def _cannot_rename(step: Step, cause: OSError) -> None:
     raise errors.UnsupportedFilesystemError(
         *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
     ) from cause
-
-
-def _by_methods(step: Step) -> None:
-    fs = step.dest.directory.fs
-    native = fs.exchange if step.op in ("replace", "exchange") else fs.noreplace
-    if native is False or not _native(step):
-        _by_links(step)
 
 
 def _name_at_destination(step: Step) -> None:
@@ -144,13 +135,17 @@ def _announce(fd: int, name: str) -> None:
 
 def _native(step: Step) -> bool:
     """Try renameat2; False when the filesystem does not know the flag."""
-    fs = step.dest.directory.fs
+    op, (directory, name), (home, slot) = step.op, step.dest, step.slot
+    fs = directory.fs
+    exchanges = op in ("replace", "exchange")
+    if (fs.exchange if exchanges else fs.noreplace) is False:
+        return False
     try:
-        if step.op == "create":
-            rename(step.slot, step.dest, kernel.NOREPLACE)
-        elif step.op == "remove":
-            rename(step.dest, step.slot, kernel.NOREPLACE)
-        elif step.op == "exchange":
+        if op == "create":
+            kernel.port.rename(slot, home.fd, name, directory.fd, kernel.NOREPLACE)
+        elif op == "remove":
+            kernel.port.rename(name, directory.fd, slot, home.fd, kernel.NOREPLACE)
+        elif op == "exchange":
             _exchange_two(step)
         else:
             _exchange(step)
@@ -158,7 +153,7 @@ def _native(step: Step) -> bool:
         if kernel.errno_of(exc) not in NO_FLAG or is_published(step):
             raise
         if not fs.trusted:  # else it knows the flag, and this says something about these two names only
-            if step.op in ("replace", "exchange"):
+            if exchanges:
                 fs.exchange = False
             else:
                 fs.noreplace = False
@@ -181,8 +176,9 @@ def _exchange_two(step: Step) -> None:
 
 def _exchange(step: Step) -> None:
     """In this order the last event of the kernel is MOVED_TO of the destination, not MOVED_FROM (P10)."""
+    (directory, name), (home, slot) = step.dest, step.slot
     try:
-        rename(step.dest, step.slot, kernel.EXCHANGE)
+        kernel.port.rename(name, directory.fd, slot, home.fd, kernel.EXCHANGE)
     except OSError as exc:
         if kernel.errno_of(exc) != errno.EXDEV:
             raise
@@ -268,8 +264,11 @@ def _create_with_gap(step: Step) -> None:
         raise
 
 
-def _check(step: Step) -> None:
-    """I4, after the fact: the destination holds the new object and the slot the old one."""
+def check(step: Step) -> None:
+    """I4, after the fact: the destination holds the new object and the slot the old one.
+
+    It may wait until other steps were published, but not until one that has the same slot, or names, was.
+    """
     directory, name = step.dest
     there = identify(directory.fs, directory.fd, name)
     if there != step.new:
@@ -280,7 +279,8 @@ def _check(step: Step) -> None:
         _conflict(step, "someone else replaced the destination right after it was published")
     if step.op == "create" and step.method == RENAMEAT2:
         return  # a rename that arrived has left its slot
-    if step.slot.identity() != step.old:
+    home, slot = step.slot
+    if identify(home.fs, home.fd, slot) != step.old:
         # What we displaced is not what we checked: a lost update.  It is in our slot, so put it back.
         give_back(step)
         _conflict(step, "someone else replaced the destination in the meantime")

@@ -49,12 +49,11 @@ class Step:
     ``op``, ``kind``, ``dest``, ``slot`` and ``order`` as in the journal; ``new`` and ``old`` are identities, None where
     there is nothing, or where one step alone does not need them.  ``fd`` is the new file where it has no name yet.
     ``overwriting``: the caller would not mind that something exists there.  ``alone``: the only step of its commit, so
-    nothing after it can fail and want it undone.  ``mode``: the mode that the new folder gets right before its swap, where
-    its slot is in a folder that others can enter.
+    nothing after it can fail and want it undone.
     """
 
     __slots__ = (
-        "allow_gap", "alone", "dest", "fd", "kind", "method", "mode", "new", "old", "op", "order", "overwriting", "slot",
+        "allow_gap", "alone", "dest", "fd", "kind", "method", "new", "old", "op", "order", "overwriting", "slot",
     )  # fmt: skip
 
     def __init__(
@@ -64,11 +63,10 @@ class Step:
         self.op, self.kind, self.dest, self.slot = op, kind, dest, slot
         self.new, self.old, self.order = new, old, order
         self.allow_gap, self.overwriting, self.fd = allow_gap, overwriting, fd
-        self.method, self.alone, self.mode = "", False, None
+        self.method, self.alone = "", False
 
     method: Method
     alone: bool
-    mode: int | None
 
     def __repr__(self) -> str:
         return f"<Step {self.op} {self.dest}>"

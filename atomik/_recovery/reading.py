@@ -42,12 +42,15 @@ def reading(*folders: str | os.PathLike[str], lock_timeout: float | None = 60.0)
     held: list[Directory] = []
     deadline = deadline_of(lock_timeout)
     try:
-        with kernel.typed("cannot lock for reading", os.fsdecode(folders[0]) if folders else ""):
-            while not _locked(held, folders, lock_timeout, deadline):
-                close_all(held)
-                held.clear()
-        yield
-    finally:
+        try:
+            with kernel.typed("cannot lock for reading", os.fsdecode(folders[0]) if folders else ""):
+                while not _locked(held, folders, lock_timeout, deadline):
+                    close_all(held)
+                    held.clear()
+            yield
+        finally:
+            close_all(held)
+    finally:  # again, for something may have arrived on the way in: no lock waits for the end of a traceback
         close_all(held)
 
 

@@ -84,18 +84,17 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
             return []
         live = _journal.LiveJournal(loaded[0], "", 0)
         try:
-            if _journal.lock(live.fd) and _same(live.fd, place):
-                # Under its lock no other process changes it; what was read before may be older.
-                content = _journal.reread(live.fd, place)
-                if content is None:
-                    return _drop_torn(place, wishes.timeout, deadline)
-                return _take_over(live, content, place, wishes, deadline)
-        finally:
             try:
+                if _journal.lock(live.fd) and _same(live.fd, place):
+                    # Under its lock nobody else changes it; what was read before may be older.
+                    content = _journal.reread(live.fd, place)
+                    if content is None:
+                        return _drop_torn(place, wishes.timeout, deadline)
+                    return _take_over(live, content, place, wishes, deadline)
+            finally:
                 live.close()
-            except BaseException:
-                live.close()  # it came on the way in, and the lock must not wait for the end of the traceback
-                raise
+        finally:  # again, for something may have arrived on the way in: no lock waits for the end of a traceback
+            live.close()
         # Its owner lives, or ended just now.  Is it this very thread, which a signal handler interrupted?
         refuse_own(place.directory, shared=False)
         ask_whether_to_wait()
@@ -186,9 +185,12 @@ def _reached(intent: Intent, found: Place) -> Iterator[list[Directory | None]]:
         _refuse_copy(found, intent.txid, "is about other folders")
     folders: list[Directory | None] = []
     try:
-        folders.extend(_reach(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
-        yield folders
-    finally:
+        try:
+            folders.extend(_reach(start, _way(mine.parts, entry.parts), entry) for entry in intent.folders)
+            yield folders
+        finally:
+            close_all(filter(None, folders))
+    finally:  # again, for something may have arrived on the way in: no lock waits for the end of a traceback
         close_all(filter(None, folders))
 
 

@@ -66,9 +66,8 @@ def _path_of(item: StagedFile | Written, full: str) -> str:
     if item.state is OPEN:
         text = "it is still being written; close it, or leave its block, before it is copied"
         raise errors.TransactionStateError(f"cannot copy {full!r}: {text}")
-    chain: list[
-        Item
-    ] = []  # what overwrites a staged file takes its owner and mode over at the commit: here it is needed now
+    # What overwrites something takes its owner and mode over at the commit: here that is needed now.
+    chain: list[Item] = []
     earlier: Item | Place | None = item
     while isinstance(earlier, Item):
         chain.append(earlier)
@@ -78,6 +77,8 @@ def _path_of(item: StagedFile | Written, full: str) -> str:
             each.name_it()
         if each.follows:
             each._finish_following()
+        else:
+            each._finish_late(each.present())
     return Item.content_path(item)
 
 

@@ -36,16 +36,17 @@ class Entry(NamedTuple):
     origin: Item | Place | None
     #: the folder that it displaces there, and the path by which to name it
     displaces: tuple[int, int] | None = None
-    path: str = ""
+    #: what an earlier operation left there
+    below: Entry | None = None
 
 
 class Destinations:
     """What was taken so far; see the module."""
 
     #: the first one, kept aside until there is a second: most transactions have one
-    _first: tuple[Place, Entry] | None = None
-    #: the names taken in each folder, each with what the operations leave there, in their order
-    _taken: dict[_Key, tuple[Directory, dict[str, list[Entry]]]] = {}  # noqa: RUF012  replaced by `_unfold`
+    _first: tuple[Place, Item | Entry] | None = None
+    #: the names taken in each folder, each with what the operations leave there
+    _taken: dict[_Key, tuple[Directory, dict[str, Item | Entry]]] = {}  # noqa: RUF012  replaced by `_unfold`
     #: the folders in which something of ours is or will be, each with the path that brought it in
     _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
 
@@ -63,13 +64,18 @@ class Destinations:
         if first is not None:
             self._register(*first)
 
+    def forget(self) -> None:
+        """The transaction is over: what leads from here to the items, and from them back, would wait for the collector."""
+        self._first, self._taken = None, Destinations._taken
+
     def last(self, place: Place) -> Entry | None:
         """What the operations so far leave at a name; None where they have not changed it."""
-        if self._taken is Destinations._taken:
-            return None if self._first is None or self._first[0] != place else self._first[1]
-        _, names = self._taken.get(place.directory.place_key) or (None, {})
-        entries = names.get(place.name)
-        return entries[-1] if entries else None
+        first = self._first
+        if first is not None:
+            return _entry(first[1]) if first[0] == place else None
+        taken = self._taken.get(place.directory.place_key)
+        left = None if taken is None else taken[1].get(place.name)
+        return None if left is None else _entry(left)
 
     def leaves(self, place: Place) -> str | None:
         """What the operations so far leave at a name: a kind ("" for one that nobody knows yet), None for nothing, or
@@ -82,45 +88,53 @@ class Destinations:
         entry = self.last(place)
         return place if entry is None else entry.origin
 
-    def register(self, place: Place, entry: Entry) -> None:
-        """Take an operation in, or refuse it: nested, or on a second filesystem."""
+    def register(self, place: Place, new: Item | Entry) -> None:
+        """Take an operation in, or refuse it: nested, or on a second filesystem.  An item that displaces no folder at its own
+        destination says itself what it leaves there: one object less for each of very many."""
         if self._first is None and self._taken is Destinations._taken:
-            self._first = place, entry
+            self._first = place, new
             return
         self._unfold()
-        self._register(place, entry)
+        self._register(place, new)
 
-    def _register(self, place: Place, entry: Entry) -> None:
-        path = entry.path or str(place)
-        directory = place.directory
+    def _register(self, place: Place, new: Item | Entry) -> None:
+        directory, name = place
         taken = self._taken.get(directory.place_key)
-        if taken is None:
+        if taken is None or self._displaced or type(new) is Entry:
+            taken = self._admit(place, _entry(new))
+        below = taken[1].get(name)
+        taken[1][name] = new if below is None else _entry(new)._replace(below=_entry(below))
+
+    def _admit(self, place: Place, entry: Entry) -> tuple[Directory, dict[str, Item | Entry]]:
+        """The names that are taken in the folder, once nothing speaks against one more."""
+        directory = place.directory
+        path = entry.item.path if place == entry.item.place else str(place)
+        if directory.place_key not in self._taken:
             self._same_filesystem(directory, path)
         self._not_nested(directory, path, entry.displaces)
-        if taken is None:
-            taken = self._taken[directory.place_key] = directory, {}
-        taken[1].setdefault(place.name, []).append(entry)
         if entry.displaces is not None:
             self._displaced[entry.displaces] = path
+        return self._taken.setdefault(directory.place_key, (directory, {}))
 
     def unregister(self, place: Place, item: Item) -> None:
         """Take what an item leaves at a name back, if it was registered."""
         self._unfold()
-        key = place.directory.place_key
+        key, name = place.directory.place_key, place.name
         _, names = self._taken.get(key) or (None, {})
-        entries = names.get(place.name, [])
-        mine = [entry for entry in entries if entry.item is item]
-        if not mine:
-            return
-        names[place.name] = entries = [entry for entry in entries if entry.item is not item]
-        if not entries:
-            del names[place.name]
-        if not names and key not in self._staging:
+        found, left = names.pop(name, None), []
+        entry = None if found is None else _entry(found)
+        while entry is not None:
+            if entry.item is not item:
+                left.append(entry)
+            elif entry.displaces is not None:
+                self._displaced.pop(entry.displaces, None)
+            entry = entry.below
+        below = None
+        for entry in reversed(left):
+            names[name] = below = entry._replace(below=below)
+        if not names and key in self._taken and key not in self._staging:
             del self._taken[key]
             del self._used[key]
-        for entry in mine:
-            if entry.displaces is not None:
-                self._displaced.pop(entry.displaces, None)
 
     def use(self, directory: Directory, path: str) -> None:
         """This folder will contain something of ours, and must not be displaced."""
@@ -183,6 +197,10 @@ class Destinations:
         if chain is None:
             chain = self._chains[key] = frozenset(directory.ancestors())
         return chain
+
+
+def _entry(left: Item | Entry) -> Entry:
+    return left if isinstance(left, Entry) else Entry(left, left.leaves(), left.origin())
 
 
 def _nested(inner: str, outer: str) -> NoReturn:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import IO, TYPE_CHECKING, Any
+import stat
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from atomik import errors
 from atomik._protocol.publish import NO_NAME
@@ -39,15 +40,20 @@ def stage(
             raise ValueError('mode "x" creates and never overwrites; use mode "w" with overwrite=True')
         overwrite = False
     if parsed[2]:
-        _refuse_text_options(*text[1:])
+        if text[1:] != _NO_TEXT:
+            _refuse_text_options(*text[1:])
     elif text[0] == 0:
         raise ValueError("can't have unbuffered text I/O")
     item = intake.add(StagedFile, path, overwrite, tmp_dir, options)
     return intake.open(item, item.open, parsed, text)
 
 
+#: encoding, errors and newline of a binary file: "utf-8" is what nobody need have said
+_NO_TEXT = ("utf-8", None, None)
+
+
 def _refuse_text_options(encoding: str | None, errors: str | None, newline: str | None) -> None:
-    """As `open` does; "utf-8" is the default."""
+    """As `open` does."""
     if encoding is not None and encoding != "utf-8":
         raise ValueError("binary mode doesn't take an encoding argument")
     if errors is not None:
@@ -59,7 +65,7 @@ def _refuse_text_options(encoding: str | None, errors: str | None, newline: str 
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("below", "chosen_mode", "fd", "file_object", "mode", "unnameable")
+    __slots__ = ("chosen_mode", "fd", "file_object", "unnameable")
 
     kind = "file"
 
@@ -68,10 +74,7 @@ class StagedFile(Item):
     ) -> None:
         Item.__init__(self, given, place, stage, workspace, options, order)
         self.fd = -1
-        self.mode = ("w", False, False)
         self.file_object: IO[Any] | None = None
-        #: the layer below a text file, which the user may detach and write to
-        self.below: IO[bytes] | None = None
         #: the mode bits that the user gave it by its descriptor
         self.chosen_mode: int | None = None
         #: it cannot get its only name directly at the destination: that was tried, or watchers would only hear that it was
@@ -80,14 +83,10 @@ class StagedFile(Item):
 
     def open(self, mode: tuple[str, bool, bool], text: tuple[Any, ...]) -> IO[Any]:
         """Make the unnamed file and the file object on it, whose `name` is the item's path."""
-        self.mode = mode
-        self.fd = self._create()
+        self.fd = fd = self._create()
         if mode[0] in "ar":
-            self._copy_present()
-        file_object = file_objects.open_file_object(self.fd, self, self.path, mode, *text)
-        self.file_object = file_object
-        if not mode[2]:
-            self.below = file_object.buffer  # type: ignore[attr-defined]
+            self._copy_present(mode[0])
+        self.file_object = file_object = file_objects.open_file_object(fd, self, self.path, mode, *text)
         return file_object
 
     def _create(self) -> int:
@@ -103,7 +102,8 @@ class StagedFile(Item):
                 if number != errno.EPERM:  # which an immutable folder says too, and that is no word about the others
                     fs.tmpfile = False
             else:
-                fs.tmpfile = True
+                if not fs.tmpfile:
+                    fs.tmpfile = True
                 return fd
         self.slot = slot = self.workspace.slot(stage)
         return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
@@ -114,7 +114,7 @@ class StagedFile(Item):
         if self.chosen_mode is not None and self.options.permissions is None:
             kernel.port.fchmod(fd, self.chosen_mode)
 
-    def _copy_present(self) -> None:
+    def _copy_present(self, mode: str) -> None:
         """Modes "a" and "r+" begin with a copy of what is there."""
         from .observe import look_at
 
@@ -123,7 +123,7 @@ class StagedFile(Item):
             self.expectation = seen
         found = self.place.status()
         if found is None:
-            if self.mode[0] == "a":
+            if mode == "a":
                 return
             text = 'mode "r+" needs an existing file; use mode "w" to create one'
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
@@ -149,7 +149,7 @@ class StagedFile(Item):
         assert file_object is not None
         file_object._item = None  # type: ignore[attr-defined]
         self.file_object = None
-        below, self.below = self.below, None
+        below = file_object._below  # type: ignore[attr-defined]
         if not is_closed(file_object):
             raw: Any = getattr(below or file_object, "raw", file_object)
             if raw.first_mode is not None:
@@ -158,12 +158,38 @@ class StagedFile(Item):
             file_object.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts nevertheless
-        if self.early and self.options is not PLAIN:
-            self.finish(self.fd, self.present())
 
     def _finish_late(self, there: Status | None) -> None:
-        if not self.early and self.options is not PLAIN and self.fd >= 0:
-            self.finish(self.fd, there)
+        options = self.options
+        if options is PLAIN:
+            return
+        set_anyway = options.permissions is not None or self.chosen_mode is not None
+        if set_anyway or (there is not None and options.preserve != "none" and not self._take_over_mode(there)):
+            self.finish_content(there)
+
+    def _take_over_mode(self, old: Status) -> bool:
+        """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
+        more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
+        if old.mode & 0o176000 != stat.S_IFREG:  # no regular file, or set-user-id or set-group-id
+            return False
+        port, fd, (directory, name) = kernel.port, self.fd, self.place
+        try:
+            if port.has_xattrs(name, directory.fd):
+                return False
+            if fd >= 0:
+                new, has_xattrs = port.statx(fd), bool(port.listxattr(fd))
+            else:
+                directory, name = cast("Place", self.slot)
+                new, has_xattrs = port.statx(directory.fd, name), port.has_xattrs(name, directory.fd)
+            if has_xattrs or new.uid != old.uid or new.gid != old.gid or (fd < 0 and new.mode != old.mode):
+                return False
+            if new.mode != old.mode:
+                port.fchmod(fd, old.mode & 0o777)
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return False  # the thorough way finds out what it is
+        return True
 
     def operation(self, *, alone: bool) -> Operation:
         """As for every item; a file published alone may still be without a name, and then nobody asks for its identity."""
@@ -183,9 +209,8 @@ class StagedFile(Item):
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""
-        if self.slot is not None:
-            return
-        self._name_at(self.workspace.slot(self.stage))
+        if self.slot is None:
+            self._name_at(self.workspace.slot(self.stage))
 
     def name_beside(self) -> None:
         """A name for an unnamed file that will be exchanged alone.
@@ -236,14 +261,13 @@ class StagedFile(Item):
         kernel.port.fsync(self.fd)
         return 1
 
-    def finish_slot(self, source: Place | None = None) -> None:
+    def finish_content(self, there: Status | None, source: Place | None = None) -> None:
         """`finish` what was staged, by its own descriptor where that is still open."""
         if self.fd < 0:
-            super().finish_slot(source)
+            super().finish_content(there, source)
         else:
             self.synced = False
-            source = source or self.place
-            self.finish(self.fd, source.status(), source)
+            self.finish(self.fd, there, source)
 
     def _equals_present(self) -> bool:
         if self.fd < 0:

@@ -135,6 +135,9 @@ class _Sealing:
     #: the transaction of the `Output` whose block it was made for
     _transaction: Publishing | None = None
 
+    #: the layer below a text file, which the user may detach and write to
+    _below: IO[bytes] | None = None
+
     #: what closing is without an item
     let_go: ClassVar[Callable[..., None]]
 
@@ -230,6 +233,7 @@ def open_file_object(
     if not binary:
         buffer = (io.BufferedRandom if reads else io.BufferedWriter)(raw, size)
         file_object: Any = StagedText(buffer, encoding, errors, newline, buffering == 1)
+        file_object._below = buffer
         file_object.mode = base + ("+" if readable else "")
     elif buffering:
         file_object = (StagedRandom if reads else StagedWriter)(raw, size)

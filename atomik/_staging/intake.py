@@ -106,10 +106,7 @@ class Intake:
     ) -> _Item:  # fmt: skip
         """Decide early whether the destination can work, and take it in."""
         replaces = self.overwrite if overwrite is None else overwrite
-        if given:
-            options = checked(given, overwrite=bool(replaces))
-        else:
-            options = OVERWRITING if replaces else PLAIN
+        options = checked(given, overwrite=bool(replaces)) if given else OVERWRITING if replaces else PLAIN
         where = full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
             where = full = followed(full)
@@ -141,7 +138,8 @@ class Intake:
         item = kind(as_given, place, stage, workspace, options, given.get("order", 0) if given else 0)
         if prepare is not None:
             prepare(item)
-        before = workspace.destinations.last(place)
+        destinations = workspace.destinations
+        before = destinations.last(place)
         found = None
         if before is None:
             found = item.look()
@@ -151,11 +149,13 @@ class Intake:
         if kind is not StagedFile or companions.is_database(name):
             item.refuse_companions()
         if not item.changes:
-            workspace.destinations.watch(directory, item.path)
+            destinations.watch(directory, full)
             self.items.append(item)
             return item
-        there = found if found is not None and kernel.is_folder(found.mode) else None
-        workspace.destinations.register(place, Entry(item, item.leaves(), item.origin(), key_of(there), as_given or ""))
+        displaced = key_of(found) if found is not None and kernel.is_folder(found.mode) else None
+        destinations.register(
+            place, item if displaced is None else Entry(item, item.leaves(), item.origin(), displaced)
+        )
         if found is not None or options is not PLAIN or not stage.fs.trusted or kind is not StagedFile:
             try:
                 self._check(item, found, before)
@@ -164,17 +164,21 @@ class Intake:
                 raise
         self.items.append(item)
         if self.failed:
-            self.failed.pop(item.path, None)
+            self.failed.pop(full, None)
         return item
 
     def _check(self, item: Item, found: Status | None, before: Entry | None) -> None:
         """What would fail at the commit."""
         item.load()
-        place, stage, path = item.place, item.stage, item.path
-        if found is not None:
+        place, stage = item.place, item.stage
+        directory = place.directory
+        if found is not None and not (
+            directory.plain and found.mount == directory.mount and kernel.is_file(found.mode)
+        ):
+            path = item.path
             checks.refuse_mounts(place, found, path)
-            checks.refuse_append_only(place.directory, path)
-            checks.refuse_sticky(place.directory, found, path)
+            checks.refuse_append_only(directory, path)
+            checks.refuse_sticky(directory, found, path)
         if not stage.fs.trusted:
             self.workspace.try_names(stage)
             checks.refuse_unsupported(item, stage.fs, overwriting=found is not None)
@@ -309,7 +313,7 @@ class Intake:
         """An item is complete.  Keep the number of open descriptors bounded."""
         if self.heard:
             _events.emit(_events.DEBUG, "item.sealed", tx=self.workspace.txid, path=item.path, kind=item.kind)
-        if item.early and isinstance(item, StagedFile):
+        if not self.closed and isinstance(item, StagedFile):
             self._retain(item)
 
     def _retain(self, item: StagedFile) -> None:
@@ -319,7 +323,7 @@ class Intake:
             batch = self._syncs.batch(item)
             with self.lock:
                 self._retained.append(item)
-                if len(self._retained) < RETAINED + batch or self.closed:
+                if len(self._retained) < RETAINED + batch:
                     return
                 oldest, self._retained = self._retained[:batch], self._retained[batch:]
                 for one in oldest:

@@ -7,12 +7,13 @@ The contract, and who calls what::
 
 * *stage* (the module of each kind): the user's turn.  A file has no name of its own then (O_TMPFILE, P7); folders and
   paths lie in the private folder.  Raises what the destination does not allow; the transaction stays usable.
-* *seal* (the user's ``close`` or ``with``, else the commit): the content is complete; owner, mode and attributes get their
-  final values; errors of the last write show here.  A failure discards the item.
+* *seal* (the user's ``close`` or ``with``, else the commit): the content is complete; errors of the last write show here.
+  A failure discards the item.
 * *look* (staging and commit): the destination as it is, or the refusal.
 * *parts* (the commit, under its locks; plan, exists and open without): the items that stand for it, where what changes
   depends on what exists then: a folder that stays, companions.
-* *find*, *operation* (the commit, under its locks): what exists at the names that change, and what is to change.
+* *find*, *operation* (the commit, under its locks): what exists at the names that change, and what is to change.  A file
+  gets its owner, mode and attributes here, what else is staged when it is sealed (and again, if they changed since).
 * *discard*: removes everything of the item; may be called in any state, and repeated.
 * *end* (the transaction, once): releases what the item still holds.
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
@@ -56,6 +58,8 @@ class ItemState(Enum):
     DONE = "done"
     DISCARDED = "discarded"
 
+
+_new = tuple.__new__  # at half the price of calling the class
 
 #: As names of the module: before Python 3.12, to look a member up in its class is a call.
 OPEN, SEALED, DONE, DISCARDED = ItemState
@@ -121,7 +125,7 @@ class Item:
     """
 
     __slots__ = (
-        "backup", "displaces", "early", "expectation", "follows", "found", "given", "kept", "links", "not_preserved",
+        "backup", "displaces", "expectation", "follows", "found", "given", "kept", "links", "not_preserved",
         "options", "order", "owner", "place", "resumed", "slot", "stage", "stamp", "state", "synced", "unchanged",
         "workspace",
     )  # fmt: skip
@@ -170,8 +174,6 @@ class Item:
         self.displaces: Item | Place | None = None
         #: its content is durable already
         self.synced = False
-        #: sealed before the commit, so the destination's metadata may have changed since
-        self.early = False
         #: (inode, change time) of what the metadata was taken from
         self.stamp: tuple[int, int] | None = None
         #: told when the content is complete, and when it was dropped
@@ -186,7 +188,7 @@ class Item:
         return self.given or self.place.directory.child(self.place.name)
 
     # --- life ----------------------------------------------------------------------------------------------------
-    def seal(self, *, early: bool = True) -> None:
+    def seal(self) -> None:
         """Finish the content; idempotent.  A failure discards the item and is raised."""
         owner = self.owner
         if owner is None:
@@ -194,7 +196,6 @@ class Item:
         with owner.lock:
             if self.state is not OPEN:
                 return
-            self.early = early
             try:
                 self._seal()
             except BaseException as exc:
@@ -305,9 +306,13 @@ class Item:
             return None
         if not options.overwrite or expect == "absent":
             checks.refuse_existing(self.path)
-        checks.refuse_other_kind(found.mode, self.step_kind(), self.path)
+        mode = found.mode
+        if self.kind == "file" and kernel.is_file(mode):
+            self.found = "file"
+        else:
+            checks.refuse_other_kind(mode, self.step_kind(), self.path)
+            self.found = kind_of(mode)
         self.links = found.nlink - 1
-        self.found = kind_of(found.mode)
         return found
 
     def conflict(self, text: str, place: Place | None = None) -> NoReturn:
@@ -349,7 +354,8 @@ class Item:
 
     def load(self) -> None:
         """Load now what the commit will need (I14): an upgrade, a chroot or dropped rights in between lose nothing."""
-        from atomik._tree import metadata  # noqa: F401
+        if "atomik._tree.metadata" not in sys.modules:
+            from atomik._tree import metadata  # noqa: F401
 
     def refuse_companions(self) -> None:
         """Refuse what would not match a file next to the destination; checked when staged, and at the commit."""
@@ -371,7 +377,8 @@ class Item:
             found[self.place] = self._find_destination(alone=alone)
         elif self.follows:
             self._finish_following()
-        self.find_backup(found)
+        if self.backup is not None:
+            self.find_backup(found)
 
     def find_backup(self, found: dict[Place, Found | None]) -> None:
         """Add what exists at the name for the previous version."""
@@ -396,7 +403,7 @@ class Item:
             checks.refuse_mounts(place, there, self.path)
         if self.stamp is not None:
             self._refresh(self.stamp)
-        return Found(self.found, None if alone else place.identity())
+        return _new(Found, (self.found, None if alone else identify(directory.fs, directory.fd, name)))
 
     def _finish_following(self) -> None:
         """What an earlier operation leaves at the destination gives its owner and mode, now that it has its own."""
@@ -409,18 +416,21 @@ class Item:
             self.finish_slot(place)
 
     def _finish_late(self, there: Status | None) -> None:
-        """What the commit sealed gets its metadata, now that the destination has been checked."""
+        """The destination has been checked, under the locks: a file gets its metadata now."""
 
     def operation(self, *, alone: bool) -> Operation:
         """What is to change, as the plan takes it; called once the locks are held."""
         slot, options = self.slot, self.options
         assert slot is not None
-        identity = slot.identity()
+        home, name = slot
+        identity = identify(home.fs, home.fd, name)
         if identity is None:
             text = "the staged content was removed from atomik's private folder"
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
+        backup = None if self.backup is None else self.backup_place
+        new = _new(Found, (self.step_kind(), identity))
         return Operation(
-            "put", self.place, slot, Found(self.step_kind(), identity), -1, None, self.backup_place,
+            "put", self.place, slot, new, -1, None, backup,
             options.overwrite, options.allow_gap, self.order, self.any_kind,
         )  # fmt: skip
 
@@ -511,31 +521,10 @@ class Item:
         it will displace, which is at `source` (by default the destination)."""
         options = self.options
         source = source or self.place
-        old = there if options.overwrite and options.preserve != "none" else None
-        if old is not None and (self.early or not self._take_over_mode(fd, old, source)):
+        if there is not None and options.overwrite and options.preserve != "none":
             self._take_over_all(fd, source)
         if options.permissions is not None:
             kernel.port.fchmod(fd, options.permissions)
-
-    def _take_over_mode(self, fd: int, old: Status, source: Place) -> bool:
-        """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
-        more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
-        port = kernel.port
-        if not kernel.is_file(old.mode) or old.mode & 0o6000:
-            return False
-        try:
-            if port.has_xattrs(source.name, source.directory.fd):
-                return False
-            new = port.statx(fd)
-            if new.uid != old.uid or new.gid != old.gid or port.listxattr(fd):
-                return False
-            if new.mode != old.mode:
-                port.fchmod(fd, old.mode & 0o777)
-        except OSError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
-            return False  # the thorough way finds out what it is
-        return True
 
     def _take_over_all(self, fd: int, place: Place) -> None:
         from atomik._tree import metadata
@@ -546,13 +535,18 @@ class Item:
             self.not_preserved = metadata.apply(fd, source, self.options.preserve)
 
     def _refresh(self, stamp: tuple[int, int]) -> None:
-        """The destination's owner or mode changed since the item was sealed: follow that."""
+        """The destination's owner or mode changed since the item got its own: follow that."""
         now = self.place.stat()
         if now is not None and (now.st_ino, now.st_ctime_ns) != stamp:
             self.finish_slot(self.place)
 
     def finish_slot(self, source: Place | None = None) -> None:
-        """`finish` what was staged, opened again, by what is at `source`."""
+        """`finish` what was staged, by what is at `source`."""
+        source = source or self.place
+        self.finish_content(source.status(), source)
+
+    def finish_content(self, there: Status | None, source: Place | None = None) -> None:
+        """`finish` what was staged, opened again."""
         assert self.slot is not None
         self.synced = False
         try:
@@ -562,8 +556,7 @@ class Item:
                 return
             raise
         try:
-            source = source or self.place
-            self.finish(fd, source.status(), source)
+            self.finish(fd, there, source)
         finally:
             kernel.port.close(fd)
 

@@ -146,7 +146,7 @@ class StagedProgram(Written):
             self._refuse_others(work)
             # Listed, and not asked for one by one: a "no such file" may be wrong, and would make us drop what was written.
             for each in self.together:
-                each.seal(early=self.early)
+                each.seal()
             companions.refuse_open(inner, self.path)
             self.take(inner)
         finally:

@@ -31,15 +31,20 @@ if TYPE_CHECKING:
     from atomik._protocol.resumable import Resumable, Settle
 
 
+_new = tuple.__new__  # at half the price of calling the class
+
+
 class Workspace:
     """The shared ground of one transaction; see the module."""
 
     _txid = ""
+    #: what the names of all slots begin with
+    _slots = ""
     _made: Sequence[Place] = ()
     _made_in: Sequence[Directory] = ()
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
+        self._number: Callable[[], int] = itertools.count().__next__
         #: by the place key of the folder in which each lies; resumable ones by their name as well
         self.private_folders: dict[tuple[int | str, ...], PrivateFolder] = {}
         self._by_path: dict[str, Directory] = {}
@@ -62,15 +67,14 @@ class Workspace:
         directory = self._by_path.get(head)
         if directory is None:
             directory = self.directory(head, parents=bool(parents), wanted=None if parents is None else path)
-        return Place(directory, name)
+        return _new(Place, (directory, name))
 
     def directory(self, where: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `where`, opened once per transaction however it is spelled; a relative path is known by its absolute
         one, for the working folder may change, and opened as it is."""
         path = where if where[:1] == "/" else absolute(where)
-        found = self._by_path.get(path)
-        if found is not None:
-            return found
+        if path in self._by_path:
+            return self._by_path[path]
         try:
             folder = Directory.open(where)
         except OSError as exc:
@@ -80,7 +84,9 @@ class Workspace:
             if number != errno.ENOENT:
                 raise errors.system_error(exc, "cannot open the folder", path) from exc
             folder = self._open_missing(path, exc, parents=parents, wanted=wanted and absolute(wanted))
-        self._by_path[path] = held = self.adopt(folder)
+        held = self.adopt(folder)
+        if path != folder.path:
+            self._by_path[path] = held
         return held
 
     def adopt(self, folder: Directory) -> Directory:
@@ -168,8 +174,12 @@ class Workspace:
         refuse_append_only(directory, directory.path)
         # Recorded before it exists, because an interrupt may come right after the call that creates it; one for all threads.
         made = self.private_folders.setdefault(key, PrivateFolder(directory, self.txid))
-        with kernel.typed("cannot stage in the folder", directory.path):
+        try:
             made.make()
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            raise errors.system_error(exc, "cannot stage in the folder", directory.path) from exc
         return made
 
     def resumable(self, directory: Directory, place: Place, settle: Settle, *, durable: bool) -> Resumable:
@@ -192,14 +202,18 @@ class Workspace:
 
     def slot(self, directory: Directory) -> Place:
         """A fresh slot in the private folder of `directory`."""
-        return Place(self.private_folder(directory).folder, self._slot_name())
+        made = self.private_folders.get(directory.place_key)
+        if made is None or not made.made:
+            made = self.private_folder(directory)
+        return self.sibling(made.folder)
 
     def sibling(self, directory: Directory) -> Place:
-        """A new slot next to the destinations, for what may only be renamed within its parent."""
-        return Place(directory, self._slot_name())
+        """A new slot in that very folder: next to the destinations, for what may only be renamed within its parent."""
+        return _new(Place, (directory, f"{self._slots or self._name_slots()}{self._number()}"))
 
-    def _slot_name(self) -> str:
-        return slot_name(self.txid, next(self._numbers))
+    def _name_slots(self) -> str:
+        self._slots = slot_name(self.txid, "")
+        return self._slots
 
     def try_names(self, directory: Directory) -> None:
         """Try what an unknown filesystem does with names, once for each mount."""
@@ -255,6 +269,7 @@ class Workspace:
                 note_failure(failures, exc)
         self._by_key.clear()
         self._by_path.clear()
+        self.destinations.forget()
         self._made_in = ()
         return failures
 

@@ -82,12 +82,8 @@ def libc() -> Any:
     return _c
 
 
+#: ``name.encode(_ENCODING, _ERRORS)`` is what os.fsencode makes of a str, at a third of the time.
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-
-
-def _bytes(name: str) -> bytes:
-    """What os.fsencode makes of a str, at a third of the time."""
-    return name.encode(_ENCODING, _ERRORS)
 
 
 #: How a seccomp filter, or a kernel that is too old, answers a call that it does not let pass.
@@ -402,7 +398,7 @@ class Kernel:
         """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc, else flistxattr(2): whether it has any; of a
         link, the link's own."""
         c = _c or libc()
-        size = c.listxattrat(dir_fd, _bytes(name), c.AT_SYMLINK_NOFOLLOW)
+        size = c.listxattrat(dir_fd, name.encode(_ENCODING, _ERRORS), c.AT_SYMLINK_NOFOLLOW)
         if size < 0:
             if c.errno() not in SANDBOXED:
                 _raise((name,))
@@ -486,14 +482,13 @@ class Kernel:
                 os.close(fresh)
 
     def statx(self, fd: int, name: str = "") -> Status:
-        """statx(2) of an open object, or of a name in an open folder, links not followed; without times (see `libc`).
+        """statx(2) of an open object (AT_EMPTY_PATH), or of a name in an open folder (AT_SYMLINK_NOFOLLOW); without times
+        (see `libc`).
 
         Where a sandbox refuses it, fstatat(2).  Where it has no mount id (before Linux 5.8), name_to_handle_at(2) or
         /proc/self/fdinfo tells it."""
         c = _c or libc()
-        found: Status | None = c.statx(
-            fd, name.encode(_ENCODING, _ERRORS), c.AT_SYMLINK_NOFOLLOW if name else c.AT_EMPTY_PATH
-        )
+        found: Status | None = c.statx(fd, name.encode(_ENCODING, _ERRORS), 0x100 if name else 0x1000)
         if found is not None and found[0] & _MOUNT_TOLD:
             return found
         if found is None:
@@ -524,7 +519,7 @@ class Kernel:
     def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
         """name_to_handle_at(2), unprivileged: type and handle; AT_HANDLE_FID in `flags`."""
         c = _c or libc()
-        found: bytes | None = c.handle(dir_fd, _bytes(name), flags if name else flags | c.AT_EMPTY_PATH)
+        found: bytes | None = c.handle(dir_fd, name.encode(_ENCODING, _ERRORS), flags if name else flags | 0x1000)
         if found is None:
             _raise((name,))
         return found
@@ -535,7 +530,7 @@ class Kernel:
         fd: int = c.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if fd < 0:
             _raise(())
-        if c.inotify_add_watch(fd, _bytes(path), events) < 0:
+        if c.inotify_add_watch(fd, path.encode(_ENCODING, _ERRORS), events) < 0:
             try:
                 _raise((path,))
             finally:
@@ -600,7 +595,7 @@ def _mount_of(fd: int, name: str) -> int | None:
     c = libc()
     flags = 0 if name else c.AT_EMPTY_PATH
     for more in (0, c.AT_HANDLE_FID):
-        found: int | None = c.mount_of(fd, _bytes(name), flags | more)
+        found: int | None = c.mount_of(fd, name.encode(_ENCODING, _ERRORS), flags | more)
         if found is not None:
             return found
     path_fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd) if name else fd
@@ -681,24 +676,13 @@ def install(kernel: Kernel) -> Kernel:
     return before
 
 
-def is_folder(mode: int) -> bool:
-    """Whether a ``st_mode`` is that of a folder."""
-    return _stat.S_ISDIR(mode)
-
-
-def is_file(mode: int) -> bool:
-    """Whether a ``st_mode`` is that of a regular file."""
-    return _stat.S_ISREG(mode)
+#: What a ``st_mode`` is of, in C: for each file it is asked several times.
+is_folder, is_file, is_link = _stat.S_ISDIR, _stat.S_ISREG, _stat.S_ISLNK
 
 
 def is_device(mode: int) -> bool:
     """Whether a ``st_mode`` is that of a block or character device."""
     return _stat.S_ISBLK(mode) or _stat.S_ISCHR(mode)
-
-
-def is_link(mode: int) -> bool:
-    """Whether a ``st_mode`` is that of a symbolic link."""
-    return _stat.S_ISLNK(mode)
 
 
 _MODULE = type(errno)

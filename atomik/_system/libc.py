@@ -138,6 +138,7 @@ class Status(NamedTuple):
 
 #: the fields of ``struct statx`` that are in a `Status`
 _STATX = struct.Struct("=I4xQIIIH2xQ88x8xIIQ")
+_unpack_status = _STATX.unpack_from
 _STATX_SIZE = 256
 # Not the times: when those of a file have been asked for, Linux (6.13) gives it an exact time at its next change, and every
 # later change on the machine a later one.  Where a filesystem lies in an image, that makes the image's inode change with
@@ -155,7 +156,7 @@ def statx(fd: int, name: bytes, flags: int) -> Status | None:
     try:
         if _statx(fd, name, flags, _WANTED, held[1]) < 0:
             return None
-        return _new(Status, _STATX.unpack_from(held[0]))
+        return _new(Status, _unpack_status(held[0]))
     finally:
         _statuses.append(held)
 
@@ -179,6 +180,8 @@ def plain_status(found: os.stat_result) -> Status:
 #: ``struct file_handle`` (handle_bytes, handle_type, f_handle) with room for the largest, and the mount id behind it
 _HANDLE_SIZE = 8 + MAX_HANDLE
 _BYTES = struct.Struct("=I")
+#: where in ``handle_bytes`` all of it is, for it is never more than `MAX_HANDLE`
+_LOW_BYTE = 0 if sys.byteorder == "little" else 3
 
 
 def handle(fd: int, name: bytes, flags: int) -> bytes | None:
@@ -188,11 +191,11 @@ def handle(fd: int, name: bytes, flags: int) -> bytes | None:
     except IndexError:
         held = _buffer(_HANDLE_SIZE + 4, _HANDLE_SIZE)
     memory, at, mount_id = held
+    memory[_LOW_BYTE] = MAX_HANDLE
     try:
-        _BYTES.pack_into(memory, 0, MAX_HANDLE)
         if _name_to_handle_at(fd, name, at, mount_id, flags) < 0:
             return None
-        return bytes(memory[4 : 8 + _BYTES.unpack_from(memory)[0]])
+        return bytes(memory[4 : 8 + memory[_LOW_BYTE]])
     finally:
         _handles.append(held)
 

@@ -154,7 +154,9 @@ def test_replaced_right_after_it_was_published(here: Directory) -> None:
     Path("dest").write_text("old")
     kernel = Acting("rename", Once(lambda: theirs("dest")), after=True)
     with installed(kernel), pytest.raises(errors.ConflictError, match="right after"):
-        _publish.publish(step(here, "replace"))
+        published = step(here, "replace")
+        _publish.publish(published)
+        _publish.check(published)
     assert Path("dest").read_text() == "theirs"
 
 
@@ -165,7 +167,9 @@ def test_replaced_while_a_lower_method_is_at_work(here: Directory) -> None:
     kernel = Acting("link", Once(lambda: theirs("dest")))
     wanted = pytest.raises(errors.ConflictError, match="replaced in the meantime")
     with installed(Poor("noreplace", "exchange")), installed(kernel), wanted:
-        _publish.publish(step(here, "replace"))
+        published = step(here, "replace")
+        _publish.publish(published)
+        _publish.check(published)
     assert Path("dest").read_text() == "theirs"
     assert sorted(os.listdir()) == ["dest", "slot"]
 

@@ -19,7 +19,7 @@ from attrs import define
 from atomik._commit.plan import Needs, Refusal, needs, plan
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
-from atomik._protocol.publish import publish
+from atomik._protocol import publish as _publish
 from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._staging.item import Found, Operation
@@ -394,7 +394,8 @@ def _publish_and_undo(folder: Path, steps: list[Step], wanted: World, what: str)
     recorded = {identity for step in steps for identity in (step.new, step.old) if identity is not None}
     for done in range(len(steps) + 1):
         for step in steps[:done]:
-            publish(step)
+            _publish.publish(step)
+            _publish.check(step)
         if done == len(steps):
             names = {name: found.identity.decode() for name, found in wanted.items() if found and found.identity}
             assert {n.removeprefix("home/"): c for n, c in _seen(folder).items() if n.startswith("home/")} == names, (

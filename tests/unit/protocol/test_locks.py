@@ -112,3 +112,26 @@ def test_an_unlock_that_fails_is_no_error(three: list[Directory]) -> None:
     assert lock_all(three, 0.0) is None
     with installed(Faulty.every("flock", 5)):
         unlock_all(three)
+
+
+def test_two_exceptions_keep_no_lock(three: list[Directory], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second exception, while the first is handled, does not leave a folder open, and the first one's object is alive."""
+    blows = [TimeoutError("first"), KeyboardInterrupt("second")]
+    close = Directory.close
+
+    def struck(self: Directory) -> None:
+        if blows:
+            raise blows.pop(0)
+        close(self)
+
+    assert lock_all(three, 0.0) is None
+    paths = [directory.path for directory in three]
+    monkeypatch.setattr(Directory, "close", struck)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        close_all(three)
+    assert isinstance(caught.value.__context__, TimeoutError)
+    assert [directory.fd for directory in three] == [-1, -1, -1]
+    monkeypatch.undo()
+    again = [Directory.open(path) for path in paths]
+    assert all(free(directory) for directory in again)
+    close_all(again)

@@ -400,6 +400,7 @@ def test_swap_checks_what_it_did(here: Directory, kind: str) -> None:
     kernel = Acting("rename", replace, when=lambda call: kernel.acted == 0)
     with installed(kernel), pytest.raises(errors.ConflictError, match="someone else replaced"):
         _publish.publish(step)
+        _publish.check(step)
     assert (os.listdir("dest") == ["theirs"]) if kind == "folder" else (Path("dest").read_text() == "theirs")
 
 
