@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     Trials = Mapping[str, Outcome]
 
-Holds = Literal["yes", "files", "files and new folders", "new", "one folder", "no", "unknown"]
+Holds = Literal["yes", "files", "files and new folders", "single files", "new", "one folder", "no", "unknown"]
 
 
 @define(frozen=True)
@@ -22,9 +22,10 @@ class Promise:
     """One promise of atomik's, and whether it holds in a folder; in `atomik.Capabilities`.
 
     ``name``: "P1" … "P10".  ``text``: what is promised.  ``holds``: "yes"; "files" (for everything but folders, which
-    are refused); "files and new folders" (it may be impossible to replace a folder that exists); "new" (for what is created,
-    overwriting is refused); "one folder" (for transactions within one folder); "no" (refused beforehand, or not kept);
-    "unknown" (it could not be tried).  ``reason``: why not, or what it rests on; "" where there is nothing to say.
+    are refused); "files and new folders" (it may be impossible to replace a folder that exists); "single files" (for
+    what `atomik.file` and the like write alone; the rest is refused); "new" (for what is created, overwriting is
+    refused); "one folder" (for transactions within one folder); "no" (refused beforehand, or not kept); "unknown" (it
+    could not be tried).  ``reason``: why not, or what it rests on; "" where there is nothing to say.
     """
 
     __module__ = "atomik"
@@ -52,6 +53,8 @@ def _p1(can: Capabilities, trials: Trials) -> Promise:
     text = "a destination is old or new, never missing"
     if failed := _first(trials, "overwrite"):
         return _answer("P1", text, failed, "new" if trials["create"].works else "no")
+    if failed := _first(trials, "remove"):
+        return _answer("P1", text, failed, "single files")
     if can.fixed and can.filesystem != "xfs":
         return Promise("P1", text, "new", can.fixed)
     failed = _first(trials, "create folder", "overwrite folder")
@@ -64,6 +67,8 @@ def _p2(can: Capabilities, trials: Trials) -> Promise:
     text = "without overwrite=True nothing is replaced"
     if failed := _first(trials, "create", "lose the race"):
         return _answer("P2", text, failed)
+    if can.symlinks and (failed := _first(trials, "create symlink")):
+        return _answer("P2", text, failed, "single files")
     reason = "" if can.noreplace is not False else "by link and unlink"
     return _answer(
         "P2", text, _first(trials, "create folder", "lose the race for a folder"), "files", reason
@@ -134,8 +139,8 @@ def _p9(_: Capabilities, trials: Trials) -> Promise:
 #: the trials of what is refused where it cannot be kept (P1 to P4)
 _PROMISED = frozenset(
     {
-        "create", "overwrite", "create folder", "overwrite folder", "lose the race", "lose the race for a folder",
-        "roll back", "recover", "recover two folders",
+        "create", "overwrite", "create symlink", "remove", "create folder", "overwrite folder", "lose the race",
+        "lose the race for a folder", "roll back", "recover", "recover two folders",
     }
 )  # fmt: skip
 

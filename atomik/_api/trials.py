@@ -139,6 +139,21 @@ def _overwrite_folder(fresh: Callable[[], Directory]) -> str:
     return "the old folder is still there" if at.identity("a") == before else ""
 
 
+def _create_symlink(fresh: Callable[[], Directory]) -> str:
+    at = fresh()
+    with _begin(at) as tx:
+        tx.symlink(at.child("a"), "nowhere")
+    return "" if at.exists("a") else "the new link is not there"
+
+
+def _remove(fresh: Callable[[], Directory]) -> str:
+    at = fresh()
+    _put(at, "a", b"old")
+    with _begin(at) as tx:
+        tx.remove(at.child("a"))
+    return "the file is still there" if at.exists("a") else ""
+
+
 def _lose_the_race(fresh: Callable[[], Directory]) -> str:
     """Someone else creates the destination after it was staged."""
     at = fresh()
@@ -312,6 +327,8 @@ def _last_events(fd: int) -> dict[str, int]:
 TRIALS: dict[str, Callable[[Callable[[], Directory]], str]] = {
     "create": _create,
     "overwrite": _overwrite,
+    "create symlink": _create_symlink,
+    "remove": _remove,
     "create folder": _create_folder,
     "overwrite folder": _overwrite_folder,
     "lose the race": _lose_the_race,

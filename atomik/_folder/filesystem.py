@@ -1,13 +1,15 @@
 """What is known about a mounted filesystem, remembered by mount.
 
-`of` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses, and is asked again
-each time where that id is missing.  A capability that turns out to be absent (`tmpfile`, `exchange` …) is noted in
-the object, so a feature that one mount lacks is never switched off for another.
+`of` asks once per mount; the answer is kept under the mount id that Linux 6.8 never reuses.  Where that id is missing, it
+is kept while a folder is open there: a transaction's folders share what the first of them found out.  A capability that
+turns out to be absent (`tmpfile`, `exchange` …) is noted in the object, so a feature that one mount lacks is never switched
+off for another.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from atomik._system import kernel
@@ -75,10 +77,19 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
+#: the same where ids are given to another mount later: while a folder is open, its mount keeps its id
+_open: weakref.WeakValueDictionary[tuple[int, int], Filesystem] = weakref.WeakValueDictionary()
+
+
 def of(fd: int, status: Status) -> Filesystem:
-    """The filesystem of an open folder, remembered by the id of its mount where that is never given to another."""
+    """The filesystem of an open folder, remembered by the id of its mount: for ever where that is never given to another
+    (Linux 6.8), else for as long as a folder is open there."""
     if not status.mask & _UNIQUE:
-        return _ask(fd)
+        key = (status.mount, status.dev)
+        found = _open.get(key)
+        if found is None:
+            found = _open[key] = _ask(fd)
+        return found
     found = _remembered.get(status.mount)
     if found is None:
         found = _remembered[status.mount] = _ask(fd)
@@ -155,3 +166,4 @@ def _waits_for_all_pages(release: str = os.uname().release) -> bool:
 def forget() -> None:
     """Forget all mounts (tests)."""
     _remembered.clear()
+    _open.clear()

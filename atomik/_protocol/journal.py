@@ -107,9 +107,21 @@ class LiveJournal:
 
     def _unlink(self, places: list[Place]) -> None:
         for place in reversed(places):
-            if place.identity() == self.identity:  # I6: only while the name still leads to this journal
+            if self._is_at(place):  # I6: only while the name still leads to this journal
                 kernel.port.unlink(place.name, place.fd)
             self.names.remove(place)
+
+    def _is_at(self, place: Place) -> bool:
+        """Whether the name leads to this journal.  A server may have given it another inode number (rclone, a moment after the
+        rename), but it has no other file with the same content: the transaction's id is in it."""
+        there = place.identity()
+        if there is None or there == self.identity or place.directory.fs.name != "fuse":
+            return there is not None and there == self.identity
+        fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+        try:
+            return kernel.port.pread(fd, self.end, 0) == kernel.port.pread(self.fd, self.end, 0)
+        finally:
+            kernel.port.close(fd)
 
     def close(self) -> None:
         """Close the descriptor, and so let go of its lock."""

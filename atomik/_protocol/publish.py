@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NoReturn
 
 from atomik import errors
 from atomik._folder.directory import identify
 from atomik._folder.mounts import why_exdev
-from atomik._folder.place import NO_FLAG, link, remove_empty, rename
+from atomik._folder.place import NO_FLAG, Place, link, remove_empty, rename
 from atomik._system import kernel
 
 from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
@@ -63,7 +64,7 @@ def publish(step: Step) -> None:
         if number == errno.ENOENT and step.op != "create" and not step.alone and step.dest.identity() is None:
             _conflict(step, "the destination was removed in the meantime")
         if number == errno.EXDEV:
-            _cannot_rename(step, exc)
+            refuse_exdev(step.slot, step.dest, exc)
         raise
 
 
@@ -88,15 +89,14 @@ def lost_race(path: str) -> errors.FileAlreadyExistsError:
     return errors.FileAlreadyExistsError(*errors.os_args(errno.EEXIST, text, path))
 
 
-def _cannot_rename(step: Step, cause: OSError) -> None:
+def refuse_exdev(src: Place, dest: Place, cause: OSError) -> NoReturn:
+    """EXDEV between folders that have been found to be on one mount: refuse what needs both."""
     text = (
-        f"the kernel will not rename it from one folder to another: {why_exdev(step.slot.directory, step.dest.directory)}; "
+        f"the kernel will not rename it from one folder to another: {why_exdev(src.directory, dest.directory)}; "
         "grant LANDLOCK_ACCESS_FS_REFER, mount the overlay with redirect_dir=on, write the files in the folder one by one, "
         "or leave tmp_dir out"
     )
-    raise errors.UnsupportedFilesystemError(
-        *errors.os_args(errno.EXDEV, text, str(step.dest), str(step.slot))
-    ) from cause
+    raise errors.UnsupportedFilesystemError(*errors.os_args(errno.EXDEV, text, str(dest), str(src))) from cause
 
 
 def _name_at_destination(step: Step) -> None:

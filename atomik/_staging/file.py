@@ -8,7 +8,7 @@ import stat
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from atomik import errors
-from atomik._protocol.publish import NO_NAME
+from atomik._protocol.publish import NO_NAME, refuse_exdev
 from atomik._system import kernel
 
 from . import companions, file_objects
@@ -230,7 +230,10 @@ class StagedFile(Item):
         try:
             kernel.port.link_fd(self.fd, name, directory.fd)
         except OSError as exc:
-            if kernel.errno_of(exc) not in NO_NAME:
+            number = kernel.errno_of(exc)
+            if number == errno.EXDEV:
+                refuse_exdev(slot, self.place, exc)
+            if number not in NO_NAME:
                 raise
             self._copy_into(self.workspace.slot(self.stage))
 

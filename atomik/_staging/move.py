@@ -105,6 +105,10 @@ class Move(Item):
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, str(source), self.path)
         if not same_mount(found, source.directory):
             text = "a mount point cannot be moved; unmount it, or move what is in it"
+            if not found.mount:
+                text = (
+                    "nothing here tells whether it is a mount point, which cannot be moved; mount /proc, or allow statx"
+                )
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(source), self.path)
         checks.refuse_sticky(source.directory, found, str(source))
         return found

@@ -49,7 +49,7 @@ class StagedSymlink(Item):
             text = (
                 "the filesystem has no symbolic links (or a sandbox refuses them); write a copy of the target instead"
             )
-            errors.fail(errors.UnsupportedFilesystemError, exc.errno or errno.EPERM, text, self.path)
+            errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, self.path)
         self.seal()
 
     def refuse_companions(self) -> None:

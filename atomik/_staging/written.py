@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.place import rename, set_mode
+from atomik._protocol.publish import refuse_exdev
 from atomik._system import kernel
 
 from .item import Item, Operation, kind_of
@@ -55,7 +56,12 @@ class Written(Item):
 
     def bring(self, written: Place, slot: Place) -> None:
         """Move what was written into its slot."""
-        rename(written, slot, 0)
+        try:
+            rename(written, slot, 0)
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.EXDEV:
+                raise
+            refuse_exdev(slot, self.place, exc)
 
     def complete(self, slot: Place, mode: int | None) -> None:
         """Its final owner, attributes and mode; `mode` is restored where `take` had to change it."""

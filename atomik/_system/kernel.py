@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from .libc import Status
 
+if not hasattr(os, "O_PATH"):
+    raise ImportError("atomik needs os.O_PATH, which this Python does not have (PyPy): use CPython 3.11 or later")
+
 NOREPLACE = 1
 EXCHANGE = 2
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tests.filesystems.cells import Cell
 
 _NEW_FILES = frozenset({"file-new", "file-race", "file-permissions", "path-new"})
-_OLD_FILES = frozenset({"file-overwrite", "file-expect", "file-abandon"})
-_KEEPING = frozenset({"file-append", "file-update", "file-keep"})
+_OLD_FILES = frozenset({"file-overwrite", "file-abandon"})
+_KEEPING = frozenset({"file-append", "file-update", "file-keep", "file-expect"})
 _FILES = frozenset({"transaction-files", "rollback-files", "recover-files"})
 _ALL = frozenset({"transaction-all", "rollback-all", "recover-all"})
 _MOVING = (
@@ -34,12 +34,13 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
     holds = {promise.name: promise.holds for promise in can.promises}
     if can.fixed and scenario in _MOVING:
         return None  # it depends on whose project each object is
-    creates, overwrites = holds["P2"] != "no", holds["P1"] in ("yes", "files", "files and new folders")
+    creates, overwrites = holds["P2"] != "no", holds["P1"] not in ("new", "no", "unknown")
+    names, removes = creates and holds["P2"] != "single files", overwrites and holds["P1"] != "single files"
     undoes, links = holds["P3"] == "yes", bool(can.symlinks)
     here, there = holds["P4"] in ("yes", "one folder"), holds["P4"] == "yes"
     new_folders, old_folders = holds["P2"] == "yes", holds["P1"] == "yes"
     if scenario in _NEW_FILES:
-        return creates
+        return names if scenario == "path-new" else creates
     if scenario in _OLD_FILES:
         return overwrites
     if scenario in _KEEPING:
@@ -56,18 +57,18 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
         "folder-copy": old_folders,
         "folder-new-weaker": True if holds["P4"] != "no" else None,
         "folder-overwrite-weaker": True if old_folders else None,
-        "symlink-new": creates and links,
-        "symlink-overwrite": overwrites and links,
-        "remove-file": True,
+        "symlink-new": names and links,
+        "symlink-overwrite": removes and links,
+        "remove-file": None if not overwrites else removes,
         "remove-folder": True if old_folders else None,
         "move-file": creates and there if can.lies is False else None,
         "move-over": overwrites and undoes and there,
         "move-folder": old_folders and new_folders and there,
-        "transaction-one-folder": creates and here and links,
+        "transaction-one-folder": names and here and links,
         "killed-writing": True,
         "reading": holds["P6"] == "yes",
         "watched": creates and overwrites,
-        "command-line": creates and overwrites,
+        "command-line": names and overwrites,
     }.get(scenario)
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 import atomik
 from atomik import errors
 from atomik._folder.directory import Directory
+from atomik._folder.filesystem import forget
 from atomik._system import kernel
 from tests.filesystems.neighbours import root
+from tests.support import landlock
 from tests.support.inotify import watching
 from tests.support.lab import mounts, servers
 from tests.support.lab.need import need
-from tests.support.state import left_in
+from tests.support.seccomp import needs_seccomp, refuse
+from tests.support.state import in_child, left_in
 
 pytestmark = [pytest.mark.root, pytest.mark.filesystems, root]
 
@@ -63,12 +68,13 @@ def test_a_server_that_renumbers_what_is_renamed() -> None:
         with atomik.file(point / "one", overwrite=True) as f:
             f.write("new")
         assert (point / "one").read_text() == "new"
-        with pytest.raises(errors.UnsupportedFilesystemError, match="new inode numbers"):
+        with pytest.raises(errors.UnsupportedFilesystemError, match="new inode numbers|no hard links"):
             _group(point)
         assert {(point / name).read_text() for name in ("one", "two")} == {"new", "old"}
         assert not left_in(point)
         said = {promise.name: promise.holds for promise in atomik.probe(point).promises}
-        assert (said["P1"], said["P3"], said["P4"], said["P9"]) == ("files", "no", "no", "yes")
+        assert (said["P3"], said["P4"]) == ("no", "no")
+        assert said["P9"] != "no"
 
 
 def _group(point: os.PathLike[str]) -> None:
@@ -186,3 +192,50 @@ def test_nothing_is_left_where_open_files_are_renamed_instead_of_deleted() -> No
                 f.write("never")
                 raise KeyError
             assert not left_in(point)
+
+
+@needs_seccomp
+@pytest.mark.parametrize("name", ["sshfs", "bindfs", "mergerfs"])
+def test_before_linux_6_8(name: str) -> None:
+    """Without mount ids that are never reused, all folders of a transaction share what was found out about their server."""
+    need(servers.missing(name))
+    with servers.serving(name) as point:
+        (point / "one").write_text("old")
+
+        def work() -> str:
+            kernel.libc()
+            refuse(errno.ENOSYS, "statx")
+            return _write(point / "one").method
+
+        assert in_child(work) in ("rename", "link")
+        assert (point / "one").read_text() == "new"
+
+
+@pytest.mark.skipif(landlock.version() < 2, reason="needs Landlock with REFER (Linux 5.19)")
+def test_landlock_lets_single_files_through(tmp_path: Path) -> None:
+    """Without REFER: whatever has to be renamed from one folder to another is refused by name, and the doctor says so."""
+    (tmp_path / "one").write_text("old")
+
+    def update() -> None:
+        with atomik.update(tmp_path / "one") as f:
+            f.write("never")
+
+    def path() -> None:
+        with atomik.path(tmp_path / "two") as name:
+            name.write_text("never")
+
+    def link() -> None:
+        with atomik.transaction() as tx:
+            tx.symlink(tmp_path / "two", "one")
+
+    def work() -> list[str]:
+        forget()
+        landlock.enter(refer=False)
+        _write(tmp_path / "one")
+        for refused in (update, path, link):
+            with pytest.raises(errors.UnsupportedFilesystemError, match="Landlock without REFER"):
+                refused()
+        return [promise.holds for promise in atomik.probe(tmp_path).promises[:4]]
+
+    assert in_child(work) == ["single files", "single files", "new", "no"]
+    assert (os.listdir(tmp_path), (tmp_path / "one").read_text()) == (["one"], "new")
