@@ -239,8 +239,9 @@ def test_a_child_forked_in_a_recovery_keeps_no_lock(folder: Path) -> None:
     try:
         publish(folder, timeout=0.0)
     finally:
-        for child, pipe in children:
+        for _, pipe in children:  # all of them first: the later children hold those of the earlier ones
             os.close(pipe)
+        for child, _ in children:
             os.waitpid(child, 0)
     assert children
 
