@@ -112,7 +112,7 @@ class LiveJournal:
             self.names.remove(place)
 
     def _is_at(self, place: Place) -> bool:
-        """Whether the name leads to this journal.  A server may have given it another inode number (rclone, a moment after the
+        """Whether the name leads to this journal.  A server may give it another inode number (rclone, a moment after the
         rename), but it has no other file with the same content: the transaction's id is in it."""
         there = place.identity()
         if there is None or there == self.identity or place.directory.fs.name != "fuse":
