@@ -46,6 +46,19 @@ def _path() -> None:
         name.write_text("new")
 
 
+def _companions() -> None:
+    with atomik.path("conf2", overwrite=True, also=["conf", "source", "other"]) as name:
+        name.write_text("new")
+        (name.parent / "conf").write_text("new")
+        (name.parent / "other").write_text("new")
+
+
+def _in_place() -> None:
+    with atomik.folder(".", overwrite=True, in_place=True) as new:
+        for name in ("conf", "other"):
+            (new / name).write_text("new")
+
+
 def _move(source: str) -> None:
     with atomik.transaction(overwrite=True) as tx:
         tx.move(source, "conf")
@@ -74,6 +87,8 @@ FILES: dict[str, tuple[bool, Callable[[], object], str]] = {
     "new path": (False, _path, "new"),
     "overwrite": (True, lambda: _write(overwrite=True), "new"),
     "overwrite in a group": (True, _group, "new"),
+    "companion": (True, _companions, "new"),
+    "in a folder that stays": (True, _in_place, "new"),
     "append": (True, lambda: _write(mode="a", overwrite=True), "oldnew"),
     "update": (True, _update, "new"),
     "path": (True, _path, "new"),
