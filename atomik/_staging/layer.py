@@ -69,7 +69,7 @@ class Ready(Written):
         try:
             super().bring(written, slot)
         except OSError as exc:
-            if kernel.errno_of(exc) != errno.EXDEV:  # a btrfs subvolume, or another project id
+            if kernel.errno_of(exc) != errno.EXDEV:  # another project id (xfs, ext4)
                 raise
             from atomik._tree.clone import copy_entry
 
@@ -127,6 +127,9 @@ class StagedLayer:
             found = place.status()
             assert found is not None
             checks.refuse_mounts(place, found, path)
+            if self.folder.dev != place.directory.dev:
+                text = "it is a subvolume, and nothing can be renamed into it from outside; run it without changes_only"
+                errors.fail(errors.UnsupportedFilesystemError, errno.EXDEV, text, path)
             self.slot = workspace.slot(place.directory)
             kernel.port.mkdir(self.slot.name, 0o700, self.slot.fd)
             self.private = Directory.open(self.slot.name, self.slot.fd, follow=False)

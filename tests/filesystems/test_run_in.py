@@ -115,3 +115,17 @@ def test_a_folder_of_a_lower_layer(tmp_path: Path) -> None:
                 atomik.run_in(place.root / "F", command, cwd=place.root / "F", check=True)
                 assert (place.root / "F/a").read_text() == "new\n"
             assert left_in(place.root) == []
+
+
+def test_a_subvolume() -> None:
+    """A folder that is a btrfs subvolume works on a clone; to gather changes is refused before the program runs."""
+    need(mounts.missing("btrfs") or (None if shutil.which("btrfs") else "btrfs-progs is not installed"))
+    with mounts.mounted("btrfs") as place:
+        top = place.folder / "F"
+        subprocess.run(["btrfs", "-q", "subvolume", "create", top], check=True)
+        options: Any = {"cwd": top, "check": True}
+        with pytest.raises(errors.UnsupportedFilesystemError, match="subvolume"):
+            atomik.run_in(top, ["touch", "ran"], changes_only=True, **options)
+        assert os.listdir(top) == []
+        assert atomik.run_in(top, ["touch", "ran"], **options).receipt is not None
+        assert (os.listdir(top), left_in(place.folder)) == (["ran"], [])
