@@ -116,6 +116,8 @@ def parse(name: str) -> tuple[str, str] | None:
     txid, behind, rest = name[len(PREFIX) :].partition("-")
     if not is_txid(txid):
         return None
+    if rest.isdecimal() and rest.isascii() and len(rest) <= 10:
+        return SLOT, txid
     if not behind:
         return PRIVATE_FOLDER, txid
     if rest == "journal":
@@ -127,8 +129,6 @@ def parse(name: str) -> tuple[str, str] | None:
     number, behind, suffix = rest.partition("-")
     if not 1 <= len(number) <= 10 or number.strip(_DIGITS):
         return None
-    if not behind:
-        return SLOT, txid
     if suffix == "kept":
         return KEPT_ORIGINAL, txid
     is_twin = suffix == "old" or (suffix[:3] == "new" and not suffix[3:].strip(_DIGITS))

@@ -167,3 +167,34 @@ def test_descriptors_do_not_grow_with_sealed_files(tmp_path: Path) -> None:
         return now
 
     assert opened(40) == opened(400)
+
+
+def test_swaps_of_a_group_are_nothing_but_renames_in_a_row(tmp_path: Path) -> None:
+    """While readers can see a mixture, nothing else is done: names and identities were prepared, and the checks come behind
+    the last swap."""
+    group([tmp_path], 20, durable=False)
+    names = [name for name, _ in recorded(lambda: group([tmp_path], 20, overwrite=True, durable=False))]
+    first, last = names.index("rename"), len(names) - 1 - names[::-1].index("rename")
+    assert names[first : last + 1] == ["rename"] * 20
+    assert names[last + 1 : last + 41] == ["handle"] * 40  # each destination and each slot (I4)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_transaction_leaves_no_cycle_of_objects(tmp_path: Path, count: int) -> None:
+    """What it held goes with the last reference, and does not wait for the collector."""
+    import gc
+    import weakref
+
+    group([tmp_path], count, overwrite=True, durable=False)
+    gc.collect()
+    gc.disable()
+    try:
+        tx = atomik.transaction(overwrite=True, durable=False)
+        for number in range(count):
+            tx.write_bytes(tmp_path / f"f{number}", b"x")
+        workspace = weakref.ref(tx._intake.workspace)
+        tx.commit()
+        del tx
+        assert workspace() is None
+    finally:
+        gc.enable()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import atomik
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._system import descriptors
-from tests.support.state import in_child
+from atomik._system import descriptors, kernel
+from tests.support.state import in_child, left_in
 
 
 def limited(soft: int, hard: int, work: Callable[[], object]) -> None:
@@ -72,6 +73,7 @@ def test_where_the_hard_limit_is_near(tmp_path: Path) -> None:
 
 def test_a_small_limit_that_is_used_up_by_others(tmp_path: Path) -> None:
     """EMFILE below the number from which atomik looks: the limit is raised all the same."""
+    kernel.libc()  # whose import needs a descriptor
 
     def work() -> None:
         others = []
@@ -100,3 +102,29 @@ def test_a_limit_that_somebody_else_changed_stays(tmp_path: Path) -> None:
         assert soft() == 2048
 
     limited(256, 4096, work)
+
+
+@pytest.mark.parametrize("hard", [128, 1024])
+def test_a_transaction_under_a_limit_of_128(tmp_path: Path, hard: int) -> None:
+    """It works, up to the hard limit; where that is as low, too many folders are a clear error, and nothing is left."""
+
+    def publish(count: int) -> None:
+        top = tmp_path / f"{count}"
+        for number in range(count):
+            (top / str(number)).mkdir(parents=True)
+        with atomik.transaction(durable=False) as tx:
+            for number in range(count):
+                tx.write_bytes(top / str(number) / "f", b"x")
+
+    def work() -> None:
+        publish(40)
+        if hard > 128:
+            publish(200)
+        else:
+            with pytest.raises(errors.AtomikOSError, match=r"too many folders at once.*ulimit -n") as caught:
+                publish(200)
+            assert caught.value.errno == errno.EMFILE
+        assert len(left_in(tmp_path)) == 0
+        assert soft() == 128
+
+    limited(128, hard, work)
