@@ -277,10 +277,7 @@ class _Clone:
             try:
                 self.content.copy(fd, new, found)
                 port.futime(new, (found.st_atime_ns, found.st_mtime_ns))  # while it is ours: later it needs CAP_FOWNER
-                ours = self._owner == (found.st_uid, found.st_gid) and not found.st_mode & _SET_ID
-                if ours and self._is_bare(fd):
-                    port.fchmod(new, stat.S_IMODE(found.st_mode))
-                else:
+                if not self._only_mode(fd, new, found):
                     self._dress_file(fd, new, found, name, new_name)
             finally:
                 port.close(new)
@@ -304,15 +301,19 @@ class _Clone:
                 raise
             return number not in (errno.ENOTSUP, errno.ENOSYS)
 
-    @staticmethod
-    def _is_bare(fd: int) -> bool:
-        """Whether a file has no attributes; where it cannot be asked, the thorough way finds out why."""
+    def _only_mode(self, fd: int, new: int, found: os.stat_result) -> bool:
+        """Set the mode, if nothing else is to be set; False where there is more to it, or it is refused."""
+        if self._owner != (found.st_uid, found.st_gid) or found.st_mode & _SET_ID:
+            return False
         try:
-            return not kernel.port.listxattr(fd)
+            if kernel.port.listxattr(fd):
+                return False
+            kernel.port.fchmod(new, stat.S_IMODE(found.st_mode))
         except OSError as exc:
             if kernel.errno_of(exc) not in REFUSED:
                 raise
             return False
+        return True
 
     def _shared(self, name: str) -> bool:
         """Whether the copy got the file itself; not so one of another user's (fs.protected_hardlinks)."""

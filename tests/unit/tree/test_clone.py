@@ -18,7 +18,9 @@ from atomik._system import kernel as _kernel
 from atomik._tree import delete
 from atomik._tree.clone import clone
 from atomik._tree.content import copy_content
+from atomik._tree.fingerprint import Recorder, fingerprint
 from atomik._tree.walk import HELD
+from tests.support.kernels import Faulty, installed
 from tests.support.lab import linux, namespace
 from tests.support.lab.mounting import attached
 from tests.support.lab.mounts import missing, mounted
@@ -542,3 +544,69 @@ def test_failing_calls(tmp_path: Path, call: str) -> None:
         with kernel(failing), pytest.raises(OSError, match="Input/output error"):
             clone(source, target)
         assert descriptors() == before
+
+
+@pytest.mark.parametrize("inherited", [False, True], ids=["plain", "inherited ACL"])
+def test_files_after_the_first(tmp_path: Path, inherited: bool) -> None:
+    """What a folder's first file shows to be enough for it, the others get more than where they need it."""
+    (tmp_path / "src").mkdir()
+    modes = (0o644, 0o600, 0o444, 0o1644, 0o4755, 0o2755, 0o777, 0o000, 0o644, 0o644)
+    for number, mode in enumerate(modes):
+        (tmp_path / "src" / f"{number}").write_text(str(number))
+        (tmp_path / "src" / f"{number}").chmod(mode)
+    os.setxattr(tmp_path / "src/8", "user.colour", b"red")
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "src/9", 1234, 2345)
+    (tmp_path / "dst").mkdir(mode=0o700)
+    if inherited:  # lets a stranger read and write what is made in there
+        entries = ((1, 7, -1), (2, 6, 1234), (4, 7, -1), (16, 7, -1), (32, 7, -1))
+        acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+        os.setxattr(tmp_path / "dst", DEFAULT_ACL, acl)
+    with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
+        assert clone(source, target) == []
+    assert seen(tmp_path / "dst") == seen(tmp_path / "src")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_a_mode_that_is_refused_later(tmp_path: Path, number: int) -> None:
+    """A filesystem that has one mode for all files: what would be more open than the original is no copy."""
+    (tmp_path / "src").mkdir()
+    for name in "abc":
+        (tmp_path / "src" / name).write_text(name)
+        (tmp_path / "src" / name).chmod(0o400)
+    with installed(Faulty(lambda call: number if call.number == 2 else None, ["fchmod"])) as refusing:
+        assert copy(tmp_path / "src", tmp_path / "dst") == []
+    assert len(refusing.struck) == 1
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "dst").iterdir()} == {0o400}
+
+
+def test_observed_in_the_same_walk(tmp_path: Path) -> None:
+    """What a clone tells of its source is the fingerprint, and the values of the folders in it."""
+    make_rich(tmp_path / "src")
+    (tmp_path / "src/a-b").mkdir()
+    (tmp_path / "src/a").mkdir(exist_ok=True)
+    (tmp_path / "src/a/b").mkdir()
+    (tmp_path / "src/.atomik-0123456789abcdef").mkdir()
+    (tmp_path / "src/.atomik-journal").touch()
+    (tmp_path / "dst").mkdir()
+    folders: dict[str, bytes] = {}
+    with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
+        told = Recorder(source)
+        clone(source, target, seen=told)
+        assert told.value() == fingerprint(source, folders=folders)
+    assert told.folders == folders
+    (tmp_path / "src/.atomik-0123456789abcdef").rmdir()
+    (tmp_path / "src/.atomik-journal").unlink()
+
+
+def test_shared(tmp_path: Path) -> None:
+    """With ``share`` the files are the same ones by second names, and folders are new."""
+    make_rich(tmp_path / "src")
+    (tmp_path / "dst").mkdir()
+    before = seen(tmp_path / "src")
+    with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
+        assert clone(source, target, share=True) == []
+    assert seen(tmp_path / "dst") == before
+    for path in (tmp_path / "dst").rglob("*"):
+        found, other = path.lstat(), (tmp_path / "src" / path.relative_to(tmp_path / "dst")).lstat()
+        assert (found.st_ino == other.st_ino) is not stat.S_ISDIR(found.st_mode), path
