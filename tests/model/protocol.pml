@@ -70,7 +70,8 @@ byte was[NAMES], wanted[NAMES];
 /* --- memory and disk */
 byte name[NAMES], disk[NAMES];
 byte qa[QUEUE], qva[QUEUE], qb[QUEUE], qvb[QUEUE], qn;  /* changes that were not synced, in order: name a becomes va, and b vb */
-bool qren[QUEUE], need[QUEUE];         /* a rename from a to b */
+bool qren[QUEUE];                      /* a rename from a to b */
+byte need[QUEUE];                      /* of a sync: 1 all of the change lasts, 2 the new name does */
 bool lost[32];                         /* objects that are deleted, or whose content was lost */
 bool content[STEPS];                   /* the content of what was staged lasts */
 byte intent, intent_disk;              /* the journal's: 0 not there (or torn), 1 whole */
@@ -107,22 +108,25 @@ inline sync_folder(F)
     do
     :: m < 0 -> break
     :: else ->
-        need[m] = folder_of[qa[m]] == F;
+        need[m] = (folder_of[qa[m]] == F || (later & bit(qa[m])));
         if
-        :: qb[m] != NOWHERE -> need[m] = need[m] || folder_of[qb[m]] == F || (later & bit(qb[m]))
+        :: qb[m] != NOWHERE -> need[m] = (need[m] || folder_of[qb[m]] == F || (later & bit(qb[m])))
         :: else
         fi;
-        need[m] = need[m] || (later & bit(qa[m]));
         if
         :: need[m] && qren[m] && folder_of[qb[m]] == F && folder_of[qa[m]] != F && !(later & bit(qa[m])) ->
-            later = later | bit(qb[m])  /* the new name lasts, that the old one is gone need not */
-        :: need[m] && !(qren[m] && folder_of[qb[m]] == F && folder_of[qa[m]] != F && !(later & bit(qa[m]))) ->
-            later = later | bit(qa[m]);
+            need[m] = 2;  /* the new name lasts, that the old one is gone need not */
+            later = later | bit(qb[m])
+        :: else ->
             if
-            :: qb[m] != NOWHERE -> later = later | bit(qb[m])
+            :: need[m] ->
+                later = later | bit(qa[m]);
+                if
+                :: qb[m] != NOWHERE -> later = later | bit(qb[m])
+                :: else
+                fi
             :: else
             fi
-        :: else
         fi;
         m--
     od;
@@ -131,11 +135,11 @@ inline sync_folder(F)
     :: m == qn -> break
     :: else ->
         if
-        :: need[m] && qren[m] && folder_of[qb[m]] == F && !(later & bit(qa[m])) ->
+        :: need[m] == 2 ->
             disk[qb[m]] = qvb[m];
             qa[keep] = qa[m]; qva[keep] = qva[m]; qb[keep] = NOWHERE; qvb[keep] = 0; qren[keep] = false;
             keep++
-        :: need[m] && !(qren[m] && folder_of[qb[m]] == F && !(later & bit(qa[m]))) ->
+        :: need[m] == 1 ->
             disk[qa[m]] = qva[m];
             if
             :: qb[m] != NOWHERE -> disk[qb[m]] = qvb[m]
@@ -159,7 +163,7 @@ inline sync_folder(F)
     m = 0;
     do
     :: m == QUEUE -> break
-    :: else -> need[m] = false; m++
+    :: else -> need[m] = 0; m++
     od;
     qn = keep; keep = 0; m = 0; later = 0
 }
@@ -463,6 +467,8 @@ inline lasting(n, object)
     :: else ->
         if
         :: name[n] != NONE && (was[k] == name[n] || wanted[k] == name[n]) && !expected[k] -> expected[k] = NOWHERE
+        /* in a chain, the names before it cannot get theirs back either: one would have to be emptied for the next */
+        :: k < STEPS && slot[k % STEPS] == slot[n] && name[n] == new[n] && new[n] != NEW(n) && !expected[k] -> expected[k] = NOWHERE
         :: else
         fi;
         k++
