@@ -1,6 +1,6 @@
 """Check the protocol: ``python -m tests.model``; it needs the Debian packages spin and gcc.
 
-For one step up to ``--steps`` (3) it searches every state of every transaction, and then takes out each rule in turn, for
+For one step up to ``--steps`` (4) it searches every state of every transaction, and then takes out each rule in turn, for
 which there must be a counterexample; ``--trail RULE`` prints the one of a rule.  ``--record`` writes the numbers into the
 documentation.
 """
@@ -16,6 +16,8 @@ from tests.model import spin
 from tests.model.rules import RULES, Rule
 from tests.support.pages import fill
 
+PAGE = "explanation/proof.md"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when the model holds and needs each rule, 1 when not, 2 when nothing could be checked."""
@@ -28,13 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
             return _trail(options.trail, Path(folder))
         lines, good = _search(options, Path(folder))
     if options.record and good:
-        fill("model", "\n".join(lines) + "\n")
+        fill("model", "\n".join(lines) + "\n", PAGE)
+        fill("rules", _rules(), PAGE)
     return 0 if good else 1
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=3, help="how many steps a transaction has at most (3)")
+    parser.add_argument("--steps", type=int, default=4, help="how many steps a transaction has at most (4)")
     parser.add_argument(
         "--crashes", type=int, default=2, help="how many crashes, for up to two steps; one for more (2)"
     )
@@ -48,16 +51,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _search(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]:
     checkers = {steps: spin.Checker(steps, folder) for steps in range(1, options.steps + 1)}
     lines, good = (
-        ["| steps | folders of the steps | crashes | states | counterexample |", "|--:|---|--:|--:|---|"],
+        ["| steps | each in | others | crashes | states | counterexample |", "|--:|---|---|--:|--:|---|"],
         True,
     )
     print("\n".join(lines), flush=True)
     for steps, checker in checkers.items():
-        for crashes in range(1, (options.crashes if steps <= 2 else 1) + 1):
-            found = checker.check(crashes=crashes, anywhere=steps <= 2)
+        anywhere, others = steps <= 2, steps <= 3
+        for crashes in range(1, (options.crashes if anywhere else 1) + 1):
+            found = checker.check(crashes=crashes, anywhere=anywhere, others=others)
             good &= found.error is None
-            where = "any" if steps <= 2 else "in turn"
-            lines.append(f"| {steps} | {where} | {crashes} | {found.states:,} | {found.error or 'none'} |")
+            where, who = "any folder" if anywhere else "the two folders in turn", "yes" if others else "no"
+            lines.append(f"| {steps} | {where} | {who} | {crashes} | {found.states:,} | {found.error or 'none'} |")
             print(lines[-1], *found.trail, sep="\n", flush=True)
     for rule in RULES:
         found = checkers[min(2, options.steps)].check(rule.number, rule.crashes)
@@ -65,6 +69,15 @@ def _search(options: argparse.Namespace, folder: Path) -> tuple[list[str], bool]
         what = f"found after {found.states:,} states" if found.error else "NONE: the rule is not needed"
         print(f"without {rule.name:20} ({rule.invariant}: {rule.text}): {what}", flush=True)
     return lines, good
+
+
+def _rules() -> str:
+    """The rules, and what shows in the code that each is needed."""
+    lines = ["| taken out | the rule | in the code |", "|---|---|---|"]
+    for rule in RULES:
+        shown = f"mutant `{rule.mutant}`" if rule.mutant else f"replay `{rule.replay}`"
+        lines.append(f"| {rule.name} | {rule.invariant}: {rule.text} | {shown} |")
+    return "\n".join(lines) + "\n"
 
 
 def _trail(name: str, folder: Path) -> int:

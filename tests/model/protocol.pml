@@ -17,8 +17,8 @@
 #endif
 
 /* the rule that is taken out: RULE in the environment.  CRASHES: how many at most.  ANYWHERE: each step
- * may be in each folder; else they take turns. */
-c_decl { int rule; int most; int anywhere; }
+ * may be in each folder; else they take turns.  NOBODY: no stranger, no other transaction, no reader that takes its time. */
+c_decl { int rule; int most; int anywhere; int nobody; }
 #define KEPT(n) c_expr { rule != n }
 #define OUT(n) c_expr { rule == n }
 #define NO_B1_CONTENT 1
@@ -593,10 +593,15 @@ init {
         rule = getenv("RULE") ? atoi(getenv("RULE")) : 0;
         most = getenv("CRASHES") ? atoi(getenv("CRASHES")) : 1;
         anywhere = getenv("ANYWHERE") != 0;
+        nobody = getenv("NOBODY") != 0;
     };
     set_up();
     alive = true;
-    run others();
+    if
+    :: c_expr { !nobody } -> run others()
+    :: else
+    fi;
+    skip;
     d_step {
         i = 0;
         do

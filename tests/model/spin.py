@@ -38,9 +38,10 @@ class Checker:
         self._run(["spin", "-a", f"-DSTEPS={steps}", MODEL.name])
         self._run(["gcc", "-O1", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=2048", "-w", "-o", "pan", "pan.c"])
 
-    def check(self, rule: int = 0, crashes: int = 1, *, anywhere: bool = False) -> Result:
-        """Search all states; with the rule of this number taken out."""
-        told = {"RULE": str(rule), "CRASHES": str(crashes)} | ({"ANYWHERE": "1"} if anywhere else {})
+    def check(self, rule: int = 0, crashes: int = 1, *, anywhere: bool = False, others: bool = True) -> Result:
+        """Search all states; with the rule of this number taken out.  Each step may be in each folder, or they take turns."""
+        told = {"RULE": str(rule), "CRASHES": str(crashes)}
+        told |= ({"ANYWHERE": "1"} if anywhere else {}) | ({} if others else {"NOBODY": "1"})
         (self.folder / f"{MODEL.name}.trail").unlink(missing_ok=True)
         found = self._run(["./pan", "-m1000000", "-n", "-w24"], **told)
         assert "max search depth too small" not in found, "the search was cut off: it is not exhaustive"

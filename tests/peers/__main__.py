@@ -27,7 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cannot kill here: {reason}", file=sys.stderr)
         return 2
     lines = [
-        "| package | its promise | its recovery | killed at | mixed | a file missing | litter | power cut: states | broken | lost |",
+        (
+            "| package | its promise | its recovery | killed at | mixed | a file missing | litter "
+            "| power cut: states | broken | lost |"
+        ),
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     print("\n".join(lines))

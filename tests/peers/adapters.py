@@ -160,7 +160,8 @@ def _fsspec(root: Path) -> None:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("atomik", _atomik, GROUP, "all old or all new, after recovery; durable", "`recover()`", _recover_atomik, durable=True),
+        Peer("atomik", _atomik, GROUP, "all old or all new, after recovery; durable", "`recover()`", _recover_atomik,
+             durable=True),
         Peer("atomik, one file", _plain, ONE, "old or new; durable", "none needed", _recover_atomik, durable=True),
         Peer("atomicwrites", _atomicwrites, ONE, "old or new; synced, with its folder", "none", durable=True),
         Peer("safer", _safer, ONE, "not replaced unless all was written", "none"),

@@ -15,14 +15,14 @@ from tests.peers.adapters import OLD, Peer
 from tests.support.lab import strace
 
 #: The calls that change a name.
-CALLS = "rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir truncate ftruncate".split()
+CALLS = "rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat mkdir mkdirat rmdir".split()
 _REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 @define
 class Kills:
-    """``points``: places to die; of these ``mixed`` left a mixture of old and new, ``missing`` a file that both have, ``litter``
-    a file that neither has, each after the package's own recovery."""
+    """``points``: places to die; of these ``mixed`` left a mixture of old and new, ``missing`` took away a file that both
+    have, ``litter`` left a file that neither has, each after the package's own recovery."""
 
     points: int = 0
     mixed: int = 0
