@@ -143,6 +143,8 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
     return top
 
 
+_LOCK_TIMEOUT = "how long to wait for other transactions in the folder, 60 by default; inf: as long as it takes"
+
 _WRITE = """
 If the program upstream of the pipe fails, what it wrote until then is published.
 If its exit code matters, use "atomik run --stdout".
@@ -184,7 +186,7 @@ Each change sees the result of the earlier ones.  --schema prints the whole form
 
 
 def _add_write(add: argparse.ArgumentParser) -> None:
-    add.add_argument("destination", metavar="DEST")
+    add.add_argument("destination", metavar="DEST", help="the file to write")
     add.add_argument("--mode", type=_mode, metavar="0640", help="permissions of the file, in octal")
     add.add_argument("--follow-symlinks", action="store_true", help="if DEST is a link, write to its target")
     add.add_argument("--if-changed", action="store_true", help="do nothing if the content is unchanged")
@@ -238,24 +240,24 @@ def _add_apply(add: argparse.ArgumentParser) -> None:
     add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     add.add_argument("--schema", action="store_true", help="print the JSON schema of change sets, and do nothing else")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
 
 
 def _add_swap(add: argparse.ArgumentParser) -> None:
-    add.add_argument("first", metavar="A")
-    add.add_argument("second", metavar="B")
+    add.add_argument("first", metavar="A", help="a path that exists")
+    add.add_argument("second", metavar="B", help="another one, on the same filesystem")
     add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
 
 
 def _add_recover(add: argparse.ArgumentParser) -> None:
-    add.add_argument("folders", nargs="+", metavar="FOLDER")
+    add.add_argument("folders", nargs="+", metavar="FOLDER", help="a folder that holds destinations")
     add.add_argument("--recursive", action="store_true", help="also search the folders below them")
     add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
     text = "also delete originals that cannot be put back and what was staged with resume, and give up lost folders"
     add.add_argument("--discard", action="store_true", help=text)
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
 
 
 def _add_doctor(add: argparse.ArgumentParser) -> None:
@@ -268,7 +270,7 @@ def _add_output_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--parents", action="store_true", help="create missing parent folders")
     text = "accept a moment without the destination where the filesystem cannot replace it in one step"
     add.add_argument("--allow-gap", action="store_true", help=text)
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS")
+    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
