@@ -106,9 +106,9 @@ def _try_overlay(parent: Directory, private: Directory, place: str, options: str
         )  # fmt: skip
 
         def change() -> None:
-            os.rmdir(f"{place}/lower/gone")
-            os.rmdir(f"{place}/lower/new")
-            os.mkdir(f"{place}/lower/new")
+            kernel.port.rmdir(f"{place}/lower/gone", None)
+            kernel.port.rmdir(f"{place}/lower/new", None)
+            kernel.port.mkdir(f"{place}/lower/new", 0o700, None)
 
         with Entrance(view) as entrance:
             answer = entrance.try_it(change)
