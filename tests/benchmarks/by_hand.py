@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import subprocess
+import tempfile
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _status = ctypes.create_string_buffer(256)
@@ -84,7 +86,37 @@ def fstatx(folder: int, name: bytes) -> None:
     _libc.statx(folder, name, 0x100 if name else 0x1000, 0x511F, _status)
 
 
-def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> None:
+def replace_usually(path: str, data: bytes) -> None:
+    """What most programs do: a temporary file in the same folder, and os.replace(); nothing is synced."""
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+def replace_folder(path: str, count: int, *, durable: bool) -> None:
+    """Build a folder beside the old one, rename both, and delete the old one."""
+    fill(f"{path}.new", count)
+    if durable:
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        _libc.syncfs(folder)
+    os.rename(path, f"{path}.old")
+    os.rename(f"{path}.new", path)
+    if durable:
+        os.fsync(folder)
+        os.close(folder)
+    subprocess.run(["rm", "-rf", f"{path}.old"], check=True)
+
+
+def fill(path: str, count: int) -> None:
+    """A folder of `count` small files in folders of a hundred."""
+    for number in range(count):
+        if number % 100 == 0:
+            os.makedirs(f"{path}/{number // 100}")
+        with open(f"{path}/{number // 100}/{number}", "wb") as file:
+            file.write(b"x")
+
+
+def write_group(head: str, names: list[str], data: bytes, *, durable: bool, overwrite: bool = False) -> None:
     """The whole protocol: a private folder, slots, a journal with both identities, three barriers, one rename each."""
     folder = os.open(head, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(folder, fcntl.LOCK_EX)
@@ -98,14 +130,15 @@ def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> N
         os.link(f"/proc/self/fd/{fd}", str(number), dst_dir_fd=private_folder, follow_symlinks=True)
         os.close(fd)
         found = os.stat(str(number), dir_fd=private_folder, follow_symlinks=False)
-        lines.append(f"{number} {found.st_ino} {name}")
+        old = os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino if overwrite else 0
+        lines.append(f"{number} {found.st_ino} {old} {name}")
     journal = os.open(head, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     os.write(journal, "\n".join(lines).encode())
     os.link(f"/proc/self/fd/{journal}", ".journal", dst_dir_fd=folder, follow_symlinks=True)
     if durable:
         _libc.syncfs(folder)
     for number, name in enumerate(names):
-        rename(private_folder, str(number), folder, name, NOREPLACE)
+        rename(private_folder, str(number), folder, name, EXCHANGE if overwrite else NOREPLACE)
         os.stat(name, dir_fd=folder, follow_symlinks=False)
     if durable:
         os.fsync(folder)
@@ -114,6 +147,8 @@ def write_group(head: str, names: list[str], data: bytes, *, durable: bool) -> N
     if durable:
         os.fsync(journal)
     os.unlink(".journal", dir_fd=folder)
+    for number in range(len(names) if overwrite else 0):
+        os.unlink(str(number), dir_fd=private_folder)
     os.rmdir(".private folder", dir_fd=folder)
     for fd in (journal, private_folder, folder):
         os.close(fd)

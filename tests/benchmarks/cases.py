@@ -1,8 +1,9 @@
-"""What is measured.  A case returns figures: one value each, named, in seconds, bytes or counts."""
+"""What is measured.  A case returns the `Times` of its contestants, or single figures, in seconds, bytes or counts."""
 
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import atomik
+from atomik.testing import recorded
 from tests.benchmarks import by_hand, peers
-from tests.benchmarks.timing import interleaved
+from tests.benchmarks.timing import Times, interleaved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,90 +25,232 @@ TEXT = "x" * 4096
 DATA = TEXT.encode()
 
 
-def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> Figures:
-    """One file of 4 KiB: atomik, by hand, and by hand with the same looks; then, as text, beside each peer."""
+def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> dict[str, Times]:
+    """One file of 4 KiB: atomik, by hand, and by hand with the same checks; then beside each peer.
+
+    Each peer has a run with atomik alone: some make the disk work, and whoever comes next pays.
+    """
+    how = {"overwrite": overwrite, "durable": durable}
 
     def target(who: str, number: int) -> str:
         return str(folder / (who if overwrite else f"{who}-{number}"))
 
     def ours(number: int) -> None:
-        with atomik.file(target("ours", number), "wb", overwrite, durable=durable) as f:
+        with atomik.file(target("ours", number), "wb", **how) as f:
             f.write(DATA)
 
-    def hand(number: int) -> None:
-        by_hand.write_file(target("hand", number), DATA, overwrite=overwrite, durable=durable)
+    contestants: dict[str, Callable[[int], object]] = {
+        "atomik": ours,
+        "by hand": lambda number: by_hand.write_file(target("hand", number), DATA, **how),
+        "with looks": lambda number: by_hand.write_file_with_looks(target("looks", number), DATA, **how),
+    }
+    for who in ("ours", "hand", "looks") if overwrite else ():
+        (folder / who).write_text("old")
+    times = {"": _taking_turns(contestants, rounds)}
+    if overwrite and not durable:
+        usual = str(folder / "usual")
+        contestants = {"atomik": ours, "usual": lambda number: by_hand.replace_usually(usual, DATA)}
+        times["usual"] = _taking_turns(contestants, rounds)
+    return times | _beside_peers(folder, rounds, peers.durable() if durable else peers.fast(home), target, how)
 
-    def looks(number: int) -> None:
-        by_hand.write_file_with_looks(target("looks", number), DATA, overwrite=overwrite, durable=durable)
 
-    if overwrite:
-        for who in ("ours", "text", "hand", "looks"):
-            (folder / who).write_text("old")
-    figures = _taking_turns({"atomik": ours, "by hand": hand, "with looks": looks}, rounds)
-
+def _beside_peers(
+    folder: Path, rounds: int, writers: dict[str, Callable[[str, str], None]], target: Callable[[str, int], str],
+    how: dict[str, bool],
+) -> dict[str, Times]:  # fmt: skip
     def text(number: int) -> None:
-        with atomik.file(target("text", number), "w", overwrite, durable=durable) as f:
+        with atomik.file(target("text", number), "w", **how) as f:
             f.write(TEXT)
 
-    for name, write in (peers.durable() if durable else peers.fast(home)).items():
-        if not overwrite:  # what is there would be in the way of a new one
-            _empty(folder)
-        figures |= _beside(name, text, lambda number, name=name, write=write: write(target(name, number), TEXT), rounds)
+    times = {}
+    for name, write in writers.items():
+        _empty(folder)  # what is there would be in the way of a new one
+        theirs = _bound(write, lambda number, name=name: target(name, number))  # type: ignore[misc]
+        times[name] = _taking_turns({"atomik": text, name: theirs}, rounds)
     _empty(folder)
-    return figures
+    return times
 
 
-def _beside(peer: str, ours: Callable[[int], object], theirs: Callable[[int], object], rounds: int) -> Figures:
-    """Each peer has a run with atomik alone: some make the disk work, and whoever comes next pays."""
-    found = _taking_turns({"atomik": ours, peer: theirs}, rounds)
-    return {f"atomik beside {peer}": found["atomik"], peer: found[peer]}
+def _bound(write: Callable[[str, str], None], target: Callable[[int], str]) -> Callable[[int], object]:
+    return lambda number: write(target(number), TEXT)
 
 
-def _taking_turns(contestants: dict[str, Callable[[int], object]], rounds: int) -> Figures:
+def _taking_turns(contestants: dict[str, Callable[[int], object]], rounds: int) -> Times:
     for contestant in contestants.values():
         contestant(-1)  # loads what is loaded once
     return interleaved(contestants, rounds)
 
 
-def many_files(folder: Path, count: int, rounds: int) -> Figures:
-    """`count` files of 4 KiB in one durable transaction; by hand; and one by one with atomicwrites."""
+def group(folder: Path, count: int, rounds: int, *, overwrite: bool, durable: bool) -> Times:
+    """`count` files of 4 KiB in one transaction; the whole protocol by hand; and one by one: with `atomik.file` where nothing
+    is synced, with atomicwrites where everything is."""
     names = [f"f{number}" for number in range(count)]
+    jobs = _jobs(names, overwrite=overwrite, durable=durable)
 
-    def ours(number: int) -> None:
-        target = _fresh(folder, "ours", number)
-        with atomik.transaction() as tx:
+    def target(who: str, number: int) -> Path:
+        where = folder / (who if overwrite else f"{who}-{number}")
+        if not where.exists():
+            where.mkdir()
+            for name in names if overwrite else ():
+                (where / name).write_text("old")
+        return where
+
+    for who in jobs:
+        for number in range(-1, rounds):
+            target(who, number)
+    contestants = {who: lambda number, who=who: jobs[who](target(who, number)) for who in jobs}
+    times = _taking_turns(contestants, rounds) if count < 1000 else interleaved(contestants, rounds)  # type: ignore[arg-type]
+    _empty(folder)
+    return times
+
+
+def _jobs(names: list[str], *, overwrite: bool, durable: bool) -> dict[str, Callable[[Path], object]]:
+    """Who writes such files into a folder."""
+
+    def ours(where: Path) -> None:
+        with atomik.transaction(overwrite=overwrite, durable=durable) as tx:
             for name in names:
-                with tx.file(f"{target}/{name}", "wb") as f:
+                with tx.file(f"{where}/{name}", "wb") as f:
                     f.write(DATA)
 
-    def hand(number: int) -> None:
-        by_hand.write_group(str(_fresh(folder, "hand", number)), names, DATA, durable=True)
+    def hand(where: Path) -> None:
+        by_hand.write_group(str(where), names, DATA, durable=durable, overwrite=overwrite)
 
-    contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
-    for who, write in peers.durable().items():
+    def loop(where: Path) -> None:
+        for name in names:
+            with atomik.file(f"{where}/{name}", "wb", overwrite, durable=False) as f:
+                f.write(DATA)
 
-        def one_by_one(number: int, who: str = who, write: Callable[[str, str], None] = write) -> None:
-            target = _fresh(folder, who, number)
-            for name in names:
-                write(f"{target}/{name}", TEXT)
+    jobs: dict[str, Callable[[Path], object]] = {"atomik": ours, "by hand": hand}
+    if not durable:
+        jobs["loop"] = loop
+    for who, write in (peers.durable() if durable else {}).items():
+        jobs[who] = lambda where, write=write: [write(f"{where}/{name}", TEXT) for name in names]  # type: ignore[misc]
+    return jobs
 
-        contestants[who] = one_by_one
-    for who in contestants:
-        for number in range(rounds):
-            _fresh(folder, "ours" if who == "atomik" else "hand" if who == "by hand" else who, number).mkdir()
-    figures = interleaved(contestants, rounds)
+
+def each_synced(folder: Path, count: int, rounds: int) -> Times:
+    """`count` files with ``durable="fsync"``, against open, write and fsync one by one."""
+
+    def ours(where: Path) -> None:
+        with atomik.transaction(durable="fsync") as tx:
+            for number in range(count):
+                with tx.file(f"{where}/{number}", "wb") as f:
+                    f.write(DATA)
+
+    def one_by_one(where: Path) -> None:
+        for number in range(count):
+            with open(where / str(number), "wb", buffering=0) as f:
+                f.write(DATA)
+                os.fsync(f.fileno())
+
+    def fresh(who: str, number: int) -> Path:
+        (folder / f"{who}-{number}").mkdir()
+        return folder / f"{who}-{number}"
+
+    times = _taking_turns(
+        {
+            "atomik": lambda number: ours(fresh("ours", number)),
+            "one by one": lambda number: one_by_one(fresh("one", number)),
+        },
+        rounds,
+    )
     _empty(folder)
-    return figures
+    return times
+
+
+def syncs(folder: Path, counts: list[int]) -> dict[int, int]:
+    """How many sync calls a durable group in one folder makes."""
+    found = {}
+    for count in counts:
+        (where := folder / f"s{count}").mkdir()
+
+        def job(where: Path = where, count: int = count) -> None:
+            with atomik.transaction() as tx:
+                for number in range(count):
+                    with tx.file(where / str(number), "wb") as f:
+                        f.write(DATA)
+
+        found[count] = sum(name in ("fsync", "fdatasync", "syncfs") for name, _ in recorded(job))
+    _empty(folder)
+    return found
+
+
+def crowd(folder: Path, processes: int, seconds: float) -> Figures:
+    """Processes that commit to one folder as fast as they can: the slowest beside the quickest, the longest wait beside the
+    median one.  The first commit of each loads the library, and does not count."""
+    reader, writer = os.pipe()
+    for number in range(processes):
+        if os.fork() == 0:
+            os.write(writer, f"{' '.join(map(str, _commits(folder, number, seconds)))}\n".encode())
+            os._exit(0)
+    for _ in range(processes):
+        os.wait()
+    os.close(writer)
+    with open(reader) as lines:
+        taken = [[float(word) for word in line.split()] for line in lines]
+    every = sorted(seconds for one in taken for seconds in one)
+    counts = [len(one) for one in taken]
+    return {
+        "ratio": max(counts) / max(1, min(counts)), "wait": every[-1] / statistics.median(every),
+        "most": every[int(len(every) * 0.99)] / statistics.median(every), "rate": len(every) / seconds,
+    }  # fmt: skip
+
+
+def _commits(folder: Path, number: int, seconds: float) -> list[float]:
+    taken = []
+    until = time.perf_counter() + seconds
+    while (started := time.perf_counter()) < until:
+        with atomik.transaction(overwrite=True, durable=False) as tx:
+            for name in "ab":
+                with tx.file(folder / f"{number}{name}") as f:
+                    f.write("x")
+        taken.append(round(time.perf_counter() - started, 5))
+    return taken[1:500]  # what a pipe takes at once
+
+
+def replacing(folder: Path, count: int, rounds: int, *, durable: bool) -> Times:
+    """A folder of `count` files takes the place of another: built, exchanged, the old one deleted."""
+
+    def ours(number: int) -> None:
+        with atomik.folder(folder / "ours", overwrite=True, durable=durable) as new:
+            by_hand.fill(f"{new}/all", count)
+
+    def hand(number: int) -> None:
+        by_hand.replace_folder(str(folder / "hand"), count, durable=durable)
+
+    for name in ("ours", "hand"):
+        by_hand.fill(str(folder / name), count)
+    times = interleaved({"atomik": ours, "by hand": hand}, rounds)
+    _empty(folder)
+    return times
+
+
+def mixture(folder: Path, count: int, rounds: int) -> Figures:
+    """Seconds in which a reader that does not cooperate can see old and new files side by side."""
+    taken = []
+    for _ in range(rounds + 1):
+        with atomik.transaction(overwrite=True, durable=False) as tx:
+            for number in range(count):
+                with tx.file(folder / str(number), "wb") as f:
+                    f.write(b"x")
+        assert tx.receipt is not None
+        taken.append(tx.receipt.visible)
+    _empty(folder)
+    return {"seconds": statistics.median(taken[1:])}
 
 
 def scaling(folder: Path, counts: list[int]) -> dict[int, Figures]:
-    """Seconds, bytes of memory and open descriptors an item, for transactions of several sizes; each in a process."""
+    """Seconds, peak memory and open descriptors of overwrites, an item, for several sizes; each in a process of its own."""
     results = {}
     for count in counts:
         target = folder / f"n{count}"
         target.mkdir()
         done = subprocess.run(
-            [sys.executable, "-c", _SCALING, str(target), str(count)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", _SCALING, str(target), str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         seconds, memory, descriptors = (float(word) for word in done.stdout.split())
         results[count] = {"seconds": seconds / count, "bytes": memory / count, "descriptors": descriptors}
@@ -118,7 +262,7 @@ _SCALING = """
 import os, sys, time, atomik
 folder, count = sys.argv[1], int(sys.argv[2])
 def run(folder, count):
-    with atomik.transaction(durable=False) as tx:
+    with atomik.transaction(durable=False, overwrite=True) as tx:
         for number in range(count):
             with tx.file(f"{folder}/f{number}", "wb") as f:
                 f.write(b"x")
@@ -127,11 +271,14 @@ def run(folder, count):
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 os.mkdir(folder + "/warm"); run(folder + "/warm", 50)
+for number in range(count):
+    open(f"{folder}/f{number}", "wb").close()
 before, started = resident(), time.perf_counter()
 most = run(folder, count)
+taken = time.perf_counter() - started
 # not ru_maxrss, which a new program inherits from the process that started it
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-print(time.perf_counter() - started, max(0, peak - before), most)
+print(taken, max(0, peak - before), most)
 """
 
 
@@ -157,7 +304,7 @@ def visibility(folder: Path, counts: list[int], rounds: int) -> dict[int, Figure
     return results
 
 
-def bandwidth(folder: Path, size: int, rounds: int) -> Figures:
+def bandwidth(folder: Path, size: int, rounds: int) -> Times:
     """Seconds to write `size` bytes to a new file, durably: ``atomik.file`` against ``open`` and fsync.
 
     A new file each time, deleted between the rounds, and one round more than counts: the first to touch a part of the
@@ -184,10 +331,10 @@ def bandwidth(folder: Path, size: int, rounds: int) -> Figures:
             taken[name].append(time.perf_counter() - started)
             (folder / "large").unlink()
             os.sync()
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+    return Times({name: times[1:] for name, times in taken.items()})
 
 
-def cloning(folder: Path, count: int, rounds: int) -> Figures:
+def cloning(folder: Path, count: int, rounds: int) -> Times:
     """Seconds to start a new version of a folder of `count` files: ``copy=True`` against ``cp -a --reflink=auto``."""
     source = folder / "tree"
     for number in range(count):
@@ -203,21 +350,80 @@ def cloning(folder: Path, count: int, rounds: int) -> Figures:
         subprocess.run(["cp", "-a", "--reflink=auto", source, folder / "copy"], check=True)
         shutil.rmtree(folder / "copy")  # an abort removes its clone as well
 
-    figures = interleaved({"atomik": ours, "cp -a": cp}, rounds)
+    times = interleaved({"atomik": ours, "cp -a": cp}, rounds)
     _empty(folder)
-    return figures
+    return times
 
 
-def importing(rounds: int) -> Figures:
+def importing(rounds: int) -> Times:
     """Seconds that an interpreter needs more for an import."""
+    return interleaved(
+        {
+            "nothing": lambda _: _python("pass"), "atomik": lambda _: _python("import atomik"),
+            "attrs, logging": lambda _: _python("import attrs, logging"),
+        },
+        rounds,
+    ).without("nothing")  # fmt: skip
 
-    def run(code: str) -> Callable[[int], object]:
-        return lambda number: subprocess.run([sys.executable, "-c", code], check=True)
 
-    taken = interleaved(
-        {"nothing": run("pass"), "atomik": run("import atomik"), "attrs, logging": run("import attrs, logging")}, rounds
+def first_use(folder: Path, rounds: int) -> Times:
+    """Processor seconds that an interpreter needs more to import what writes a file, and to write its first one."""
+    usual = "import os, tempfile\nwith tempfile.NamedTemporaryFile(dir=sys.argv[1], delete=False) as f: f.write(b'x')\n"
+    usual += "os.replace(f.name, sys.argv[1] + '/usual')"
+    ours = "import atomik\nwith atomik.file(sys.argv[1] + '/ours', 'wb', overwrite=True, durable=False) as f: f.write(b'x')"
+    codes = {"nothing": "pass", "usual": usual, "atomik": ours}
+    contestants = {who: lambda _, code=code: _python("import sys\n" + code, folder) for who, code in codes.items()}
+    for contestant in contestants.values():
+        contestant(-1)
+
+    def spent() -> float:
+        found = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return found.ru_utime + found.ru_stime
+
+    times = interleaved(contestants, rounds, spent).without("nothing")  # type: ignore[arg-type]
+    _empty(folder)
+    return times
+
+
+def commands(folder: Path, rounds: int) -> Times:
+    """Seconds from start to end of ``atomik write`` and ``atomik run``, and of an interpreter that does nothing."""
+    out = folder / "out"
+    run = [
+        "run",
+        "--no-durable",
+        "--overwrite",
+        "--file",
+        str(out),
+        "--",
+        "/bin/sh",
+        "-c",
+        'echo x > "$1"',
+        "sh",
+        f"{{{out}}}",
+    ]
+    write = ["write", "--no-durable", "--overwrite", str(out)]
+
+    def atomik_(*arguments: str) -> None:
+        command = [sys.executable, "-m", "atomik", *arguments]
+        subprocess.run(command, input=b"x", check=True, env=_environment(), capture_output=True)
+
+    times = _taking_turns(
+        {"nothing": lambda _: _python("pass"), "write": lambda _: atomik_(*write), "run": lambda _: atomik_(*run)},
+        rounds,
     )
-    return {name: seconds - taken["nothing"] for name, seconds in taken.items() if name != "nothing"}
+    _empty(folder)
+    return times
+
+
+def _python(code: str, *arguments: object) -> None:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    subprocess.run(command, check=True, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """As users have it: with compiled modules, from this checkout."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return {**kept, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
 
 
 def unheard_event() -> Figures:
@@ -231,16 +437,12 @@ def unheard_event() -> Figures:
     return {"seconds": (time.perf_counter() - started) / times}
 
 
-def _fresh(folder: Path, who: str, number: int) -> Path:
-    return folder / f"{who.replace(' ', '-')}-{number}"
-
-
 def _empty(folder: Path) -> None:
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def sized(folder: Path, size: int, rounds: int) -> Figures:
+def sized(folder: Path, size: int, rounds: int) -> Times:
     """Seconds of one durable overwrite of `size` bytes: atomik, by hand, and the peers."""
     data, text = b"x" * size, "x" * size
 
@@ -255,9 +457,9 @@ def sized(folder: Path, size: int, rounds: int) -> Figures:
     contestants: dict[str, Callable[[int], object]] = {"atomik": ours, "by hand": hand}
     for name, write in peers.durable().items():
         contestants[name] = lambda number, write=write, name=name: write(str(folder / name), text)
-    figures = interleaved(contestants, rounds)
+    times = interleaved(contestants, rounds)
     _empty(folder)
-    return figures
+    return times
 
 
 _ONE = """

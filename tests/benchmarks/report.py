@@ -1,4 +1,4 @@
-"""The page: a table of ratios with their goals, two plots, and the machine that they come from."""
+"""The page: a table of ratios with their spread and goals, two plots, and the machine that they come from."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from attrs import define
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tests.benchmarks.timing import Ratio
+
 
 @define
 class Row:
-    """One line of the table; ``met`` None where there is nothing to meet."""
+    """One line of the table: ``measured`` by filesystem, as it is shown; ``met`` whether it meets the goal."""
 
     work: str
     against: str
@@ -27,32 +29,43 @@ class Row:
     met: Mapping[str, bool]
 
 
-def at_least(ratio: float) -> float:
-    """A limit from below, for `ratio_row`."""
-    return -ratio
-
-
-def ratio_row(work: str, against: str, goal: str, ratios: Mapping[str, float], limits: Mapping[str, float]) -> Row:
-    """A row of ratios by filesystem; a limit below zero means "at least"."""
-    measured = {kind: f"{ratio:.2f}" for kind, ratio in ratios.items()}
+def ratio_row(work: str, against: str, limit: float | None, ratios: Mapping[str, Ratio], *, least: bool = False) -> Row:
+    """A row of ratios by filesystem, with a limit from above, or (`least`) from below."""
+    goal = "–" if limit is None else f"{'≥' if least else '≤'} {limit:g}"
     met = {
-        kind: ratio >= -limits[kind] if limits[kind] < 0 else ratio <= limits[kind] for kind, ratio in ratios.items()
+        kind: limit is None or (ratio.median >= limit if least else ratio.median <= limit)
+        for kind, ratio in ratios.items()
     }
-    return Row(work, against, goal, measured, met)
+    return Row(work, against, goal, {kind: str(ratio) for kind, ratio in ratios.items()}, met)
+
+
+def figure_row(
+    work: str, against: str, limit: float, figures: Mapping[str, float], shown: str = "{:.2f}", *, scale: float = 1
+) -> Row:
+    """A row of single figures, which must not be above the limit."""
+    measured = {kind: shown.format(value * scale) for kind, value in figures.items()}
+    met = {kind: value <= limit for kind, value in figures.items()}
+    return Row(work, against, f"≤ {shown.format(limit * scale)}", measured, met)
 
 
 def table(rows: list[Row], kinds: list[str]) -> str:
-    """Markdown: what misses its goal is in bold."""
+    """Markdown: what misses its goal is in bold.  What does not depend on the filesystem ("any") is in the first column."""
     lines = [
         "| work | against | goal | " + " | ".join(kinds) + " |",
         "|---|---|---|" + "---|" * len(kinds),
     ]
     for row in rows:
-        cells = [
-            row.measured.get(kind, "") if row.met.get(kind, True) else f"**{row.measured[kind]}**" for kind in kinds
-        ]
+        if "any" in row.measured:
+            cells = [_cell(row, "any"), *[""] * (len(kinds) - 1)]
+        else:
+            cells = [_cell(row, kind) for kind in kinds]
         lines.append(f"| {row.work} | {row.against} | {row.goal} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _cell(row: Row, kind: str) -> str:
+    shown = row.measured.get(kind, "")
+    return shown if row.met.get(kind, True) or not shown else f"**{shown}**"
 
 
 def machine() -> str:
@@ -63,7 +76,7 @@ def machine() -> str:
     )
     return (
         f"{datetime.datetime.now(tz=datetime.UTC).date()}, Linux {platform.release()}, Python {platform.python_version()}, "
-        f"{os.cpu_count()} cores ({cpu})"
+        f"{os.cpu_count()} cores ({cpu}), load {os.getloadavg()[0]:.0f}"
     )
 
 
