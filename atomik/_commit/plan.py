@@ -244,22 +244,16 @@ class _Model:
         return steps
 
 
-class Change(NamedTuple):
-    """What becomes of one name: ``op`` as the user knows it, by ``step``."""
-
-    op: str
-    step: Step
-
-
-def changes(steps: Sequence[Step]) -> dict[Place, Change]:
-    """What the steps do to each name, in their order; an exchange changes two.  The plan and the receipt both say this."""
+def changes(steps: Sequence[Step]) -> dict[Place, tuple[str, Step]]:
+    """What the steps do to each name, in their order: the operation as the user knows it, and the step; an exchange changes
+    two names.  The plan and the receipt both say this."""
     olds = {step.old for step in steps if step.old is not None}
-    found: dict[Place, Change] = {}
+    found: dict[Place, tuple[str, Step]] = {}
     for step in steps:
         moved = step.op in ("create", "replace") and step.new in olds
-        found.setdefault(step.dest, Change("move" if moved else step.op, step))
+        found.setdefault(step.dest, ("move" if moved else step.op, step))
         if step.op == "exchange":
-            found.setdefault(step.slot, Change("exchange", step))
+            found.setdefault(step.slot, ("exchange", step))
     return found
 
 

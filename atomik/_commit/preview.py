@@ -34,7 +34,10 @@ def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, .
     except _plan.Refusal as refusal:
         _plan.refuse(refusal)
     changes = _plan.changes(steps)
-    changed = [_change(place, change, alone=alone) for place, change in changes.items()]
+    changed = [
+        PlannedChange(str(place), cast("Op", op), step.kind, step.order, _method(step, alone=alone))
+        for place, (op, step) in changes.items()
+    ]
     same = [PlannedChange(str(place), "unchanged", "", 0, "") for place in found if place not in changes]
     return (*changed, *same)
 
@@ -48,11 +51,6 @@ def _operation(item: Item) -> Operation:
         "put", item.place, item.slot or item.place, Found(item.step_kind() or "file", None), getattr(item, "fd", -1), None,
         item.backup_place, options.overwrite, options.allow_gap, item.order, item.any_kind,
     )  # fmt: skip
-
-
-def _change(place: Place, change: _plan.Change, *, alone: bool) -> PlannedChange:
-    step = change.step
-    return PlannedChange(str(place), cast("Op", change.op), step.kind, step.order, _method(step, alone=alone))
 
 
 def _method(step: Step, *, alone: bool) -> Method:

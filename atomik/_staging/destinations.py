@@ -8,7 +8,7 @@ a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -26,18 +26,21 @@ _Key = tuple[int, int, int]
 UNTOUCHED = "untouched"
 
 
-class Entry(NamedTuple):
-    """What one operation leaves at a name."""
+class Entry:
+    """What one operation leaves at a name.
 
-    item: Item
-    #: a kind ("" for one that nobody knows yet), or None for nothing
-    leaves: str | None
-    #: what that is: the item that staged it, or the name at which it exists now; None for nothing
-    origin: Item | Place | None
-    #: the folder that it displaces there, and the path by which to name it
-    displaces: tuple[int, int] | None = None
-    #: what an earlier operation left there
-    below: Entry | None = None
+    ``leaves``: a kind ("" for one that nobody knows yet), or None for nothing.  ``origin``: what that is: the item that
+    staged it, or the name at which it exists now; None for nothing.  ``displaces``: the folder that it displaces there.
+    ``below``: what an earlier operation left there.
+    """
+
+    __slots__ = ("below", "displaces", "item", "leaves", "origin")
+
+    def __init__(
+        self, item: Item, leaves: str | None, origin: Item | Place | None, displaces: tuple[int, int] | None = None
+    ) -> None:
+        self.item, self.leaves, self.origin, self.displaces = item, leaves, origin, displaces
+        self.below: Entry | None = None
 
 
 class Destinations:
@@ -103,7 +106,10 @@ class Destinations:
         if taken is None or self._displaced or type(new) is Entry:
             taken = self._admit(place, _entry(new))
         below = taken[1].get(name)
-        taken[1][name] = new if below is None else _entry(new)._replace(below=_entry(below))
+        if below is not None:
+            new = _entry(new)
+            new.below = _entry(below)
+        taken[1][name] = new
 
     def _admit(self, place: Place, entry: Entry) -> tuple[Directory, dict[str, Item | Entry]]:
         """The names that are taken in the folder, once nothing speaks against one more."""
@@ -131,7 +137,8 @@ class Destinations:
             entry = entry.below
         below = None
         for entry in reversed(left):
-            names[name] = below = entry._replace(below=below)
+            entry.below = below
+            names[name] = below = entry
         if not names and key in self._taken and key not in self._staging:
             del self._taken[key]
             del self._used[key]
