@@ -102,7 +102,7 @@ def file_new(folder: Path) -> tuple[Changes, Any]:
     return {"new": "new"}, out.receipt
 
 
-@_scenario("create a file while somebody else creates it: theirs stays")
+@_scenario("create a file while someone else creates it: their version is kept")
 def file_race(folder: Path) -> tuple[Changes, Any]:
     def rival(call: Any) -> None:
         if call.paths and call.paths[-1].endswith("/new") and not (folder / "new").exists():
@@ -148,7 +148,7 @@ def file_update(folder: Path) -> tuple[Changes, Any]:
     return {"report.csv": "new report"}, out.receipt
 
 
-@_scenario("refuse a change made meanwhile (`expect`)")
+@_scenario("refuse a change made in the meantime (`expect`)")
 def file_expect(folder: Path) -> tuple[Changes, Any]:
     seen = atomik.observe(folder / "report.csv", digest=True)
     out = atomik.file(folder / "report.csv", overwrite=True, expect=seen)
@@ -444,7 +444,7 @@ def reading(folder: Path) -> tuple[Changes, Any]:
     return {}, None
 
 
-@_scenario("create and overwrite a file while somebody watches (inotify): the last event")
+@_scenario("create and overwrite a file while a program watches (inotify): the last event")
 def watched(folder: Path) -> tuple[Changes, Any]:
     with all_or_nothing(folder), watching(folder) as watch:
         with atomik.file(folder / "new") as f:
