@@ -1,7 +1,7 @@
 """Apply a change set: stage each `Change` in a transaction, below a root that no path of it can leave.
 
-Every folder on the way to a name is opened from the folder above it, by descriptor, and never through a symbolic link
-(O_NOFOLLOW); the transaction then works in these folders (I7).  A missing folder above a destination is made.
+Every folder on the path to a name is opened from the folder above it, by descriptor, and never through a symbolic link
+(O_NOFOLLOW); the transaction then works in these folders (I7).  Missing parent folders of a destination are created.
 """
 
 from __future__ import annotations

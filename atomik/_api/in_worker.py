@@ -1,21 +1,21 @@
 """``async with``: a transaction ends in a worker thread, while the event loop goes on.
 
-Staging is the same as without ``async``.  The end of the block runs `Transaction.__exit__` whole in one new thread, for the
-transaction's lock and the table of folder locks know their owner by its thread; the task that waits holds nothing.
+Staging is the same as without ``async``.  The end of the block runs all of `Transaction.__exit__` in one new thread, because
+the transaction's lock and the table of folder locks identify their owner by its thread; the waiting task holds nothing.
 
-**Cancellation.**  A thread cannot be stopped from outside, so the task leaves a note, and the commit reads it where it may
-still turn back: while it waits for a lock, and wherever it tells progress before the mark.  There it rolls back.  Behind
-the mark it runs to its end.  In both cases the task waits until nothing is at work any more, and then lets the
-cancellation go on.  A block that is left by an exception is aborted in the same manner, which nothing stops.
+**Cancellation.**  A thread cannot be stopped from outside, so the task sets a flag, and the commit checks it where it can
+still roll back: while it waits for a lock, and wherever it reports progress before the mark.  After the mark it runs to its
+end.  In both cases the task waits until the thread has ended, and then raises the cancellation.  A block that is left by an
+exception is aborted in the same way, and a cancellation does not stop that.
 
 What leaves destinations in another state than "as they were" or "all new and durable" (`RollbackError`,
-`DurabilityError`) is raised in place of the cancellation, which is its ``__context__``: a
-program that hears only "cancelled" would not look.
+`DurabilityError`) is raised instead of the cancellation, which is its ``__context__``: a
+program that only learns "cancelled" would not check.
 
-The thread is no daemon: an interpreter that ends, after a second Ctrl-C say, waits for it.
+The thread is not a daemon thread: an interpreter that ends, for example after a second Ctrl-C, waits for it.
 
-asyncio is used as it is, trio directly when it runs the task.  Neither is imported before.  anyio runs on both; where it
-was imported, its shield keeps it from delivering the same cancellation again and again while the task waits.
+asyncio is used as it is, trio directly when it runs the task.  Neither is imported before.  anyio runs on both; if it
+is imported, its shield keeps it from delivering the same cancellation again and again while the task waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A program sees a folder through an overlay, which gathers what it changes: ``run_in(changes_only=True)``.
+"""A program sees a folder through an overlay, which collects its changes: ``run_in(changes_only=True)``.
 
-The transaction is made of that when the program has ended (`_staging.layer`).  Whether an overlay works where the folder is,
-and writes changes down as they are read, is tried before.
+The changes become a transaction when the program has ended (`_staging.layer`).  Before that it is tried whether an overlay
+works where the folder is, and records changes as they are read here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`run_in`: a program works on a private copy of a folder, in the folder's own place; all of it is published, or nothing.
 
 The copy is what ``tx.folder(copy=True)`` stages, and it is published like any other folder: by one exchange, under the lock
-of the parent, and only if the original is still what was copied.  What is new here is that the program does not know: a
-mount namespace of its own shows it the copy at the folder's path (`_system.namespace`).
+of the parent, and only if the original is still what was copied.  The program does not
+notice: a mount namespace of its own shows it the copy at the folder's path (`_system.namespace`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`Transaction`: collects outputs, and publishes all of them or none.
 
-Everything public about a transaction is here.  It has an intake (`_staging.intake`), which takes outputs in, and makes a
-`_commit.commit.Commit` when it ends well.
+Everything public about a transaction is here.  It has an intake (`_staging.intake`), which accepts outputs, and makes a
+`_commit.commit.Commit` when it is committed.
 
 An exception that arrives while it ends, of any class and at any bytecode, is kept until everything is old or everything is
 new, and is raised then (P3): `_end` repeats what may be repeated.  It is called from two levels, so that a second exception,

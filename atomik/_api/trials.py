@@ -1,7 +1,7 @@
-"""What atomik does in a folder, tried there by atomik itself: the ground of what `probe` says of the promises.
+"""What atomik does in a folder, tried there by atomik itself: the basis of what `probe` says about the promises.
 
-Each trial is a small program of a user's: it creates, overwrites, fails half-way or dies, in a scratch folder of its own, and
-looks at what came of it.  So the answer is what happens when a program of this process runs there, whatever the reason: the
+Each trial does what a user's program would do: it creates, overwrites, fails half-way or dies, in a scratch folder of its
+own, and checks the result.  So the answer is what happens when a program of this process runs there, whatever the reason: the
 filesystem, the kernel, or a sandbox.  Nothing is synced.
 """
 

@@ -1,4 +1,4 @@
-"""The private folder: a transaction's private folder in a parent, locked for as long as the transaction lives.
+"""A transaction's private folder in a parent, locked while the transaction is alive.
 
 ``.atomik-<txid>`` (mode 0700) holds the slots ``.atomik-<txid>-<n>`` and, during a commit of several items, the
 journal.  One folder of our own per parent, rather than many hidden siblings of the destinations, because

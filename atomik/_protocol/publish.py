@@ -2,15 +2,15 @@
 
 * ``renameat2`` – NOREPLACE and EXCHANGE.  A new file without a name gets its only name by ``linkat``;
 * ``link``      – for anything but folders: link + unlink (create), or link the original into the slot's twin and rename
-  over it (replace).  Never a missing moment, never a replaced stranger on create; on replace a foreign write in the
-  microseconds between look and rename is lost;
-* ``rename``    – where hard links are missing too, for one step alone: a plain rename over the original, which is one
-  step as well, but cannot be undone;
+  over it (replace).  The destination is never missing, and a create never replaces anything; on replace, what another
+  program publishes in the microseconds between check and rename is lost;
+* ``rename``    – without hard links, for a single step: a plain rename over the original, which is one step too, but
+  cannot be undone;
 * ``gap``       – only on request (``allow_gap=True``): mkdir + rename shows an empty folder for a moment, two renames
-  leave a moment without any; a file without flags and links is created by a look and a rename.
+  leave a moment without any; without flags and links, a file is created by a check and a rename.
 
 What was published is found out by identities, never by the class of an exception (I13): a signal handler may raise
-anything right behind the call.  So an exception that arrives here is raised unchanged if `is_published` says that the
+anything right after the call.  So an exception that arrives here is raised unchanged if `is_published` says that the
 step has happened, and the caller undoes it (`undo`).
 """
 

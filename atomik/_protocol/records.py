@@ -10,16 +10,16 @@ All integers are little-endian.  A payload ends in zeros that make the record a 
 (64 bytes) never crosses a sector: a power cut leaves all or nothing of it.  An outcome's payload is the transaction id,
 so that one cannot end another's journal.  The intent names each folder by its path below a common ancestor *and* by its
 identity, so that recovery can go from any one of them to the others, wherever the tree is mounted, and notices when a
-path leads elsewhere; and the journal itself by its identity, so that a copy is no journal.  It may name a coordinator:
-the coordinator (such as a database) that decides the outcome.
+path leads elsewhere; and the journal itself by its identity, so that a copy is not taken for a journal.  It may name a
+coordinator: the coordinator (such as a database) that decides the outcome.
 
 Version 2, the one that is written, added the coordinator and the exchange of two destinations; version 1 is still read.
 
-`decode` accepts nothing doubtful: a torn intent is None ("nothing was swapped"), and whatever is not as atomik writes
-it raises `BadJournal`: names with a slash, ``..`` or NUL, slots that do not carry the id, numbers out of range, a newer
-version.  The digest finds torn and damaged records; it is no authentication (that is the owner and mode of the file).
+`decode` accepts nothing doubtful: a torn intent is None ("nothing was swapped"), and anything that atomik would not
+write raises `BadJournal`: names with a slash, ``..`` or NUL, slots without the id, numbers out of range, a newer version.
+The digest detects torn and damaged records; it does not authenticate (the owner and mode of the file do).
 Torn is what a power cut leaves of a new file: an end too early, or zeros from some byte or in some sector.  Other bytes
-than were written are damage, and then nobody may conclude that nothing was swapped.
+than were written are damage, and then it must not be concluded that nothing was swapped.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
         .atomik-ID-journal            while it is published
 
 An output in it is always published with a journal, so what the slot holds is never in doubt: without a journal it is what
-was staged; with one, that journal says whether it is what was staged or what was displaced.  Hence `make` settles the
-journals of dead transactions before anybody looks into the slot.  It is removed by a commit, when its output is dropped, and
+was staged; with one, that journal says whether it is what was staged or what was displaced.  So `make` recovers the
+journals of dead transactions before the slot is used.  It is removed by a commit, when its output is dropped, and
 by ``recover(discard=True)``.
 """
 

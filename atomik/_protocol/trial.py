@@ -1,4 +1,4 @@
-"""Trying a filesystem before trusting it with anything of the user's.
+"""Trying a filesystem before trusting it with a user's data.
 
 FUSE servers and unknown filesystems may refuse the flags of renameat2, or (worse) ignore them: then an exchange is
 reported as done while it destroyed the target.  Some show two names of one file as two files, and some give a file another

@@ -1,4 +1,4 @@
-"""Files that belong to another one by their names: what would be mispaired in silence is refused, what is asked for is named.
+"""Files that belong to another one by their names: silent mismatches are refused, and ``also=`` names the companions.
 
 A database's log (SQLite's ``-wal`` and ``-journal``, DuckDB's ``.wal``) holds changes that its program will replay into
 whatever database it finds under the name: into the new one, if only the database is replaced.  And a file that this process

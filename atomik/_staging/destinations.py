@@ -1,7 +1,7 @@
 """The rules between the destinations of one transaction: none inside another, all on one filesystem; and what the operations
 so far leave at each name, because each operation sees the result of the earlier ones.
 
-Folders are told by identity and mount, never by their paths, so two spellings of one folder, or a parent reached through
+Folders are identified by identity and mount, never by path, so two spellings of one folder, or a parent reached through
 a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
 """
 

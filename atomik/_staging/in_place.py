@@ -1,9 +1,10 @@
 """``folder(…, in_place=True)``: a folder that stays, whose entries change.
 
-For mount points, volumes, watched folders and working directories, which cannot be exchanged, or whose users would go on
+For mount points, volumes, watched folders and working directories, which cannot be exchanged, or whose users would stay
 in the old one.  The new content is built in a private folder inside it, so on the same mount.  When it is complete each of
 its entries gets a slot.  At the commit, under the folder's lock, the parts follow from what exists there: entries that are
-new, entries that are replaced, and, last, entries that go.  They are items like all others, in one journalled transaction.
+new, entries that are replaced, and, last, entries that are removed.  They are items like all others, in one journalled
+transaction.
 
 What stays: atomik's own names, and the ``lost+found`` of a filesystem's root.
 """

@@ -1,8 +1,8 @@
 """How outputs get into a transaction: `Intake`, which a `Transaction` has.
 
-It decides as early as it can whether the destination can work, so that a mistake shows before hours of computing and not
-after; the same is decided again, atomically, at the commit.  It keeps the outputs that were taken in, and is told by them
-when their content is complete or was dropped.
+It decides as early as it can whether the destination can work, so that a mistake is reported before hours of computing, not
+after; the same is decided again, atomically, at the commit.  It keeps the outputs, which report to it when their content is
+complete or was dropped.
 
 Threads may stage at the same time: the lock guards the lists and the sealing of outputs, not their syncs.
 """

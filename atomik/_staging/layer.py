@@ -10,9 +10,9 @@ Calling sequence::
     …                                        # the commit
     staged.give_times()
 
-Nobody can look at the folder before the program runs: that would cost as much as to copy it.  So it is time that tells what
-others changed: what has a later ctime than the filesystem's clock had in the beginning was changed since.  No program can set
-a ctime, and every change of content, metadata or name sets it; the program itself writes into the layer alone.
+The folder cannot be recorded before the program runs: that would cost as much as copying it.  So times show what others
+changed: what has a later ctime than the filesystem's clock had at the beginning was changed since.  No program can set
+a ctime, and every change of content, metadata or name sets it; the program itself writes only into the layer.
 
 Folders that stay get the times that the program left them with after the commit, when atomik has done its own work in them.
 """

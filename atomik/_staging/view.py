@@ -1,7 +1,7 @@
 """The tree as a transaction will leave it: `Transaction.exists` and `Transaction.open`, and the base of atomik.fsspec's view.
 
 A view has `changes`, by resolved path, and says where the content of a path is at present: in a slot, still at the name it
-is moved from, nowhere (it is removed), or at the path itself.  A view only looks.
+is moved from, nowhere (it is removed), or at the path itself.  A view only reads.
 
 Symbolic links are followed here and not by the kernel, one component after the other: the target of a link may have been
 changed by the transaction, and a link that was itself moved or staged is, until the commit, in a folder where its target

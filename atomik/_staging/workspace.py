@@ -1,6 +1,6 @@
 """What the outputs of one transaction share: held folders, private folders, slot numbers, folders made for ``parents=True``.
 
-The workspace resolves each path once, and knows everything that must be given back at the end.
+The workspace resolves each path once, and knows everything that must be released at the end.
 
 Not thread-safe by itself: the intake holds its lock while it calls in here, except for slots, which items take by
 themselves.

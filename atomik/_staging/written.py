@@ -1,8 +1,8 @@
 """What was written under a name of its own in the private folder, and what exists where nothing was written.
 
-`path` and its companions, and the entries of a folder that stays, come to be in the same way: somebody writes them by name,
-in a private folder, and when that is complete each gets a slot (`Written.take`).  Where nothing was written for a name, what
-exists there goes (`Gone`).
+`path` and its companions, and the entries of a folder that stays, are made in the same way: they are written by name in a
+private folder, and when that is complete each gets a slot (`Written.take`).  If nothing was written for a name, what exists
+there is removed (`Gone`).
 """
 
 from __future__ import annotations

@@ -4,5 +4,5 @@
 * `libc`: the calls that `os` does not offer, by ctypes; `machine`: their numbers, by machine and pointer size.
 * `forked`: what a forked child must give up; `descriptors`: room for many open folders.
 
-In go descriptors and names, out come descriptors, values and OSError.  Nothing here knows what a transaction is.
+Descriptors and names go in; descriptors, values and OSError come out.  Nothing here knows what a transaction is.
 """

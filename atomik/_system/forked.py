@@ -1,4 +1,4 @@
-"""A lock dies with its owner, and not with the last copy of its descriptor (I11).
+"""A lock ends with its owner, not with the last copy of its descriptor (I11).
 
 flock(2) belongs to the open file description, which a forked child shares: its copies would keep the lock alive after
 its owner's death, and recovery would wait for a process that knows nothing of it.  So a child gives up its copies of

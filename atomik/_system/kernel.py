@@ -1,8 +1,8 @@
 """The port to the kernel: every system call that atomik makes is one method here, and nothing else is.
 
-The rest of the package calls ``_kernel.port.METHOD(…)``.  Tests put another `Kernel` in its place (`install`): one
+The rest of the package calls ``_kernel.port.METHOD(…)``.  Tests replace it by another `Kernel` (`install`): one
 that records, one that fails the n-th call, one that dies at it.  So "fail at every call" is a loop, and a call
-that by-passes the port is a bug (tests/crash has strace as the witness).
+that bypasses the port is a bug (tests/crash has strace as the witness).
 
 A method does one thing: the call, with descriptors and names as given, and an `OSError` with errno and names when
 it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an errno means is decided by the callers.

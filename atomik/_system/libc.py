@@ -1,6 +1,6 @@
 """The system calls that `os` does not offer, bound with ctypes; loaded when first needed.
 
-Only `kernel` imports this module.  It is apart because ctypes alone takes longer to import than the rest of
+Only `kernel` imports this module.  It is separate because ctypes alone takes longer to import than the rest of
 atomik: a program that imports atomik and writes nothing should not pay for it.
 
 Where the C library has a wrapper it is used; otherwise syscall(2) with the number of the machine, so that

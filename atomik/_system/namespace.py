@@ -13,13 +13,13 @@ Calling sequence::
 The child reaches both folders from the parent folder, which is held open, and compares their identities with those that are
 known: a path that another process changed leads to a refusal, never to another folder.  All mounts are made by descriptor.
 
-Root makes a mount namespace alone.  Everybody else gets a user namespace with it, in which the user and group are mapped to
+Root creates only a mount namespace.  Everybody else also gets a user namespace, in which the user and group are mapped to
 themselves; exec(2) then drops the capabilities that came with it.
 
 `enter` runs in a forked child, possibly of a program with threads, so it imports nothing and takes no lock.
 
-The child sends its namespace to the parent, which holds it open: the kernel gives the number of one that is gone to the next
-at once, and the processes of a stranger must not be taken for the program's.
+The child sends its namespace to the parent, which holds it open: otherwise the kernel could give its number to another
+namespace at once, whose processes would be taken for the program's.
 """
 
 from __future__ import annotations
