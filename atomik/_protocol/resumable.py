@@ -65,13 +65,15 @@ def derived_id(parent: Directory, name: str) -> str:
 class Resumable(PrivateFolder):
     """The private folder in `stage` for the destination `place`, made or found by `make`."""
 
-    __slots__ = ("_aside", "_name", "_settle", "destination", "durable")
+    __slots__ = ("_aside", "_name", "_settle", "destination", "durable", "resumed")
 
     outlives = True
 
     def __init__(self, stage: Directory, place: Place, settle: Settle, *, durable: bool) -> None:
         super().__init__(stage, derived_id(place.directory, place.name))
         self.destination, self._settle, self.durable = place, settle, durable
+        #: whether an earlier run left something in it
+        self.resumed = False
         self._name, self._aside = resumable_name(self.txid, place.name), ""
 
     @property

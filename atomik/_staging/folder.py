@@ -89,7 +89,7 @@ class StagedFolder(Item):
             rename(fresh, slot, 0)
             kept.make_durable()
         else:
-            self.resumed = True
+            kept.resumed = True
             if not kernel.port.may_write(slot.name, slot.fd):  # it has its final mode already
                 set_mode(slot, stat.S_IMODE(there.mode) | stat.S_IRWXU)
         return self.workspace.path_of(slot)

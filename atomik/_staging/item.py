@@ -126,7 +126,7 @@ class Item:
 
     __slots__ = (
         "backup", "displaces", "expectation", "follows", "found", "given", "kept", "links", "not_preserved",
-        "options", "order", "owner", "place", "resumed", "slot", "stage", "stamp", "state", "synced", "unchanged",
+        "options", "order", "owner", "place", "slot", "stage", "stamp", "state", "synced", "unchanged",
         "workspace",
     )  # fmt: skip
 
@@ -159,7 +159,6 @@ class Item:
         self.slot: Place | None = None
         #: where a resumable output is staged, and whether something was staged there before
         self.kept: Resumable | None = None
-        self.resumed = False
         self.not_preserved: tuple[str, ...] = ()
         self.unchanged = False
         #: the name under which the previous version is to stay
@@ -186,6 +185,11 @@ class Item:
     def path(self) -> str:
         """The destination as given, absolute."""
         return self.given or self.place.directory.child(self.place.name)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on with what an earlier run has left."""
+        return self.kept is not None and self.kept.resumed
 
     # --- life ----------------------------------------------------------------------------------------------------
     def seal(self) -> None:

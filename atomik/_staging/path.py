@@ -112,7 +112,7 @@ class StagedProgram(Written):
                 loosen(kept.slot(), sealed)
                 rename(kept.slot(), Place(inside, self.place.name), 0)
             with kernel.port.scandir(inside.fd) as entries:
-                self.resumed = any(True for _ in entries)
+                kept.resumed = any(True for _ in entries)
         finally:
             inside.close()
         if made:
