@@ -20,7 +20,7 @@ from attrs import asdict, define, evolve, field
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.mounts import mount_of
-from atomik._folder.place import Place
+from atomik._folder.place import Place, remove_empty
 from atomik._hidden_names import slot_name
 from atomik._protocol.trial import try_names
 from atomik._staging.workspace import Workspace
@@ -205,7 +205,10 @@ def _try_all(scratch: _Scratch) -> Capabilities:
         file_handles=fs.handle_flags is not None, syncfs=fs.syncfs, volatile=volatile, unknown=unknown,
         fixed_folders=_fixed_folders(scratch.directory, kind or fs.name, options), fixed=_fixed(scratch.directory), **asked,
     )  # fmt: skip
-    return evolve(found, promises=promises_of(found, run_all(scratch.folder)))
+    try:
+        return evolve(found, promises=promises_of(found, run_all(scratch.folder)))
+    finally:
+        scratch.remove_folders()
 
 
 def _mount_of(directory: Directory) -> tuple[str, str, str]:
@@ -333,6 +336,7 @@ class _Scratch:
     #: what could not be found out, and why
     unknown: dict[str, str]
     _numbers: Iterator[int] = field(factory=itertools.count)
+    _folders: list[Place] = field(factory=list)
 
     def ask(self, name: str, attempt: Callable[[], object]) -> _Answer:
         """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is no answer."""
@@ -352,10 +356,16 @@ class _Scratch:
     def folder(self) -> Directory:
         """A folder for a trial, removed with the private folder."""
         place = self.slot()
+        self._folders.append(place)
         kernel.port.mkdir(place.name, 0o700, place.fd)
         folder = Directory.open(place.name, place.fd, follow=False)
         folder.path = str(place)
         return folder
+
+    def remove_folders(self) -> None:
+        """Remove the folders of the trials, which are empty by now."""
+        for place in self._folders:
+            remove_empty(place)
 
     def extents(self) -> bool:
         """Whether files are stored in blocks of a device."""

@@ -18,6 +18,7 @@ from attrs import define, evolve
 from atomik import errors
 from atomik._commit.barriers import Barriers
 from atomik._commit.commit import Commit
+from atomik._folder.directory import Directory
 from atomik._hidden_names import JOURNAL_NAME, PREFIX
 from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging import file as _file
@@ -29,7 +30,6 @@ from .transaction import Transaction
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from atomik._folder.directory import Directory
 
 #: errno values that say something about the moment, and nothing about the place
 _OF_THE_MOMENT = frozenset(
@@ -91,8 +91,29 @@ def run_all(scratch: Callable[[], Directory]) -> dict[str, Outcome]:
             found[name] = outcome
         finally:
             for folder in folders:
-                folder.close()
+                try:
+                    _empty(folder)
+                finally:
+                    folder.close()
     return found
+
+
+def _empty(at: Directory, depth: int = 2) -> None:
+    """Remove what a trial has made, also where nothing tells one mount from another, and no tree is deleted otherwise."""
+    with kernel.port.scandir(at.fd) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in names:
+        try:
+            if is_folder and depth:
+                below = Directory.open(name, at.fd, follow=False)
+                try:
+                    _empty(below, depth - 1)
+                finally:
+                    below.close()
+            (kernel.port.rmdir if is_folder else kernel.port.unlink)(name, at.fd)
+        except OSError as exc:  # it stays for whoever removes the private folder
+            if kernel.errno_of(exc) is None:
+                raise
 
 
 def _changed(at: Directory) -> str:

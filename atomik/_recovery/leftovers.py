@@ -182,10 +182,13 @@ def _make_last(private_folder: Directory, directory: Directory) -> None:
     only: what is visible now must be durable before the original is deleted (I3).  With ``tmp_dir`` the destination may
     be in any folder of the filesystem, so the whole filesystem is synced, where that is possible."""
     if private_folder.fs.syncfs:
-        kernel.port.syncfs(private_folder.fd)
-    else:
-        private_folder.sync()
-        directory.sync()
+        try:
+            return kernel.port.syncfs(private_folder.fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.ENOSYS:  # which is how a sandbox's no reads
+                raise
+    private_folder.sync()
+    directory.sync()
 
 
 # --- kept originals ----------------------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class _Clone:
         self.target.hold_above()
         fd = self.target.level.fd
         try:
-            kernel.port.futime(fd, (found.st_atime_ns, found.st_mtime_ns))
+            _set_times(found, lambda times: kernel.port.futime(fd, times))
             self._note(apply(fd, metadata, "all", same_content=True, path=self.target.path()))
         except OSError as exc:
             self._fail(exc)
@@ -276,7 +276,7 @@ class _Clone:
             new = port.create(new_name, os.O_WRONLY, 0o600, below)
             try:
                 self.content.copy(fd, new, found)
-                port.futime(new, (found.st_atime_ns, found.st_mtime_ns))  # while it is ours: later it needs CAP_FOWNER
+                _set_times(found, lambda times: port.futime(new, times))  # while it is ours: later it needs CAP_FOWNER
                 if not self._only_mode(fd, new, found):
                     self._dress_file(fd, new, found, name, new_name)
             finally:
@@ -386,10 +386,19 @@ class _Clone:
         """Owner, attributes, mode and times of something that can only be named."""
         port, below = kernel.port, self.target.level.fd
         metadata = Metadata.held(fd, found, path_only=True)
-        port.utime(new_name, (found.st_atime_ns, found.st_mtime_ns), below)
+        _set_times(found, lambda times: port.utime(new_name, times, below))
         new = port.open(new_name, _PATH, below)
         try:
             target, path = Named(new, new_name, below), self.target.path(new_name)
             self._note(dress(target, metadata, "all", same_content=True, path=path), name)
         finally:
             port.close(new)
+
+
+def _set_times(found: os.stat_result, call: Callable[[tuple[int, int]], None]) -> None:
+    """The times of the original, but where a sandbox refuses utimensat(2) to everybody: there a copy has its own."""
+    try:
+        call((found.st_atime_ns, found.st_mtime_ns))
+    except OSError as exc:
+        if kernel.errno_of(exc) not in kernel.SANDBOXED or kernel.sandboxed("utimensat") is None:
+            raise

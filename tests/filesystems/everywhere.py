@@ -153,8 +153,8 @@ def _server(name: str) -> Ground:
     return Ground(name, servers.SERVERS[name].about, partial(_served, name), partial(servers.missing, name))
 
 
-def _sandbox(name: str, about: str, enter: Callable[[], None], on: str = "tmpfs") -> Ground:
-    return Ground(name, about, partial(_on, on), _missing_seccomp, enter, quick=True)
+def _sandbox(name: str, about: str, enter: Callable[[], None], on: str = "tmpfs", *, quick: bool = True) -> Ground:
+    return Ground(name, about, partial(_on, on), _missing_seccomp, enter, quick=quick)
 
 
 def _grounds() -> Iterator[Ground]:
@@ -171,7 +171,9 @@ def _grounds() -> Iterator[Ground]:
     for number in (errno.EPERM, errno.ENOSYS):
         word = errno.errorcode[number]
         for call in seccomp.CALLS:
-            yield _sandbox(f"{call}-{word}", f"seccomp: {word} for {call}", _refusing(number, call))
+            yield _sandbox(
+                f"{call}-{word}", f"seccomp: {word} for {call}", _refusing(number, call), quick=number == errno.EPERM
+            )
         yield _sandbox(f"all-{word}", f"seccomp: {word} for all of these", _refusing(number, *seccomp.CALLS))
     yield _sandbox("docker", "seccomp as in a container of Docker", _refusing(errno.EPERM, *_DOCKER), "ext4")
     yield _sandbox("old-docker", "seccomp as in an old container", _refusing(errno.EPERM, *_OLD_DOCKER), "ext4")

@@ -152,7 +152,7 @@ def file_update(folder: Path) -> tuple[Changes, Any]:
 def file_expect(folder: Path) -> tuple[Changes, Any]:
     seen = atomik.observe(folder / "report.csv", digest=True)
     out = atomik.file(folder / "report.csv", overwrite=True, expect=seen)
-    with pytest.raises(errors.ConflictError, match=r"report\.csv"), out as f:
+    with all_or_nothing(folder), pytest.raises(errors.ConflictError, match=r"report\.csv"), out as f:
         f.write("ours")
         (folder / "report.csv").write_text("theirs")
     return {"report.csv": "theirs"}, None

@@ -70,7 +70,7 @@ def serving(name: str) -> Iterator[Path]:
 
 def _serve(command: list[str], point: Path) -> Iterator[Path]:
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    child = subprocess.Popen(command, preexec_fn=linux.die_with(os.getpid()), env=_ENVIRONMENT, **quiet)  # type: ignore[call-overload]
+    child = subprocess.Popen(command, preexec_fn=linux.die_with(os.getpid()), **quiet)  # type: ignore[call-overload]
     try:
         _await_mount(point, child)
         yield point
@@ -84,9 +84,6 @@ def _serve(command: list[str], point: Path) -> Iterator[Path]:
         child.wait()
 
 
-_ENVIRONMENT = {**os.environ, "CRYFS_FRONTEND": "noninteractive", "CRYFS_NO_UPDATE_CHECK": "true"}
-
-
 def _folders(home: Path, *names: str) -> list[str]:
     for name in names:
         (home / name).mkdir()
@@ -95,7 +92,7 @@ def _folders(home: Path, *names: str) -> list[str]:
 
 def _made(home: Path, *command: str) -> None:
     """Run a command that prepares."""
-    subprocess.run(command, check=True, capture_output=True, env={**_ENVIRONMENT, "HOME": str(home)})
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "HOME": str(home)})
 
 
 def _sshfs(*options: str) -> Callable[[Path, str], list[str]]:
@@ -149,12 +146,6 @@ def _gocryptfs(home: Path, point: str) -> list[str]:
     return ["gocryptfs", "-fg", "-q", "-allow_other", "-extpass", "echo secret", far, point]
 
 
-def _cryfs(home: Path, point: str) -> list[str]:
-    (far,) = _folders(home, "far")
-    script = 'echo secret | exec cryfs -f --cipher aes-256-gcm "$1" "$2"'
-    return ["env", f"HOME={home}", "sh", "-c", script, "sh", far, point]
-
-
 def _rclone(*options: str) -> Callable[[Path, str], list[str]]:
     def start(home: Path, point: str) -> list[str]:
         (far,) = _folders(home, "far")
@@ -204,12 +195,10 @@ SERVERS: Mapping[str, Server] = {
     "fuse-overlayfs": Server("fuse-overlayfs", _fuse_overlayfs, ("fuse-overlayfs",)),
     "encfs": Server("encfs", _encfs, ("encfs",)),
     "gocryptfs": Server("gocryptfs", _gocryptfs, ("gocryptfs",)),
-    "cryfs": Server("CryFS", _cryfs, ("cryfs",)),
     "rclone": Server("rclone mount, `--vfs-cache-mode writes`", _rclone("--vfs-cache-mode", "writes"), ("rclone",)),
     "ntfs-3g": Server("ntfs-3g", _ntfs(), ("ntfs-3g", "mkfs.ntfs"), 64 << 20),
     "ntfs-3g-permissions": Server("ntfs-3g, `permissions`", _ntfs("permissions"), ("ntfs-3g", "mkfs.ntfs"), 64 << 20),
     "exfat-fuse": Server("exfat-fuse", _exfat, ("mount.exfat-fuse", "mkfs.exfat"), 64 << 20),
     "fuse2fs": Server("fuse2fs", _fuse2fs, ("fuse2fs", "mkfs.ext4"), 64 << 20),
     "disorderfs": Server("disorderfs", _over_one("disorderfs", "-f"), ("disorderfs",)),
-    "posixovl": Server("posixovl", _over_one("mount.posixovl", "-f", "-S"), ("mount.posixovl",)),
 }  # fmt: skip
