@@ -140,12 +140,6 @@ def _encfs(home: Path, point: str) -> list[str]:
     return ["encfs", "-f", "--standard", "--extpass=echo secret", far, point]
 
 
-def _gocryptfs(home: Path, point: str) -> list[str]:
-    (far,) = _folders(home, "far")
-    _made(home, "gocryptfs", "-init", "-q", "-scryptn", "10", "-extpass", "echo secret", far)
-    return ["gocryptfs", "-fg", "-q", "-allow_other", "-extpass", "echo secret", far, point]
-
-
 def _rclone(*options: str) -> Callable[[Path, str], list[str]]:
     def start(home: Path, point: str) -> list[str]:
         (far,) = _folders(home, "far")
@@ -194,7 +188,6 @@ SERVERS: Mapping[str, Server] = {
     "mergerfs-path-hash": Server("mergerfs, `inodecalc=path-hash`", _mergerfs("inodecalc=path-hash"), ("mergerfs",)),
     "fuse-overlayfs": Server("fuse-overlayfs", _fuse_overlayfs, ("fuse-overlayfs",)),
     "encfs": Server("encfs", _encfs, ("encfs",)),
-    "gocryptfs": Server("gocryptfs", _gocryptfs, ("gocryptfs",)),
     "rclone": Server("rclone mount, `--vfs-cache-mode writes`", _rclone("--vfs-cache-mode", "writes"), ("rclone",)),
     "ntfs-3g": Server("ntfs-3g", _ntfs(), ("ntfs-3g", "mkfs.ntfs"), 64 << 20),
     "ntfs-3g-permissions": Server("ntfs-3g, `permissions`", _ntfs("permissions"), ("ntfs-3g", "mkfs.ntfs"), 64 << 20),
