@@ -18,7 +18,7 @@ from attrs import define
 import atomik
 from atomik._commit import commit
 from atomik._folder.place import rename, rename_back
-from atomik._protocol import journal, publish
+from atomik._protocol import journal
 from atomik._protocol import undo as _undo
 from atomik._protocol.locks import lock_all
 from atomik._protocol.step import Step, Undone
@@ -144,7 +144,7 @@ def _stranger_after_the_swap(root: Path) -> None:
 
 
 def _no_check(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(publish, "_check", lambda step: None)
+    patch.setattr(commit, "check", lambda step: None)
 
 
 def _stranger_before_the_swap(root: Path) -> None:

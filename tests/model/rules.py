@@ -51,7 +51,7 @@ RULES = (
     ),
     Rule(16, "UNDO_FORWARD", "I5", "steps are undone in reverse", replay="undo_forward"),
     Rule(17, "NO_IDENTITY", "I4", "undo touches only what has a recorded identity", replay="no_identity"),
-    Rule(18, "NO_CHECK", "I4", "after each swap, what came out is compared", replay="no_check"),
+    Rule(18, "NO_CHECK", "I4", "what came out of each swap is compared", replay="no_check"),
     Rule(19, "NO_RETURN", "I4", "recovery gives back what came out and was not compared", replay="no_return"),
     Rule(20, "NO_STRANDED", "I3", "an original that cannot go back is kept", replay="no_stranded"),
     Rule(21, "NO_LOCK", "I8", "a commit locks out readers", replay="no_lock"),
