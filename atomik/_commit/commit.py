@@ -481,13 +481,14 @@ class Commit:
         errors.fail(errors.ConflictError, errno.EBUSY, text, item.path)
 
     def _is_to_repeat(self, step: Step, exc: OSError) -> bool:
-        """Whether nothing happened because the destination appeared or disappeared since the check."""
-        if isinstance(exc, errors.ConflictError):
-            return step.op == "replace" and step.slot.identity() == identity_of_new(step)
-        number = kernel.errno_of(exc)
+        """Whether nothing happened because the destination appeared or disappeared since the check; by now it may have come
+        or gone once more, so what counts is that the new object is still where it was."""
+        number = None if isinstance(exc, errors.ConflictError) else kernel.errno_of(exc)
         if number == errno.EEXIST and step.op == "create" and step.overwriting:
             return step.dest.identity() != identity_of_new(step)
-        return number == errno.ENOENT and step.op == "replace" and step.dest.identity() is None
+        if number == errno.ENOENT or isinstance(exc, errors.ConflictError):
+            return step.op == "replace" and step.slot.identity() == identity_of_new(step)
+        return False
 
     def _check_came_out(self, step: Step) -> None:
         """What came out must be what may be replaced; the last writer wins, so it need not be what we looked at."""

@@ -61,11 +61,16 @@ def publish(step: Step) -> None:
             if step.overwriting:
                 _conflict(step, "something was created at the destination in the meantime")
             raise lost_race(str(step.dest)) from None
-        if number == errno.ENOENT and step.op != "create" and not step.alone and step.dest.identity() is None:
+        if number == errno.ENOENT and step.op != "create" and not step.alone and _destination_went(step):
             _conflict(step, "the destination was removed in the meantime")
         if number == errno.EXDEV:
             refuse_exdev(step.slot, step.dest, exc)
         raise
+
+
+def _destination_went(step: Step) -> bool:
+    """Whether it was the destination that the kernel did not find; something may be there again."""
+    return step.dest.identity() is None or (step.op != "remove" and step.slot.identity() is not None)
 
 
 def is_published(step: Step) -> bool:

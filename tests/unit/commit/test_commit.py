@@ -20,7 +20,7 @@ from atomik._protocol import publish as _publish
 from atomik._protocol import undo as _undo
 from atomik._protocol.step import Step, Undone
 from atomik._system import kernel as _kernel
-from tests.support.kernels import Acting, Call, Faulty, Poor, Watching, installed
+from tests.support.kernels import Acting, Answer, Call, Faulty, Poor, Watching, installed
 from tests.support.state import left_in, tree
 
 
@@ -315,3 +315,27 @@ def test_a_newcomer_behind_the_listing_is_found_by_the_swap(folder: Path) -> Non
             tx.file(f"f{number}").write("ours")
     assert caught.value.filename == str(folder / "f13")
     assert (os.listdir(), Path("f13").read_text()) == (["f13"], "theirs")
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_a_destination_that_went_and_came_again(folder: Path, group: bool) -> None:
+    """The kernel found nothing to exchange with, and by now something is there again: one output is published all
+    the same, a group says what happened."""
+    Path("x").write_text("old")
+
+    def come_and_go() -> None:
+        os.unlink("x")
+        theirs()
+        raise Answer(errno.ENOENT)
+
+    with installed(Acting("rename", Once(come_and_go))):
+        if not group:
+            overwrite()
+        else:
+            with (
+                pytest.raises(errors.ConflictError, match="removed in the meantime"),
+                atomik.transaction(overwrite=True) as tx,
+            ):
+                tx.file("x").write("new")
+                tx.file("y").write("new")
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"x": "theirs" if group else "new"}
