@@ -18,9 +18,13 @@ class _Attrs(type):
     def __attrs_attrs__(cls) -> Any:
         import attrs
 
-        return attrs.fields(attrs.make_class(cls.__name__, list(cls.__match_args__)))
+        return attrs.fields(attrs.make_class(cls.__name__, list(_names(cls))))
 
-    __match_args__: tuple[str, ...] = ()
+
+def _names(cls: type) -> tuple[str, ...]:
+    """Declared by each class for itself, so that type checkers know the names."""
+    names: tuple[str, ...] = getattr(cls, "__match_args__", ())
+    return names
 
 
 class Values(metaclass=_Attrs):
@@ -29,17 +33,15 @@ class Values(metaclass=_Attrs):
     __slots__ = ("__weakref__",)
 
     def _set(self, *values: object) -> None:
-        for name, value in zip(self.__match_args__, values, strict=True):
+        for name, value in zip(_names(type(self)), values, strict=True):
             object.__setattr__(self, name, value)
 
-    __match_args__: tuple[str, ...] = ()
-
     def _values(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in self.__match_args__])
+        return tuple([getattr(self, name) for name in _names(type(self))])
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        return dict(zip(self.__match_args__, self._values(), strict=True))
+        return dict(zip(_names(type(self)), self._values(), strict=True))
 
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, self.__class__) else NotImplemented
@@ -48,7 +50,7 @@ class Values(metaclass=_Attrs):
         return hash(self._values())
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in _names(type(self)))
         return f"{type(self).__name__}({fields})"
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
