@@ -309,7 +309,7 @@ def _several_too_much(folder: Path) -> None:
 # --- what only a network or a quota says -----------------------------------------------------------------------------
 @pytest.mark.sweep
 @pytest.mark.parametrize(
-    ("number", "cure"), [(errno.ESTALE, "open it again"), (errno.EDQUOT, "disk quota"), (errno.EIO, "kernel log")]
+    ("number", "cure"), [(errno.ESTALE, "begin again"), (errno.EDQUOT, "disk quota"), (errno.EIO, "kernel log")]
 )
 @pytest.mark.parametrize("call", ["rename", "link_fd", "create", "mkdir", "write", "fsync", "syncfs", "open_tmpfile"])
 def test_errors_of_servers_and_quotas(folder: Path, call: str, number: int, cure: str) -> None:

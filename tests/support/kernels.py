@@ -146,6 +146,9 @@ class Recording(Watching):
 Plan = Callable[[Call], "BaseException | int | None"]
 
 
+_OPENING = frozenset({"open", "open_beneath", "open_tmpfile", "create"})
+
+
 class Faulty(Watching):
     """Raises what `plan` says for a call: an errno, an exception, or None to let it happen.
 
@@ -193,7 +196,10 @@ class Faulty(Watching):
         self.struck.append(call)
         if call.name == "close" or self._late(call):
             with contextlib.suppress(OSError):  # it may have failed by itself
-                go()
+                result = go()
+                if call.name in _OPENING:
+                    # Between the return of the call and the store of its result nothing in Python can hold a descriptor.
+                    os.close(result)
         raise _exception(fault, call)
 
     def _late(self, call: Call) -> bool:
