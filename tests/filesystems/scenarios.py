@@ -22,6 +22,7 @@ from attrs import define
 
 import atomik
 from atomik import errors
+from atomik._folder import filesystem as _filesystem
 from atomik._system import kernel as _kernel
 from atomik.testing import CrashPoint, crash_points
 from tests.support.inotify import watching
@@ -428,6 +429,7 @@ def killed_writing(folder: Path) -> tuple[Changes, Any]:
     child = os.fork()
     if not child:
         try:
+            _filesystem.forget()  # a new process knows nothing yet
             atomik.file(folder / "new").write("half")
         finally:
             os.kill(os.getpid(), signal.SIGKILL)
