@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 _HANDLE_FID = 0x200
 _UNIQUE = 0x4000  # STATX_MNT_ID_UNIQUE, Linux 6.8: an id that is never given to another mount
 
-#: f_type of statfs(2) → (name, whether syncfs reaches the device and reports errors)
+BTRFS = 0x9123683E  # f_type of statfs(2)
+
+#: f_type → (name, whether syncfs reaches the device and reports errors)
 _KNOWN = {
     0xEF53: ("ext4", True),
     0x58465342: ("xfs", True),
-    0x9123683E: ("btrfs", True),
+    BTRFS: ("btrfs", True),
     0xF2F52010: ("f2fs", True),
     0xCA451A4E: ("bcachefs", True),
     0x01021994: ("tmpfs", True),

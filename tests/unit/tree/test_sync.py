@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from atomik import errors
+from atomik._folder.filesystem import BTRFS
 from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
 from atomik._tree import delete, sync
@@ -229,3 +230,18 @@ def test_sync_refuses_a_mount() -> None:
         with held(home / "tree") as folder, pytest.raises(errors.MountPointError, match="mount") as caught:
             sync.sync_tree(folder)
         assert caught.value.filename == str(point)
+
+
+@pytest.mark.parametrize("magic", [BTRFS, 0xEF53])
+def test_threads_where_they_help(folder: Path, monkeypatch: pytest.MonkeyPatch, magic: int) -> None:
+    """Many files are synced by several threads, except on btrfs."""
+    monkeypatch.setattr(_kernel.Kernel, "filesystem_magic", lambda self, fd: magic)
+    started: list[int] = []
+    monkeypatch.setattr(sync._Work, "start", lambda self, count: started.append(count))
+    fds = [os.open(folder / str(number), os.O_CREAT | os.O_WRONLY) for number in range(sync.FEW)]
+    try:
+        assert sync.sync_files(fds) is None
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert started == ([] if magic == BTRFS else [sync.THREADS - 1])
