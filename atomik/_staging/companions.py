@@ -128,17 +128,18 @@ def logs(dir_fd: int, name: str, *, sure: bool = False) -> list[str]:
 
 
 def _beginning(name: str, dir_fd: int) -> bytes:
-    """The first bytes of a file; none where this user may not read it."""
+    """The first bytes of a file; none where they cannot be read, so that it counts as a log that holds changes."""
+    port, fd = kernel.port, -1
     try:
-        fd = kernel.port.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd)
+        fd = port.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd)
+        return port.pread(fd, len(_JOURNAL), 0)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
         return b""
-    try:
-        return os.pread(fd, len(_JOURNAL), 0)
     finally:
-        kernel.port.close(fd)
+        if fd >= 0:
+            port.close(fd)
 
 
 def _refuse(why: str, *paths: str) -> NoReturn:

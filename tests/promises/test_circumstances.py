@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 import atomik
 from atomik import errors
+from tests.support.kernels import Faulty, installed
 from tests.support.lab import linux, mounting, mounts, namespace, passthrough
 from tests.support.lab.need import need
 from tests.support.lab.passthrough import Renames
@@ -225,6 +227,15 @@ def test_a_database_is_not_parted_from_its_log(dead_database: Path, work: Callab
     with pytest.raises(errors.ConflictError, match=r"app\.db-wal|new\.db"), atomik.transaction() as tx:
         work(tx)
     assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+    assert rows("app.db") == [(1,)]
+
+
+def test_a_log_that_cannot_be_read(dead_database: Path) -> None:
+    """It counts as one that holds changes."""
+    kernel = Faulty.every("pread", errno.EIO)
+    with installed(kernel), pytest.raises(errors.ConflictError, match=r"app\.db-wal"), atomik.transaction() as tx:
+        tx.move("app.db", "new.db")
+    assert kernel.struck
     assert rows("app.db") == [(1,)]
 
 
