@@ -45,7 +45,8 @@ def swap(
     :raises atomik.errors.AccessDeniedError: a path leads through another user's link to a folder that is not theirs, or
         this user may not change one of the two folders.
     :raises atomik.errors.LockTimeoutError: another transaction or reader held a folder for longer than `lock_timeout`.
-    :raises atomik.errors.AtomikOSError: everything else, with errno; all of them carry ``filename`` and ``filename2``.
+    :raises atomik.errors.AtomikOSError: everything else, with errno.  An error about one of the two has both paths, as
+        ``filename`` and ``filename2``.
 
     Guarantee: that of `Transaction.exchange`: no observer sees one of them missing, and no `reading` sees both versions.
     Limit: on a FUSE, network or unknown filesystem the first call tries two scratch files in a private folder next to them.
