@@ -325,7 +325,7 @@ _CURE = {
     _errno.EILSEQ: "the filesystem has only names that are valid Unicode (NTFS, FAT): choose such a name",
     _errno.ELOOP: "symbolic links on the path form a loop: fix them, or use the real path",
     _errno.ENOTDIR: "a part of the path is not a folder: correct the path, or remove what is there",
-    _errno.EMFILE: "raise the limit of open files (ulimit -n) or close some",
+    _errno.EMFILE: "raise the limit of open files (ulimit -n, LimitNOFILE= of systemd), or publish in several transactions",
 }
 
 
@@ -334,14 +334,18 @@ def system_error(
 ) -> AtomikOSError:
     """The atomik error for a failed system call: same errno, the paths, and the usual cure."""
     number = cause.errno or _errno.EIO
-    return _BY_ERRNO.get(number, AtomikOSError)(*describe(number, action, path, path2))
+    return _BY_ERRNO.get(number, AtomikOSError)(*describe(number, action, path, path2, cause.strerror))
 
 
 def describe(
-    number: int, action: str, path: str | os.PathLike[str] | None, path2: str | None = None
+    number: int,
+    action: str,
+    path: str | os.PathLike[str] | None,
+    path2: str | None = None,
+    why: str | None = None,
 ) -> tuple[object, ...]:
     """The arguments of an `OSError` that says what was tried, why it failed and what helps."""
-    text = f"{action}: {os.strerror(number)}"
+    text = f"{action}: {why or os.strerror(number)}"
     if number in _CURE:
         text += f"; {_CURE[number]}"
     return os_args(number, text, path, path2)

@@ -18,15 +18,18 @@ from __future__ import annotations
 import errno
 from typing import NoReturn
 
-from atomik import errors
-
-_LOW = 200
+_LOW = 40
 
 #: Below this number no check is needed; 0 while the limit is raised.
 low = _LOW
 
-#: Descriptors that stay free for the rest of the program, and for what a commit opens.
-RESERVE = 64
+_RESERVE = 64
+
+
+def reserve(limit: int) -> int:
+    """Descriptors that stay free for the files of a transaction, what a commit opens, and the rest of the program."""
+    return min(_RESERVE, limit // 8)
+
 
 _high: set[int] = set()
 #: the soft limit before it was raised, and what it was raised to
@@ -37,14 +40,14 @@ _ours = 0
 def hold(fd: int, path: str) -> None:
     """Make sure that there is room above `fd`, the descriptor of a folder that stays open for long.
 
-    Raises `AtomikOSError` with EMFILE where there is none; `fd` is the caller's to close.
+    Raises `OSError` with EMFILE, as open(2) does, where there is none; `fd` is the caller's to close.
     """
     import resource
 
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if soft != resource.RLIM_INFINITY and fd + RESERVE >= soft:
-        make_room(fd + RESERVE, path)
-    if _before is not None and fd + RESERVE >= _before:
+    if soft != resource.RLIM_INFINITY and fd + reserve(soft) >= soft:
+        make_room(fd + reserve(soft), path)
+    if _before is not None and fd + reserve(_before) >= _before:
         _high.add(fd)
 
 
@@ -54,7 +57,7 @@ def make_room(needed: int, path: str) -> bool:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max(2 * soft, needed + RESERVE)
+    wanted = max(2 * soft, needed + _RESERVE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     if wanted <= max(soft, needed):
@@ -70,11 +73,8 @@ def make_room(needed: int, path: str) -> bool:
 
 
 def _refuse(soft: int, hard: int, path: str) -> NoReturn:
-    text = (
-        f"too many folders at once: each takes a descriptor, and this process may have {soft} (hard limit {hard}); raise the "
-        "limit (ulimit -n, LimitNOFILE= of systemd), or publish in several transactions"
-    )
-    errors.fail(errors.AtomikOSError, errno.EMFILE, text, path)
+    text = f"too many folders at once: each takes descriptors, and this process may have {soft} (hard limit {hard})"
+    raise OSError(errno.EMFILE, text, path)
 
 
 def let_go(fd: int) -> None:
