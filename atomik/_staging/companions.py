@@ -30,7 +30,8 @@ _LOGS = ("-wal", "-journal", ".wal")
 #: names under which a file that is written by `Transaction.file` is taken for a database
 _DATABASES = (".db", ".db3", ".sqlite", ".sqlite3", ".s3db", ".sl3", ".duckdb", ".gpkg", ".mbtiles")
 _NAME_MAX = 255
-#: how SQLite's logs begin (https://sqlite.org/fileformat2.html, sections 3 and 4.1)
+#: how SQLite's databases and its logs begin (https://sqlite.org/fileformat2.html, sections 1.3, 3 and 4.1)
+_SQLITE = b"SQLite format 3\0"
 _JOURNAL = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
 _WAL = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
 
@@ -69,7 +70,13 @@ def names_of(also: Iterable[str], name: str, path: str) -> list[str]:
 
 def is_database(name: str) -> bool:
     """Whether a file of that name is probably a database."""
-    return name.endswith(_DATABASES)
+    return name.lower().endswith(_DATABASES)
+
+
+def begins_as_database(fd: int) -> bool:
+    """Whether the content of an open file is a database's, of SQLite or DuckDB, whatever its name is."""
+    begins = kernel.port.pread(fd, len(_SQLITE), 0)
+    return begins == _SQLITE or begins[8:12] == b"DUCK"
 
 
 def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
@@ -78,8 +85,8 @@ def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
     for log in logs(place.fd, place.name):
         if _untouched(place, log, workspace):
             text = (
-                "a log next to the destination has changes for the database that is or was there, and would be replayed "
-                "into the new one"
+                "a log next to the destination is of the database that is or was there, and would be replayed into the new "
+                "one"
             )
             _refuse(text, place.directory.child(log), path)
 
@@ -89,7 +96,7 @@ def refuse_left_log(source: Place, workspace: Workspace, path: str) -> None:
     the log as well."""
     for log in logs(source.fd, source.name, sure=True):
         if _untouched(source, log, workspace):
-            text = "a log that stays behind holds changes for this database, which would be without them"
+            text = "a log that stays behind is of this database, which would be without the changes in it"
             _refuse(text, source.directory.child(log), path)
 
 
@@ -105,19 +112,17 @@ def _untouched(place: Place, log: str, workspace: Workspace) -> bool:
 
 
 def logs(dir_fd: int, name: str, *, sure: bool = False) -> list[str]:
-    """The names of the logs next to a file that hold changes; `sure`: only those that are a database's without doubt."""
+    """The names of the logs next to a file that hold changes; `sure`: only those that are a database's without doubt.
+
+    An empty ``-wal`` next to its index (``-shm``) is a log too: a process has the database open, and will write there.
+    """
     found = []
     for suffix in _LOGS:
         log = name + suffix
-        if len(log) > _NAME_MAX // 4 and len(os.fsencode(log)) > _NAME_MAX:
-            continue
-        try:
-            there = kernel.port.lstat(log, dir_fd)
-        except OSError as exc:
-            if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-                raise
-            continue
-        if not kernel.is_file(there.st_mode) or not there.st_size:
+        size = _size(log, dir_fd)
+        if not size:
+            if size is not None and suffix == "-wal" and _size(name + "-shm", dir_fd):
+                found.append(log)
             continue
         begins = _beginning(log, dir_fd)
         # SQLite's journal_mode=PERSIST ends a transaction by writing zeros over the header.
@@ -125,6 +130,19 @@ def logs(dir_fd: int, name: str, *, sure: bool = False) -> list[str]:
         if not over and (not sure or is_database(name) or begins == _JOURNAL or begins[:4] in _WAL):
             found.append(log)
     return found
+
+
+def _size(name: str, dir_fd: int) -> int | None:
+    """The size of a regular file; None where there is none."""
+    if len(name) > _NAME_MAX // 4 and len(os.fsencode(name)) > _NAME_MAX:
+        return None
+    try:
+        there = kernel.port.lstat(name, dir_fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise
+        return None
+    return there.st_size if kernel.is_file(there.st_mode) else None
 
 
 def _beginning(name: str, dir_fd: int) -> bytes:
@@ -144,7 +162,7 @@ def _beginning(name: str, dir_fd: int) -> bytes:
 
 def _refuse(why: str, *paths: str) -> NoReturn:
     cure = (
-        "open the database once with its own program, so that it finishes, or move, copy or remove the log in the same "
+        "close the database everywhere, or open it once with its own program, so that it finishes; or move, copy or remove the log in the same "
         "transaction"
     )
     errors.fail(errors.ConflictError, errno.EBUSY, f"{why}; {cure}", *paths)

@@ -65,7 +65,7 @@ def _refuse_text_options(encoding: str | None, errors: str | None, newline: str 
 class StagedFile(Item):
     """A file that the user writes through a file object."""
 
-    __slots__ = ("chosen_mode", "fd", "file_object", "unnameable")
+    __slots__ = ("chosen_mode", "database", "fd", "file_object", "unnameable")
 
     kind = "file"
 
@@ -77,6 +77,8 @@ class StagedFile(Item):
         self.file_object: IO[Any] | None = None
         #: the mode bits that the user gave it by its descriptor
         self.chosen_mode: int | None = None
+        #: it may be a database, by its name or, once it is sealed, by its content
+        self.database = companions.is_database(place.name)
         #: it cannot get its only name directly at the destination: that was tried, or watchers would only hear that it was
         #: created, because it cannot be opened for writing (P10)
         self.unnameable = options.permissions is not None and not options.permissions & 0o200
@@ -141,7 +143,7 @@ class StagedFile(Item):
             kernel.port.close(source)
 
     def refuse_companions(self) -> None:
-        if companions.is_database(self.place.name):
+        if self.database:
             companions.refuse_log(self.place, self.workspace, self.path)
 
     def _seal(self) -> None:
@@ -158,6 +160,7 @@ class StagedFile(Item):
             file_object.let_go()  # type: ignore[attr-defined]  # flushes; the descriptor stays ours
         elif below is not None and not is_closed(below):
             below.flush()  # it was detached: what was written to it counts nevertheless
+        self.database = self.database or companions.begins_as_database(self.fd)
 
     def _finish_late(self, there: Status | None) -> None:
         options = self.options

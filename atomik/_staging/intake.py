@@ -22,7 +22,7 @@ from atomik._folder.place import Place
 from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
-from . import checks, companions
+from . import checks
 from .destinations import UNTOUCHED, Entry, key_of
 from .file import StagedFile
 from .item import Item, kind_of
@@ -146,8 +146,7 @@ class Intake:
         else:
             item.follow(before.leaves)
             item.follows, item.displaces = True, before.origin
-        if kind is not StagedFile or companions.is_database(name):
-            item.refuse_companions()
+        item.refuse_companions()
         if not item.changes:
             destinations.watch(directory, full)
             self.items.append(item)

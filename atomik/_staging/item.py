@@ -34,7 +34,7 @@ from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
 
-from . import checks
+from . import checks, companions
 
 if TYPE_CHECKING:
     from _thread import RLock
@@ -470,8 +470,12 @@ class Item:
     def check_backup(self) -> Status | None:
         """What exists under the name for the previous version, if that may be replaced."""
         place = self.backup_place
-        there = None if place is None else place.status()
-        if there is None or place is None:
+        if place is None:
+            return None
+        if self.step_kind() != "folder":
+            companions.refuse_log(place, self.workspace, self.path)
+        there = place.status()
+        if there is None:
             return None
         checks.refuse_mounts(place, there, self.path)
         checks.refuse_sticky(place.directory, there, str(place))

@@ -257,6 +257,55 @@ def test_a_database_goes_with_its_log(dead_database: Path, operation: str, order
     assert rows("new.db") == [(1,)]
 
 
+def pipe(name: str) -> None:
+    with atomik.file(name, "wb", overwrite=True) as f:
+        f.write(b"SQLite format 3\0, and so on")
+
+
+def by_moving(name: str) -> None:
+    Path("source").write_bytes(b"new")
+    with atomik.transaction(overwrite=True) as tx:
+        tx.move("source", name)
+
+
+@pytest.mark.parametrize("work", [pipe, by_moving])
+def test_a_database_that_a_program_has_open(folder: Path, work: Callable[[str], None]) -> None:
+    """Its log is empty, and will get what that program writes: into the new database, for whoever opens that next."""
+    with contextlib.closing(sqlite3.connect("app.db", isolation_level=None)) as live:
+        live.execute("PRAGMA journal_mode=WAL")
+        live.execute("CREATE TABLE t (x)")
+        live.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert not Path("app.db-wal").stat().st_size
+        with pytest.raises(errors.ConflictError, match=r"app\.db-wal"):
+            work("app.db")
+        with pytest.raises(errors.ConflictError, match=r"app\.db-wal"), atomik.transaction() as tx:
+            tx.move("app.db", "new.db")
+        live.execute("INSERT INTO t VALUES (1)")
+    assert rows("app.db") == [(1,)]
+    work("app.db")
+
+
+@pytest.mark.parametrize("name", ["History", "app.DB", "data.bin"])
+def test_a_database_of_any_name(folder: Path, name: str) -> None:
+    """The content says what it is, at the end of the block at the latest."""
+    Path(name).write_text("old")
+    Path(f"{name}-wal").write_bytes(b"\x37\x7f\x06\x82")
+    with pytest.raises(errors.ConflictError, match=f"{name}-wal"):
+        pipe(name)
+    assert sorted(os.listdir()) == sorted([name, f"{name}-wal"])
+    assert Path(name).read_text() == "old"
+
+
+def test_the_log_of_another_database_at_the_name_of_the_previous_version(folder: Path) -> None:
+    """It would be replayed into the version that is kept."""
+    Path("app.db").write_text("old")
+    Path("app.bak-wal").write_text("changes")
+    with pytest.raises(errors.ConflictError, match=r"app\.bak-wal"):
+        atomik.write_text("app.db", "new", overwrite=True, backup="app.bak")
+    assert sorted(os.listdir()) == ["app.bak-wal", "app.db"]
+    assert Path("app.db").read_text() == "old"
+
+
 def test_a_log_that_is_over(folder: Path) -> None:
     """SQLite's journal_mode=PERSIST leaves a log with a header of zeros; it holds nothing."""
     with contextlib.closing(sqlite3.connect("app.db")) as database:
