@@ -162,8 +162,8 @@ def _beginning(name: str, dir_fd: int) -> bytes:
 
 def _refuse(why: str, *paths: str) -> NoReturn:
     cure = (
-        "close the database everywhere, or open it once with its own program, so that it finishes; or move, copy or remove the log in the same "
-        "transaction"
+        "close the database everywhere, or open it once with its own program, so that it finishes; or move, copy or remove "
+        "the log in the same transaction"
     )
     errors.fail(errors.ConflictError, errno.EBUSY, f"{why}; {cure}", *paths)
 
