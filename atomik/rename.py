@@ -123,7 +123,7 @@ def _translate(exc: OSError, src: str, src_fd: int, dst: str, dst_fd: int, flags
 
 def _device(path: str, dir_fd: int) -> int:
     try:
-        return os.stat(path, dir_fd=None if dir_fd == kernel.AT_FDCWD else dir_fd, follow_symlinks=False).st_dev
+        return kernel.port.lstat(path, None if dir_fd == kernel.AT_FDCWD else dir_fd).st_dev
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise

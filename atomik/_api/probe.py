@@ -433,7 +433,7 @@ class _Scratch:
         try:
             kernel.port.getxattr(self.private_folder.fd, _metadata.DEFAULT_ACL)
         except OSError as exc:
-            if exc.errno != errno.ENODATA:
+            if kernel.errno_of(exc) != errno.ENODATA:
                 raise
 
     def flock(self) -> None:
@@ -441,7 +441,9 @@ class _Scratch:
         fd = kernel.port.open(".", os.O_RDONLY | os.O_DIRECTORY, self.private_folder.fd)
         try:
             kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             return
         finally:
             kernel.port.close(fd)

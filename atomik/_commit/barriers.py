@@ -140,8 +140,7 @@ class Barriers:
             try:
                 self._together(files, [item.fd if item.fd >= 0 else _open(item, opened) for item in files])
             finally:
-                while opened:
-                    kernel.port.close(opened.pop())
+                kernel.close_all(opened)
 
     def _together(self, files: Sequence[StagedFile], fds: list[int]) -> None:
         from atomik._tree.sync import sync_files  # loaded with the first output of a group (I14)

@@ -688,7 +688,7 @@ class Commit:
                 result = undo(step, self._recorded)
                 break
             except OSError as exc:
-                if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                if not kernel.is_failure(exc):
                     raise
                 if last:
                     return exc
@@ -790,7 +790,7 @@ class Commit:
                 action(*about)
                 return
             except OSError as exc:
-                if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+                if not kernel.is_failure(exc):
                     raise
                 if last:
                     named = about or (self._journal.names[-1:] if self._journal else ())
@@ -883,7 +883,7 @@ def _grace() -> float:
     try:
         crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
     except OSError as exc:  # no /proc; it has no errno
-        if exc.__traceback__ is not None and exc.__traceback__.tb_next is not None:
+        if kernel.came_from_elsewhere(exc):
             raise
         crowd = 1.0
     return GRACE * min(max(1.0, 2 * crowd), 20.0)

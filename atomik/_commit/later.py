@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from atomik import _events
 from atomik._protocol.locks import close_all
-from atomik._protocol.private_folder import is_failure
+from atomik._system import kernel
 
 from .machinery import remove_unpinned
 
@@ -64,7 +64,7 @@ class Job:
         try:
             action()
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             if path:
                 _events.emit(

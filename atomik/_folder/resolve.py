@@ -125,7 +125,7 @@ def is_private(path: str, key: tuple[int, int]) -> bool:
         finally:
             kernel.port.close(path_fd)
     except OSError as exc:  # unknown, so better too careful
-        if kernel.errno_of(exc) is None and not isinstance(exc, errors.AtomikError):
+        if not kernel.is_failure(exc):
             raise
         return False
     return safe and (end.st_dev, end.st_ino) == key

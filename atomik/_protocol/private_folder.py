@@ -167,7 +167,7 @@ class PrivateFolder:
         try:
             self._dissolve(progress)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             try:
                 self._dissolve(None)
@@ -264,7 +264,7 @@ def clear(folder: Directory, name: str, progress: Callable[[int], None] | None =
             else:
                 delete_tree(place, progress)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             failure = failure or exc
     if failure is not None:
@@ -292,11 +292,6 @@ def _content(folder: Directory, name: str, *kinds: str) -> list[tuple[str, bool]
             if kind in kinds and (of == id or what == _hidden_names.PINNED):
                 found.append((entry.name, entry.is_dir(follow_symlinks=False)))
     return found
-
-
-def is_failure(exc: OSError) -> bool:
-    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
-    return isinstance(exc, errors.AtomikError) or kernel.errno_of(exc) is not None
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:

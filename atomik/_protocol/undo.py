@@ -86,8 +86,8 @@ def _undo_remove(step: Step) -> Undone:
         return Undone.FOREIGN  # it was not this transaction that moved it away
     try:
         rename_back(step.slot, step.dest, folder=step.folder)
-    except FileExistsError:
-        if step.dest.identity() in (None, step.old):
+    except FileExistsError as exc:
+        if kernel.errno_of(exc) is None or step.dest.identity() in (None, step.old):
             raise
         return Undone.FOREIGN
     return Undone.UNDONE

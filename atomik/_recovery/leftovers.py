@@ -17,7 +17,7 @@ from atomik import _events, _hidden_names
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._hidden_names import journal_name, private_folder_name
-from atomik._protocol.private_folder import as_given, is_failure, is_suspect, remove
+from atomik._protocol.private_folder import as_given, is_suspect, remove
 from atomik._protocol.resumable import is_empty
 from atomik._system import kernel
 from atomik._tree import delete
@@ -68,7 +68,7 @@ def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iter
         try:
             yield from _clean_private_folder(directory, name, txid, discard=discard)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             yield left(directory.child(name), txid, exc)
     yield from kept(directory, private=False, discard=discard)
@@ -77,7 +77,7 @@ def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iter
         try:
             yield from _remove_slots(directory, slots, timeout)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             yield left(directory.child(slots[0][0]), slots[0][1], exc)
 
@@ -212,7 +212,7 @@ def kept(folder: Directory, *, private: bool, discard: bool = False, dry: bool =
             else:
                 kernel.port.unlink(name, folder.fd)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             yield left(str(place), txid, exc)
         else:

@@ -25,7 +25,6 @@ from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
-from atomik._protocol.private_folder import is_failure
 from atomik._system import kernel
 from atomik._tree.walk import TreeWalk
 
@@ -177,7 +176,7 @@ class _Recovery:
             finally:
                 directory.close()
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             self._failed(exc, "recovery failed; fix the cause and recover again", path)
             return False
@@ -210,7 +209,7 @@ class _Recovery:
         try:
             self.found += wait_or_recover(directory, self.timeout, discard=self.discard, decide=self.decide, name=name)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             self._unsettled.add(identity)
             self._failed(exc, "recovery failed; fix the cause and recover again", directory.child(name))
@@ -298,7 +297,7 @@ def _enter(down: TreeWalk, name: str) -> OSError | None:
     try:
         down.enter(name)
     except (errors.MountPointError, NotADirectoryError, FileNotFoundError) as exc:
-        if not is_failure(exc):
+        if not kernel.is_failure(exc):
             raise
     except errors.AtomikOSError as exc:
         return exc

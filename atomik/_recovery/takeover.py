@@ -27,7 +27,6 @@ from atomik._hidden_names import JOURNAL_NAME, journal_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import private_folder as _private_folder
 from atomik._protocol import records as _records
-from atomik._protocol.private_folder import is_failure
 from atomik._protocol.records import Intent, Journal, StepRecord
 from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
@@ -213,7 +212,7 @@ class DeadTransaction:
             try:
                 result = undo(step, recorded)
             except OSError as exc:
-                if not is_failure(exc):
+                if not kernel.is_failure(exc):
                     raise
                 failures.append((step, exc))  # the others are brought back nevertheless
                 continue
@@ -338,7 +337,7 @@ class DeadTransaction:
         try:
             action()
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise
             self.tell(path, "left", _reason(exc))
             return False

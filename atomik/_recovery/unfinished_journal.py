@@ -24,7 +24,6 @@ from atomik._hidden_names import JOURNAL_NAME, private_folder_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import records as _records
 from atomik._protocol.locks import close_all, in_order
-from atomik._protocol.private_folder import is_failure
 from atomik._protocol.records import Intent, Journal
 from atomik._system import kernel
 
@@ -66,7 +65,7 @@ def wait_or_recover(
     try:
         return _wait_or_recover(Place(directory, name), Wishes(timeout, discard, decide))
     except OSError as exc:
-        if isinstance(exc, errors.AtomikError) or not is_failure(exc):
+        if isinstance(exc, errors.AtomikError) or not kernel.is_failure(exc):
             raise
         text = (
             f"an unfinished transaction could not be recovered: {exc.strerror}; its journal stays. Fix the cause, then call "

@@ -320,5 +320,5 @@ def close_quietly(file_object: IO[Any]) -> None:
     except ValueError:
         pass
     except OSError as exc:
-        if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+        if not kernel.is_failure(exc):
             raise

@@ -19,7 +19,6 @@ from atomik import _events
 from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
 from atomik._folder.place import Place
-from atomik._protocol.private_folder import is_failure
 from atomik._system import forked, kernel
 
 from . import checks
@@ -246,7 +245,7 @@ class Intake:
             if item.kept is not None:
                 self.workspace.let_go(item.kept)
         except OSError as exc:
-            if not is_failure(exc):
+            if not kernel.is_failure(exc):
                 raise  # the transaction's end finds it among the items
         self.forget(item)
 

@@ -219,7 +219,7 @@ class Item:
         try:
             self._discard(reason)
         except OSError as exc:
-            if not isinstance(exc, errors.AtomikError) and kernel.errno_of(exc) is None:
+            if not kernel.is_failure(exc):
                 raise
 
     def _discard(self, reason: str) -> None:

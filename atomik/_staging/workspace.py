@@ -19,7 +19,7 @@ from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, split
 from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
-from atomik._protocol.private_folder import PrivateFolder, is_failure
+from atomik._protocol.private_folder import PrivateFolder
 from atomik._system import kernel
 
 from .checks import refuse_append_only
@@ -286,7 +286,7 @@ class Workspace:
             try:
                 made.empty(cleaned)
             except OSError as exc:  # `dissolve` tries once more, and says so
-                if not is_failure(exc):
+                if not kernel.is_failure(exc):
                     raise
         for key, made in list(self.private_folders.items()):
             try:
@@ -327,7 +327,7 @@ def _exists(path: str) -> bool:
 
 def note_failure(failures: list[OSError], exc: OSError) -> None:
     """Note what the kernel refused during the clean-up; everything else is raised."""
-    if not is_failure(exc):
+    if not kernel.is_failure(exc):
         raise exc
     failures.append(exc)
 

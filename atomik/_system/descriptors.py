@@ -18,6 +18,8 @@ from __future__ import annotations
 import errno
 from typing import NoReturn
 
+from . import kernel
+
 _LOW = 40
 
 #: Below this number no check is needed; 0 while the limit is raised.
@@ -66,7 +68,9 @@ def make_room(needed: int, path: str) -> bool:
         _before = soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as exc:
+        if kernel.came_from_elsewhere(exc):
+            raise
         _refuse(soft, hard, path)
     _ours, low = wanted, 0
     return True

@@ -7,13 +7,15 @@ the descriptors that are guarded here::
     guard(fd)        # before the lock is tried
     release(fd)      # before the descriptor is closed
 
-The numbers stay in use in the child, because the objects that it inherited may close them; they lead to /dev/null.
+The numbers stay in use in the child, because the objects that it inherited may close them; they lead to "/", opened with
+O_PATH, which needs neither a free descriptor nor /dev.
 
 ``me`` is the id of this process, for objects that must not be used in a child; asking the kernel each time costs a call.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 #: descriptor -> what `_folder.lock` knows of its lock: the folder's key, the thread that took it, whether it is shared
@@ -36,12 +38,18 @@ me = os.getpid()
 def _in_child() -> None:
     global me  # noqa: PLW0603  it is another process now
     me = os.getpid()
-    if guarded:
-        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        for fd in guarded:
-            os.dup2(nothing, fd, inheritable=False)
-        os.close(nothing)
-        guarded.clear()
+    ours = list(guarded)
+    guarded.clear()
+    for fd in ours:  # first of all, and whatever comes next: the locks are the parent's alone
+        with contextlib.suppress(OSError):  # closed already
+            os.close(fd)
+    left = set(ours)
+    while left:
+        fd = os.open("/", os.O_PATH | os.O_CLOEXEC)  # the lowest free number: one of them, or one to be moved there
+        if fd not in left:
+            os.dup2(fd, left.pop(), inheritable=False)
+            os.close(fd)
+        left.discard(fd)
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -660,6 +660,27 @@ def errno_of(exc: OSError) -> int | None:
     return exc.errno if inside and code in replaced else None
 
 
+def is_failure(exc: OSError) -> bool:
+    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
+    return isinstance(exc, AtomikError) or errno_of(exc) is not None
+
+
+def came_from_elsewhere(exc: BaseException) -> bool:
+    """Whether an exception that was caught around one call of C was raised by something else, such as a signal handler: for
+    calls that raise no errno."""
+    return exc.__traceback__ is not None and exc.__traceback__.tb_next is not None
+
+
+def close_all(fds: list[int]) -> None:
+    """Close all of them, the last first, whatever exceptions arrive; the last one is raised at the end."""
+    try:
+        while fds:
+            port.close(fds.pop())
+    finally:
+        if fds:
+            close_all(fds)
+
+
 @contextlib.contextmanager
 def typed(action: str, path: str) -> Iterator[None]:
     """Turn the kernel's answers in the block into atomik's errors, which say what was tried and with which path; what a

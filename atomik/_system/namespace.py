@@ -180,7 +180,9 @@ class Entrance:
             flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             try:
                 said, rights, _, _ = self._ours.recvmsg(256, socket.CMSG_LEN(4), flags)  # recv_fds ignores the flags
-            except BlockingIOError:
+            except BlockingIOError as exc:
+                if kernel.errno_of(exc) is None:
+                    raise
                 return None
             step, number = said.split()
             self._answer = Answer("" if step == b"-" else step.decode(), int(number))
@@ -229,8 +231,9 @@ class Entrance:
             with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: the kernel reaped it
                 os.waitpid(child, 0)
         except BaseException:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            with contextlib.suppress(OSError):  # what arrived is the error to tell; perhaps the child had ended before
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
             raise
         return self.answer()
 

@@ -13,7 +13,6 @@ the content must not have changed since.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +22,7 @@ from attrs import define
 from atomik._system import kernel
 
 from .fingerprint import content_digest
+from .metadata import Metadata
 from .walk import TreeWalk
 
 if TYPE_CHECKING:
@@ -176,9 +176,6 @@ def _content(path: str, folder: Directory) -> tuple[bytes, dict[str, bytes]] | N
             raise
         return None
     try:
-        attributes: dict[str, bytes] = {}
-        with contextlib.suppress(OSError):
-            attributes = {name: port.getxattr(fd, name) for name in port.listxattr(fd)}
-        return content_digest(fd), attributes
+        return content_digest(fd), Metadata.held(fd, port.fstat(fd)).xattrs
     finally:
         port.close(fd)

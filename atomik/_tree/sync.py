@@ -217,8 +217,11 @@ class _Batch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._files:
-            kernel.port.close(self._files.pop()[0])
+        self._close()
+
+    def _close(self) -> None:
+        files, self._files = self._files, []
+        kernel.close_all([fd for fd, _, _ in files])
 
     def add_files(self, level: Level) -> list[str]:
         """Take the present folder's files; returns the names of its folders."""
@@ -282,8 +285,7 @@ class _Batch:
         if failed is not None:
             _, name, level = self._files[failed[0]]
             self.down.fail(failed[1], name, level)
-        while self._files:
-            kernel.port.close(self._files.pop()[0])
+        self._close()
 
     def sync_folder(self, level: Level) -> None:
         """fsync the present folder."""

@@ -20,7 +20,6 @@ Errors are atomik's, with the whole path: only here is it known.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -87,12 +86,18 @@ class TreeWalk:
         return self
 
     def __exit__(self, *_: object) -> None:
+        interrupt: BaseException | None = None
         while len(self.levels) > 1:
-            level = self.levels.pop()
-            if level.fd >= 0:
-                # After an error there are levels left: the error counts, not failures while they are closed.
-                with contextlib.suppress(OSError):
+            try:
+                level = self.levels.pop()
+                if level.fd >= 0:
                     self._let_go(level)
+            except BaseException as exc:  # noqa: BLE001  raised below, when all of them are closed
+                # After an error there are levels left: the error counts, not failures while they are closed.
+                if not isinstance(exc, OSError) or kernel.errno_of(exc) is None:
+                    interrupt = exc
+        if interrupt is not None:
+            raise interrupt
 
     @property
     def level(self) -> Level:

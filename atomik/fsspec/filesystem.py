@@ -246,7 +246,9 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
                 if kernel.errno_of(exc) is None:
                     raise
             return told | {"destination": os.readlink(where)}
-        except FileNotFoundError:
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
             return None
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -380,8 +382,8 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         elif not (exist_ok and self.isdir(path)):
             try:
                 self.mkdir(path, create_parents=True)
-            except FileExistsError:
-                if not (exist_ok and self.isdir(path)):
+            except FileExistsError as exc:
+                if not (kernel.is_failure(exc) and exist_ok and self.isdir(path)):
                     raise
 
     def rmdir(self, path: Any) -> None:

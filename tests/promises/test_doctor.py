@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -246,3 +247,24 @@ def test_the_command_line_says_the_same(folder: Path) -> None:
     (said,) = json.loads(done.stdout)["folders"]
     assert said.pop("run_in").keys() == {"works", "reason"}
     assert said == json.loads(json.dumps(atomik.probe(folder).as_dict()))
+
+
+def _alarm() -> None:
+    raise BlockingIOError(errno.EAGAIN, "alarm")
+
+
+class Alarmed(Kernel):
+    """A signal handler raises while locks are tried."""
+
+    def flock(self, fd: int, operation: int) -> None:  # type: ignore[override]
+        """Take the lock of the private folder, and no other."""
+        if operation & fcntl.LOCK_NB:
+            _alarm()
+        super().flock(fd, operation)
+
+
+def test_an_exception_while_locks_are_tried_goes_on(tmp_path: Path) -> None:
+    """It does not make a yes of "flock" (I13)."""
+    with installed(Alarmed()), pytest.raises(BlockingIOError, match="alarm"):
+        atomik.probe(tmp_path)
+    assert not os.listdir(tmp_path)

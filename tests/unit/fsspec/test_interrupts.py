@@ -50,6 +50,15 @@ def test_asking(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch, question
     assert getattr(fs, question)("missing") is False
 
 
+def test_listing(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is not left out because of it."""
+    Path("victim").touch()
+    with fs.transaction, monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", striking(os.lstat, "victim"))
+        with pytest.raises(FileNotFoundError, match="the handler's"):
+            fs.ls(str(folder), detail=True)
+
+
 @pytest.mark.parametrize("call", ["stat", "lstat", "readlink"])
 def test_working_in_a_transaction(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """The program gets the handler's exception, everything is as it was, and nothing is left."""

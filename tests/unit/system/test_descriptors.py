@@ -137,3 +137,16 @@ def test_a_transaction_under_a_small_limit(tmp_path: Path, limit: int, hard: int
         assert len(held) == others
 
     limited(limit, hard, work)
+
+
+def test_an_exception_at_the_call_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a signal handler raises while the limit is raised is no refusal of the kernel (I13)."""
+
+    def alarm(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "alarm")
+
+    monkeypatch.setattr(resource, "setrlimit", alarm)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(PermissionError, match="alarm") as caught:
+        descriptors.make_room(1000, "folder")
+    assert not isinstance(caught.value, errors.AtomikError)

@@ -228,3 +228,26 @@ def test_install_gives_back_the_former(folder: Path) -> None:
         assert inner.under is outer
     assert _kernel.port is real
     assert outer.names() == inner.names() != []
+
+
+def test_close_all_closes_whatever_arrives() -> None:
+    """Every descriptor, although an exception arrives at two of the calls; the last one is raised."""
+    fds = [os.open("/", os.O_RDONLY) for _ in range(4)]
+    arriving = [KeyboardInterrupt("first"), None, OSError("second"), None]
+
+    class Interrupted(_kernel.Kernel):
+        def close(self, fd: int) -> None:  # type: ignore[override]
+            os.close(fd)
+            if (exc := arriving.pop(0)) is not None:
+                raise exc
+
+    before = _kernel.install(Interrupted())
+    try:
+        with pytest.raises(OSError, match="second") as caught:
+            _kernel.close_all(list(fds))
+    finally:
+        _kernel.install(before)
+    assert isinstance(caught.value.__context__, KeyboardInterrupt)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)

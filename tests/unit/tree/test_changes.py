@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
+from atomik._system import kernel as _kernel
 from atomik._tree.changes import Change, changes, counts, manifest
+from tests.support.kernels import installed
 from tests.support.trees import held
 
 if TYPE_CHECKING:
@@ -86,3 +89,28 @@ def test_counts() -> None:
     assert counts([Change("+", "a"), Change("R", "b", "c"), Change("+", "d")]) == {
         "new": 2, "removed": 0, "changed": 0, "renamed": 1,
     }  # fmt: skip
+
+
+def _alarm() -> None:
+    raise OSError(errno.EIO, "alarm")
+
+
+class Alarmed(_kernel.Kernel):
+    """A signal handler raises while attributes are listed."""
+
+    def listxattr(self, fd: int) -> list[str]:  # type: ignore[override]
+        """Never returns."""
+        _alarm()
+        return []
+
+
+def test_an_exception_while_attributes_are_read_goes_on(tmp_path: Path) -> None:
+    """It is no word about the attributes (I13)."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with held(tmp_path / "new") as new, held(tmp_path / "old") as old:
+        before = manifest(new)
+        (tmp_path / "new/file").write_text("!!!")
+        with installed(Alarmed()), pytest.raises(OSError, match="alarm"):
+            changes(before, new, old)
