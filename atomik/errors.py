@@ -311,8 +311,9 @@ _BY_ERRNO: dict[int, type[AtomikOSError]] = {
 }
 
 _CURE = {
-    _errno.EACCES: "check the permissions of the folder and of the path to it",
-    _errno.EPERM: "look for an immutable or append-only flag (lsattr), a sticky folder, or another owner",
+    _errno.EACCES: "check the permissions of the folder and of the path to it, and what a sandbox allows",
+    _errno.EPERM: "look for an immutable or append-only flag (lsattr), a sticky folder, another owner, or a sandbox",
+    _errno.ENOSYS: "the kernel is too old, or a sandbox or seccomp filter refuses the call: allow it",
     _errno.ENOSPC: "free some space on the filesystem, then repeat",
     _errno.EDQUOT: "free some of the disk quota, then repeat",
     _errno.EROFS: "the filesystem is mounted read-only: remount it or choose another folder",

@@ -29,7 +29,7 @@ from atomik._tree import metadata as _metadata
 from atomik._tree.delete import delete_tree
 
 from .promises import Promise, promises_of
-from .trials import run_all
+from .trials import TRIALS, Outcome, run_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +155,8 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
     acl(5).
     """
     path = os.fsdecode(folder)
+    if why := kernel.refused_calls():
+        return _refused(path, why)
     workspace = Workspace()
     with kernel.typed("cannot try out the filesystem", path), contextlib.ExitStack() as opened:
         opened.callback(workspace.release, keep_parents=True)
@@ -166,6 +168,24 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
             unknown["flock"] = _in_short(exc)
             private_folder = opened.enter_context(_folder_without_lock(workspace.sibling(directory)))
         return _try_all(_Scratch(workspace, directory, private_folder, unknown))
+
+
+def _refused(path: str, why: str) -> Capabilities:
+    """What is known where a sandbox refuses a call that every output needs."""
+    with kernel.typed("cannot try out the filesystem", path):
+        directory = Directory.open(path)
+    try:
+        mount, kind, _ = _mount_of(directory)
+        unknown = dict.fromkeys(("volatile", "noreplace", "exchange", *_TO_TRY), why)
+        asked: dict[str, Any] = dict.fromkeys(unknown)
+        found = Capabilities(
+            folder=directory.path, filesystem=kind or directory.fs.name, mount=mount, st_dev=directory.dev, lies=False,
+            file_handles=directory.fs.handle_flags is not None, syncfs=directory.fs.syncfs, unknown=unknown, **asked,
+        )  # fmt: skip
+    finally:
+        directory.close()
+    refused = Outcome(works=False, why=why, refused=True)
+    return evolve(found, promises=promises_of(found, dict.fromkeys(TRIALS, refused)))
 
 
 def _in_short(exc: OSError) -> str:
@@ -223,6 +243,8 @@ def _mount_of(directory: Directory) -> tuple[str, str, str]:
 
 def _volatile(kind: str, magic: str, options: str, extents: Callable[[], bool]) -> str | None:
     """Why synced data is lost when the machine stops; "" if it is not lost, None if that cannot be found out."""
+    if kernel.fsync_is_ignored():
+        return "a seccomp filter answers fsync without syncing"
     if kind in _IN_MEMORY or magic in _IN_MEMORY:
         return "it lives in memory"
     if kind != "overlay":

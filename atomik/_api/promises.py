@@ -60,7 +60,10 @@ def _p1(can: Capabilities, trials: Trials) -> Promise:
     failed = _first(trials, "create folder", "overwrite folder")
     if failed is None and can.fixed_folders:
         return Promise("P1", text, "files and new folders", can.fixed_folders)
-    return _answer("P1", text, failed, "files", can.fixed and f"but {can.fixed}")
+    reason = can.fixed
+    if not reason and trials["stay closed"].refused:
+        reason = f"a file with fewer permissions than new files get is not replaced: {trials['stay closed'].why}"
+    return _answer("P1", text, failed, "files", reason and f"but {reason}")
 
 
 def _p2(can: Capabilities, trials: Trials) -> Promise:
@@ -124,6 +127,8 @@ def _p8(_: Capabilities, trials: Trials) -> Promise:
     text = "a new version is never more open than the old"
     if _first(trials, "overwrite"):
         return Promise("P8", text, "yes", "overwriting is refused")
+    if trials["stay closed"].refused:
+        return Promise("P8", text, "yes", "where it cannot be kept, overwriting is refused")
     return _answer("P8", text, _first(trials, "stay closed"))
 
 

@@ -132,7 +132,7 @@ def _changed(at: Directory) -> str:
 def _create(fresh: Callable[[], Directory]) -> str:
     at = fresh()
     with _begin(at) as tx:
-        tx.file(at.child("a"), "wb").write(b"new")
+        tx.file(at.child("a"), "w").write("new")  # in text mode, as most programs do: that takes a seek
     return _expect(at, "a", b"new")
 
 
@@ -140,7 +140,7 @@ def _overwrite(fresh: Callable[[], Directory]) -> str:
     at = fresh()
     _put(at, "a", b"old")
     with _begin(at, overwrite=True) as tx:
-        tx.file(at.child("a"), "wb").write(b"new")
+        tx.file(at.child("a"), "w").write("new")
     return _expect(at, "a", b"new")
 
 
@@ -275,7 +275,7 @@ def _write_unseen(fresh: Callable[[], Directory]) -> str:
 
 def _stay_closed(fresh: Callable[[], Directory]) -> str:
     at = fresh()
-    _put(at, "a", b"old")
+    _put(at, "a", b"old", 0o600)
     before = at.stat("a")
     with _begin(at, overwrite=True) as tx:
         tx.file(at.child("a"), "wb").write(b"new")
@@ -377,8 +377,8 @@ def _stop_half_way(phase: str, done: int, _: int) -> None:
         raise _StopError
 
 
-def _put(at: Directory, name: str, content: bytes) -> None:
-    fd = kernel.port.create(name, os.O_WRONLY, 0o600, at.fd)
+def _put(at: Directory, name: str, content: bytes, mode: int = 0o666) -> None:
+    fd = kernel.port.create(name, os.O_WRONLY, mode, at.fd)
     try:
         kernel.port.write(fd, content)
     finally:

@@ -771,7 +771,7 @@ class Commit:
         if steps and not (steps[0].alone and steps[0].op == "create" and self.state is _COMMITTED):
             displaced = self.displaced_in()
             if displaced and not self.later:
-                time.sleep(self.pause())
+                kernel.sleep(self.pause())
             self._delete_siblings()
             if not self.later:
                 self._remove_unpinned(displaced)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ class Job:
     def run(self) -> None:
         """Delete; what cannot be deleted is logged, and left to recovery."""
         try:
-            time.sleep(self.pause)  # see `Commit.pause`
+            kernel.sleep(self.pause)  # see `Commit.pause`
             for made in self.folders if len(self.folders) > 1 else ():
                 self._attempt(made.empty, "")  # `dissolve` tries once more, and says so
             for made in self.folders:
@@ -120,7 +119,7 @@ def wait() -> None:
         for thread in list(_threads):
             if thread is not threading.current_thread():
                 thread.join()
-        time.sleep(0)
+        kernel.sleep(0)
 
 
 def _in_child() -> None:

@@ -104,7 +104,12 @@ def is_fuse(magic: int) -> bool:
 
 
 def _ask(fd: int) -> Filesystem:
-    magic = kernel.port.filesystem_magic(fd)
+    try:
+        magic = kernel.port.filesystem_magic(fd)
+    except OSError as exc:
+        if kernel.errno_of(exc) not in kernel.SANDBOXED:
+            raise
+        magic = 0  # unknown, so that everything is tried
     name, syncfs = _KNOWN.get(magic, (f"0x{magic:x}", False))
     # A FUSE handle is the server's node number, which it may forget and renumber at any time.
     flags = None if name == "fuse" else _handle_flags(fd)
@@ -169,3 +174,4 @@ def forget() -> None:
     """Forget all mounts (tests)."""
     _remembered.clear()
     _open.clear()
+    kernel.refused_calls.cache_clear()

@@ -208,7 +208,7 @@ def ask_whether_to_wait() -> None:
 def _sleep(seconds: float) -> float:
     """Sleep; the seconds that the clock did not notice."""
     before = now()
-    time.sleep(seconds)
+    kernel.sleep(seconds)
     return seconds if now() == before else 0.0
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from _thread import RLock
 from typing import TYPE_CHECKING
 
@@ -212,7 +211,7 @@ def remove_empty(parent: Directory, name: str, folder: Directory) -> None:
         except OSError as exc:
             if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST) or not _has_renamed(folder):
                 raise
-        time.sleep(pause)  # until the server learns that the file is closed
+        kernel.sleep(pause)  # until the server learns that the file is closed
         with kernel.port.scandir(folder.fd) as entries:
             for made in [entry.name for entry in entries if _hidden_names.is_servers(entry.name)]:
                 delete_file(Place(folder, made))

@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -162,7 +161,7 @@ class Resumable(PrivateFolder):
                 refuse_sandbox(number, self.parent.path)
                 if number != errno.EWOULDBLOCK:
                     raise
-            time.sleep(_PAUSE)
+            kernel.sleep(_PAUSE)
         text = f"another job{_owner(folder)} is staging this output with resume=True; wait until it has ended"
         errors.fail(errors.ConflictError, errno.EBUSY, text, str(self.destination), folder.path)
 

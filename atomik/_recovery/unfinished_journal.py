@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, NoReturn
 
@@ -103,7 +102,7 @@ def _wait_or_recover(place: Place, wishes: Wishes) -> list[Recovered]:
             )
             errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, place.directory.path)
         before = now()
-        time.sleep(_POLL)
+        kernel.sleep(_POLL)
         still += _POLL if now() == before else 0.0
 
 

@@ -92,11 +92,13 @@ class StagedFile(Item):
         return file_object
 
     def _create(self) -> int:
-        stage = self.stage
+        stage, permissions = self.stage, self.options.permissions
         fs = stage.fs
+        # What is not given here is given by fchmod(2), which some servers refuse.
+        mode = 0o666 if permissions is None else permissions & 0o066 | 0o600
         if fs.tmpfile is not False:
             try:
-                fd = kernel.port.open_tmpfile(stage.fd, os.O_RDWR, 0o666)
+                fd = kernel.port.open_tmpfile(stage.fd, os.O_RDWR, mode)
             except OSError as exc:
                 number = kernel.errno_of(exc)
                 if number not in _NO_TMPFILE:
@@ -108,7 +110,7 @@ class StagedFile(Item):
                     fs.tmpfile = True
                 return fd
         self.slot = slot = self.workspace.slot(stage)
-        return kernel.port.create(slot.name, os.O_RDWR, 0o666, slot.fd)
+        return kernel.port.create(slot.name, os.O_RDWR, mode, slot.fd)
 
     def finish(self, fd: int, there: Status | None, source: Place | None = None) -> None:
         """As for every item; but a mode that the user gave the open file has priority over that of the replaced file."""

@@ -531,7 +531,8 @@ class Item:
         source = source or self.place
         if there is not None and options.overwrite and options.preserve != "none":
             self._take_over_all(fd, source)
-        if options.permissions is not None:
+        # Some servers refuse fchmod(2) although it would change nothing.
+        if options.permissions is not None and kernel.port.fstat(fd).st_mode & 0o7777 != options.permissions:
             kernel.port.fchmod(fd, options.permissions)
 
     def _take_over_all(self, fd: int, place: Place) -> None:

@@ -173,7 +173,7 @@ class StagedLayer:
         """The present time of the filesystem's clock; everything that changes from now on has a later time."""
         before = self._now(self.private.fd)
         while self._now(self.private.fd) <= before:
-            time.sleep(0.0005)
+            kernel.sleep(0.0005)
         return before
 
     @staticmethod

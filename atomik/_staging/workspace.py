@@ -75,6 +75,9 @@ class Workspace:
         path = where if where[:1] == "/" else absolute(where)
         if path in self._by_path:
             return self._by_path[path]
+        if why := kernel.refused_calls():
+            text = f"cannot stage in the folder: {why}; allow the call there"
+            errors.fail(errors.UnsupportedFilesystemError, errno.ENOSYS, text, path)
         try:
             folder = Directory.open(where)
         except OSError as exc:

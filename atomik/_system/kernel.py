@@ -14,10 +14,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import stat as _stat
 import struct
 import sys
+import time
+from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from atomik.errors import AtomikError, UnsupportedFilesystemError, os_args, system_error
@@ -103,16 +106,11 @@ def sandboxed(call: str) -> str | None:
     """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
     about one file: the words for an error; None when the call arrives.
 
-    The call is made with a descriptor that is not open.  Known: openat2, renameat2, linkat, syncfs, sync_file_range,
-    flock, name_to_handle_at, utimensat, O_TMPFILE.
+    The call is made with a descriptor that is not open; `_HARMLESS` has those that are known.
     """
     c = libc()
     try:
-        if call == "O_TMPFILE":
-            os.open(".", os.O_TMPFILE | os.O_RDWR, dir_fd=_NO_FD)
-        elif call == "utimensat":
-            os.utime("x", dir_fd=_NO_FD)
-        elif _HARMLESS[call](c) < 0:
+        if _HARMLESS[call](c) == -1:
             raise OSError(c.errno(), "")
     except OSError as exc:
         number = errno_of(exc)
@@ -123,7 +121,18 @@ def sandboxed(call: str) -> str | None:
     return None
 
 
-_HARMLESS: dict[str, Callable[[Any], int]] = {
+_HARMLESS: dict[str, Callable[[Any], object]] = {
+    "O_TMPFILE": lambda _: os.open(".", os.O_TMPFILE | os.O_RDWR, dir_fd=_NO_FD),
+    "utimensat": lambda _: os.utime("x", dir_fd=_NO_FD),
+    "mkdirat": lambda _: os.mkdir("x", dir_fd=_NO_FD),
+    "unlinkat": lambda _: os.unlink("x", dir_fd=_NO_FD),
+    "newfstatat": lambda _: os.stat("x", dir_fd=_NO_FD, follow_symlinks=False),
+    "fcntl": lambda _: fcntl.fcntl(_NO_FD, fcntl.F_GETFL),
+    "getdents64": lambda c: c.getdents64 and c.getdents64(_NO_FD, None, 0),
+    "pread64": lambda _: os.pread(_NO_FD, 1, 0),
+    "pwrite64": lambda _: os.pwrite(_NO_FD, b"x", 0),
+    "lseek": lambda _: os.lseek(_NO_FD, 0, os.SEEK_CUR),
+    "fsync": lambda _: os.fsync(_NO_FD),
     "openat2": lambda c: c.openat2(_NO_FD, b"x", 0, 0, 0),
     "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
@@ -132,6 +141,39 @@ _HARMLESS: dict[str, Callable[[Any], int]] = {
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
     "name_to_handle_at": lambda c: -1 if c.handle(_NO_FD, b"x", 0) is None else 0,
 }
+
+
+#: Without these a private folder could be made and not be removed, or recovery not do its work.
+_NEEDED = ("mkdirat", "unlinkat", "newfstatat", "fcntl", "getdents64", "pread64", "pwrite64", "lseek", "fsync")
+
+
+@functools.cache
+def refused_calls() -> str:
+    """Which call that everything needs is refused by a sandbox: the words for an error, "" if none."""
+    return next((why for call in _NEEDED if (why := sandboxed(call))), "")
+
+
+def fsync_is_ignored() -> bool:
+    """Whether a seccomp filter answers fsync(2) without syncing, as ``systemd-nspawn --suppress-sync`` does."""
+    try:
+        os.fsync(_NO_FD)
+    except OSError as exc:
+        if errno_of(exc) is None:
+            raise
+        return False
+    return True
+
+
+def sleep(seconds: float) -> None:
+    """clock_nanosleep(2); where a sandbox refuses it, futex(2): a lock that nobody releases."""
+    try:
+        time.sleep(seconds)
+    except OSError as exc:
+        if errno_of(exc) not in SANDBOXED:
+            raise
+        lock = allocate_lock()
+        lock.acquire()
+        lock.acquire(timeout=seconds)
 
 
 def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
@@ -220,10 +262,16 @@ class Kernel:
         if "\0" in src or "\0" in dst:  # C would take the name to end there, and rename something else
             raise ValueError("embedded null character")
         c = _c or libc()
-        if c.renameat2(src_fd, src.encode(_ENCODING, _ERRORS), dst_fd, dst.encode(_ENCODING, _ERRORS), flags) < 0:
-            if flags or c.errno() not in SANDBOXED or sandboxed("renameat2") is None:
-                _raise((src, dst), "renameat2")
-            os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+        names = src_fd, src.encode(_ENCODING, _ERRORS), dst_fd, dst.encode(_ENCODING, _ERRORS), flags
+        if c.renameat2(*names) >= 0:
+            return
+        if not flags and c.errno() in SANDBOXED:  # glibc called renameat(2): a filter may refuse one and not the other
+            if c.renameat2_itself(*names) >= 0:
+                return
+            if c.errno() in SANDBOXED:
+                os.rename(src, dst, src_dir_fd=src_fd, dst_dir_fd=dst_fd)
+                return
+        _raise((src, dst), "renameat2")
 
     def unlink(self, name: str, dir_fd: int) -> None:
         """unlinkat(2) of anything but a folder."""

@@ -67,6 +67,7 @@ def _unknown(*_: object) -> int:
 
 
 renameat2 = _bind("renameat2")
+renameat2_itself = _by_number("renameat2")
 linkat = _bind("linkat")
 # In a 32-bit process glibc's plain fstatfs fails with EOVERFLOW on a filesystem of 2^32 blocks (16 TiB) or more.
 _fstatfs = _bind("fstatfs64", "fstatfs")
@@ -82,6 +83,8 @@ _mount = _bind("mount")
 _open_tree = _by_number("open_tree")
 _move_mount = _by_number("move_mount")
 _prctl = _bind("prctl")
+#: musl has none
+getdents64: Callable[..., int] | None = getattr(_c, "getdents64", None)
 inotify_init1 = _bind("inotify_init1")
 inotify_add_watch = _bind("inotify_add_watch")
 

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _PIECE = 1 << 26
 _BUFFER = 1 << 20
 
-#: "Not here" of FICLONE: no such operation, another filesystem, or a file whose extents cannot be shared.
-_NO_REFLINK = frozenset({errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
-#: The same of copy_file_range; ETXTBSY of an active swap file, EPERM of a container's filter.
-_NO_RANGES = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ETXTBSY, errno.EPERM})
+#: "Not here" of FICLONE: no such operation, another filesystem, a file whose extents cannot be shared, or a sandbox.
+_NO_REFLINK = kernel.SANDBOXED | {errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY}
+#: The same of copy_file_range; ETXTBSY of an active swap file.
+_NO_RANGES = kernel.SANDBOXED | {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ETXTBSY}
 
 
 def copy_content(src_fd: int, dst_fd: int) -> None:

@@ -159,8 +159,9 @@ def _sandbox(name: str, about: str, enter: Callable[[], None], on: str = "tmpfs"
 
 def _grounds() -> Iterator[Ground]:
     yield from GROUNDS.values()
-    for name in servers.SERVERS.keys() - {"bindfs", "bindfs-closed"}:
-        yield _server(name)
+    for name in servers.SERVERS:
+        if name != "bindfs":  # it is among the others
+            yield _server(name)
     memory, quiet = partial(_overlay_on, "tmpfs"), partial(_overlay_on, "ext4", options="volatile")
     yield Ground("overlay-on-tmpfs", "overlay over tmpfs", memory, lambda: mounts.missing("overlay-redirect-on"))
     yield Ground("overlay-volatile", "overlay, `volatile`", quiet, lambda: mounts.missing("overlay-redirect-on"))

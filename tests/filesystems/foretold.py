@@ -67,7 +67,7 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
         "move-folder": new_folders and there if old_folders or not new_folders else None,
         "transaction-one-folder": names and here and links,
         "killed-writing": True,
-        "reading": holds["P6"] == "yes",
+        "reading": holds["P6"] == "yes" if holds["P6"] != "unknown" else None,
         "watched": creates and overwrites,
         "command-line": names and overwrites,
     }.get(scenario)

@@ -17,7 +17,7 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place, chmod, link, rename_back
 from atomik._system import kernel
 from tests.support.seccomp import CALLS, needs_seccomp, refuse
-from tests.support.state import in_child
+from tests.support.state import _load_everything, in_child
 
 pytestmark = needs_seccomp
 
@@ -38,11 +38,11 @@ def behind(number: int, *calls: str, do: Callable[[], None]) -> None:
     """Do it in a child in which the calls are refused."""
 
     def sandboxed() -> None:
-        kernel.libc()
         refuse(number, *calls)
         filesystem.forget()  # what the parent found out before holds no longer
         do()
 
+    _load_everything()
     in_child(sandboxed)
 
 
@@ -86,6 +86,76 @@ def test_all_of_them_at_once(here: Directory, number: int) -> None:
         assert sorted(os.listdir(again.path)) == ["folder", "link", "other"]
 
     behind(number, *CALLS, do=ask)
+
+
+@pytest.mark.parametrize(("call", "number"), list(zip(kernel._NEEDED, REFUSED * 3, strict=True)))
+def test_what_everything_needs_is_refused_before_anything_is_made(here: Directory, number: int, call: str) -> None:
+    """The error names the call, nothing is left, and the doctor says the same."""
+
+    def try_it() -> None:
+        for write in (lambda: atomik.write_text(here.child("new"), "new"), lambda: _group(here)):
+            with pytest.raises(errors.UnsupportedFilesystemError, match=f"seccomp filter refuses {call}") as caught:
+                write()
+            assert caught.value.filename == here.path
+        can = atomik.probe(here.path)
+        said = {promise.name: (promise.holds, promise.reason) for promise in can.promises}
+        assert {name: holds for name, (holds, _) in said.items() if name in ("P1", "P2", "P3", "P4")} == dict.fromkeys(
+            ("P1", "P2", "P3", "P4"), "no"
+        )
+        assert f"refuses {call}" in said["P1"][1]
+        assert said["P9"][0] == "yes"
+        assert (can.tmpfile, can.exchange) == (None, None)
+
+    behind(number, call, do=try_it)
+    assert sorted(os.listdir(here.path)) == ["file", "folder", "link"]
+
+
+def _group(here: Directory) -> None:
+    with atomik.transaction(overwrite=True) as tx:
+        tx.file(here.child("file")).write("never")
+        tx.remove(here.child("folder"))
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("call", ["renameat", "fstatfs", "ioctl", "copy_file_range", "clock_nanosleep"])
+def test_what_another_call_does_as_well(here: Directory, number: int, call: str) -> None:
+    """A plain rename by renameat2(2), copies by reading, waiting by futex(2); an unknown filesystem is tried."""
+
+    def try_it() -> None:
+        with atomik.update(here.child("file")) as f:
+            assert f.read() == "content"
+            f.write(" and more")
+        with atomik.path(here.child("new")) as name:
+            Path(name).write_text("new")
+        with pytest.raises(KeyError), atomik.transaction(overwrite=True, progress=_stop) as tx:
+            tx.file(here.child("file")).write("never")
+            tx.remove(here.child("folder"))
+        with atomik.folder(here.child("folder"), overwrite=True, copy=True) as copy:
+            (copy / "x").touch()
+        kernel.port.rename("new", here.fd, "renamed", here.fd, 0)
+        with pytest.raises(FileNotFoundError):
+            kernel.port.rename("none", here.fd, "other", here.fd, 0)
+
+    behind(number, call, do=try_it)
+    assert sorted(os.listdir(here.path)) == ["file", "folder", "link", "renamed"]
+    assert os.listdir(here.child("folder")) == ["x"]
+    assert Path(here.child("file")).read_text() == "content and more"
+
+
+def _stop(phase: str, done: int, _: int) -> None:
+    if phase == "swapping" and done == 1:
+        raise KeyError
+
+
+def test_syncs_that_are_answered_and_not_made(here: Directory) -> None:
+    """As systemd-nspawn --suppress-sync does: nobody is refused, but P5 is a no."""
+
+    def try_it() -> None:
+        atomik.write_text(here.child("new"), "new")
+        said = atomik.probe(here.path).promises[4]
+        assert (said.holds, said.reason) == ("no", "a seccomp filter answers fsync without syncing")
+
+    behind(0, "fsync", do=try_it)
 
 
 @pytest.mark.parametrize("number", REFUSED)
