@@ -219,9 +219,9 @@ def file(
     :param bool parents: create missing parent folders; they are removed again if nothing is published (after SIGKILL or a
         power cut, empty ones may stay).
     :param expect: what `observe` returned, ``"sha256:<hex>"`` of a regular file, or "absent": commit only if that is still
-        what exists there.  An observation of something that exists allows it to be replaced, without ``overwrite``.  Outputs
-        that start from a copy of the present content (modes "a" and "r+", ``copy=True``) expect the original to be
-        unchanged, unless this is "any".
+        what exists there.  An observation of something that exists, or a digest, allows it to be replaced, without
+        ``overwrite``.  Outputs that start from a copy of the present content (modes "a" and "r+", ``copy=True``) expect the
+        original to be unchanged, unless this is "any".
     :param backup: a str: the name that the previous version gets, in the same folder (or a function from path to name);
         anything that has that name already is replaced.
     :param bool if_changed: do nothing if the new content equals the old; the receipt then says "unchanged".

@@ -209,7 +209,8 @@ class Transaction:
         """Stage a file and return the file object to write it with; see `atomik.file` for the parameters and errors.
 
         Use the object with ``with``, close it, or let the commit close it.  If an exception leaves its ``with`` block, only
-        this output is dropped, and the commit then requires that it is staged again.
+        this output is dropped, and the commit then requires that it is staged again.  The modes "a" and "r+" start from what
+        an earlier operation of the transaction has put there.
 
         :param overwrite: a bool; ``None`` takes the transaction's default.
         :param int order: the position among the items when they are published; lower first, equal ones as staged.
@@ -241,8 +242,8 @@ class Transaction:
     ) -> StagedPath:
         """Stage a folder and return a path to fill; see `atomik.folder` for the parameters.
 
-        :param base: a str or path object: start from a clone of this folder.
-        :param bool copy: start from a clone of what exists at `path`.
+        :param base: a str or path object: start from a clone of this folder, which may be one that is staged.
+        :param bool copy: start from a clone of what exists at `path`, or of what an earlier operation has put there.
         :param bool resume: continue what an earlier run staged for `path`, and keep it for the next run if this one fails;
             ``resumed`` of the returned path says whether there was anything.
         :param bool in_place: keep the folder itself, and change its entries.
@@ -331,7 +332,8 @@ class Transaction:
         The commit renames it away and deletes it at the end, so that it can be brought back until then.
 
         :param path: what to remove, a str or path.
-        :param bool missing_ok: do nothing if nothing is there; otherwise that is a `MissingPathError`.
+        :param bool missing_ok: do nothing if nothing is there, now or at the commit, whatever `expect` says; otherwise that
+            is a `MissingPathError`.
         :param int order: when it is swapped, among the items; lower first.
         :param expect: what must exist at `path`, as for `atomik.file`.
 
@@ -380,7 +382,8 @@ class Transaction:
         receipt.
 
         :raises atomik.errors.MissingPathError: `src` is missing.
-        :raises atomik.errors.NestedDestinationError: a folder would be copied into itself.
+        :raises atomik.errors.NestedDestinationError: a folder would be copied into itself; or this transaction has changed
+            something inside it.
         :raises atomik.errors.TransactionStateError: `src` is an output of this transaction that is still being written.
 
         Otherwise raises like `Transaction.file`.  Source: ioctl_ficlone(2), copy_file_range(2).
@@ -475,7 +478,8 @@ class Transaction:
     def plan(self) -> tuple[PlannedChange, ...]:
         """What the commit would do now: an `atomik.PlannedChange` for each name, in the order of the steps.
 
-        Nothing is locked or changed, so other programs may make the answer stale.
+        Nothing is locked or changed, so other programs may make the answer stale.  With ``if_changed``, an output that is
+        still being written counts as changed.
 
         Raises like `commit` if a destination is not as it must be.
         """

@@ -13,10 +13,8 @@ from atomik._folder.place import Place
 from atomik._system import kernel
 
 from . import companions
-from .file import StagedFile
-from .item import OPEN, Item, kind_of
+from .item import Item, kind_of
 from .view import Staged
-from .written import Written
 
 if TYPE_CHECKING:
     from atomik._system.libc import Status
@@ -45,41 +43,20 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
     """The place where the content of `src` is now, and its folder if that must be closed afterwards."""
     view = Staged(intake)
     resolved = view.resolve(full, follow=False)
+    view.refuse_below(resolved, full)
     if view.at_or_above(resolved) is None:
         if os.path.realpath(os.path.dirname(full)) == os.path.dirname(resolved):
             resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
         return intake.workspace.locate(resolved, folder=True, parents=None), None
     item = view.changes.get(resolved)
-    if isinstance(item, (StagedFile, Written)):
-        where: str | None = _path_of(item, full)
-    else:
-        where = view.where(resolved, follow=False)
+    if isinstance(item, Item):
+        return item.slot_to_read(), None
+    where = view.where(resolved, follow=False)
     if where is None:
         text = "there is nothing to copy: an earlier operation of this transaction removes it"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, full)
     folder = Directory.open(os.path.dirname(where))
     return Place(folder, os.path.basename(where)), folder
-
-
-def _path_of(item: StagedFile | Written, full: str) -> str:
-    """Where what was staged is now; a file gets a name for it."""
-    if item.state is OPEN:
-        text = "it is still being written; close it, or leave its block, before it is copied"
-        raise errors.TransactionStateError(f"cannot copy {full!r}: {text}")
-    # What overwrites something takes its owner and mode over at the commit: here that is needed now.
-    chain: list[Item] = []
-    earlier: Item | Place | None = item
-    while isinstance(earlier, Item):
-        chain.append(earlier)
-        earlier = earlier.displaces if earlier.follows else None
-    for each in reversed(chain):
-        if isinstance(each, StagedFile):
-            each.name_it()
-        if each.follows:
-            each._finish_following()
-        else:
-            each._finish_late(each.present())
-    return Item.content_path(item)
 
 
 class Copy(Item):

@@ -34,13 +34,18 @@ class Entry:
     ``below``: what an earlier operation left there.
     """
 
-    __slots__ = ("below", "displaces", "item", "leaves", "origin")
+    __slots__ = ("_leaves", "below", "displaces", "item", "origin")
 
     def __init__(
         self, item: Item, leaves: str | None, origin: Item | Place | None, displaces: tuple[int, int] | None = None
     ) -> None:
-        self.item, self.leaves, self.origin, self.displaces = item, leaves, origin, displaces
+        self.item, self._leaves, self.origin, self.displaces = item, leaves, origin, displaces
         self.below: Entry | None = None
+
+    @property
+    def leaves(self) -> str | None:
+        known = self._leaves
+        return known if known != "" or isinstance(self.origin, Place | None) else self.origin.step_kind()
 
 
 class Destinations:

@@ -91,7 +91,8 @@ class Exchange(Item):
         return self.origins[1]
 
     def follow(self, leaves: str | None) -> None:
-        pass  # `take` has asked
+        if self.expectation is not None:  # what is there, `take` has asked
+            self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
 
     def places(self) -> tuple[Place, ...]:
         return (self.place, self.other) if self.registered else (self.place,)
@@ -101,7 +102,7 @@ class Exchange(Item):
         return tuple(place for status, place in pairs if status is not None)
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        if self.expectation is not None and self.place not in found:
+        if self.expectation is not None and not (self.follows and self.place in found):
             self.look()
         for place in (self.place, self.other):
             if place not in found:
@@ -117,7 +118,7 @@ class Exchange(Item):
     def _sync_new(self) -> int:
         return sync_place(self.place) + sync_place(self.other)
 
-    def stands_already(self) -> bool:
+    def would_change_nothing(self) -> bool:
         return False
 
     def _seal(self) -> None:

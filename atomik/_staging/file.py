@@ -122,11 +122,11 @@ class StagedFile(Item):
         """Modes "a" and "r+" begin with a copy of what is there."""
         from .observe import look_at
 
-        seen = look_at(self.place, digest=False)
-        if self.options.expect is None:  # lines that others wrote in the meantime must not be lost
-            self.expectation = seen
-        found = self.place.status()
-        if found is None:
+        start = self.start()
+        if self.options.expect is None and not self.follows:  # lines that others wrote in the meantime must not be lost
+            self.expectation = look_at(self.place, digest=False)
+        found = None if start is None else start.status()
+        if start is None or found is None:
             if mode == "a":
                 return
             text = 'mode "r+" needs an existing file; use mode "w" to create one'
@@ -136,7 +136,7 @@ class StagedFile(Item):
             text += ", or follow_symlinks=True" * kernel.is_link(found.mode)
             errors.fail(errors.WrongKindError, errno.EINVAL, text, self.path)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        source = kernel.port.open(self.place.name, flags, self.place.fd)
+        source = kernel.port.open(start.name, flags, start.fd)
         try:
             from atomik._tree.content import copy_content
 
@@ -211,6 +211,8 @@ class StagedFile(Item):
 
     def content_path(self) -> str:
         return f"/proc/self/fd/{self.fd}" if self.fd >= 0 else super().content_path()
+
+    slot_to_read = Item._finished_slot
 
     def name_it(self) -> None:
         """Link the unnamed file into a slot, so that it needs no descriptor any more."""

@@ -41,6 +41,12 @@ def stage(
         raise ValueError(
             "in_place=True cannot be combined with resume=True: what is staged for it does not survive the process"
         )
+    if base is not None:
+        base = os.path.abspath(decoded(base, "base"))
+        if intake.items:
+            from .view import source_of
+
+            base = source_of(intake, base)
     if in_place:
         from . import in_place as staying
 
@@ -61,7 +67,7 @@ class StagedFolder(Item):
     #: names in the folder that are no content
     no_content: Collection[str] = ()
 
-    def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
+    def open(self, base: str | None, copy: bool, progress: Counting | None = None) -> str:
         """Make the folder in the private folder; `copy` and `base` start from a clone.  Returns its path."""
         slot = self.workspace.slot(self.stage)
         self.slot = slot  # before it exists: an interrupt may come right after the call
@@ -69,10 +75,10 @@ class StagedFolder(Item):
         if copy:
             self._clone_present(slot, progress)
         elif base is not None:
-            self._clone_base(os.path.abspath(decoded(base, "base")), slot, progress)
+            self._clone_base(base, slot, progress)
         return self.workspace.path_of(slot)
 
-    def resume(self, settle: Settle, base: StrPath | None, progress: Counting | None = None) -> str:
+    def resume(self, settle: Settle, base: str | None, progress: Counting | None = None) -> str:
         """Go on with what an earlier run has staged, or make the folder where the next run finds it."""
         kept = self.keep(settle)
         slot, work = kept.slot(), kept.slot(WORK)
@@ -85,7 +91,7 @@ class StagedFolder(Item):
             fresh = kept.slot(CLONE)  # so that what is in the slot is complete
             kernel.port.mkdir(fresh.name, 0o777, fresh.fd)
             if base is not None:
-                self._clone_base(os.path.abspath(decoded(base, "base")), fresh, progress)
+                self._clone_base(base, fresh, progress)
             rename(fresh, slot, 0)
             kept.make_durable()
         else:
@@ -99,15 +105,18 @@ class StagedFolder(Item):
 
         from .observe import Observation, look_at
 
-        expected = self.options.expect is None  # what others changed in the meantime must not be lost
-        there = self.place.stat()
-        if there is None or self.no_content:  # with names that are not copied, the clone does not see all
+        start = self.start()
+        # What others changed in the meantime must not be lost.
+        expected = self.options.expect is None and not self.follows
+        if start is not None and start.stat() is None:
+            start = None
+        if start is None or self.no_content:  # with names that are not copied, the clone does not see all
             if expected:
                 self.expectation = look_at(self.place, digest=False)
-            if there is None:
+            if start is None:
                 return  # start empty
-        source = Directory.open(self.place.name, self.place.fd, follow=False)
-        source.path = self.path
+        source = Directory.open(start.name, start.fd, follow=False)
+        source.path = str(start)
         found, identity, seen = kernel.port.fstat(source.fd), source.identity(""), Recorder(source)
         self._clone(source, slot, progress, seen)
         if expected and not self.no_content:

@@ -45,7 +45,7 @@ _EXT_ROOT, _LOST = 2, "lost+found"
 
 
 def stage(
-    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
+    intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: str | None, *, copy: bool,
     options: ItemOptions,
 ) -> StagedPath:  # fmt: skip
     """Stage the new contents of a folder that stays, and return the path at which to build them."""
@@ -118,7 +118,7 @@ class StagedInPlace(StagedFolder):
         return (Place(self.place.directory, ".."),)  # readers of its contents see one version of this folder, too
 
     # --- its life ------------------------------------------------------------------------------------------------
-    def open(self, base: StrPath | None, copy: bool, progress: Counting | None = None) -> str:
+    def open(self, base: str | None, copy: bool, progress: Counting | None = None) -> str:
         path = super().open(base, copy, progress)
         assert self.slot is not None
         self._dress(self.slot)

@@ -275,6 +275,40 @@ class Item:
         assert self.slot is not None
         return self.workspace.path_of(self.slot)
 
+    def name_it(self) -> None:
+        """Give what is staged a slot, if it has none yet."""
+
+    def slot_to_read(self) -> Place:
+        """The slot with what is staged, for an operation of the transaction that starts from it."""
+        assert self.slot is not None
+        return self.slot
+
+    def _finished_slot(self) -> Place:
+        """The same, with the owner and mode that it would otherwise take over at the commit."""
+        if self.state is OPEN:
+            text = "it is still being written; close it, or leave its block, before it is copied"
+            raise errors.TransactionStateError(f"cannot copy {self.path!r}: {text}")
+        chain: list[Item] = []
+        earlier: Item | Place | None = self
+        while isinstance(earlier, Item):
+            chain.append(earlier)
+            earlier = earlier.displaces if earlier.follows else None
+        for each in reversed(chain):
+            each.name_it()
+            if each.follows:
+                each._finish_following()
+            else:
+                each._finish_late(each.present())
+        assert self.slot is not None
+        return self.slot
+
+    def start(self) -> Place | None:
+        """What an output that starts from the present content starts from: what exists at the destination, or what an
+        earlier operation leaves there; None where that is nothing."""
+        if not self.follows:
+            return self.place
+        return self.displaces.slot_to_read() if isinstance(self.displaces, Item) else self.displaces
+
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it; "" where it is not known yet."""
@@ -373,14 +407,15 @@ class Item:
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
         """Add to `found` what exists at each name that it changes, after every check; `alone` needs no identities.
 
-        Names that are in `found` were changed by an earlier operation: the plan knows what that leaves.  Raises, with nothing
-        touched, when the destination is not as the item requires.
+        What an earlier operation changes is in `found`, and the plan knows what that leaves.  What it only looked at may be
+        there too, such as the name for a previous version that does not exist.  Raises, with nothing touched, when the
+        destination is not as the item requires.
         """
         self.refuse_companions()
-        if self.place not in found:
-            found[self.place] = self._find_destination(alone=alone)
-        elif self.follows:
+        if self.follows and self.place in found:
             self._finish_following()
+        else:
+            found[self.place] = self._find_destination(alone=alone)
         if self.backup is not None:
             self.find_backup(found)
 
@@ -416,8 +451,8 @@ class Item:
         if source is None or self.slot is None or not self.options.overwrite or self.options.preserve == "none":
             return
         place = source.slot if isinstance(source, Item) else source
-        if place is not None:
-            self.finish_slot(place)
+        if place is not None:  # gone since: then it is what exists here that is replaced
+            self.finish_slot(place if place.status() is not None else self.place)
 
     def _finish_late(self, there: Status | None) -> None:
         """The destination has been checked, under the locks: a file gets its metadata now."""
@@ -439,15 +474,18 @@ class Item:
         )  # fmt: skip
 
     def stands_already(self) -> bool:
-        """With ``if_changed``: whether the destination holds the same already, so that there is nothing to exchange.
-
-        True only at the moment of the comparison.
-        """
-        if self.options.if_changed and self.look() is not None:
-            self.unchanged = self._equals_present()
-            if self.unchanged:
-                self.synced = False  # what exists there was not synced by us
+        """With ``if_changed``: whether there is nothing to change; the commit then leaves it out."""
+        self.unchanged = self.would_change_nothing()
+        if self.unchanged:
+            self.synced = False  # what exists there was not synced by us
         return self.unchanged
+
+    def would_change_nothing(self) -> bool:
+        """With ``if_changed``: whether the destination holds the same already; true only at the moment of the comparison.
+
+        What an earlier operation changes is not compared: what exists there now is not what this one would replace.
+        """
+        return self.options.if_changed and not self.follows and self.look() is not None and self._equals_present()
 
     def _equals_present(self) -> bool:
         from atomik._tree import compare

@@ -147,7 +147,7 @@ class Move(Item):
     def _sync_new(self) -> int:
         return sync_place(self.source)  # where it is now
 
-    def stands_already(self) -> bool:
+    def would_change_nothing(self) -> bool:
         return False
 
     def _seal(self) -> None:

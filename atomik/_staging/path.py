@@ -127,6 +127,20 @@ class StagedProgram(Written):
         assert self._work is not None
         return os.path.join(self.workspace.path_of(self._work), name)
 
+    def step_kind(self) -> str:
+        return super().step_kind() or self.kind_beside(self.place.name)
+
+    def kind_beside(self, name: str) -> str:
+        """The kind of what the program has written under that name by now; "" for nothing."""
+        if self.state is not OPEN or getattr(self, "_work", None) is None:
+            return ""
+        try:
+            return kind_of(kernel.port.lstat(self.path_beside(name), None).st_mode)
+        except FileNotFoundError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return ""
+
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
 
@@ -219,16 +233,7 @@ class Companion(Written):
         return gone
 
     def step_kind(self) -> str:
-        """The kind of what is written by now."""
-        known = super().step_kind()
-        if known or self.state is not OPEN or getattr(self.belongs_to, "_work", None) is None:
-            return known
-        try:
-            return kind_of(kernel.port.lstat(self.belongs_to.path_beside(self.place.name), None).st_mode)
-        except FileNotFoundError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
-            return ""
+        return super().step_kind() or ("" if self.state is not OPEN else self.belongs_to.kind_beside(self.place.name))
 
     def content_path(self) -> str:
         return super().content_path() if self.slot is not None else self.belongs_to.path_beside(self.place.name)

@@ -23,7 +23,7 @@ def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int, expect
     intake.require_open()
     if missing_ok and not intake.will_exist(path):
         return
-    options: ItemOptions = {"order": order, "preserve": "none", "expect": expect}
+    options: ItemOptions = {"order": order, "preserve": "none", "expect": expect, "if_changed": missing_ok}
     item = intake.add(Removal, path, True, None, options)  # noqa: FBT003
     intake.open(item, item.open)
 
@@ -55,6 +55,11 @@ class Removal(Item):
         self.found = kind_of(found.mode)
         return found
 
+    def would_change_nothing(self) -> bool:
+        """With ``missing_ok``: whether others have removed it in the meantime."""
+        # Asked twice, because a "no such file" may be wrong.
+        return self.options.if_changed and not (self.follows or self.place.status() or self.place.status())
+
     def leaves(self) -> None:
         return None
 
@@ -68,7 +73,7 @@ class Removal(Item):
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        if self.place in found:
+        if self.follows and self.place in found:
             return
         there = self.look()
         assert there is not None

@@ -143,6 +143,16 @@ class Staged(View["Item | Place | None"]):
             above = paths[directory]
             self.changes[f"{above.rstrip('/')}/{name}"] = content
 
+    def refuse_below(self, resolved: str, path: str) -> None:
+        """A copy of the folder would not have what the transaction changes inside it."""
+        inside = next((each for each in self.changes if each.startswith(f"{resolved.rstrip('/')}/")), None)
+        if inside is not None:
+            text = (
+                "cannot copy the folder: an earlier operation of this transaction changes something inside it; copy it "
+                "before that, or in a transaction of its own"
+            )
+            errors.fail(errors.NestedDestinationError, errno.EINVAL, text, path, inside)
+
     def content_of(self, change: Item | Place | None) -> str | None:
         return change.content_path() if isinstance(change, Item) else None if change is None else str(change)
 
@@ -174,7 +184,12 @@ def exists(intake: Intake, path: StrPath) -> bool:
     full = absolute(path)
     with kernel.typed("cannot look there", full), intake.lock:
         intake.require_open()
-        return Staged(intake).stat(full, follow=False) is not None
+        try:
+            return Staged(intake).stat(full, follow=False) is not None
+        except OSError as exc:
+            if kernel.errno_of(exc) != errno.ELOOP:
+                raise
+            return False  # as os.path.exists says of links that lead in a circle
 
 
 def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: dict[str, str | None]) -> IO[Any]:
@@ -191,6 +206,19 @@ def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: di
         if "b" in mode:
             text = {}
         return open(full, mode, buffering, **text, opener=lambda _, flags: kernel.port.open(where, flags))  # type: ignore[call-overload,no-any-return]
+
+
+def source_of(intake: Intake, path: str) -> str:
+    """Where the content of `path` is now, which a clone is to start from."""
+    with intake.lock:
+        view = Staged(intake)
+        resolved = view.resolve(path)
+        view.refuse_below(resolved, path)
+        where = view.where(resolved)
+    if where is None:
+        text = "there is nothing to copy: an earlier operation of this transaction removes it"
+        errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
+    return where
 
 
 def _path_of(directory: Directory) -> str:

@@ -38,6 +38,8 @@ class Written(Item):
     #: the kind of what was written; not set before it was taken
     _there: str
 
+    slot_to_read = Item._finished_slot
+
     def step_kind(self) -> str:
         return getattr(self, "_there", "")
 

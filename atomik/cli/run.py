@@ -89,6 +89,7 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[
 
         def work() -> Receipt | tuple[PlannedChange, ...]:
             _copy_input(output.output, progress)
+            output.output.close()  # complete, so that a dry run can compare it
             return output.transaction.plan() if arguments.dry_run else output.commit()
 
         result: Receipt | tuple[PlannedChange, ...] = guarded(signals, output.transaction, work)

@@ -53,6 +53,25 @@ def test_removal_of_nothing(folder: Path) -> None:
     assert caught.value.filename == str(folder / "x")
 
 
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_others_remove_first(folder: Path, others: int, durable: bool) -> None:
+    """With missing_ok there is nothing left to do; without it, that is an error at the commit, too."""
+    for missing_ok in (True, False):
+        Path("x").touch()
+        tx = atomik.transaction(overwrite=True, durable=durable)
+        tx.remove("x", missing_ok=missing_ok, expect=atomik.observe("x"))
+        for _ in range(others):
+            tx.write_text("y", "")
+        os.unlink("x")
+        if missing_ok:
+            assert [each.op for each in tx.plan() if each.path.endswith("x")] == ["unchanged"]
+            assert tx.commit().items[0].op == "unchanged"
+        else:
+            with pytest.raises(errors.MissingPathError):
+                tx.commit()
+
+
 def test_removal_is_undone(folder: Path) -> None:
     """The same inode comes back."""
     Path("d/sub").mkdir(parents=True)

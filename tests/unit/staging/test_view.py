@@ -143,6 +143,16 @@ def test_links(folder: Path) -> None:
             tx.open("round")
 
 
+def test_links_that_lead_in_a_circle(folder: Path) -> None:
+    """Nothing is there, as os.path.exists says; to open it is an error."""
+    Path("a").symlink_to("a")
+    with atomik.transaction() as tx:
+        assert tx.exists("a")
+        assert not tx.exists("a/x")
+        with pytest.raises(atomik.errors.AtomikOSError, match="loop"):
+            tx.open("a")
+
+
 def test_another_spelling(folder: Path) -> None:
     """Relative, absolute, through a link to the folder."""
     Path("real").mkdir()
