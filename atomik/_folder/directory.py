@@ -190,8 +190,8 @@ class Directory:
     def _close_again(self, fd: int, exc: BaseException) -> None:
         """`exc` came out of close(2).  If it is not the kernel's answer, it may have come before the call: then `fd` still
         leads here, and must not stay open, because it may hold a lock."""
-        if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
-            return
+        if (isinstance(exc, OSError) and kernel.errno_of(exc) is not None) or not hasattr(self, "mount"):
+            return  # or it was stopped before anybody knew what it leads to, when it had no lock either
         try:
             now = kernel.port.fstat(fd)
         except OSError as closed:

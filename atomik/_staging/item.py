@@ -344,6 +344,8 @@ class Item:
             return None
         if not options.overwrite or expect == "absent":
             checks.refuse_existing(self.path)
+        if expect is not None and not isinstance(expect, str) and expect.absent:  # it came since the comparison
+            self.conflict("not what was expected: it exists now")
         mode = found.mode
         if self.kind == "file" and kernel.is_file(mode):
             self.found = "file"

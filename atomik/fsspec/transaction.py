@@ -10,6 +10,8 @@ from atomik import errors
 from atomik._system import forked
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from atomik._receipt import Receipt
 
     from .changes import Changes
@@ -39,6 +41,34 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
         self.fs._refuse_nested()
         super().start()
 
+    def __enter__(self) -> Self:
+        if self.fs is not None:
+            self.fs._refuse_nested()
+        try:
+            self.start()
+            return self
+        except BaseException:
+            self._drop()
+            raise
+
+    def __exit__(self, kind: object, exc: object, trace: object) -> None:
+        try:
+            self.complete(commit=kind is None)
+        finally:
+            self._drop()
+
+    def _drop(self) -> None:
+        """End what is not ended: an interrupt may have come in or before `complete`; a forked child ends only its own part."""
+        if self.fs is not None:
+            self._leave()
+        if self._pid == forked.me:
+            self.changes.abort()
+
+    def _leave(self) -> None:
+        """Take it from the filesystem, in one line that no handler interrupts: instances are cached, and one that is left in a
+        transaction that is over would take all later writes and never publish them."""
+        fs = self.fs; self.fs = None; fs._intrans = False; fs._transaction = None  # noqa: E702  # fmt: skip
+
     def _require_owner(self) -> None:
         """Raise in a forked child: what it wrote would be no part of its parent's transaction (I11)."""
         if self._pid != forked.me:
@@ -51,10 +81,10 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
             if commit:
                 self._require_owner()
             return
-        fs, writers = self.fs, list(self.files)
-        self.fs = None
-        self.files.clear()
+        writers = list(self.files)
+        self._leave()  # first, because anything may arrive from here on
         try:
+            self.files.clear()
             still_open = [writer for writer in writers if not writer.closed]
             for writer in still_open:
                 writer.discard()
@@ -65,8 +95,6 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
                 self.receipt = self.changes.publish()
         finally:
             self.changes.abort()
-            fs._intrans = False
-            fs._transaction = None
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("cannot pickle a transaction of atomik.fsspec: it belongs to the process that began it")

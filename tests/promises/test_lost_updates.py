@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.support.kernels import Acting, installed
+from tests.support.kernels import ALL, Acting, installed
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
@@ -143,3 +144,33 @@ def test_the_last_writer_may_win(folder: Path, output: str) -> None:
         Path("log").write_text("theirs\n")
         log.write("ours!\n")
     assert Path("log").read_text() == ("start\nours!\n" if output == "append" else "ours!\n")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("mode", ["a", "w"])
+def test_what_comes_where_nothing_was(folder: Path, mode: str) -> None:
+    """Somebody else creates the file between any two calls: it is started from, or a conflict, or came too late; never lost."""
+    at, came = 0, True
+    options: Any = {"expect": atomik.observe("log")} if mode == "w" else {}
+    while came:
+        at, came, late = at + 1, False, False
+
+        def create(_: object) -> None:
+            nonlocal came, late
+            came = True
+            try:
+                with open("log", "x") as log:
+                    log.write("theirs")
+            except FileExistsError:
+                late = True
+
+        kernel = Acting(" ".join(ALL), create, when=lambda call, at=at: call.number == at)  # type: ignore[misc]
+        with (
+            contextlib.suppress(errors.AtomikError),
+            installed(kernel),
+            atomik.transaction(overwrite=True, durable=False) as tx,
+        ):
+            tx.file("log", mode, **options).write("+ours")
+        assert not came or late or Path("log").read_text() in ("theirs", "theirs+ours"), at
+        Path("log").unlink()
+    assert at > 40

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,3 +107,54 @@ def test_dropping_a_compressed_file(folder: Path, fs: Any, inside: bool) -> None
         if inside:
             fs.end_transaction()
         assert os.listdir() == []
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stopping(at: int) -> tuple[Callable[..., Any], list[int]]:
+    """A trace function that raises at the `at`-th line of atomik.fsspec.transaction, and the count of the lines."""
+    lines = [0]
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        if not frame.f_code.co_filename.endswith(os.path.join("fsspec", "transaction.py")):
+            return None
+        if event == "line" and frame.f_code.co_name not in ("__exit__", "__init__"):
+            lines[0] += 1
+            if lines[0] == at:
+                raise _Stop
+        return trace
+
+    return trace, lines
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("leave", [False, True])
+def test_a_filesystem_is_never_left_in_a_transaction_that_is_over(folder: Path, leave: bool) -> None:
+    """At whatever line of its beginning or end a handler raises: instances are cached, so later writes would be lost."""
+    at, stopped = 0, True
+    while stopped:
+        at, stopped, fs = at + 1, False, AtomikFileSystem(skip_instance_cache=True, durable=False)
+        trace, lines = _stopping(at)
+        sys.settrace(trace)
+        try:
+            with fs.transaction:
+                fs.pipe(str(folder / "a"), b"new")
+                if leave:
+                    raise KeyError
+        except KeyError:
+            pass
+        except _Stop:
+            stopped = True
+        finally:
+            sys.settrace(None)
+        assert stopped == (lines[0] >= at)
+        fs.pipe(str(folder / "b"), b"%d" % at)
+        assert (folder / "b").read_bytes() == b"%d" % at
+        with fs.transaction:
+            fs.pipe(str(folder / "c"), b"%d" % at)
+        assert (folder / "c").read_bytes() == b"%d" % at
+    assert at > 8
+    gc.collect()
+    assert not left_in(folder)
