@@ -149,7 +149,7 @@ def test_the_last_writer_may_win(folder: Path, output: str) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("mode", ["a", "w"])
 def test_what_comes_where_nothing_was(folder: Path, mode: str) -> None:
-    """Somebody else creates the file between any two calls: it is started from, or a conflict, or came too late; never lost."""
+    """Somebody else creates the file between any two calls: it is started from, a conflict, or too late; never lost."""
     at, came = 0, True
     options: Any = {"expect": atomik.observe("log")} if mode == "w" else {}
     while came:
