@@ -58,14 +58,14 @@ class AtomikTransaction(FsspecTransaction):  # type: ignore[misc]
             self._drop()
 
     def _drop(self) -> None:
-        """End what is not ended: an interrupt may have come in or before `complete`; a forked child ends only its own part."""
+        """End what is not ended: an interrupt may have come in or before `complete`; a forked child ends its own part."""
         if self.fs is not None:
             self._leave()
         if self._pid == forked.me:
             self.changes.abort()
 
     def _leave(self) -> None:
-        """Take it from the filesystem, in one line that no handler interrupts: instances are cached, and one that is left in a
+        """Take it from the filesystem, in one line that no handler interrupts: instances are cached, and one that stays in a
         transaction that is over would take all later writes and never publish them."""
         fs = self.fs; self.fs = None; fs._intrans = False; fs._transaction = None  # noqa: E702  # fmt: skip
 
