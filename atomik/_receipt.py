@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from ._values import Values
+from ._values import PlainValues
 from .flags import State
 
 #: what an output is
@@ -17,7 +17,7 @@ Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
 SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
-class ItemReceipt(Values):
+class ItemReceipt(PlainValues):
     """What happened to one destination; in `Receipt`.
 
     ``path``: the destination, absolute.
@@ -74,7 +74,7 @@ class ItemReceipt(Values):
         return f"{self.op:<9} {self.kind:<7} {self.path}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
-class PlannedChange(Values):
+class PlannedChange(PlainValues):
     """What a commit would do to one name; returned by `Transaction.plan`.
 
     ``path``: the name, absolute.  ``op``: "create", "replace", "remove", "move" (something that exists elsewhere
@@ -99,7 +99,7 @@ class PlannedChange(Values):
         return f"{self.op:<9} {self.kind:<7} {self.path}"
 
 
-class Receipt(Values):
+class Receipt(PlainValues):
     """What a commit did: returned by ``commit()``, kept as ``tx.receipt``.
 
     ``txid``: the id in log events and names.  ``items``: an `ItemReceipt` for each output, in the order of publishing.

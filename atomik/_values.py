@@ -39,10 +39,6 @@ class Values(metaclass=_Attrs):
     def _values(self) -> tuple[Any, ...]:
         return tuple([getattr(self, name) for name in _names(type(self))])
 
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
-        return dict(zip(_names(type(self)), self._values(), strict=True))
-
     def __eq__(self, other: object) -> bool:
         return self._values() == other._values() if isinstance(other, self.__class__) else NotImplemented
 
@@ -61,3 +57,13 @@ class Values(metaclass=_Attrs):
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
         return type(self), self._values()
+
+
+class PlainValues(Values):
+    """Those whose values are plain."""
+
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return dict(zip(_names(type(self)), self._values(), strict=True))

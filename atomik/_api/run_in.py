@@ -15,18 +15,18 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from attrs import define
-
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._recovery.unfinished_journal import wait_or_recover
+from atomik._staging.folder import StagedFolder
 from atomik._system import kernel
 from atomik._system.namespace import Entrance, Process, View, end_with
 from atomik._tree.changes import Change, changes, manifest
 from atomik._tree.metadata import Metadata, apply
+from atomik._values import Values
 
 from .transaction import Transaction
 
@@ -48,16 +48,20 @@ _REFUSED = ("preexec_fn", "user", "group", "extra_groups")
 _GRACE = 5.0
 
 
-@define(frozen=True)
-class RunResult:
+class RunResult(Values):
     """What `run_in` returns.
 
     ``process``: a `subprocess.CompletedProcess`.  ``receipt``: what was published, a `atomik.Receipt`; None when the program
     failed, so that nothing was.
     """
 
+    __slots__ = __match_args__ = ("process", "receipt")
+
     process: subprocess.CompletedProcess[Any]
     receipt: Receipt | None
+
+    def __init__(self, process: subprocess.CompletedProcess[Any], receipt: Receipt | None) -> None:
+        self._set(process, receipt)
 
 
 def run_in(
@@ -271,8 +275,10 @@ class PrivateCopy(Private):
     def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:
         options: Any = {"allow_gap": True} if allow_gap else {}
         _refuse_fixed(tx, self.path)
-        tx.folder(self.path, copy=True, preserve="none", expect="any" if self._overwrite_changes else None, **options)
-        self._item = tx.items[-1]
+        options |= {"preserve": "none", "expect": "any" if self._overwrite_changes else None}
+        intake = tx._intake  # not `tx.folder`, which loads pathlib for what it returns
+        self._item = intake.add(StagedFolder, self.path, None, None, options)
+        intake.open(self._item, self._item.open, None, True, intake.counting("cloning"))  # noqa: FBT003
         assert self._item.slot is not None
         self.slot = self._item.slot
         self._dress()

@@ -29,11 +29,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from atomik import _hidden_names
-
-try:
-    from _blake2 import blake2b  # what hashlib would give, without loading all of OpenSSL for it
-except ImportError:
-    from hashlib import blake2b
+from atomik._system.hashes import blake2b
 
 VERSION = 2
 #: the versions that can be read

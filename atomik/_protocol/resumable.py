@@ -28,14 +28,10 @@ from atomik._folder.lock import refuse_sandbox
 from atomik._folder.place import Place, rename
 from atomik._hidden_names import JOURNAL_NAME, new_txid, pinned_name, resumable_name, slot_name, twin_name
 from atomik._system import forked, kernel
+from atomik._system.hashes import blake2b
 from atomik._tree.delete import delete_tree
 
 from .private_folder import PrivateFolder, as_given, is_suspect
-
-try:
-    from _blake2 import blake2b  # what hashlib would give, without loading all of OpenSSL for it
-except ImportError:
-    from hashlib import blake2b
 
 #: Settle the journal of that name in a folder: see `wait_or_recover`, which this room does not know.
 Settle = Callable[[Directory, str], object]

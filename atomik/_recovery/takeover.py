@@ -32,7 +32,7 @@ from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
 from atomik._system import kernel
 from atomik._tree import delete
-from atomik._values import Values
+from atomik._values import PlainValues
 
 #: actions that want the user's attention
 ATTENTION = frozenset({"foreign", "kept", "left", "unreachable"})
@@ -45,7 +45,7 @@ PINNED = "a version that readers still use; it is deleted when they have ended"
 _REFUSED = frozenset({errno.EXDEV, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-class Recovered(Values):
+class Recovered(PlainValues):
     """What was found and done about one name; in `atomik.RecoveryReport`.
 
     ``path``: the name.  ``action``: "undone" (the original was brought back), "untouched" (it was there already),

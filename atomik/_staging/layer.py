@@ -25,8 +25,6 @@ import os
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define
-
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
@@ -96,12 +94,18 @@ class Whole(Expected):
         pass
 
 
-@define(frozen=True)
 class Displaced(Observation):
     """What a folder was; once it is displaced, files in it that have other names as well may have lost these to the same
     transaction, which changes their ctime."""
 
-    since: int = 0
+    __slots__ = ("since",)
+
+    since: int
+
+    def __init__(self, seen: Observation, since: int) -> None:
+        self._set(*seen._values())
+        object.__setattr__(self, "_folders", seen._folders)
+        object.__setattr__(self, "since", since)
 
     def _mismatch(self, place: Place, *, moved: bool = False) -> str | None:
         if not moved:
@@ -341,9 +345,7 @@ class StagedLayer:
         self._refuse_newer(change, place, touched=1)
         if seen.tree is None:
             return seen
-        return Displaced(
-            seen.path, seen.identity, seen.size, seen.mtime_ns, seen.ctime_ns, None, seen.tree, seen._folders, since
-        )
+        return Displaced(seen, since)
 
     def _lost(self, change: LayerChange) -> bool:
         """Whether another program removed what the program changed: it was copied up, and not because of a rename."""

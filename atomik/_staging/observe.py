@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
-
-from attrs import define, field
+from typing import TYPE_CHECKING, Any
 
 from atomik._folder.directory import Directory
 from atomik._system import kernel
+from atomik._values import Values
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from atomik._folder.place import Place
 
 
 _SECOND = 10**9
 
 
-@define(frozen=True)
-class Observation:
+class Observation(Values):
     """What was at a path: pass it as ``expect=``, and the commit happens only if that is still there.
 
     Made by `observe`.  ``path``: the absolute path.  ``identity``: which object (file handle, or type and inode), None
@@ -34,15 +34,28 @@ class Observation:
 
     __module__ = "atomik"
 
+    __match_args__ = ("path", "identity", "size", "mtime_ns", "ctime_ns", "digest", "tree")
+    __slots__ = (*__match_args__, "_folders")
+
     path: str
     identity: bytes | None
-    size: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    digest: bytes | None = None
-    tree: bytes | None = None
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    digest: bytes | None
+    tree: bytes | None
     #: of a folder: a value for each folder in it, by which the first difference is found
-    _folders: tuple[tuple[str, bytes], ...] = field(default=(), eq=False, repr=False)
+    _folders: tuple[tuple[str, bytes], ...]
+
+    def __init__(
+        self, path: str, identity: bytes | None, size: int = 0, mtime_ns: int = 0, ctime_ns: int = 0,
+        digest: bytes | None = None, tree: bytes | None = None, folders: tuple[tuple[str, bytes], ...] = (),
+    ) -> None:  # fmt: skip
+        self._set(path, identity, size, mtime_ns, ctime_ns, digest, tree)
+        object.__setattr__(self, "_folders", folders)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), (*self._values(), self._folders)
 
     @property
     def absent(self) -> bool:

@@ -296,7 +296,7 @@ class Kernel:
 
     def clone(self, dst_fd: int, src_fd: int) -> None:
         """FICLONE, ioctl_ficlonerange(2): share all extents (btrfs, xfs with reflink, bcachefs …)."""
-        fcntl.ioctl(dst_fd, libc().FICLONE, src_fd)
+        fcntl.ioctl(dst_fd, (_c or libc()).FICLONE, src_fd)
 
     def has_extents(self, fd: int) -> bool:
         """FS_IOC_FIEMAP: whether a file has a map to blocks of a device; overlayfs asks the filesystem below it, and one that

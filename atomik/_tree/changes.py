@@ -17,9 +17,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Literal
 
-from attrs import define
-
 from atomik._system import kernel
+from atomik._values import PlainValues
 
 from .fingerprint import content_digest
 from .metadata import Metadata
@@ -35,14 +34,18 @@ if TYPE_CHECKING:
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-@define(frozen=True)
-class Change:
+class Change(PlainValues):
     """One name: ``change`` is "+" (new), "-" (removed), "M" (changed) or "R" (renamed from ``old``); ``path`` is relative,
     and a folder's ends with a slash."""
 
+    __slots__ = __match_args__ = ("change", "path", "old")
+
     change: Literal["+", "-", "M", "R"]
     path: str
-    old: str | None = None
+    old: str | None
+
+    def __init__(self, change: Literal["+", "-", "M", "R"], path: str, old: str | None = None) -> None:
+        self._set(change, path, old)
 
     def __str__(self) -> str:
         return f"{self.change} {self.path}" if self.old is None else f"{self.change} {self.old} -> {self.path}"

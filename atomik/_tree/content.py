@@ -10,8 +10,6 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from attrs import define
-
 from atomik._system import kernel
 
 if TYPE_CHECKING:
@@ -32,19 +30,26 @@ def copy_content(src_fd: int, dst_fd: int) -> None:
     Copier().copy(src_fd, dst_fd, kernel.port.fstat(src_fd))
 
 
-@define
 class Copier:
     """Which ways are open between two filesystems."""
 
-    reflink: bool = True
-    ranges: bool = True
+    def __init__(self) -> None:
+        self.reflink = self.ranges = True
 
     def copy(self, src: int, dst: int, found: os.stat_result) -> None:
         """Copy into an empty file; `found` is the fstat of `src`."""
         size = found.st_size
         if not size:
             self._by_hand(src, dst, 0, None)  # perhaps it only says so (some FUSE servers, /proc)
-        elif not (self.reflink and self._shared(src, dst)):
+            return
+        if self.reflink:
+            try:
+                kernel.port.clone(dst, src)
+            except OSError as exc:
+                if kernel.errno_of(exc) not in _NO_REFLINK:
+                    raise
+                self.reflink = False
+        if not self.reflink:
             if found.st_blocks * 512 >= size:
                 self._range(src, dst, 0, size)
             else:
@@ -53,15 +58,6 @@ class Copier:
                         size = reached  # it ends sooner than it says (files of /sys), or became shorter
                         break
                 kernel.port.truncate(dst, size)
-
-    def _shared(self, src: int, dst: int) -> bool:
-        try:
-            kernel.port.clone(dst, src)
-        except OSError as exc:
-            if kernel.errno_of(exc) not in _NO_REFLINK:
-                raise
-            self.reflink = False
-        return self.reflink
 
     def _range(self, src: int, dst: int, start: int, end: int) -> int:
         """Copy from `start` to `end`; returns how far it came, which is less only where the file ends."""

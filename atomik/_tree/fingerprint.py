@@ -28,17 +28,15 @@ import struct
 import sys
 from typing import TYPE_CHECKING
 
-from attrs import define
-
 from atomik import errors
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
+from atomik._system.hashes import blake2b
 
 from .walk import Level, TreeWalk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from hashlib import blake2b
 
     from atomik._folder.directory import Directory
 
@@ -75,16 +73,18 @@ class Recorder:
         self.inodes = directory.fs.name != "fuse"
         self.folders: dict[str, bytes] = {}
 
+    def entry(self, name: str, found: os.stat_result) -> bytes:
+        """What an entry counts for that is no folder."""
+        return _entry(name, found, self.inodes)
+
     def folder(
-        self, names: list[str], itself: os.stat_result, entries: list[tuple[str, os.stat_result]], below: list[str]
+        self, names: list[str], itself: os.stat_result, entries: list[tuple[str, bytes]], below: list[str]
     ) -> None:
         """A folder, by the names that lead to it: its status from before its entries, these, and the names of its folders."""
-        found = [(name, status) for name, status in entries if not name.startswith(PREFIX)]
-        found += [(name, None) for name in below if not name.startswith(PREFIX)]  # type: ignore[misc]
-        found.sort(key=_name)
-        state = _new_hash(_COUNT - _ENTRIES)
-        state.update(b"".join([_entry(name, status, self.inodes) for name, status in found]))
-        self.folders["/".join(names)] = _value(itself, state, len(found), top=not names)
+        entries += [(name, _entry(name, None, self.inodes)) for name in below]
+        entries.sort()
+        state = _new_hash(_COUNT - _ENTRIES, b"".join([told for _, told in entries]))
+        self.folders["/".join(names)] = _value(itself, state, len(entries), top=not names)
 
     def value(self) -> bytes:
         """The value for the tree."""
@@ -92,10 +92,6 @@ class Recorder:
         for path in sorted(self.folders, key=lambda path: path.split("/") if path else []):
             whole.update(os.fsencode(path) + b"\0" + self.folders[path])
         return whole.digest()
-
-
-def _name(entry: tuple[str, object]) -> str:
-    return entry[0]
 
 
 def _entry(name: str, found: os.stat_result | None, inodes: bool) -> bytes:
@@ -158,21 +154,18 @@ def _enter(down: TreeWalk, name: str) -> None:
             raise
 
 
-@define(eq=False)
 class _Folder:
     """One folder whose entries are read."""
 
-    down: TreeWalk
-    level: Level
-    digest: bool
-    inodes: bool
+    def __init__(self, down: TreeWalk, level: Level, *, digest: bool, inodes: bool) -> None:
+        self.down, self.level, self.digest, self.inodes = down, level, digest, inodes
 
     def read(self) -> tuple[bytes, str]:
         """The value of the entries; their folders are left in the level, and the name that changed last is returned."""
         port, fd = kernel.port, self.level.fd
         itself = port.fstat(fd)  # before the entries: a change in between makes the value stale, never wrong
-        folders, newest, latest, told, inodes, lstat = [], "", 0, [], self.inodes, port.lstat
-        names = sorted(entry.name for entry in self.down.entries() if not entry.name.startswith(PREFIX))
+        folders, newest, latest, told, inodes, digest, lstat = [], "", 0, [], self.inodes, self.digest, port.lstat
+        names = sorted([name for entry in self.down.entries() if not (name := entry.name).startswith(PREFIX)])
         for name in names:
             try:
                 found = lstat(name, fd)
@@ -180,12 +173,12 @@ class _Folder:
                 if kernel.errno_of(exc) != errno.ENOENT:
                     self.down.fail(exc, name)
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if kernel.is_folder(found.st_mode):
                 folders.append(name)
                 told.append(_entry(name, None, inodes))
                 continue
             told.append(_entry(name, found, inodes))
-            if self.digest:
+            if digest:
                 told.append(self._digest(name, found))
             if found.st_ctime_ns > latest:
                 newest, latest = name, found.st_ctime_ns
@@ -231,6 +224,4 @@ def _owner(found: os.stat_result) -> tuple[int, int, int]:
 
 
 def _new_hash(size: int, data: bytes = b"") -> blake2b:
-    from hashlib import blake2b
-
     return blake2b(data, digest_size=size)

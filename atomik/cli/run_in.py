@@ -6,8 +6,6 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define
-
 from atomik._api.run_in import Private, PrivateCopy, private_layer
 from atomik._api.shortcuts import transaction
 from atomik._system import kernel
@@ -25,18 +23,17 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 
-@define(frozen=True)
 class Listing:
     """What a dry run would have published."""
 
-    folder: str
-    changes: list[Change]
+    def __init__(self, folder: str, changes: list[Change]) -> None:
+        self.folder, self.changes = folder, changes
 
     def as_dict(self) -> dict[str, Any]:
         """For a machine."""
         return {
             "folder": self.folder,
-            "changes": [asdict(each) for each in self.changes],
+            "changes": [each.as_dict() for each in self.changes],
             "counts": counts(self.changes),
         }
 
