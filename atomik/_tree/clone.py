@@ -304,13 +304,17 @@ class _Clone:
             return number not in (errno.ENOTSUP, errno.ENOSYS)
 
     def _only_mode(self, fd: int, new: int, found: os.stat_result) -> bool:
-        """Set the mode, if nothing else is to be set; False where there is more to it, or it is refused."""
+        """Set the mode, and attributes that mean nothing to the kernel, if nothing else is to be set; False where there is
+        more to it, or it is refused."""
         if self._owner != (found.st_uid, found.st_gid) or found.st_mode & _SET_ID:
             return False
+        port = kernel.port
         try:
-            if kernel.port.listxattr(fd):
-                return False
-            kernel.port.fchmod(new, stat.S_IMODE(found.st_mode))
+            for name in port.listxattr(fd):
+                if not name.startswith("user."):
+                    return False
+                port.setxattr(new, name, port.getxattr(fd, name))
+            port.fchmod(new, stat.S_IMODE(found.st_mode))
         except OSError as exc:
             if kernel.errno_of(exc) not in REFUSED:
                 raise

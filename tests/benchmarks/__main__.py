@@ -96,6 +96,8 @@ class Run:
         for durable in (False, True) if kind in DISKS else (False,):
             self.note(f"replacing, {durable}", kind, cases.replacing(folder, many, 3, durable=durable))
         self.note("clone", kind, cases.cloning(folder, many, 3))
+        if kind in DISKS:
+            self.note("run in", kind, cases.running(folder, many, self.rounds(9)))
         swaps = cases.visibility(folder, [10, many], 3)
         self.note("swap", kind, {str(count): found["seconds"] for count, found in swaps.items()})
 
@@ -194,6 +196,8 @@ class Run:
         yield from self.row(
             f"`folder(copy=True)`, {many} files", "`cp -a --reflink=auto`", 1.5, "clone", "atomik", "cp -a"
         )
+        work = f"`atomik run --in` on {many} files, durable"
+        yield from self.row(work, "copy, sync and rename by hand", 1.3, "run in", "atomik", "by hand")
         largest = self.figure("swap", many.replace(",", ""))
         small = self.figure("swap", "10")
         ratios = {kind: f"{largest[kind] / small[kind]:.2f} ({largest[kind] * 1e6:.0f} µs)" for kind in largest}

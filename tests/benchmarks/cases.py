@@ -337,10 +337,7 @@ def bandwidth(folder: Path, size: int, rounds: int) -> Times:
 def cloning(folder: Path, count: int, rounds: int) -> Times:
     """Seconds to start a new version of a folder of `count` files: ``copy=True`` against ``cp -a --reflink=auto``."""
     source = folder / "tree"
-    for number in range(count):
-        part = source / f"{number % 50}"
-        part.mkdir(parents=True, exist_ok=True)
-        (part / f"{number}").write_bytes(DATA)
+    _parts(source, count, 50)
 
     def ours(number: int) -> None:
         output = atomik.folder(source, overwrite=True, copy=True, durable=False)
@@ -353,6 +350,39 @@ def cloning(folder: Path, count: int, rounds: int) -> Times:
     times = interleaved({"atomik": ours, "cp -a": cp}, rounds)
     _empty(folder)
     return times
+
+
+_BY_HAND = """
+cp -a --reflink=auto "$1" "$1.new" && touch "$1.new/stamp" && sync -f "$1.new" &&
+mv -T "$1" "$1.old" && mv -T "$1.new" "$1" && rm -rf "$1.old"
+"""
+
+
+def running(folder: Path, count: int, rounds: int) -> Times:
+    """Seconds of ``atomik run --in`` with a program that makes one file in a folder of `count`, and of a shell script that
+    copies the folder, runs the program, syncs, renames twice and deletes the old folder."""
+
+    def ours(_: int) -> None:
+        where = folder / "ours"
+        command = [sys.executable, "-m", "atomik", "run", "--in", where, "--", "touch", where / "stamp"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def hand(_: int) -> None:
+        subprocess.run(["sh", "-c", _BY_HAND, "sh", folder / "hand"], check=True)
+
+    for name in ("ours", "hand"):
+        _parts(folder / name, count, 100)
+    times = _taking_turns({"atomik": ours, "by hand": hand}, rounds)
+    _empty(folder)
+    return times
+
+
+def _parts(tree: Path, count: int, parts: int) -> None:
+    """`count` files, spread over as many folders."""
+    for number in range(count):
+        part = tree / f"{number % parts}"
+        part.mkdir(parents=True, exist_ok=True)
+        (part / f"{number}").write_bytes(DATA)
 
 
 def importing(rounds: int) -> Times:

@@ -50,7 +50,7 @@ def test_what_misses_its_goal_is_bold() -> None:
 def test_every_row_has_its_case(tmp_path: Path) -> None:
     """The rows name the cases as they are noted: one made-up figure for each, and every row shows one."""
     run = Run(quick=True, home=tmp_path, kinds=["ext4"])
-    for case in ("importing", "first_use", "commands"):
+    for case in ("running", "importing", "first_use", "commands"):
         assert hasattr(cases, case)
     run.note("2 durable files, new", "ext4", Times({"atomik": [1.0], "atomicwrites": [2.0]}))
     run.note("commands", "any", Times({"nothing": [1.0], "write": [2.0], "run": [4.0]}))

@@ -141,6 +141,11 @@ def test_observation_is_a_value(folder: Path) -> None:
     assert first == second
     assert hash(first) == hash(second)
     assert pickle.loads(pickle.dumps(first)) == first
+    Path("d/sub").mkdir(parents=True)
+    tree = pickle.loads(pickle.dumps(observe("d")))
+    Path("d/sub/y").touch()
+    with pytest.raises(errors.ConflictError, match="'sub/y' in it was changed"), atomik.folder("d", True, expect=tree):  # noqa: FBT003
+        pass
     with pytest.raises(AttributeError):
         first.size = 3  # type: ignore[misc]
     assert isinstance(first, Observation)

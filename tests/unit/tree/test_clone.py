@@ -20,7 +20,7 @@ from atomik._tree.clone import clone
 from atomik._tree.content import copy_content
 from atomik._tree.fingerprint import Recorder, fingerprint
 from atomik._tree.walk import HELD
-from tests.support.kernels import Faulty, installed
+from tests.support.kernels import Call, Faulty, installed
 from tests.support.lab import linux, namespace
 from tests.support.lab.mounting import attached
 from tests.support.lab.mounts import missing, mounted
@@ -578,6 +578,25 @@ def test_a_mode_that_is_refused_later(tmp_path: Path, number: int) -> None:
         assert copy(tmp_path / "src", tmp_path / "dst") == []
     assert len(refusing.struck) == 1
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "dst").iterdir()} == {0o400}
+
+
+def test_an_attribute_that_is_refused_later(tmp_path: Path) -> None:
+    """A file behind the first of its folder whose attributes do not fit is copied without them, and that is told."""
+    (tmp_path / "src").mkdir()
+    for name in "abc":
+        (tmp_path / "src" / name).write_text(name)
+        os.setxattr(tmp_path / "src" / name, "user.colour", name.encode())
+        (tmp_path / "src" / name).chmod(0o640)
+
+    def full(call: Call) -> int | None:
+        return errno.ENOSPC if call.number > 1 else None
+
+    with installed(Faulty(full, ["setxattr"])):
+        lost = copy(tmp_path / "src", tmp_path / "dst")
+    kept = {name for name in "abc" if os.listxattr(tmp_path / "dst" / name)}
+    assert len(kept) == 1
+    assert sorted(lost) == [f"xattr user.colour of {name}" for name in sorted(set("abc") - kept)]
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "dst").iterdir()} == {0o640}
 
 
 def test_observed_in_the_same_walk(tmp_path: Path) -> None:
