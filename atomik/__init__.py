@@ -28,7 +28,6 @@ Every output goes through the same phases: stage, seal, plan, prepare, publish, 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from . import errors, flags, rename
 from ._api.output import Output
@@ -37,7 +36,10 @@ from ._system import kernel as _kernel
 from .errors import AtomikError
 from .flags import Flag, Mode
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import testing as testing
     from ._api.probe import Capabilities, probe
     from ._api.run_in import RunResult, run_in

@@ -18,11 +18,12 @@ import contextlib
 import os
 import sys
 from _thread import get_ident
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import logging
     from types import FrameType
+    from typing import Any
 
 DEBUG, INFO, WARNING = 10, 20, 30  # as in logging, which is not imported for them: a listener has imported it
 

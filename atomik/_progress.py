@@ -8,9 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Literal, TypeAlias
 
-Progress: TypeAlias = Callable[[str, int, int], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypeAlias
+
+    Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 class Counting:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from ._values import PlainValues
 from .flags import State
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
 
 #: what an output is
 Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]

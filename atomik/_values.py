@@ -5,10 +5,9 @@ All others are made with attrs; loading attrs would take half the time of that c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Any, NoReturn, Self
 
 
 class _Attrs(type):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from enum import Enum, IntFlag
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from atomik._typing import ParamSpec, TypeVar
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -24,11 +24,14 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 from attrs import define
 
 from ._system import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["CrashPoint", "crash_points", "recorded"]
 

@@ -11,7 +11,6 @@ import os
 import stat
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -19,8 +18,10 @@ from atomik._folder.place import Place
 from atomik._staging.destinations import UNTOUCHED
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from atomik._receipt import Receipt
 

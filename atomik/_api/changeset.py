@@ -10,12 +10,14 @@ import binascii
 import json
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from atomik._hidden_names import PREFIX
+from atomik._typing import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any, NoReturn
 
 #: operation → (fields that must be there, of which exactly one must be there, fields that may be there)
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
@@ -61,7 +63,7 @@ class Change(NamedTuple):
     fields: dict[str, Any]
 
 
-class _Object(dict[str, Any]):
+class _Object(dict[str, object]):
     """A JSON object; ``twice`` is a key that it has more than once."""
 
     twice: str | None = None

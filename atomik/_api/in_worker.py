@@ -24,14 +24,15 @@ import contextlib
 import contextvars
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
 
 from atomik import _events, _progress, errors  # noqa: F401  loaded before the commit needs it (I14)
 from atomik._folder import lock
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import FrameType, TracebackType
+    from typing import Any
 
     from atomik._staging.options import Progress
 

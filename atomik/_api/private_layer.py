@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Any
 
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
@@ -21,7 +20,10 @@ from atomik._tree.layer import TRUSTED, USER
 
 from .run_in import Private, not_entered
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from atomik._tree.changes import Change
 
     from .transaction import Transaction

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import itertools
 import os
-from typing import TYPE_CHECKING, Any
 
 from attrs import asdict, define, evolve, field
 
@@ -31,8 +30,10 @@ from atomik._tree.delete import delete_tree
 from .promises import Promise, promises_of
 from .trials import TRIALS, Outcome, run_all
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
 from attrs import define
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Literal
 
     from .probe import Capabilities
     from .trials import Outcome
 
     Trials = Mapping[str, Outcome]
 
-Holds = Literal["yes", "files", "files and new folders", "single files", "new", "one folder", "no", "unknown"]
+    Holds = Literal["yes", "files", "files and new folders", "single files", "new", "one folder", "no", "unknown"]
 
 
 @define(frozen=True)

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -30,16 +29,17 @@ from atomik._values import Values
 
 from .transaction import Transaction
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Literal, NoReturn, Self
 
     from atomik._receipt import Receipt
     from atomik._staging.options import Progress, StrPath
     from atomik._system.namespace import Answer
 
-Background = Literal["refuse", "wait", "kill"]
+    Background = Literal["refuse", "wait", "kill"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 #: Options of subprocess that would change the child's user before it enters the namespace.

@@ -6,15 +6,17 @@ Nothing heavy is imported here.  The first call loads the rest, so that ``import
 from __future__ import annotations
 
 import os
-from typing import IO, TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast, overload
 
 from atomik._system import kernel
+from atomik._typing import TypedDict, cast, overload
 from atomik.flags import formerly
 
 from .output import Output
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import IO, Any, Literal, Unpack
 
     from atomik._receipt import Receipt
     from atomik._staging.file_objects import StagedBinary, StagedText

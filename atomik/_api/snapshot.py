@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -13,8 +12,10 @@ from atomik._folder.paths import absolute
 from atomik._folder.pin import pin
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import NoReturn
 
     from atomik._staging.options import StrPath
 

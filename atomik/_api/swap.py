@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik.flags import formerly
 
 from .transaction import Transaction
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik.rename import StrOrBytesPath
 

@@ -19,7 +19,6 @@ import os
 import sys
 import time
 import weakref
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, NoReturn, TextIO, Unpack, overload
 
 from atomik import _events, errors
 from atomik._commit import plan as _plan
@@ -30,13 +29,15 @@ from atomik._staging.intake import Intake
 from atomik._staging.item import SEALED
 from atomik._staging.workspace import note_failure
 from atomik._system import forked, kernel
+from atomik._typing import overload
 from atomik.flags import State
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
     from types import TracebackType
-    from typing import Self
+    from typing import IO, Any, BinaryIO, Literal, NoReturn, Self, TextIO, Unpack
 
     from atomik._commit.later import Job
     from atomik._folder.directory import Directory

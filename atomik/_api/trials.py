@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from attrs import define, evolve
 
@@ -27,6 +26,7 @@ from atomik._system import kernel
 
 from .transaction import Transaction
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

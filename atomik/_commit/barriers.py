@@ -18,12 +18,13 @@ A failed sync is never repeated: the kernel reports an error only once, and the 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, cast
 
 from atomik._folder.filesystem import has_one_log
 from atomik._staging.file import StagedFile
 from atomik._system import kernel
+from atomik._typing import cast
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 

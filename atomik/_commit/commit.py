@@ -31,7 +31,6 @@ import os
 import stat
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
@@ -49,8 +48,10 @@ from atomik.flags import State
 
 from . import plan as _plan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Any, NoReturn
 
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder

@@ -15,7 +15,6 @@ import functools
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
 
 from atomik import _events
 from atomik._protocol.locks import close_all
@@ -23,6 +22,7 @@ from atomik._system import kernel
 
 from .machinery import remove_unpinned
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

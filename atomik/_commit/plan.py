@@ -16,14 +16,16 @@ What a commit needs besides follows from the steps as data (`Needs`).
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from atomik._protocol.step import Step
 from atomik._staging import checks
 from atomik._staging.item import Found, Operation
+from atomik._typing import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import NoReturn
 
     from atomik._folder.place import Place
     from atomik._staging.item import Item

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 from atomik._protocol.step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from atomik._receipt import PlannedChange
 from atomik._staging.item import SEALED, Found, Item, Operation, kind_of
+from atomik._typing import cast
 
 from . import plan as _plan
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 

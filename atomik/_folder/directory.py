@@ -24,7 +24,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from atomik._system import descriptors, forked, kernel
 
@@ -33,6 +32,7 @@ from . import lock as _lock
 from .paths import absolute
 from .resolve import open_folder
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .filesystem import Filesystem
 

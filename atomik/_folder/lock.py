@@ -36,14 +36,14 @@ import math
 import os
 import time
 from _thread import get_ident
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._system import forked, kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Protocol
+    from typing import NoReturn, Protocol
 
     class Lockable(Protocol):
         """What a lock needs to know of a folder: a `Directory`."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-from typing import TYPE_CHECKING
 
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from .directory import Directory
     from .place import Place
 
-_TO_ESCAPE = re.compile(rb"[ \t\n\\]")
-_ESCAPED = re.compile(rb"\\([0-7]{3})")
+_ESCAPES = ((b"\\", b"\\134"), (b" ", b"\\040"), (b"\t", b"\\011"), (b"\n", b"\\012"))
 
 
 def has_foreign_mount(place: Place, otherwise: Callable[[], str | None] | None = None) -> str | None:
@@ -46,7 +44,7 @@ def mount_at_or_below(
             raise
         return None if otherwise is None else otherwise()
     top = (here.rstrip(b"/") + b"/" + os.fsencode(name)).rstrip(b"/") if name else here.rstrip(b"/")
-    shown = b" " + _TO_ESCAPE.sub(lambda char: b"\\%03o" % ord(char[0]), top)
+    shown = b" " + _escaped(top)
     if shown + b"/" not in table and (not name or shown + b" " not in table):
         return None  # the common case, without parsing
     for line in table.splitlines():
@@ -96,8 +94,15 @@ def _lines_of_the_table() -> list[bytes]:
         return []
 
 
+def _escaped(point: bytes) -> bytes:
+    for char, octal in _ESCAPES:
+        point = point.replace(char, octal)
+    return point
+
+
 def _unescaped(shown: bytes) -> bytes:
-    return _ESCAPED.sub(lambda octal: bytes([int(octal[1], 8)]), shown)
+    first, *parts = shown.split(b"\\")
+    return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts)
 
 
 def _mount_table() -> bytes:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import cast
 
 from atomik import errors
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
+from atomik._typing import cast
 
 from .resolve import follow, open_path_fd, refuse_traps
 

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .directory import Directory
     from .place import Place

@@ -16,13 +16,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
 
 from atomik import errors
 from atomik._system import kernel
+from atomik._typing import NamedTuple
 
 from .directory import Directory, identify
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._system.libc import Status
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -26,8 +25,10 @@ from atomik._system import forked, kernel
 from . import records as _records
 from .private_folder import PrivateFolder, as_given
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import NoReturn
 
     from .records import Journal
 

@@ -19,7 +19,6 @@ import errno
 import fcntl
 import os
 from _thread import RLock
-from typing import TYPE_CHECKING
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
@@ -31,6 +30,7 @@ from atomik._hidden_names import journal_name, new_txid, pinned_name, private_fo
 from atomik._system import forked, kernel
 from atomik._tree.delete import delete_file, delete_tree
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

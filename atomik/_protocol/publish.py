@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NoReturn
 
 from atomik import errors
 from atomik._folder.directory import identify
@@ -28,6 +27,10 @@ from atomik._system import kernel
 
 from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
 from .undo import give_back
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 #: errno values of linkat for an unnamed file: a filesystem without hard links (EPERM, EOPNOTSUPP, ENOSYS, EINVAL), or a
 #: sandbox without /proc on a kernel before 6.10 (ENOENT)

@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from atomik import _hidden_names
 from atomik._system.hashes import blake2b
+from atomik._typing import NamedTuple
 
 VERSION = 2
 #: the versions that can be read

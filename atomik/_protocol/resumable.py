@@ -20,7 +20,6 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
-from typing import NoReturn
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
@@ -32,6 +31,10 @@ from atomik._system.hashes import blake2b
 from atomik._tree.delete import delete_tree
 
 from .private_folder import PrivateFolder, as_given, is_suspect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 #: Settle the journal of that name in a folder: see `wait_or_recover`, which this room does not know.
 Settle = Callable[[Directory, str], object]

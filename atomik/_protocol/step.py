@@ -17,14 +17,15 @@ from __future__ import annotations
 
 import itertools
 from enum import Enum
-from typing import TYPE_CHECKING, Final
 
 from atomik._folder.place import Place
 from atomik._hidden_names import twin_name
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from atomik._receipt import Method
 

@@ -8,11 +8,11 @@ inode number with another name.  Scratch files in the transaction's private fold
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from atomik._folder.place import NO_FLAG, link, rename
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._folder.place import Place
 

@@ -6,13 +6,12 @@ neither the recorded new nor the recorded old object is *foreign* and stays (I4)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from atomik._folder.place import NO_FLAG, remove_empty, rename, rename_back
 from atomik._system import kernel
 
 from .step import Step, Undone
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
 

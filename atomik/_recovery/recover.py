@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
 
 from attrs import define, field
 
@@ -31,6 +30,10 @@ from atomik._tree.walk import TreeWalk
 from . import leftovers
 from .takeover import ATTENTION, PINNED, Recovered
 from .unfinished_journal import Decide, wait_or_recover
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
 
 
 @define(frozen=True)

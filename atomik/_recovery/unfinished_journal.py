@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -25,8 +24,13 @@ from atomik._protocol import records as _records
 from atomik._protocol.locks import close_all, in_order
 from atomik._protocol.records import Intent, Journal
 from atomik._system import kernel
+from atomik._typing import NamedTuple
 
 from .takeover import DeadTransaction, Recovered
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 _NO_LINKS = kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS
 _POLL = 0.01

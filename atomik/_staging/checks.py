@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._protocol.step import same_kind
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from atomik._folder.directory import Directory
     from atomik._folder.filesystem import Filesystem
     from atomik._folder.place import Place

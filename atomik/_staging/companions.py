@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.paths import decoded
@@ -19,8 +18,10 @@ from atomik._system import kernel
 
 from .destinations import UNTOUCHED
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import NoReturn
 
     from .options import ItemOptions
     from .workspace import Workspace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -16,6 +15,7 @@ from . import companions
 from .item import Item, kind_of
 from .view import Staged
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._system.libc import Status
 

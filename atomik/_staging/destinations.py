@@ -8,13 +8,15 @@ a link, are seen.  Not thread-safe by itself: the transaction holds its lock.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from atomik._system.libc import Status
 
     from .item import Item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.paths import absolute
@@ -13,6 +12,7 @@ from . import checks, companions
 from .destinations import UNTOUCHED, Entry, key_of
 from .item import Found, Item, Operation, kind_of, sync_place
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._folder.place import Place
     from atomik._system.libc import Status

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .item import Item
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._folder.place import Place
     from atomik._system.libc import Status

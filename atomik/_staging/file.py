@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import IO, TYPE_CHECKING, Any, cast
 
 from atomik import errors
 from atomik._protocol.publish import NO_NAME, refuse_exdev
 from atomik._system import kernel
+from atomik._typing import cast
 
 from . import companions, file_objects
 from .item import Found, Item, Operation
 from .options import PLAIN
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import IO, Any
+
     from atomik._folder.directory import Directory
     from atomik._folder.place import Place
     from atomik._system.libc import Status

@@ -12,14 +12,16 @@ from __future__ import annotations
 import io
 import os
 from functools import cache, partial
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, ClassVar, NoReturn, Protocol
 
 from atomik import errors
 from atomik._system import kernel
+from atomik._typing import Protocol
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import IO, Any, BinaryIO, ClassVar, NoReturn
 
     from atomik._receipt import Receipt
 

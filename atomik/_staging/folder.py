@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -16,6 +15,7 @@ from atomik._system import kernel
 
 from .item import Item
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 

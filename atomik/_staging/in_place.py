@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -29,6 +28,7 @@ from .item import SEALED, Found, Item, kind_of
 from .options import Options
 from .written import Gone, Written
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 

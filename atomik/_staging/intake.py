@@ -13,13 +13,13 @@ import errno
 import operator
 import os
 from _thread import RLock
-from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from atomik import _events
 from atomik import errors as _errors
 from atomik._folder.paths import absolute, followed
 from atomik._folder.place import Place
 from atomik._system import forked, kernel
+from atomik._typing import Protocol
 
 from . import checks
 from .destinations import UNTOUCHED, Entry, key_of
@@ -28,9 +28,10 @@ from .item import Item, kind_of
 from .options import OVERWRITING, PLAIN, ItemOptions, Options, checked
 from .workspace import Workspace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import TypeVar, TypeVarTuple
+    from typing import NoReturn, TypeVar, TypeVarTuple
 
     from atomik._progress import Counting
     from atomik._system.libc import Status

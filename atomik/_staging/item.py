@@ -25,7 +25,6 @@ import os
 import stat
 import sys
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
@@ -33,12 +32,15 @@ from atomik._folder.paths import decoded
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
+from atomik._typing import NamedTuple, Protocol, cast
 
 from . import checks, companions
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import RLock
     from collections.abc import Sequence
+    from typing import NoReturn
 
     from atomik._progress import Counting
     from atomik._protocol.resumable import Resumable, Settle

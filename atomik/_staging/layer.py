@@ -23,7 +23,6 @@ import contextlib
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -38,8 +37,10 @@ from .expectation import Expected
 from .observe import Observation, look_at
 from .written import Written
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import NoReturn
 
     from .intake import Intake
     from .item import Found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.mounts import same_mount
@@ -19,6 +18,7 @@ from . import checks, companions
 from .destinations import UNTOUCHED, Entry, key_of
 from .item import Found, Item, Operation, kind_of, sync_place
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any
 
 from atomik._folder.directory import Directory
 from atomik._system import kernel
 from atomik._values import Values
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Any, Self
 
     from atomik._folder.place import Place
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 from operator import index
-from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsIndex, TypeAlias, TypedDict
 
+from atomik._typing import NamedTuple, TypedDict
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Literal, TypeAlias
 
     from .observe import Digest, Observation
 
     Progress = Callable[[str, int, int], None]
 
-StrPath = str | os.PathLike[str]
+    StrPath: TypeAlias = str | os.PathLike[str]
 
-What = Literal["all", "mode", "none"]
+    What = Literal["all", "mode", "none"]
 
-#: what may be given to ``expect=``: an `Observation`, "absent", "any", or "sha256:" and 64 hexadecimal digits
-Expectation: TypeAlias = "Observation | str | None"
+    #: what may be given to ``expect=``: an `Observation`, "absent", "any", or "sha256:" and 64 hexadecimal digits
+    Expectation: TypeAlias = Observation | str | None
 
-TextMode = Literal["w", "w+", "x", "x+", "a", "a+", "r+", "wt", "w+t", "xt", "x+t", "at", "a+t", "r+t"]
-BytesMode = Literal["wb", "wb+", "w+b", "xb", "xb+", "x+b", "ab", "ab+", "a+b", "rb+", "r+b"]
+    TextMode = Literal["w", "w+", "x", "x+", "a", "a+", "r+", "wt", "w+t", "xt", "x+t", "at", "a+t", "r+t"]
+    BytesMode = Literal["wb", "wb+", "w+b", "xb", "xb+", "x+b", "ab", "ab+", "a+b", "rb+", "r+b"]
 
 
 class ItemOptions(TypedDict, total=False):
@@ -72,7 +75,7 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
         raise TypeError(f"permissions must be mode bits such as 0o640, not {permissions!r}")
     if permissions is not None:
         _check_mode_bits(permissions)
-    if not isinstance(given.get("order", 0), SupportsIndex):
+    if not hasattr(type(given.get("order", 0)), "__index__"):
         raise TypeError(f"order must be an int, not {given['order']!r}")
     if not -(2**63) <= index(given.get("order", 0)) < 2**63:  # as wide as the journal has room for
         raise ValueError(f"order is a number of 64 bits, not {given['order']!r}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -20,6 +19,7 @@ from . import companions
 from .item import OPEN, kind_of
 from .written import Gone, Written, loosen
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 

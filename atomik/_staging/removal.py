@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from atomik import errors
 
 from . import checks
 from .item import Found, Item, Operation, kind_of
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._folder.place import Place
     from atomik._system.libc import Status

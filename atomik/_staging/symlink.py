@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.paths import decoded
@@ -12,6 +11,7 @@ from atomik._system import kernel
 from . import companions
 from .item import Item
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .intake import Intake
     from .options import ItemOptions, StrPath

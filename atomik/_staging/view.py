@@ -13,21 +13,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from atomik import errors
 from atomik._folder.paths import absolute
 from atomik._folder.place import Place
 from atomik._folder.resolve import refuse_traps
 from atomik._system import kernel
+from atomik._typing import Generic, TypeVar
 
 from .exchange import Exchange
 from .item import Item
 from .move import Move
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import RLock
     from collections.abc import Sequence
+    from typing import IO, Any
 
     from atomik._folder.directory import Directory
 

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import itertools
 import os
-from typing import TYPE_CHECKING, cast
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -21,10 +20,12 @@ from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
 from atomik._protocol.private_folder import PrivateFolder
 from atomik._system import kernel
+from atomik._typing import cast
 
 from .checks import refuse_append_only
 from .destinations import Destinations
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 

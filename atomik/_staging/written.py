@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.place import rename, set_mode
@@ -20,6 +19,7 @@ from atomik._system import kernel
 from .item import Item, Operation, kind_of
 from .removal import Removal
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 

@@ -16,7 +16,10 @@ The kernel always gives the lowest free number, so the number of a descriptor sa
 from __future__ import annotations
 
 import errno
-from typing import NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 from . import kernel
 

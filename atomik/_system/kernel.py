@@ -21,13 +21,14 @@ import struct
 import sys
 import time
 from _thread import allocate_lock
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from atomik.errors import AtomikError, UnsupportedFilesystemError, os_args, system_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+    from typing import Any, NoReturn
 
     from .libc import Status
 

@@ -16,12 +16,18 @@ import os
 import struct
 import sys
 from errno import ENOSYS
-from typing import TYPE_CHECKING, Any, NamedTuple
+
+from atomik._typing import NamedTuple
 
 from . import machine
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
+
+    #: A buffer that the kernel writes to, and pointers into it.  It never moves, because its size never changes.
+    _Buffer = tuple[bytearray, Any, Any]
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -87,9 +93,6 @@ _prctl = _bind("prctl")
 getdents64: Callable[..., int] | None = getattr(_c, "getdents64", None)
 inotify_init1 = _bind("inotify_init1")
 inotify_add_watch = _bind("inotify_add_watch")
-
-#: A buffer that the kernel writes to, and pointers into it.  It never moves, because its size never changes.
-_Buffer = tuple[bytearray, Any, Any]
 
 
 def _buffer(size: int, second: int = 0) -> _Buffer:

@@ -29,10 +29,12 @@ import errno
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+
+from atomik._typing import NamedTuple
 
 from . import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Literal
 
 from atomik._system import kernel
 from atomik._values import PlainValues
@@ -24,8 +23,10 @@ from .fingerprint import content_digest
 from .metadata import Metadata
 from .walk import TreeWalk
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Literal
 
     from atomik._folder.directory import Directory
 

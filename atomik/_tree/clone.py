@@ -27,7 +27,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -40,9 +39,10 @@ from .content import Copier, copy_content
 from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply, dress
 from .walk import Level, TreeWalk, mount_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from typing import Self
+    from typing import NoReturn, Self
 
     from .fingerprint import Recorder
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._folder.directory import Directory
@@ -24,6 +23,7 @@ from atomik._system import kernel
 
 from .walk import TreeWalk
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik._folder.place import Place
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.directory import identify
@@ -36,7 +35,10 @@ from atomik._system import kernel
 
 from .walk import Level, TreeWalk, mount_error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from atomik._folder.place import Place
 
 Progress = Callable[[int], None]

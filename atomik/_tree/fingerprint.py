@@ -26,7 +26,6 @@ import os
 import stat
 import struct
 import sys
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._hidden_names import PREFIX
@@ -35,6 +34,7 @@ from atomik._system.hashes import blake2b
 
 from .walk import Level, TreeWalk
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

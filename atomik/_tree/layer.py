@@ -27,7 +27,6 @@ import errno
 import os
 import stat
 import sys
-from typing import TYPE_CHECKING, Literal
 
 from attrs import define, field
 
@@ -42,8 +41,10 @@ from .delete import delete_tree
 from .metadata import Metadata, Named, address, apply
 from .walk import TreeWalk
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Literal
 
 #: How overlayfs marks things in the upper layer: with and without CAP_SYS_ADMIN in the first user namespace.
 TRUSTED, USER = "trusted.overlay.", "user.overlay."

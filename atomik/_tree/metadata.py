@@ -31,18 +31,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from atomik import errors
 from atomik._folder.filesystem import is_fuse
 from atomik._system import kernel
+from atomik._typing import NamedTuple
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Literal
 
     from atomik._folder.place import Place
 
-What = Literal["all", "mode", "none"]
+    What = Literal["all", "mode", "none"]
 
 ACL = "system.posix_acl_access"
 DEFAULT_ACL = "system.posix_acl_default"

@@ -35,7 +35,6 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from atomik._folder.filesystem import BTRFS
 from atomik._folder.place import chmod
@@ -43,6 +42,7 @@ from atomik._system import kernel
 
 from .walk import Level, TreeWalk
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from typing import Self

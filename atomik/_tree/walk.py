@@ -23,16 +23,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 from atomik._folder.mounts import same_mount
 from atomik._folder.place import chmod
 from atomik._system import kernel
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Self
+    from typing import NoReturn, Self
 
     from atomik._folder.directory import Directory
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._api.apply import Applier
@@ -15,6 +14,7 @@ from atomik._system import kernel
 
 from .signals import Signals, guarded, stoppable
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from typing import Any

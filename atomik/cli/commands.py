@@ -17,15 +17,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
 
 from atomik import errors
 
 from .report import Report, UnheardError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
 
 DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3

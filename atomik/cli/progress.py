@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from _thread import allocate_lock
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable

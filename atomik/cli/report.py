@@ -14,12 +14,12 @@ import codecs
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from .progress import Progress
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TextIO
+    from typing import Any, TextIO
 
     from atomik._receipt import PlannedChange, Receipt
 

@@ -11,7 +11,6 @@ import os
 import signal
 import stat
 import sys
-from typing import TYPE_CHECKING
 
 from atomik import errors
 from atomik._api.shortcuts import file, transaction
@@ -19,6 +18,7 @@ from atomik._system import kernel
 
 from .signals import Signals, guarded
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     import re

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING, Any
 
 from atomik._api.run_in import Private, PrivateCopy, private_layer
 from atomik._api.shortcuts import transaction
@@ -14,8 +13,10 @@ from atomik._tree.changes import Change, counts
 from .run import spawn
 from .signals import Signals, guarded
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from atomik._api.transaction import Transaction
     from atomik._receipt import Receipt

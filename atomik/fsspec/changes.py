@@ -24,7 +24,6 @@ import errno
 import os
 import shutil
 import stat
-from typing import TYPE_CHECKING, Any
 
 from atomik import errors
 from atomik._api.shortcuts import transaction
@@ -33,7 +32,10 @@ from atomik.flags import State
 
 from .view import Change, View
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from atomik._api.transaction import Transaction
     from atomik._receipt import Receipt
 

@@ -37,7 +37,6 @@ import errno
 import os
 import shutil
 import stat
-from typing import TYPE_CHECKING, Any
 
 from fsspec.compression import compr
 from fsspec.core import get_compression
@@ -54,8 +53,10 @@ from .changes import Changes, copy
 from .transaction import AtomikTransaction
 from .writers import TextWriter, Writer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 
 class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MARK = "_atomik_dropped"
 _added = False

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
-
 from fsspec.transaction import Transaction as FsspecTransaction
 
 from atomik import errors
 from atomik._system import forked
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
+    from typing import Any, NoReturn, Self
 
     from atomik._receipt import Receipt
 

@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING
 
 from attrs import define
 
@@ -17,6 +16,7 @@ from atomik import errors
 from atomik._hidden_names import PREFIX
 from atomik._staging import view
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

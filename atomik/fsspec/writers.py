@@ -15,16 +15,17 @@ import errno
 import io
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
 
 from atomik import _events, errors
 from atomik._system import forked, kernel
 
 from .pyarrow_guard import protect
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+    from typing import Any
 
 #: what a disk answers when the rest of a file does not fit on it
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
