@@ -31,7 +31,9 @@ with contextlib.ExitStack() as stack:
         file.write("dirty" * 10000)
         file.flush()
     mine = residue.look() - before
-    print(json.dumps([str(namespace.enter()), list(mine.loops), list(mine.connections)]), flush=True)
+    root = str(namespace.enter())
+    loops = [loop for loop in mine.loops if root in loop]  # another process may have attached some meanwhile
+    print(json.dumps([root, loops, list(mine.connections)]), flush=True)
     signal.pause()
 """
 

@@ -53,15 +53,15 @@ def look() -> Residue:
 
 def left_since(before: Residue, *, patience: float = 5.0) -> Residue:
     """What is there now and was not before; empty (false) is good. Looks again for ``patience`` seconds."""
-    return _writer_is_waiting(lambda: look() - before, patience)
+    return _after_a_while(lambda: look() - before, patience)
 
 
 def left_of(taken: Residue, *, patience: float = 5.0) -> Residue:
     """What is still there of ``taken`` (some process's ``look() - before``); empty (false) is good."""
-    return _writer_is_waiting(lambda: look() & taken, patience)
+    return _after_a_while(lambda: look() & taken, patience)
 
 
-def _writer_is_waiting(left: Callable[[], Residue], patience: float) -> Residue:
+def _after_a_while(left: Callable[[], Residue], patience: float) -> Residue:
     """Look until nothing is left: the kernel frees things a moment after their last user is gone."""
     deadline, wait = time.monotonic() + patience, _FIRST_WAIT
     while (found := left()) and time.monotonic() < deadline:
