@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Literal, TypeAlias
 
+    from atomik._tree.metadata import What
+
     from .observe import Digest, Observation
 
     Progress = Callable[[str, int, int], None]
 
     StrPath: TypeAlias = str | os.PathLike[str]
-
-    What = Literal["all", "mode", "none"]
 
     #: what may be given to ``expect=``: an `Observation`, "absent", "any", or "sha256:" and 64 hexadecimal digits
     Expectation: TypeAlias = Observation | str | None

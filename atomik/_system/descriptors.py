@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import errno
 
+from . import kernel
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
-
-from . import kernel
 
 _LOW = 40
 

@@ -14,13 +14,15 @@ import pytest
 from atomik import errors
 from atomik._system import kernel as _kernel
 from atomik._tree.clone import clone
-from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, What, apply
+from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, apply
 from tests.support.trees import Without, held, kernel
 from tests.support.users import CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, NOBODY, as_user, root, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from atomik._tree.metadata import What
 
 OWNER, GROUP = 1000, 2000
 NAMED, NAMED_GROUP = 4000, 5000

@@ -70,7 +70,9 @@ def test_state_error_pickles() -> None:
 
 def test_message_names_what_where_why_and_cure() -> None:
     """What was tried, the system's reason, what helps, and both paths."""
-    error = errors.system_error(OSError(errno.ENOSPC, "ignored"), "cannot stage the file", "/d/x", "/d/y")
+    error = errors.system_error(
+        OSError(errno.ENOSPC, "No space left on device"), "cannot stage the file", "/d/x", "/d/y"
+    )
     assert str(error) == (
         "[Errno 28] cannot stage the file: No space left on device; free some space on the filesystem, then repeat: "
         "'/d/x' -> '/d/y'"

@@ -13,12 +13,14 @@ import pytest
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
-from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, What, apply
+from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, apply
 from tests.support.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from atomik._tree.metadata import What
 
 USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 1, 2, 4, 16, 32
 
