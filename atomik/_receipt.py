@@ -9,14 +9,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal
 
-#: what an output is
-Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
-#: what happened to one destination
-Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
-#: how a destination got its new object; "" when nothing was done
-Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
-#: which sync calls made a commit durable
-SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
+    #: what an output is
+    Kind = Literal["file", "folder", "path", "symlink", "removal", "move", "copy", "exchange", "expectation"]
+    #: what happened to one destination
+    Op = Literal["create", "replace", "remove", "exchange", "move", "unchanged"]
+    #: how a destination got its new object; "" when nothing was done
+    Method = Literal["renameat2", "linkat", "link", "rename", "gap", ""]
+    #: which sync calls made a commit durable
+    SyncedBy = Literal["fsync", "syncfs", "fsync+syncfs", ""]
 
 
 class ItemReceipt(PlainValues):
