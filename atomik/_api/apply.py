@@ -96,7 +96,7 @@ class Applier:
         if held is not None:
             return held
         try:
-            below = Directory.open(place.name, place.fd, follow=False)
+            below = place.open()
         except OSError as exc:
             number = kernel.errno_of(exc)
             if number in _FOLLOWED_NOT:
@@ -105,8 +105,7 @@ class Applier:
                 raise errors.system_error(exc, "cannot open the folder", path) from exc
             with kernel.typed("cannot create the folder", path):
                 self._workspace.make_folder(place)
-                below = Directory.open(place.name, place.fd, follow=False)
-        below.path = path
+                below = place.open()
         return self._workspace.adopt(below)
 
     def _refuse(self, place: Place, cause: OSError) -> None:

@@ -6,7 +6,6 @@ works where the folder is, and records changes as they are read here.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -98,7 +97,7 @@ def _try_overlay(parent: Directory, private: Directory, place: str, options: str
     """Lay an overlay over a scratch folder, remove and replace what is in there, and see how that was written down."""
     name = os.path.basename(place)
     kernel.port.mkdir(name, 0o700, private.fd)
-    with contextlib.closing(Directory.open(name, private.fd, follow=False)) as scratch:
+    with Place(private, name).open() as scratch:
         for each in ("lower", "upper", "work", "lower/gone", "lower/new"):
             kernel.port.mkdir(each, 0o700, scratch.fd)
         upper, lower = (kernel.port.lstat(each, scratch.fd) for each in ("upper", "lower"))

@@ -198,12 +198,8 @@ def _in_short(exc: OSError) -> str:
 def _folder_without_lock(place: Place) -> Iterator[Directory]:
     try:
         kernel.port.mkdir(place.name, 0o700, place.fd)
-        folder = Directory.open(place.name, place.fd, follow=False)
-        folder.path = str(place)
-        try:
+        with place.open() as folder:
             yield folder
-        finally:
-            folder.close()
     finally:
         delete_tree(place)
 
@@ -334,10 +330,8 @@ def _upper_in_memory(options: list[str]) -> bool:
         return False
     if folder is None:
         return False
-    try:
+    with folder:
         return folder.fs.name in _IN_MEMORY
-    finally:
-        folder.close()
 
 
 _TO_TRY = ("tmpfile", "hard_links", "symlinks", "reflink", "flock", "xattrs", "acls", "dir_fsync")
@@ -381,9 +375,7 @@ class _Scratch:
         place = self.slot()
         self._folders.append(place)
         kernel.port.mkdir(place.name, 0o700, place.fd)
-        folder = Directory.open(place.name, place.fd, follow=False)
-        folder.path = str(place)
-        return folder
+        return place.open()
 
     def remove_folders(self) -> None:
         """Remove the folders of the trials, which are empty by now."""

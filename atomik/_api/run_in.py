@@ -7,7 +7,6 @@ notice: a mount namespace of its own shows it the copy at the folder's path (`_s
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import signal
@@ -310,27 +309,17 @@ class PrivateCopy(Private):
 
     def remember(self) -> None:
         """Record the state of the clone before the program runs, for `changes`."""
-        folder = self._opened(self.slot)
-        try:
+        with self._opened(self.slot) as folder:
             self._before = manifest(folder)
-        finally:
-            folder.close()
 
     def changes(self) -> list[Change]:
         """What the program changed since `remember`."""
-        clone = self._opened(self.slot)
-        try:
-            original = self._opened(self._item.place)
-            try:
-                return changes(self._before, clone, original)
-            finally:
-                original.close()
-        finally:
-            clone.close()
+        with self._opened(self.slot) as clone, self._opened(self._item.place) as original:
+            return changes(self._before, clone, original)
 
     def _opened(self, place: Place) -> Directory:
         with kernel.typed("cannot compare the folders", self.path):
-            folder = Directory.open(place.name, place.fd, follow=False)
+            folder = place.open()
         folder.path = self.path
         return folder
 
@@ -389,13 +378,9 @@ def real_folder(folder: StrPath) -> str:
 
 def _recover(path: str, lock_timeout: float | None) -> None:
     """What a transaction has half done in the folder, dead or alive, must not be what the program sees."""
-    with kernel.typed("cannot run a program in the folder", absolute(path)):
-        folder = Directory.open(path)
-        try:
-            while kernel.port.exists(JOURNAL_NAME, folder.fd):
-                wait_or_recover(folder, lock_timeout)
-        finally:
-            folder.close()
+    with kernel.typed("cannot run a program in the folder", absolute(path)), Directory.open(path) as folder:
+        while folder.exists(JOURNAL_NAME):
+            wait_or_recover(folder, lock_timeout)
 
 
 def _refuse_fixed(tx: Transaction, path: str) -> None:
@@ -407,7 +392,7 @@ def _refuse_fixed(tx: Transaction, path: str) -> None:
         return
     taken = workspace.slot(place.directory)
     kernel.port.mkdir(taken.name, 0o700, taken.fd)
-    with contextlib.closing(Directory.open(taken.name, taken.fd, follow=False)) as inside:
+    with taken.open() as inside:
         kernel.port.mkdir("taken", 0o700, inside.fd)
     try:
         kernel.port.rename(place.name, place.fd, taken.name, taken.fd, 0)
@@ -426,11 +411,8 @@ def refuse_where_impossible(path: str) -> None:
     """Try in a child of our own: see the folder in its own place.  Raises `NamespaceError` where that fails."""
     with kernel.typed("cannot run a program in the folder", absolute(path)):
         folder = Directory.open(path)
-    try:
-        with Entrance(View(folder.fd, ".", ".", folder.key, folder.key, "/")) as entrance:
-            answer = entrance.try_it()
-    finally:
-        folder.close()
+    with folder, Entrance(View(folder.fd, ".", ".", folder.key, folder.key, "/")) as entrance:
+        answer = entrance.try_it()
     if answer is None or answer.failed:
         raise not_entered(answer, absolute(path), "/")
 

@@ -105,11 +105,8 @@ def _empty(at: Directory, depth: int = 2) -> None:
     for name, is_folder in names:
         try:
             if is_folder and depth:
-                below = Directory.open(name, at.fd, follow=False)
-                try:
+                with Directory.open(name, at.fd, follow=False) as below:
                     _empty(below, depth - 1)
-                finally:
-                    below.close()
             (kernel.port.rmdir if is_folder else kernel.port.unlink)(name, at.fd)
         except OSError as exc:  # it stays for whoever removes the private folder
             if kernel.errno_of(exc) is None:
@@ -267,8 +264,7 @@ def _write_unseen(fresh: Callable[[], Directory]) -> str:
     at = fresh()
     with _begin(at) as tx:
         tx.file(at.child("a"), "wb").write(b"new")
-        with kernel.port.scandir(at.fd) as entries:
-            names = [entry.name for entry in entries]
+        names = at.names()
         tx.abort()
     return "it has a name in a private folder, because there is no O_TMPFILE" if names else ""
 

@@ -35,7 +35,7 @@ from types import MappingProxyType
 from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.pin import is_pinned
-from atomik._folder.place import Place, chmod, rename, set_mode
+from atomik._folder.place import Place, chmod, delete_file, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, check, identity_of_new, publish
@@ -342,12 +342,11 @@ class Commit:
     def _open_displaced(self, displaced: set[Place]) -> None:
         for place in displaced:
             try:
-                folder = Directory.open(place.name, place.fd, follow=False)
+                folder = place.open()
             except OSError as exc:
                 if kernel.errno_of(exc) is None:
                     raise
                 continue  # gone; or it may not be read, and has no readers that could hold its lock
-            folder.path = str(place)
             self._displaced = (*self._displaced, folder)
 
     def _unlock(self) -> None:
@@ -710,11 +709,8 @@ class Commit:
         any more (I9)."""
         if begun and self.barriers.durable:
             for folder in self._folders():
-                fresh = Directory.open(".", folder.fd)
-                try:
+                with Directory.open(".", folder.fd) as fresh:
                     self.barriers.names([fresh])
-                finally:
-                    fresh.close()
         if self._journal is not None and self._journal.names:
             self._journal.append_undone()
             if begun:
@@ -829,9 +825,9 @@ class Commit:
         """Only files are swapped alone next to their destination, so no folder there is ours."""
         if self.state is not _COMMITTED:
             for place in step.slots() if self._begun else ():
-                self._without_failing(_delete_file, place)
+                self._without_failing(delete_file, place)
         elif step.op != "create" and step.method != RENAME:
-            self._without_failing(_delete_file, step.slot)
+            self._without_failing(delete_file, step.slot)
 
 
 @functools.cache
@@ -840,19 +836,6 @@ def _machinery() -> Any:
     from . import machinery
 
     return machinery
-
-
-def _delete_file(place: Place) -> None:
-    """Remove what exists at a place, but never a folder: where others may write, it can only be another user's."""
-    try:
-        kernel.port.unlink(place.name, place.fd)
-    except OSError as exc:
-        number = kernel.errno_of(exc)
-        if number is None:
-            raise
-        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
-        if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
-            raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
 
 def _delete_known(slot: Place, step: Step) -> None:

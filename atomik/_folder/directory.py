@@ -34,7 +34,12 @@ from .resolve import open_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self, TypeVarTuple
+
     from .filesystem import Filesystem
+
+    _Ts = TypeVarTuple("_Ts")
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
 _APPEND_ONLY = 0x20  # STATX_ATTR_APPEND
@@ -88,23 +93,33 @@ class Directory:
         its path longer than the kernel takes.  Read permission is needed, for fsync and flock want a readable
         descriptor (EBADF on O_PATH).
         """
+        if dir_fd is not None:
+            return cls._held(path, kernel.port.open, path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+        folder = cls._held(path, open_folder, path)
+        if path[:1] != "/":
+            try:
+                folder._describe()
+            except BaseException:
+                folder.close()
+                raise
+        return folder
+
+    @classmethod
+    def _held(cls, path: str, call: Callable[[*_Ts], int], *args: *_Ts) -> Directory:
+        """The folder that `call` opens; `path` is what it is known by."""
         folder = cls.__new__(cls)  # before there is a descriptor, so that it has one owner at any moment
         folder.fd, folder._way = -1, None
         try:
             try:
-                if dir_fd is None:
-                    folder.fd = fd = open_folder(path)
-                else:
-                    folder.fd = fd = kernel.port.open(path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
+                folder.fd = fd = call(*args)
             except OSError as exc:
-                if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
+                if kernel.errno_of(exc) != errno.EMFILE:
                     raise
-                return cls.open(path, dir_fd, follow=follow)
+                descriptors.make_room(0, path)
+                return cls._held(path, call, *args)
             if fd >= descriptors.low:
                 descriptors.hold(fd, path)
             folder.__init__(path, fd)  # type: ignore[misc]
-            if dir_fd is None and path[:1] != "/":
-                folder._describe()
         except BaseException:
             folder.close()
             raise
@@ -121,22 +136,14 @@ class Directory:
     @classmethod
     def reach(cls, start: Directory, path: str, resolve: int) -> Directory:
         """Open a folder by a path relative to an open one, resolved under the restrictions of openat2(2)."""
-        folder = cls.__new__(cls)
-        folder.fd, folder._way = -1, None
-        try:
-            try:
-                folder.fd = fd = kernel.port.open_beneath(path, _OPEN, start.fd, resolve)
-            except OSError as exc:
-                if kernel.errno_of(exc) != errno.EMFILE or not descriptors.make_room(0, path):
-                    raise
-                return cls.reach(start, path, resolve)
-            if fd >= descriptors.low:
-                descriptors.hold(fd, path)
-            folder.__init__(os.path.normpath(start.child(path)), fd)  # type: ignore[misc]
-        except BaseException:
-            folder.close()
-            raise
-        return folder
+        shown = os.path.normpath(start.child(path))
+        return cls._held(shown, kernel.port.open_beneath, path, _OPEN, start.fd, resolve)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def reopened(self) -> Directory:
         """The same folder with a descriptor of its own; no path is resolved for it."""
@@ -262,6 +269,11 @@ class Directory:
             if kernel.errno_of(exc) is None:
                 raise
             return None
+
+    def names(self) -> list[str]:
+        """Everything that is in it."""
+        with kernel.port.scandir(self.fd) as entries:
+            return [entry.name for entry in entries]
 
     def exists(self, name: str) -> bool:
         """Whether there is anything of that name; a folder that cannot be asked is an error, not a no."""

@@ -40,6 +40,7 @@ _LINK_SAYS = frozenset(
         errno.EDQUOT,
         errno.EROFS,
         errno.ENOMEM,
+        errno.ESTALE,
     }
 )
 
@@ -57,6 +58,12 @@ class Place(NamedTuple):
     def fd(self) -> int:
         """The folder's descriptor."""
         return self.directory.fd
+
+    def open(self) -> Directory:
+        """The real folder at that name, held open; OSError as open(2) where there is none."""
+        folder = Directory.open(self.name, self.directory.fd, follow=False)
+        folder.path = str(self)
+        return folder
 
     def status(self) -> Status | None:
         """What is at that name, without times; None where there is nothing."""
@@ -117,6 +124,19 @@ def link(src: Place, dst: Place) -> bool:
             raise
         return False
     return True
+
+
+def delete_file(place: Place) -> None:
+    """Remove what exists at a place, but never a folder: where others may write, it can only be another user's."""
+    try:
+        kernel.port.unlink(place.name, place.fd)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
+        if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
+            raise errors.system_error(exc, "cannot delete", str(place)) from exc
 
 
 def chmod(path_fd: int, mode: int, path: str) -> None:

@@ -18,7 +18,7 @@ import os
 
 from atomik import errors
 from atomik._folder.directory import Directory, identify
-from atomik._folder.place import Place, rename_back
+from atomik._folder.place import NO_TMPFILE, Place, is_no_link, rename_back
 from atomik._hidden_names import JOURNAL_NAME, new_txid
 from atomik._system import forked, kernel
 
@@ -32,15 +32,10 @@ if TYPE_CHECKING:
 
     from .records import Journal
 
-#: errno values of link(2) that do not say "no hard links here"; every other one does on some filesystem or in some sandbox
-_NOT_ABOUT_LINKS = frozenset(
-    {errno.EEXIST, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.ESTALE, errno.ENAMETOOLONG}
-)
 #: errno of opening another user's file, or what is not a file (any more)
 _NOT_FOR_US = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO)
 #: permissions that let another user write a journal
 _OTHERS = 0o022
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS)
 
 
 class HotJournal(Exception):  # noqa: N818  a signal to start again, not an error
@@ -229,7 +224,8 @@ def _name(fd: int, place: Place) -> None:
     try:
         kernel.port.link_fd(fd, place.name, place.fd)
     except OSError as exc:
-        if kernel.errno_of(exc) in _NOT_ABOUT_LINKS or kernel.errno_of(exc) is None:
+        number = kernel.errno_of(exc)
+        if number != errno.ENOENT and not is_no_link(number):  # ENOENT: a sandbox without /proc, before Linux 6.10
             raise
         raise _Unnameable from exc
 
@@ -240,7 +236,7 @@ def _unnamed(home: Directory, name: str) -> int:
         try:
             fd = kernel.port.open_tmpfile(home.fd, os.O_RDWR, 0o600)
         except OSError as exc:
-            if kernel.errno_of(exc) not in _NO_TMPFILE:
+            if kernel.errno_of(exc) not in NO_TMPFILE:
                 raise
             home.fs.tmpfile = False
         else:
@@ -259,7 +255,7 @@ def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
         answer = kernel.errno_of(exc)
         if answer == errno.EEXIST:
             raise HotJournal(place.directory) from None
-        if answer is None or answer in _NOT_ABOUT_LINKS:
+        if not is_no_link(answer):
             raise
         _move_name(journal, home, place, exc)
         return

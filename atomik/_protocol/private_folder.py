@@ -24,11 +24,11 @@ from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.lock import refuse_sandbox
 from atomik._folder.pin import is_pinned
-from atomik._folder.place import Place, rename
+from atomik._folder.place import Place, delete_file, rename
 from atomik._folder.resolve import is_private
 from atomik._hidden_names import journal_name, new_txid, pinned_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
-from atomik._tree.delete import delete_file, delete_tree
+from atomik._tree.delete import delete_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -209,22 +209,18 @@ def remove_empty(parent: Directory, name: str, folder: Directory) -> None:
         try:
             return kernel.port.rmdir(name, parent.fd)
         except OSError as exc:
-            if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST) or not _has_renamed(folder):
+            if kernel.errno_of(exc) not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not any(map(_hidden_names.is_servers, folder.names())):
                 raise
         kernel.sleep(pause)  # until the server learns that the file is closed
-        with kernel.port.scandir(folder.fd) as entries:
-            for made in [entry.name for entry in entries if _hidden_names.is_servers(entry.name)]:
-                delete_file(Place(folder, made))
+        for made in filter(_hidden_names.is_servers, folder.names()):
+            delete_file(Place(folder, made))
     return kernel.port.rmdir(name, parent.fd)
 
 
 #: seconds between attempts, for a server that has not processed a close yet
 _PAUSES = (0, 0.01, 0.1, 0.5)
-
-
-def _has_renamed(folder: Directory) -> bool:
-    with kernel.port.scandir(folder.fd) as entries:
-        return any(_hidden_names.is_servers(entry.name) for entry in entries)
 
 
 def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[int], None] | None = None) -> bool:

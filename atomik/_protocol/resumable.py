@@ -210,8 +210,7 @@ class Resumable(PrivateFolder):
 
 def is_empty(folder: Directory, id: str) -> bool:
     """Whether nothing is staged in the folder: no slot, or empty folders only."""
-    with kernel.port.scandir(folder.fd) as entries:
-        names = [entry.name for entry in entries if _hidden_names.parse(entry.name) == (_hidden_names.SLOT, id)]
+    names = [name for name in folder.names() if _hidden_names.parse(name) == (_hidden_names.SLOT, id)]
     return not any(_holds(Place(folder, name)) for name in names)
 
 
@@ -220,16 +219,13 @@ def _holds(place: Place) -> bool:
     if found is None or not kernel.is_folder(found.mode):
         return found is not None
     try:
-        inner = Directory.open(place.name, place.fd, follow=False)
+        inner = place.open()
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
         return True
-    try:
-        with kernel.port.scandir(inner.fd) as entries:
-            return any(True for _ in entries)
-    finally:
-        inner.close()
+    with inner:
+        return bool(inner.names())
 
 
 def _owner(folder: Directory) -> str:

@@ -39,7 +39,7 @@ def try_names(first: Place, second: Place, third: Place, fourth: Place) -> None:
             fs.noreplace = _accepts(first, second, kernel.NOREPLACE)
             if not fs.noreplace:
                 rename(first, second, 0)
-            _names(second)  # which makes the kernel ask the server again
+            second.directory.names()  # which makes the kernel ask the server again
             fs.renumbers = _inode(second) != before
         _make(third, b"3")
         fs.links = None  # to be tried
@@ -55,12 +55,7 @@ def _exchanged(first: Place, second: Place, inodes: list[int]) -> bool:
     server said; only the server knows what it did."""
     if [_inode(second), _inode(first)] != inodes or [_read(first), _read(second)] != [b"2", b"1"]:
         return False
-    return {first.name, second.name} <= _names(first)
-
-
-def _names(place: Place) -> set[str]:
-    with kernel.port.scandir(place.fd) as entries:
-        return {entry.name for entry in entries}
+    return {first.name, second.name} <= set(first.directory.names())
 
 
 def _make(place: Place, content: bytes) -> None:

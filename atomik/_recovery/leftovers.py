@@ -57,8 +57,7 @@ def left(path: str, txid: str, exc: OSError) -> Recovered:
 
 def names(directory: Directory, *kinds: str) -> list[tuple[str, str]]:
     """(name, transaction id) of what has a name of one of these kinds, in order."""
-    with kernel.port.scandir(directory.fd) as entries:
-        parsed = [(entry.name, _hidden_names.parse(entry.name)) for entry in entries]
+    parsed = [(name, _hidden_names.parse(name)) for name in directory.names()]
     return sorted((name, kind[1]) for name, kind in parsed if kind is not None and kind[0] in kinds)
 
 
@@ -93,10 +92,8 @@ def remove_unpinned(directory: Directory) -> None:
             continue
         private_folder = open_private_folder(directory, name, kind[1])
         if isinstance(private_folder, Directory):
-            try:
+            with private_folder:
                 remove(directory, name, private_folder)
-            finally:
-                private_folder.close()
 
 
 # --- private folders ---------------------------------------------------------------------------------------------------
@@ -151,7 +148,7 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
         if private_folder is not None:
             yield _logged(private_folder)
         return
-    try:
+    with private_folder:
         if private_folder.exists(journal_name(txid)):
             return  # it keeps a displaced original, or could not be settled: that was reported
         yield from kept(private_folder, private=True, discard=discard)
@@ -164,8 +161,6 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
         if done == "removed" and waits is not None:
             done = "discarded"
         yield report(private_folder.path, done, txid, _DETAILS[done])
-    finally:
-        private_folder.close()
 
 
 def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None:

@@ -173,11 +173,8 @@ class _Recovery:
     def attempt(self, path: str, action: Callable[[Directory], bool]) -> bool:
         """Open the folder at `path` for `action`, and keep a failure for the end."""
         try:
-            directory = _open(path)
-            try:
+            with _open(path) as directory:
                 return action(directory)
-            finally:
-                directory.close()
         except OSError as exc:
             if not kernel.is_failure(exc):
                 raise
@@ -199,10 +196,8 @@ class _Recovery:
         for name, txid in leftovers.names(directory, *leftovers.PRIVATE):
             private_folder = leftovers.open_private_folder(directory, name, txid)
             if isinstance(private_folder, Directory):
-                try:
+                with private_folder:
                     self._settle(private_folder, journal_name(txid))
-                finally:
-                    private_folder.close()
         return True
 
     def _settle(self, directory: Directory, name: str) -> bool:
@@ -319,7 +314,7 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
             if private_folder is not None:
                 yield private_folder
             continue
-        try:
+        with private_folder:
             if txid not in told:  # else its journal is the same file
                 items = _survey_journal(private_folder, journal_name(txid))
                 items += leftovers.kept(private_folder, private=True, dry=True)
@@ -327,8 +322,6 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
                 if _hidden_names.kind_of(name) == _hidden_names.PINNED:
                     waits = Recovered(directory.child(name), "pinned", txid, PINNED)
                 yield from items or [waits or Recovered(directory.child(name), "abandoned", txid)]
-        finally:
-            private_folder.close()
     yield from leftovers.kept(directory, private=False, dry=True)
     for name, txid in leftovers.names(directory, _hidden_names.SLOT, _hidden_names.TWIN):
         yield Recovered(directory.child(name), "slot", txid)

@@ -391,11 +391,8 @@ def _reason(exc: OSError) -> str:
 
 def _remove_private_folder(private_folder: Directory, name: str) -> None:
     """What is left in a private folder is ours by the recorded identity of the private folder; the journal goes last."""
-    parent = Directory.open("..", private_folder.fd)
-    try:
+    with Directory.open("..", private_folder.fd) as parent:
         remove_folder(parent, name, private_folder)
-    finally:
-        parent.close()
 
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> str:

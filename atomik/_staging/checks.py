@@ -66,20 +66,16 @@ def refuse_mounts_inside(folder: Directory, path: str) -> None:
 
 def _find_mount(place: Place) -> str | None:
     """A mount on or below a folder, found by going there: for sandboxes in which the table of mounts cannot be read."""
-    from atomik._folder.directory import Directory
     from atomik._tree.walk import first_mount
 
     try:
-        folder = Directory.open(place.name, place.fd, follow=False)
+        folder = place.open()
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
         return None  # gone, or closed to this user, who then can displace it only where it is empty
-    folder.path = str(place)
-    try:
+    with folder:
         return first_mount(folder, place.directory)
-    finally:
-        folder.close()
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:

@@ -7,6 +7,7 @@ import os
 import stat
 
 from atomik import errors
+from atomik._folder.place import NO_TMPFILE
 from atomik._protocol.publish import NO_NAME, refuse_exdev
 from atomik._system import kernel
 from atomik._typing import cast
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
     from .options import ItemOptions, Options, StrPath
     from .workspace import Workspace
 
-#: errno of O_TMPFILE where the filesystem (EOPNOTSUPP; EINVAL, ENOSYS or EISDIR on FUSE) has none, or a filter refuses it
-#: (EPERM).  Not ENOENT: that the folder itself was removed says nothing about the others on its filesystem.
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+#: errno of O_TMPFILE where the filesystem has none, or (EPERM) a filter refuses it
+_NO_TMPFILE = NO_TMPFILE | {errno.EPERM}
 
 
 def stage(

@@ -115,8 +115,7 @@ class StagedFolder(Item):
                 self.expectation = look_at(self.place, digest=False)
             if start is None:
                 return  # start empty
-        source = Directory.open(start.name, start.fd, follow=False)
-        source.path = str(start)
+        source = start.open()
         found, identity, seen = kernel.port.fstat(source.fd), source.identity(""), Recorder(source)
         self._clone(source, slot, progress, seen)
         if expected and not self.no_content:
@@ -133,17 +132,10 @@ class StagedFolder(Item):
     def _clone(self, source: Directory, slot: Place, progress: Counting | None, seen: Recorder | None = None) -> None:
         from atomik._tree.clone import clone
 
-        try:
-            target = Directory.open(slot.name, slot.fd, follow=False)
-            target.path = str(slot)
-            try:
-                self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content, seen=seen))
-                if progress is not None:
-                    progress.finish()
-            finally:
-                target.close()
-        finally:
-            source.close()
+        with source, slot.open() as target:
+            self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content, seen=seen))
+            if progress is not None:
+                progress.finish()
 
     def _seal(self) -> None:
         assert self.slot is not None

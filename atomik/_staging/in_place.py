@@ -16,7 +16,6 @@ import os
 import stat
 
 from atomik import errors
-from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, decoded
 from atomik._folder.place import Place
 from atomik._hidden_names import PREFIX
@@ -94,11 +93,8 @@ class StagedInPlace(StagedFolder):
 
     def there(self) -> set[str]:
         """The names of the entries that may change."""
-        folder = self.place.directory
-        with kernel.port.scandir(folder.fd) as entries:
-            return {
-                name for entry in entries if not (name := entry.name).startswith(PREFIX) and name not in self.no_content
-            }
+        names = self.place.directory.names()
+        return {name for name in names if not name.startswith(PREFIX) and name not in self.no_content}
 
     @property
     def no_content(self) -> Collection[str]:  # type: ignore[override]
@@ -146,16 +142,11 @@ class StagedInPlace(StagedFolder):
     def _seal(self) -> None:
         assert self.slot is not None
         with kernel.typed("the staged folder is gone or unreadable", str(self.slot)):
-            work = Directory.open(self.slot.name, self.slot.fd, follow=False)
-        work.path = str(self.slot)
+            work = self.slot.open()
         self._entries = {}
-        try:
-            with kernel.port.scandir(work.fd) as entries:
-                names = sorted(entry.name for entry in entries)
-            for name in names:
+        with work:
+            for name in sorted(work.names()):
                 self._take(Place(work, name))
-        finally:
-            work.close()
         kernel.port.rmdir(self.slot.name, self.slot.fd)
         self.slot = None
 
@@ -194,12 +185,8 @@ class StagedInPlace(StagedFolder):
         entries: dict[str, Entry] | None = getattr(self, "_entries", None)
         if entries is not None or self.slot is None:
             return entries or {}
-        work = Directory.open(self.slot.name, self.slot.fd, follow=False)
-        try:
-            with kernel.port.scandir(work.fd) as listed:
-                names = sorted(entry.name for entry in listed)
-        finally:
-            work.close()
+        with self.slot.open() as work:
+            names = sorted(work.names())
         above, new = self.workspace.path_of(self.slot), {}
         for name in names:
             new[name] = Entry(None, Place(self.place.directory, name), self.stage, self.workspace, self._options)

@@ -29,7 +29,7 @@ from enum import Enum
 from atomik import errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.paths import decoded
-from atomik._folder.place import Place
+from atomik._folder.place import Place, delete_file
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
 from atomik._typing import NamedTuple, Protocol, cast
@@ -620,14 +620,14 @@ class Item:
         itself at the end."""
         if self.slot is None or self.kept is not None:
             return
-        from atomik._tree.delete import delete_file, delete_tree
-
         if (
             self.slot.directory is self.place.directory
         ):  # others may write there: a folder is removed by its identity only
             delete_file(self.slot)
-        else:
-            delete_tree(self.slot)
+            return
+        from atomik._tree.delete import delete_tree
+
+        delete_tree(self.slot)
 
 
 def sync_place(place: Place) -> int:
@@ -636,11 +636,8 @@ def sync_place(place: Place) -> int:
     if found is not None and kernel.is_folder(found.mode):
         from atomik._tree.sync import sync_tree
 
-        folder = Directory.open(place.name, place.fd, follow=False)
-        try:
+        with place.open() as folder:
             return sync_tree(folder)
-        finally:
-            folder.close()
     if found is None or not kernel.is_file(found.mode):
         return 0  # a link or a device has nothing but its name, which is its folder's to make durable
     fd = kernel.port.open(place.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
@@ -649,9 +646,3 @@ def sync_place(place: Place) -> int:
     finally:
         kernel.port.close(fd)
     return 1
-
-
-def identity_of(place: Place) -> bytes | None:
-    """The identity of what exists at a place, without the calls of its methods: a large group asks very often."""
-    directory, name = place
-    return identify(directory.fs, directory.fd, name)

@@ -124,9 +124,9 @@ class StagedLayer:
         self._intake, self.path = intake, path
         workspace = intake.workspace
         place = workspace.locate(path, folder=True, parents=False)
-        self.place = Place(place.directory, place.name)
+        self.place = place
         with kernel.typed("cannot run a program in the folder", path):
-            self.folder = Directory.open(place.name, place.fd, follow=False)
+            self.folder = place.open()
         self.folder.path = path
         try:
             found = place.status()
@@ -137,8 +137,7 @@ class StagedLayer:
                 errors.fail(errors.UnsupportedFilesystemError, errno.EXDEV, text, path)
             self.slot = workspace.slot(place.directory)
             kernel.port.mkdir(self.slot.name, 0o700, self.slot.fd)
-            self.private = Directory.open(self.slot.name, self.slot.fd, follow=False)
-            self.private.path = str(self.slot)
+            self.private = self.slot.open()
         except BaseException:
             self.folder.close()
             raise
@@ -265,11 +264,8 @@ class StagedLayer:
     def _lower(self, path: str) -> Iterator[Place]:
         """A path in the folder as a place."""
         above, name = os.path.split(path)
-        held = Directory.reach(self.folder, above or ".", _BENEATH)
-        try:
+        with Directory.reach(self.folder, above or ".", _BENEATH) as held:
             yield Place(held, name)
-        finally:
-            held.close()
 
     # --- staging ---------------------------------------------------------------------------------------------------------
     def complete(self, path: str, base: str | None, *, share: bool = False) -> None:
@@ -405,11 +401,8 @@ class StagedLayer:
             yield Place(self.private, change.spare or "upper")
             return
         above, name = os.path.split(change.path)
-        held = Directory.reach(self.layer.upper, above or ".", _BENEATH)
-        try:
+        with Directory.reach(self.layer.upper, above or ".", _BENEATH) as held:
             yield Place(held, name)
-        finally:
-            held.close()
 
     def give_times(self) -> None:
         """After the commit: folders that stay get the times that the program left them with."""

@@ -94,12 +94,10 @@ class Observation(Values):
         if folder is None:
             return "it was replaced"
         digest = self.digest is not None
-        try:
+        with folder:
             if fingerprint(folder, digest=digest) == self.tree:
                 return None
             what = first_difference(folder, dict(self._folders), digest=digest)
-        finally:
-            folder.close()
         return f"{what!r} in it was changed" if what else "it was changed in place"
 
 
@@ -172,12 +170,8 @@ def observe(path: str | os.PathLike[str], *, digest: bool = False) -> Observatio
     from atomik._folder.place import Place
 
     head, name = split(os.fsdecode(path), folder=True)
-    with kernel.typed("cannot observe", absolute(path)):
-        directory = Directory.open(head)
-        try:
-            return look_at(Place(directory, name), digest=digest)
-        finally:
-            directory.close()
+    with kernel.typed("cannot observe", absolute(path)), Directory.open(head) as directory:
+        return look_at(Place(directory, name), digest=digest)
 
 
 def look_at(place: Place, *, digest: bool) -> Observation:
@@ -205,10 +199,8 @@ def _content(
         folder = _folder(place)
         if folder is None:
             return None, None
-        try:
+        with folder:
             tree = fingerprint.fingerprint(folder, digest=digest, folders=folders)
-        finally:
-            folder.close()
         return tree if digest else None, tree
     if not digest or found is None or not kernel.is_file(found.st_mode):
         return None, None  # not even opened: with a device or a FIFO that may have effects of its own
@@ -227,10 +219,8 @@ def _content(
 def _folder(place: Place) -> Directory | None:
     """The folder at a place, open; None when there is none any more."""
     try:
-        folder = Directory.open(place.name, place.fd, follow=False)
+        return place.open()
     except OSError as exc:
         if kernel.errno_of(exc) in (errno.ELOOP, errno.ENOTDIR, errno.ENOENT):
             return None
         raise
-    folder.path = str(place)
-    return folder

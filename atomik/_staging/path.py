@@ -105,16 +105,12 @@ class StagedProgram(Written):
         made = work.status() is None
         if made:
             kernel.port.mkdir(work.name, 0o700, work.fd)
-        inside = Directory.open(work.name, work.fd, follow=False)
-        try:
+        with work.open() as inside:
             sealed = kept.slot().status()
             if sealed is not None:  # it was complete, but was not published
                 loosen(kept.slot(), sealed)
                 rename(kept.slot(), Place(inside, self.place.name), 0)
-            with kernel.port.scandir(inside.fd) as entries:
-                kept.resumed = any(True for _ in entries)
-        finally:
-            inside.close()
+            kept.resumed = bool(inside.names())
         if made:
             kept.make_durable()
         return os.path.join(self.workspace.path_of(work), self.place.name)
@@ -146,11 +142,8 @@ class StagedProgram(Written):
 
     def _seal(self) -> None:
         assert self._work is not None
-        work = Directory.open(self._work.name, self._work.fd, follow=False)
-        work.path = str(self._work)
-        try:
-            with kernel.port.scandir(work.fd) as entries:
-                self.written = {entry.name for entry in entries}
+        with self._work.open() as work:
+            self.written = set(work.names())
             inner = Place(work, self.place.name)
             if inner.name not in self.written:
                 text = "nothing was written to the staged path; write the file before leaving the block"
@@ -163,8 +156,6 @@ class StagedProgram(Written):
                 each.seal()
             companions.refuse_open(inner, self.path)
             self.take(inner)
-        finally:
-            work.close()
         kernel.port.rmdir(self._work.name, self._work.fd)
         self._work = None
 
@@ -244,12 +235,8 @@ class Companion(Written):
     def _seal(self) -> None:
         work = self.belongs_to._work
         assert work is not None
-        folder = Directory.open(work.name, work.fd, follow=False)
-        folder.path = str(work)
-        try:
+        with work.open() as folder:
             inner = Place(folder, self.place.name)
             if inner.name in self.belongs_to.written:
                 companions.refuse_open(inner, self.path)
                 self.take(inner)
-        finally:
-            folder.close()

@@ -131,8 +131,7 @@ class Workspace:
             place = Place(above, missing.pop())
             with kernel.typed("cannot create the parent folder", str(place)):
                 self.make_folder(place)
-                above = Directory.open(place.name, place.fd, follow=False)
-            above.path = str(place)
+                above = place.open()
             self._made_in = [*self._made_in, above]
 
     def make_folder(self, place: Place) -> None:
@@ -246,7 +245,7 @@ class Workspace:
         with more than `most`, nor where a listing might leave out what a status would find."""
         for folder in folders:
             if folder.fs.trusted:
-                with kernel.port.scandir(folder.fd) as entries:
+                with kernel.port.scandir(folder.fd) as entries:  # no more of them than that
                     names = {entry.name for entry in itertools.islice(entries, most + 1)}
                 if len(names) <= most:
                     self.listed[folder] = names

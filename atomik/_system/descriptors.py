@@ -56,8 +56,8 @@ def hold(fd: int, path: str) -> None:
         _high.add(fd)
 
 
-def make_room(needed: int, path: str) -> bool:
-    """Raise the soft limit above `needed`, doubling it as far as the hard one allows; true, or the error is raised."""
+def make_room(needed: int, path: str) -> None:
+    """Raise the soft limit above `needed`, doubling it as far as the hard one allows; or raise the error."""
     global _before, _ours, low  # noqa: PLW0603  there is one limit for the whole process
     import resource
 
@@ -76,7 +76,6 @@ def make_room(needed: int, path: str) -> bool:
             raise
         _refuse(soft, hard, path)
     _ours, low = wanted, 0
-    return True
 
 
 def _refuse(soft: int, hard: int, path: str) -> NoReturn:

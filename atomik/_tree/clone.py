@@ -31,11 +31,11 @@ import stat
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.mounts import mount_at_or_below
-from atomik._folder.place import Place
+from atomik._folder.place import Place, is_no_link
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
-from .content import Copier, copy_content
+from .content import Copier
 from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply, dress
 from .walk import Level, TreeWalk, mount_error
 
@@ -46,13 +46,9 @@ if TYPE_CHECKING:
 
     from .fingerprint import Recorder
 
-__all__ = ["clone", "copy_content", "copy_entry"]
-
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _PATH = os.O_PATH | os.O_NOFOLLOW
 _SET_ID = stat.S_ISUID | stat.S_ISGID
-#: The filesystem, or this one inode (EMLINK), can have no further hard link.
-_NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EXDEV})
 #: The source is not what it was when it was listed.
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
 
@@ -88,25 +84,16 @@ def copy_entry(src: Place, dst: Place, progress: Callable[[int], None] | None = 
             with TreeWalk(src.directory, "copy") as source, _Clone(source, target, progress) as work:
                 work.copy_file(src.name, dst.name)
                 return work.lost
-        top = _open_top(src)
-        try:
+        with _open_top(src) as top:
             _refuse_mounts(top)
             with TreeWalk(top, "copy") as source, _Clone(source, target, progress) as work:
                 work.copy_folder(dst.name)
                 return work.lost
-        finally:
-            top.close()
 
 
 def _open_top(src: Place) -> Directory:
-    try:
-        top = Directory.open(src.name, src.fd, follow=False)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        raise errors.system_error(exc, "cannot copy", str(src)) from exc
-    top.path = str(src)
-    return top
+    with kernel.typed("cannot copy", str(src)):
+        return src.open()
 
 
 def _refuse_mounts(src: Directory) -> None:
@@ -326,7 +313,7 @@ class _Clone:
         try:
             kernel.port.link(name, self._from, name, self._to)
         except OSError as exc:
-            if kernel.errno_of(exc) not in _NO_LINK:
+            if not is_no_link(kernel.errno_of(exc)):
                 raise
             return False
         return True
@@ -339,7 +326,7 @@ class _Clone:
             try:
                 kernel.port.link(first, self._reach(level), new_name, self._to)
             except OSError as exc:
-                if kernel.errno_of(exc) not in _NO_LINK:
+                if not is_no_link(kernel.errno_of(exc)):
                     raise
                 self._note(["hard link"], name)
             else:

@@ -38,7 +38,8 @@ def same(new: Place, old: Place, permissions: int | None = None) -> bool:
         if not _same_permissions(found[1], permissions):
             return False
         if kernel.is_folder(found[0].st_mode) and kernel.is_folder(found[1].st_mode):
-            return _same_folders(new, old)
+            with new.open() as ours, old.open() as theirs:
+                return _same_trees(ours, theirs)
         return _same_entries(new.name, new.fd, old.fd, found, old.name)
     except OSError as exc:
         if kernel.errno_of(exc) is None:
@@ -61,18 +62,6 @@ def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
 
 def _same_permissions(old: os.stat_result, wanted: int | None) -> bool:
     return wanted is None or stat.S_IMODE(old.st_mode) == wanted
-
-
-def _same_folders(new: Place, old: Place) -> bool:
-    ours = Directory.open(new.name, new.fd, follow=False)
-    try:
-        theirs = Directory.open(old.name, old.fd, follow=False)
-        try:
-            return _same_trees(ours, theirs)
-        finally:
-            theirs.close()
-    finally:
-        ours.close()
 
 
 def _same_trees(new: Directory, old: Directory) -> bool:

@@ -1,9 +1,8 @@
-"""Delete a file or a tree by descriptor.
+"""Delete a tree by descriptor: `delete_tree(place)` removes what is at `place`, file or tree; a missing place is no error.
 
-* `delete_tree(place)` removes what is at `place`, file or tree; a missing place is no error.
-* `delete_file(place)` does the same, but leaves a folder alone: where atomik had a file, a tree belongs to someone else.
+Where atomik had a file, a tree belongs to someone else: for that there is `place.delete_file`.
 
-Neither follows a link, crosses a mount, recurses, or holds more than a fixed number of descriptors (see `walk`).
+It never follows a link, crosses a mount, recurses, or holds more than a fixed number of descriptors (see `walk`).
 Failures are atomik errors with the whole path: `MountPointError` for a mount in the way, `ConflictError` when a folder
 is moved while it is being deleted, `AccessDeniedError` where even the owner's rights do not suffice (another owner, a
 sticky folder, an immutable flag).
@@ -68,20 +67,6 @@ def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes 
         _refused(exc, "delete", str(place))
     if progress:
         progress(1)
-
-
-def delete_file(place: Place) -> None:
-    """Remove what exists at `place`, but no folder."""
-    try:
-        kernel.port.unlink(place.name, place.fd)
-    except OSError as exc:
-        number = kernel.errno_of(exc)
-        if number is None:
-            raise
-        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
-        if number == errno.EISDIR or (number == errno.ENOENT and place.status() is None):
-            return
-        _refused(exc, "delete", str(place))
 
 
 def _delete_folders(place: Place, progress: Progress | None, known: bytes | None) -> None:

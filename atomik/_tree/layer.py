@@ -110,23 +110,16 @@ class Layer:
     def _folder(self, path: str, found: list[LayerChange]) -> list[str]:
         """The changes in one folder that both layers have; returns the paths of those in it."""
         port, below = kernel.port, []
-        upper = self._open(self.upper, path)
-        try:
-            lower = self._open(self.lower, path)
-            try:
-                self.merged[path] = _both_times(port.fstat(upper))
-                with port.scandir(upper) as entries:
-                    names = [entry.name for entry in entries if not entry.name.startswith(PREFIX)]
-                for name in names:
-                    change = self._entry(name, os.path.join(path, name), upper, lower)
-                    if isinstance(change, str):
-                        below.append(change)
-                    elif change is not None:
-                        found.append(change)
-            finally:
-                port.close(lower)
-        finally:
-            port.close(upper)
+        with _opened(self.upper.fd, path) as upper, _opened(self.lower.fd, path) as lower:
+            self.merged[path] = _both_times(port.fstat(upper))
+            with port.scandir(upper) as entries:
+                names = [entry.name for entry in entries if not entry.name.startswith(PREFIX)]
+            for name in names:
+                change = self._entry(name, os.path.join(path, name), upper, lower)
+                if isinstance(change, str):
+                    below.append(change)
+                elif change is not None:
+                    found.append(change)
         return below
 
     def _entry(self, name: str, path: str, upper: int, lower: int) -> LayerChange | str | None:
@@ -158,17 +151,12 @@ class Layer:
         return [change for change in found if change.op != "remove" or change.path in removed]
 
     def _is_only_renamed(self, change: LayerChange) -> bool:
-        upper, lower = self._open(self.upper, change.path), -1
-        try:
+        with _opened(self.upper.fd, change.path) as upper:
             with kernel.port.scandir(upper) as entries:
                 if next(entries, None) is not None:
                     return False
-            lower = self._open(self.lower, change.base or "")
-            return _alike(self._metadata(upper), self._metadata(lower))
-        finally:
-            kernel.port.close(upper)
-            if lower >= 0:
-                kernel.port.close(lower)
+            with _opened(self.lower.fd, change.base or "") as lower:
+                return _alike(self._metadata(upper), self._metadata(lower))
 
     # --- marks -------------------------------------------------------------------------------------------------------
     def marks(self, name: str, dir_fd: int) -> dict[str, bytes]:
@@ -185,21 +173,15 @@ class Layer:
         return stat.S_ISREG(found.st_mode) and not found.st_size and "whiteout" in self.marks(name, dir_fd)
 
     # --- comparing ---------------------------------------------------------------------------------------------------
-    def _metadata(self, fd: int) -> Metadata:
+    def _metadata(self, fd: int, *, path_only: bool = False) -> Metadata:
         """Without the marks."""
-        found = Metadata.held(fd, kernel.port.fstat(fd))
+        found = Metadata.held(fd, kernel.port.fstat(fd), path_only=path_only)
         kept = {name: value for name, value in found.xattrs.items() if not name.startswith(self.prefix)}
         return found._replace(xattrs=kept)
 
     def _same_metadata(self, name: str, upper: int, lower: int) -> bool:
-        first, second = kernel.port.open(name, _FOLDER, upper), -1
-        try:
-            second = kernel.port.open(name, _FOLDER, lower)
+        with _opened(upper, name) as first, _opened(lower, name) as second:
             return _alike(self._metadata(first), self._metadata(second))
-        finally:
-            kernel.port.close(first)
-            if second >= 0:
-                kernel.port.close(second)
 
     def _unchanged(self, name: str, upper: int, lower: int, new: os.stat_result, old: os.stat_result) -> bool:
         """Whether what was copied up is as it was, but for its times."""
@@ -215,10 +197,9 @@ class Layer:
     def _attributes(self, name: str, dir_fd: int) -> dict[str, bytes]:
         fd = kernel.port.open(name, _PATH, dir_fd)
         try:
-            found = Metadata.held(fd, kernel.port.fstat(fd), path_only=True).xattrs
+            return self._metadata(fd, path_only=True).xattrs
         finally:
             kernel.port.close(fd)
-        return {name: value for name, value in found.items() if not name.startswith(self.prefix)}
 
     # --- completing --------------------------------------------------------------------------------------------------
     def complete(self, path: str, base: str | None, spare: Callable[[], Place], *, share: bool = False) -> None:
@@ -251,20 +232,11 @@ class Layer:
         """Replace a folder of the upper layer by a copy of `base` with the changes of the layer in it; what is still to be
         completed in there."""
         kernel.port.mkdir(fresh.name, 0o700, fresh.fd)
-        target = Directory.open(fresh.name, fresh.fd, follow=False)
-        try:
-            source = Directory.reach(self.lower, base or ".", _BENEATH)
-            try:
+        with fresh.open() as target:
+            with Directory.reach(self.lower, base or ".", _BENEATH) as source:
                 clone(source, target, share=share)
-            finally:
-                source.close()
-            upper = Directory.reach(self.upper, path or ".", _BENEATH)
-            try:
+            with Directory.reach(self.upper, path or ".", _BENEATH) as upper:
                 left = self._merge_into(upper, target, path, base)
-            finally:
-                upper.close()
-        finally:
-            target.close()
         if path:
             with self._place(path) as place:
                 times = _both_times(kernel.port.fstat(place.fd))
@@ -277,20 +249,13 @@ class Layer:
 
     def _replace_top(self, fresh: Place) -> None:
         """The top is held open, so everything from the copy goes into it."""
-        with kernel.port.scandir(self.upper.fd) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
+        for name in self.upper.names():
             delete_tree(Place(self.upper, name))
         _strip(".", self.upper.fd, self.prefix)
-        source = Directory.open(fresh.name, fresh.fd, follow=False)
-        try:
-            with kernel.port.scandir(source.fd) as entries:
-                names = [entry.name for entry in entries]
-            for name in names:
+        with fresh.open() as source:
+            for name in source.names():
                 kernel.port.rename(name, source.fd, name, self.upper.fd, 0)
             kernel.port.futime(self.upper.fd, _both_times(kernel.port.fstat(source.fd)))
-        finally:
-            source.close()
 
     def _merge_into(self, upper: Directory, target: Directory, path: str, base: str) -> list[tuple[str, str | None]]:
         """Put the changes below `upper` into a copy of what shows through."""
@@ -300,8 +265,7 @@ class Layer:
         while folders:
             at = folders.pop()
             done.append(at)
-            source, copy = self._open(upper, at), self._open(target, at)
-            try:
+            with _opened(upper.fd, at) as source, _opened(target.fd, at) as copy:
                 with kernel.port.scandir(source) as entries:
                     names = [entry.name for entry in entries]
                 for name in names:
@@ -311,9 +275,6 @@ class Layer:
                         folders.append(inner)
                     elif what is not False:
                         later.append((os.path.join(path, inner), what))
-            finally:
-                kernel.port.close(source)
-                kernel.port.close(copy)
         for at in reversed(done):  # from below: times change with what is put in
             self._dress(upper, target, at)
         return later
@@ -329,12 +290,9 @@ class Layer:
         if merged and "redirect" not in marks and marks.get("opaque") != b"y":
             return True
         if there is not None:
-            above = Directory.open(".", copy)
-            try:
+            with Directory.open(".", copy) as above:
                 above.path = target.path
                 delete_tree(Place(above, name))
-            finally:
-                above.close()
         if whiteout:
             return False
         if not folder:
@@ -345,32 +303,27 @@ class Layer:
         return _redirected(base, marks["redirect"]) if "redirect" in marks else None
 
     def _dress(self, upper: Directory, target: Directory, path: str) -> None:
-        source = self._open(upper, path)
-        try:
-            copy = self._open(target, path)
-            try:
-                found = kernel.port.fstat(source)
-                kernel.port.futime(copy, _both_times(found))
-                apply(copy, self._metadata(source), "all", same_content=True, path=target.path)
-            finally:
-                kernel.port.close(copy)
-        finally:
-            kernel.port.close(source)
+        with _opened(upper.fd, path) as source, _opened(target.fd, path) as copy:
+            kernel.port.futime(copy, _both_times(kernel.port.fstat(source)))
+            apply(copy, self._metadata(source), "all", same_content=True, path=target.path)
 
     # --- reaching ----------------------------------------------------------------------------------------------------
-    @staticmethod
-    def _open(top: Directory, path: str) -> int:
-        return kernel.port.open_beneath(path or ".", _FOLDER, top.fd, _BENEATH)
-
     @contextlib.contextmanager
     def _place(self, path: str) -> Iterator[Place]:
         """A path in the layer as a place."""
         above, name = os.path.split(path)
-        held = Directory.reach(self.upper, above or ".", _BENEATH)
-        try:
+        with Directory.reach(self.upper, above or ".", _BENEATH) as held:
             yield Place(held, name or ".")
-        finally:
-            held.close()
+
+
+@contextlib.contextmanager
+def _opened(top_fd: int, path: str) -> Iterator[int]:
+    """A folder at or below an open one."""
+    fd = kernel.port.open_beneath(path or ".", _FOLDER, top_fd, _BENEATH)
+    try:
+        yield fd
+    finally:
+        kernel.port.close(fd)
 
 
 class _Held:
@@ -382,14 +335,9 @@ class _Held:
 
 def _below(place: Place, action: str, *, loosen: bool = False) -> Iterator[tuple[TreeWalk, str]]:
     """Each name below a folder, with the way to it."""
-    top = Directory.open(place.name, place.fd, follow=False)
-    top.path = str(place)
-    try:
-        with TreeWalk(top, action, loosen=loosen, restore=loosen) as down:
-            for entry in down.each():
-                yield down, entry.name
-    finally:
-        top.close()
+    with place.open() as top, TreeWalk(top, action, loosen=loosen, restore=loosen) as down:
+        for entry in down.each():
+            yield down, entry.name
 
 
 def strip(place: Place, prefix: str) -> None:

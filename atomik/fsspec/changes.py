@@ -27,6 +27,7 @@ import stat
 
 from atomik import errors
 from atomik._api.shortcuts import transaction
+from atomik._folder.place import Place
 from atomik._system import kernel
 from atomik.flags import State
 
@@ -284,26 +285,8 @@ def _delete(place: str | None) -> None:
 
 def copy(source: str, target: str) -> None:
     """Copy a file, link or whole folder to a free place, with everything that can be kept of it."""
-    if os.path.isdir(source) and not os.path.islink(source):
-        from atomik._folder.directory import Directory
-        from atomik._tree.clone import clone
+    from atomik._folder.directory import Directory
+    from atomik._tree.clone import copy_entry
 
-        os.mkdir(target)
-        first = Directory.open(source)
-        try:
-            second = Directory.open(target)
-            try:
-                clone(first, second)
-            finally:
-                second.close()
-        finally:
-            first.close()
-        shutil.copystat(source, target)
-    else:
-        shutil.copy2(source, target, follow_symlinks=False)
-    found = os.lstat(source)
-    try:
-        os.lchown(target, found.st_uid, found.st_gid)
-    except PermissionError as exc:  # only root can give files away
-        if kernel.errno_of(exc) is None:
-            raise
+    with Directory.open(os.path.dirname(source)) as above, Directory.open(os.path.dirname(target)) as home:
+        copy_entry(Place(above, os.path.basename(source)), Place(home, os.path.basename(target)))
