@@ -24,6 +24,7 @@ from atomik._system import kernel
 from . import checks
 from .folder import StagedFolder
 from .item import SEALED, Found, Item, kind_of
+from .observe import Observation, look_at
 from .options import Options
 from .written import Gone, Written
 
@@ -172,13 +173,22 @@ class StagedInPlace(StagedFolder):
 
     # --- the commit ----------------------------------------------------------------------------------------------
     def parts(self, *, locked: bool) -> Sequence[Item]:
+        folder, there, new = self.place.directory, self.there(), self._new()
+        gone = {name: Gone.at(Place(folder, name), self, self._options) for name in sorted(there - new.keys())}
         if locked:
+            self._expect_each({**new, **gone})
             self.look()
-        there, new = self.there(), self._new()
-        gone = [Place(self.place.directory, name) for name in sorted(there - new.keys())]
         # New entries come first and removals last, so that nothing that is referred to is missing in between.
         parts = sorted(new.values(), key=lambda each: each.place.name in there)
-        return (*parts, *(Gone.at(place, self, self._options) for place in gone))
+        return (*parts, *gone.values())
+
+    def _expect_each(self, parts: dict[str, Entry | Gone]) -> None:
+        """What is expected of the whole folder is expected of each entry, also at the moment of its swap: what it is now, for
+        the folder is compared after this."""
+        expect = self.expectation
+        if isinstance(expect, Observation) and not expect.absent:
+            for part in parts.values():
+                part.expectation = look_at(part.place, digest=expect.digest is not None)
 
     def _new(self) -> dict[str, Entry]:
         """What will be there, as far as it is built."""
@@ -221,11 +231,13 @@ class Entry(Written):
 
     def look(self) -> Status | None:
         """Anything may be replaced here, and mounts were looked for in the whole folder."""
-        there = self.place.status()
+        there, expect = self.place.status(), self.expectation
         if there is None:
             return None
         if not self.options.overwrite:
             checks.refuse_existing(self.path)
+        if isinstance(expect, Observation) and expect.absent:
+            self.conflict("not what was expected: something was created there")
         checks.refuse_sticky(self.place.directory, there, self.path)
         self.links, self.found = there.nlink - 1, kind_of(there.mode)
         return there

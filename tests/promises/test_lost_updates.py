@@ -81,6 +81,43 @@ def test_a_folder(folder: Path, how: str, change: str, moment: str) -> None:
     assert not left_in(folder)
 
 
+@pytest.mark.parametrize(("how", "change"), [*(("copy", change) for change in CHANGES), ("expect", "edited")])
+def test_a_folder_that_stays(folder: Path, how: str, change: str) -> None:
+    """The same where the folder stays: each entry is compared once more when it was displaced, for the syncs take their time."""
+    site()
+    act, where = CHANGES[change]
+    options: dict[str, Any] = {"copy": True} if how == "copy" else {"expect": atomik.observe("site", digest=True)}
+    tx = atomik.transaction(overwrite=True)
+    new = tx.folder("site", in_place=True, **options)
+    (new / "ours").write_text("ours")
+    kernel = Acting("link", lambda call: act(), when=lambda call: kernel.acted == 0)  # the journal's name
+    with installed(kernel), pytest.raises(errors.ConflictError, match=where.partition("/")[0]):
+        tx.commit()
+    assert kernel.acted == 1
+    assert not Path("site/ours").exists()
+    assert not left_in(folder)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_comes_into_a_folder_that_stays(folder: Path, there: bool) -> None:
+    """While the folder is compared, someone else makes a name that the new version has, or lacks: it is kept."""
+    site()
+    name = "site/ours" if there else "site/theirs"
+    tx = atomik.transaction(overwrite=True)
+    new = tx.folder("site", in_place=True, copy=True)
+    (new / "ours").write_text("ours")
+    kernel = Acting(
+        "open",
+        lambda call: Path(name).write_text("theirs"),
+        when=lambda call: call.args[0] == "news" and not kernel.acted,
+    )
+    with installed(kernel), contextlib.suppress(errors.ConflictError):
+        tx.commit()
+    assert kernel.acted == 1
+    assert Path(name).read_text() == "theirs"
+    assert not left_in(folder)
+
+
 def test_a_folder_that_nobody_changed(folder: Path) -> None:
     """Reading it, and copies by others, are no changes."""
     site()
