@@ -83,7 +83,7 @@ def test_a_folder(folder: Path, how: str, change: str, moment: str) -> None:
 
 @pytest.mark.parametrize(("how", "change"), [*(("copy", change) for change in CHANGES), ("expect", "edited")])
 def test_a_folder_that_stays(folder: Path, how: str, change: str) -> None:
-    """The same where the folder stays: each entry is compared once more when it was displaced, for the syncs take their time."""
+    """The same where the folder stays: each entry is compared once more when it was displaced, for syncs take their time."""
     site()
     act, where = CHANGES[change]
     options: dict[str, Any] = {"copy": True} if how == "copy" else {"expect": atomik.observe("site", digest=True)}
