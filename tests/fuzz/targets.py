@@ -36,7 +36,6 @@ def journal(data: bytes) -> None:
     if found is None:
         return
     intent = found.intent
-    assert records.decode(records.encode_intent(intent)) is not None
     again = records.decode(records.encode_intent(intent))
     assert again is not None
     assert again.intent == intent
