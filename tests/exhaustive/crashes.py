@@ -22,7 +22,7 @@ import stat
 from collections.abc import Iterator
 from enum import Enum
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from .memory import ROOT, Bytes, Disk, Entry, Made, Names, Record, Sync
 
@@ -37,12 +37,24 @@ class _Lasts(Enum):
 
 @define(eq=False)
 class _Pending:
+    """``entries`` that it changes, in the folders ``above``; ``made``: the inode that it gives its first name."""
+
     record: Names | Bytes
     lasts: _Lasts = _Lasts.NO
+    entries: frozenset[Entry] = frozenset()
+    above: frozenset[int] = frozenset()
+    made: frozenset[int] = frozenset()
 
-
-_Choice = tuple[_Pending, Names | Bytes]
-"""A change that is there, and what is there of it."""
+    @classmethod
+    def of(cls, record: Names | Bytes) -> _Pending:
+        """One that nothing is known about yet."""
+        if isinstance(record, Bytes):
+            return cls(record)
+        sets = record.sets
+        made = frozenset(ino for _, ino in sets if ino is not None and len(sets) == 1)
+        return cls(
+            record, _Lasts.NO, frozenset(entry for entry, _ in sets), frozenset(ino for (ino, _), _ in sets), made
+        )
 
 
 @define
@@ -54,7 +66,7 @@ class Cut:
 
     def copy(self) -> Cut:
         """Another one, to go on from here."""
-        return Cut(self.disk.copy(), [_Pending(one.record, one.lasts) for one in self.pending])
+        return Cut(self.disk.copy(), [evolve(one) for one in self.pending])
 
     def after(self, record: Record, made: dict[int, Made]) -> Iterator[Disk]:
         """Take in the next record of the log; the disks that are new with it."""
@@ -64,7 +76,7 @@ class Cut:
             if halves:
                 yield from self._disks(halves)
             return
-        newest = _Pending(record)
+        newest = _Pending.of(record)
         self.pending.append(newest)
         yield from self._disks([newest])
 
@@ -88,15 +100,12 @@ class Cut:
                 halves.append(one)
             elif (
                 ino == 0
-                or (
-                    any(above == ino for (above, _), _ in record.sets)
-                    and (one.lasts, ino) != (_Lasts.HALF, record.goal)
-                )
-                or (one.lasts is _Lasts.NO and any(entry in needed for entry, _ in record.sets))
+                or (ino in one.above and (one.lasts, ino) != (_Lasts.HALF, record.goal))
+                or (one.lasts is _Lasts.NO and not needed.isdisjoint(one.entries))
             ):
                 one.lasts = _Lasts.YES
             if one.lasts is not _Lasts.NO:
-                needed.update(entry for entry, _ in record.sets)
+                needed |= one.entries
         self._settle()
         return halves
 
@@ -110,12 +119,11 @@ class Cut:
         left: list[_Pending] = []
         open_entries: set[Entry] = set()
         for one in self.pending:
-            entries = {entry for entry, _ in one.record.sets} if isinstance(one.record, Names) else set()
-            if one.lasts is _Lasts.YES and not entries & open_entries:
+            if one.lasts is _Lasts.YES and open_entries.isdisjoint(one.entries):
                 self.disk.apply(one.record)
             else:
                 left.append(one)
-                open_entries |= entries
+                open_entries |= one.entries
         self.pending = left
 
     # --- choices -------------------------------------------------------------------------------------------------
@@ -125,12 +133,15 @@ class Cut:
             return
         names = [one for one in self.pending if isinstance(one.record, Names) and not self._is_of_output(one)]
         bytes_ = [one for one in self.pending if isinstance(one.record, Bytes) and not self._is_of_output(one)]
-        for chosen in self._choose_names(names, 0, [], set(), set(), must):
+        for chosen in self._choose_names(names, 0, [], frozenset(), frozenset(), must):
             disk = Disk(dict(self.disk.names), self.disk.data, self.disk.made)
             for record in chosen:
                 disk.apply(record)
-            disk.reached = reached = reachable(disk)
-            yield from self._choose_bytes(disk, [one for one in bytes_ if one.record.ino in reached], must)  # type: ignore[union-attr]
+            if bytes_:
+                reached = reachable(disk)
+                yield from self._choose_bytes(disk, [one for one in bytes_ if one.record.ino in reached], must)
+            else:
+                yield disk
 
     def _is_of_output(self, one: _Pending) -> bool:
         """Whether it adds to an output, and need not last."""
@@ -145,8 +156,8 @@ class Cut:
         names: list[_Pending],
         at: int,
         chosen: list[Names],
-        absent: set[Entry],
-        gone: set[int],
+        absent: frozenset[Entry],
+        gone: frozenset[int],
         must: list[_Pending],
     ) -> Iterator[list[Names]]:
         """`absent`: entries of which a change is left out; `gone`: folders that were never made."""
@@ -157,17 +168,14 @@ class Cut:
         record = one.record
         assert isinstance(record, Names)
         needed = one in must
-        entries = [entry for entry, _ in record.sets]
-        possible = not any(entry in absent for entry in entries) and not all(above in gone for above, _ in entries)
-        if possible:
+        if absent.isdisjoint(one.entries) and not one.above <= gone:
             if one.lasts is not _Lasts.HALF or not needed:
                 yield from self._choose_names(names, at + 1, [*chosen, record], absent, gone, must)
             if one.lasts is _Lasts.HALF:
                 both = Names(tuple(change for change in record.sets if change[1] is not None))
                 yield from self._choose_names(names, at + 1, [*chosen, both], absent, gone, must)
         if one.lasts is _Lasts.NO and not needed:
-            made = {ino for _, ino in record.sets if ino is not None and len(record.sets) == 1}
-            yield from self._choose_names(names, at + 1, chosen, absent.union(entries), gone | made, must)
+            yield from self._choose_names(names, at + 1, chosen, absent | one.entries, gone | one.made, must)
 
     def _choose_bytes(self, disk: Disk, bytes_: list[_Pending], must: list[_Pending]) -> Iterator[Disk]:
         if must and isinstance(must[0].record, Bytes) and must[0] not in bytes_:
@@ -183,7 +191,7 @@ class Cut:
                 variants.append(None)
             found = [_written(data, variant) for data in found for variant in variants]
         for data in found:
-            yield Disk(disk.names, data, disk.made, reached=disk.reached)
+            yield Disk(disk.names, data, disk.made)
 
 
 def _written(data: dict[int, bytes], record: Bytes | None) -> dict[int, bytes]:
@@ -196,12 +204,10 @@ def _written(data: dict[int, bytes], record: Bytes | None) -> dict[int, bytes]:
 
 def reachable(disk: Disk) -> set[int]:
     """The inodes that have a way from the root."""
-    listing, found, work = disk.listing(), {ROOT}, [ROOT]
-    while work:
-        for _, ino in listing.get(work.pop(), ()):
-            if ino not in found:
-                found.add(ino)
-                work.append(ino)
+    found, before = {ROOT}, 0
+    while len(found) > before:
+        before = len(found)
+        found.update(ino for (above, _), ino in disk.names.items() if above in found)
     return found
 
 
@@ -213,14 +219,14 @@ def key_of(disk: Disk) -> Key:
 
     Inode numbers belong to it, for a journal records them; what has no name does not.
     """
-    reached = reachable(disk) if disk.reached is None else disk.reached
+    reached = reachable(disk)
     names = frozenset((entry, ino, disk.made[ino]) for entry, ino in disk.names.items() if entry[0] in reached)
     return names, frozenset((ino, data) for ino, data in disk.data.items() if ino in reached)
 
 
 def bare(disk: Disk) -> Disk:
     """The disk without what cannot be reached."""
-    reached = reachable(disk) if disk.reached is None else disk.reached
+    reached = reachable(disk)
     return Disk(
         {entry: ino for entry, ino in disk.names.items() if entry[0] in reached},
         {ino: data for ino, data in disk.data.items() if ino in reached},

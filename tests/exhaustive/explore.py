@@ -33,7 +33,7 @@ from atomik._system import kernel as _kernel
 from tests.powercut.histories import Tree, difference
 
 from .crashes import Cut, Key, bare, key_of
-from .memory import ROOT, Disk, Entry, MemoryKernel, Names, Record
+from .memory import ROOT, Disk, Entry, Made, MemoryKernel, Names, Record
 from .transactions import OLD, Case, planted
 
 FOLDERS = ("/a", "/b")
@@ -69,12 +69,49 @@ class Counts:
         )
 
 
-@define
-class _Run:
-    """One run of a transaction: its log, the disk in the end, and whether it was committed."""
+@define(frozen=True)
+class _Recovery:
+    """What recovery did on a disk: its log, what inodes are, the tree it left, and whether there was anything to report."""
 
     log: list[Record]
-    kernel: MemoryKernel
+    made: dict[int, Made]
+    tree: Tree
+    report: Any
+
+
+@define
+class Known:
+    """What was found out about disks; explorers may share it, for recovery depends on nothing but the disk.
+
+    Most crashes lead to a disk that was met before, so that is found out first, and quickly: equal names and bytes are
+    enough, with the same `made`, before anything is compared inode by inode.
+    """
+
+    recoveries: dict[Key, _Recovery] = field(factory=dict)
+    outcomes: set[Key] = field(factory=set)
+    _keys: dict[tuple[Any, Any, int], Key] = field(factory=dict)
+    _made: dict[Any, dict[int, Made]] = field(factory=dict)
+
+    def one_made(self, made: dict[int, Made]) -> dict[int, Made]:
+        """The same object for equal ones; nothing may change it."""
+        return self._made.setdefault(frozenset(made.items()), made)
+
+    def key(self, disk: Disk) -> Key:
+        """`key_of`; ``disk.made`` comes from `one_made`."""
+        quick = frozenset(disk.names.items()), frozenset(disk.data.items()), id(disk.made)
+        key = self._keys.get(quick)
+        if key is None:
+            key = self._keys[quick] = key_of(disk)
+        return key
+
+
+@define
+class _Run:
+    """One run of a transaction: its log, the disk in the end, what inodes are, and whether it was committed."""
+
+    log: list[Record]
+    disk: Disk
+    made: dict[int, Made]
     committed: bool
 
 
@@ -101,7 +138,7 @@ class Explorer:
     case: Case
     mutant: Callable[[MemoryKernel, bool], object] = lambda kernel, recovering: None
     counts: Counts = field(factory=Counts)
-    _outcomes: dict[Key, Tree] = field(factory=dict)
+    known: Known = field(factory=Known)
 
     def explore(self) -> Counts:
         """All of it; raises `Violation`."""
@@ -109,15 +146,15 @@ class Explorer:
         if run is None:
             self.counts.refused += 1
             return self.counts
-        new = run.kernel.disk.tree()
+        new = run.disk.tree()
         if new != self.case.wanted():
             self._break("it committed", difference(new, self.case.wanted()))
         self._crash(run, [OLD, new], [new])
         for at in range(1, len(self.case.names) + 1):
             back = self._run(at)
             if back is not None and not back.committed:
-                if back.kernel.disk.tree() != OLD:
-                    self._break("it rolled back", difference(back.kernel.disk.tree(), OLD))
+                if back.disk.tree() != OLD:
+                    self._break("it rolled back", difference(back.disk.tree(), OLD))
                 self._crash(back, [OLD, new], [OLD])
         return self.counts
 
@@ -145,31 +182,34 @@ class Explorer:
                     if kernel.disk.tree() != OLD:
                         self._break("it was refused", difference(kernel.disk.tree(), OLD))
                     return None
-        return _Run(kernel.log, kernel, committed)
+        return _Run(kernel.log, kernel.disk, self.known.one_made(kernel.disk.made), committed)
 
-    def _recover(self, disk: Disk, *folders: str) -> tuple[MemoryKernel, Any]:
-        kernel = MemoryKernel(disk)
+    def _recover(self, disk: Disk) -> _Recovery:
+        """Recovery on this disk, which it changes."""
+        kernel, made = MemoryKernel(disk), set(disk.made)
         self.mutant(kernel, True)
         with on(kernel):
             try:
-                report = atomik.recover(*(folders or FOLDERS), lock_timeout=0)
+                report = atomik.recover(*FOLDERS, lock_timeout=0)
             except (OSError, AssertionError) as exc:
                 self._break(f"recovery of {sorted(disk.tree())}", f"{type(exc).__name__}: {exc}")
-        return kernel, report
+        assert disk.made.keys() == made, "recovery makes no inodes: so its log is the same for whatever else there is"
+        return _Recovery(kernel.log, self.known.one_made(kernel.disk.made), kernel.disk.tree(), report)
 
     # --- crashes -------------------------------------------------------------------------------------------------
     def _crash(self, run: _Run, meanwhile: list[Tree], afterwards: list[Tree]) -> None:
         """Cut and kill a run at every call; `meanwhile` and `afterwards` are the trees that are allowed then."""
         start = planted()
-        start.outputs = run.kernel.disk.outputs
+        start.outputs = run.disk.outputs
         now = start.copy()
+        now.made = self.known.one_made(now.made)
         cut = Cut(start)
         published = False
         self._kill(now, cut, meanwhile, published=False)
         for number, record in enumerate(run.log):
-            for disk in cut.after(record, run.kernel.disk.made):
+            for disk in cut.after(record, run.made):
                 self._judge(disk, meanwhile, f"power cut after change {number}")
-            now.made = run.kernel.disk.made
+            now.made = run.made
             now.apply(record)
             published = published or (isinstance(record, Names) and any(map(_is_destination, record.sets)))
             self._kill(now, cut, meanwhile, published=published)
@@ -179,19 +219,18 @@ class Explorer:
     def _kill(self, now: Disk, cut: Cut, allowed: list[Tree], *, published: bool) -> None:
         """The process dies here, the machine goes on: recovered from what is visible; that is cut in its turn."""
         self.counts.kills += 1
-        disk = bare(now)
-        kernel, report = self._recover(disk)
-        found = kernel.disk.tree()
-        self._check(found, report, allowed, "killed")
+        recovery = self._recovered(self.known.key(now), now)
+        self._check(recovery, allowed, "killed")
         if not published:
             return
         after = cut.copy()
-        for record in kernel.log:
-            for crashed in after.after(record, kernel.disk.made):
+        made = self.known.one_made(now.made | recovery.made)
+        for record in recovery.log:
+            for crashed in after.after(record, made):
                 self._judge(crashed, allowed, "killed, and power cut while that was recovered")
-        if report.items:  # else nothing was to be seen of the dead, so nothing is promised
+        if recovery.report.items:  # else nothing was to be seen of the dead, so nothing is promised
             for crashed in after.everything():
-                self._judge(crashed, [found], "killed, recovered, and then power cut")
+                self._judge(crashed, [recovery.tree], "killed, recovered, and then power cut")
 
     def _judge(self, disk: Disk, allowed: list[Tree], when: str) -> None:
         self.counts.crashes += 1
@@ -202,37 +241,39 @@ class Explorer:
 
     def _outcome(self, disk: Disk) -> Tree:
         """What recovery makes of a disk, and of every disk that a crash of that recovery leaves, which must be the same."""
-        key = key_of(disk)
-        known = self._outcomes.get(key)
-        if known is not None:
-            return known
-        outcome: Tree | None = None
-        work = [(key, bare(disk))]
+        first = self.known.key(disk)
+        work = [] if first in self.known.outcomes else [(first, bare(disk))]
         while work:
             key, disk = work.pop()
-            before = self._outcomes.get(key)
-            if before is None:
+            if key not in self.known.outcomes:
                 self.counts.disks += 1
+                self.known.outcomes.add(key)
                 start = disk.copy()
-                kernel, report = self._recover(disk)
-                before = self._outcomes[key] = kernel.disk.tree()
-                self._check(before, report, None, "power cut")
-                work += self._cuts(start, kernel)
-            if outcome is None:
-                outcome = before
-            elif before != outcome:
-                self._break("recovery was cut", f"it came to another end: {difference(before, outcome)}")
-        assert outcome is not None
-        return outcome
+                recovery = self._recovered(key, disk)
+                self._check(recovery, None, "power cut")
+                work += self._cuts(start, recovery)
+            tree, wanted = self.known.recoveries[key].tree, self.known.recoveries[first].tree
+            if tree != wanted:
+                self._break("recovery was cut", f"it came to another end: {difference(tree, wanted)}")
+        return self.known.recoveries[first].tree
 
-    def _cuts(self, start: Disk, kernel: MemoryKernel) -> Iterator[tuple[Key, Disk]]:
+    def _recovered(self, key: Key, disk: Disk) -> _Recovery:
+        """Recovery of a disk, once for equal ones."""
+        found = self.known.recoveries.get(key)
+        if found is None:
+            found = self.known.recoveries[key] = self._recover(bare(disk))
+        return found
+
+    def _cuts(self, start: Disk, recovery: _Recovery) -> Iterator[tuple[Key, Disk]]:
         cut = Cut(start)
-        for record in kernel.log:
-            for crashed in cut.after(record, kernel.disk.made):
+        for record in recovery.log:
+            for crashed in cut.after(record, recovery.made):
                 self.counts.crashes += 1
-                yield key_of(crashed), bare(crashed)
+                key = self.known.key(crashed)
+                yield key, crashed if key in self.known.outcomes else bare(crashed)
 
-    def _check(self, found: Tree, report: Any, allowed: list[Tree] | None, when: str) -> None:
+    def _check(self, recovery: _Recovery, allowed: list[Tree] | None, when: str) -> None:
+        found, report = recovery.tree, recovery.report
         if left := [path for path in found if ".atomik" in path]:
             self._break(when, f"left over: {left}")
         if not report.clean:

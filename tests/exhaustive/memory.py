@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import define, field
 
@@ -29,8 +29,7 @@ _EXT4 = 0xEF53
 _FIRST_FD = 100  # below atomik's own limit, above all that a test has open
 
 
-@define(frozen=True)
-class Made:
+class Made(NamedTuple):
     """What an inode is: ``mode`` with its type, and the target of a link.  Owners and modes are not part of a crash."""
 
     mode: int
@@ -77,8 +76,6 @@ class Disk:
     made: dict[int, Made] = field(factory=lambda: {ROOT: Made(stat.S_IFDIR | 0o755)})
     #: folders that a user filled
     outputs: set[int] = field(factory=set)
-    #: the inodes that have a way from the root, where that is known
-    reached: set[int] | None = None
 
     def copy(self) -> Disk:
         """Another one, which changes by itself."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import stat
+from collections.abc import Callable
+
 import pytest
 
 from tests.exhaustive.crashes import Cut, key_of
-from tests.exhaustive.explore import Explorer
-from tests.exhaustive.memory import ROOT, Bytes, Disk, Made, Names, Sync
+from tests.exhaustive.explore import Explorer, Known, Violation
+from tests.exhaustive.memory import ROOT, Bytes, Disk, Made, MemoryKernel, Names, Sync
 from tests.exhaustive.transactions import Case, cases
 
 
@@ -15,6 +18,34 @@ def test_one_item(names: tuple[str, ...]) -> None:
     """Every crash of it, and every crash of each recovery."""
     counts = Explorer(Case(names)).explore()
     assert counts.refused or (counts.disks and counts.kills)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    "skip",
+    [
+        lambda kernel, ino: kernel.disk.data.get(ino, b"").startswith(b"AtmK"),
+        lambda kernel, ino: stat.S_ISDIR(kernel.disk.made[ino].mode),
+        lambda kernel, ino: True,
+    ],
+    ids=["the journal's", "the folders'", "all"],
+)
+def test_a_missing_sync_is_found(skip: Callable[[MemoryKernel, int], bool]) -> None:
+    """A transaction that leaves those syncs out breaks a promise on one of its disks."""
+
+    def mutant(kernel: MemoryKernel, recovering: bool) -> None:
+        kernel.skip = skip if not recovering else None
+
+    with pytest.raises(Violation):
+        Explorer(Case(("replace", "remove")), mutant).explore()
+
+
+def test_what_is_known_may_be_shared() -> None:
+    """The disks that syncfs leaves are among those of fsync, so none of them is recovered again."""
+    known = Known()
+    first, again = (Explorer(Case(("replace",), how), known=known).explore() for how in ("fsync", "syncfs"))
+    assert first.disks
+    assert (again.disks, again.kills) == (0, Explorer(Case(("replace",), "syncfs")).explore().kills)
 
 
 @pytest.mark.sweep
