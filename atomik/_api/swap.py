@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from atomik import errors
+from atomik._system import kernel
 from atomik.flags import formerly
 
 from .transaction import Transaction
@@ -15,8 +16,6 @@ from .transaction import Transaction
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from atomik.rename import StrOrBytesPath
-
-_AT_FDCWD = -100
 
 
 @formerly(a="first", b="second")
@@ -27,7 +26,7 @@ def swap(
     first_dir_fd: int | None = None,
     second_dir_fd: int | None = None,
     durable: bool = False,
-    lock_timeout: float = 60.0,
+    lock_timeout: float | None = 60.0,
 ) -> None:
     """Exchange what is at two paths, in one step: files, folders and links, in any combination; both must exist.
 
@@ -65,6 +64,6 @@ def swap(
 
 def _from(path: StrOrBytesPath, dir_fd: int | None) -> str:
     path = os.fsdecode(path)
-    if dir_fd in (None, _AT_FDCWD) or os.path.isabs(path):
+    if dir_fd in (None, kernel.AT_FDCWD) or os.path.isabs(path):
         return path
     return f"/proc/self/fd/{dir_fd}/{path}"

@@ -6,8 +6,8 @@
     lock parents ─ find ─ plan ─ journal ─ B1 ─ swap … swap ─ B2 ─ mark ─ B3 ─ unlink journal ─ unlock ─ delete displaced
     └────────────── nothing visible ─────────┘└── undo in reverse ──┘└ in doubt ┘└────────────── committed ─────────────┘
 
-What of it a commit needs follows from the plan as data (`plan.Needs`): one step that is atomic by itself needs no journal,
-no mark and no B3; it locks when a folder is displaced.  ``durable=False`` leaves the barriers out.
+What of it a commit needs follows from the steps (`plan.needs_journal`): one that is atomic by itself needs no journal, no
+mark and no B3; it locks when a folder is displaced.  ``durable=False`` leaves the barriers out.
 
 * *lock*: every parent, and every folder that is displaced, in one order (I8); no user code runs while they are held.
 * *journal*: durable in every parent before the first swap (I1), so that recovery finds it from any of them.
@@ -98,7 +98,7 @@ class Commit:
     stranded: Sequence[Step] = ()
     leftovers: Sequence[str] = ()
     _begun = 0
-    _needs = _plan.Needs(journal=False, lock=False)
+    _needs_journal = False
     _parents: Sequence[Directory] = ()
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
@@ -146,7 +146,7 @@ class Commit:
     def _syncing(self, done: int) -> None:
         """Report the barriers so far; before each of them, because after the last one a failing callback cannot roll back."""
         if self.progress is not None and self.barriers.durable:
-            self.progress("syncing", done, 3 if self._needs.journal else 2)
+            self.progress("syncing", done, 3 if self._needs_journal else 2)
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
         """A failure after the commit point: logged, never raised."""
@@ -216,7 +216,7 @@ class Commit:
             self._lock(displaced)
         self._keep_in_parent()
         if self.steps:
-            if self._needs.journal:
+            if self._needs_journal:
                 self._write_journal()
             else:  # one output, with an expectation that was met by what is not there
                 self.steps[0].alone = False
@@ -248,7 +248,7 @@ class Commit:
             _plan.refuse(refusal)
         self.steps[0].alone = True
         if there is not None and there.kind == "folder" and not self._locked:
-            self._needs = _plan.needs(self.steps, checked_later=False, folders_displaced=True)
+            self._needs_journal = _plan.needs_journal(self.steps, checked_later=False)
             self._lock({item.place})
             self._plan_alone(item, self._find(alone=True))
 
@@ -281,7 +281,7 @@ class Commit:
         items = [item for item in self.items if not item.unchanged]
         self.steps = self._planned(items, found)
         later = self.undecided or any(item.expectation is not None or item.kept is not None for item in items)
-        self._needs = _plan.needs(self.steps, checked_later=later, folders_displaced=True)
+        self._needs_journal = _plan.needs_journal(self.steps, checked_later=later)
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
@@ -307,7 +307,7 @@ class Commit:
                 continue
             if items[slot].kept is not None:
                 checks.refuse_bound(items[slot].path)
-            self._needs = _plan.Needs(journal=True, lock=True)  # nothing else would say whose slot that is
+            self._needs_journal = True  # nothing else would say whose slot that is
             beside = self.workspace.sibling(*parents.values())
             first = steps[0]
             if first.new is not None:
@@ -569,7 +569,7 @@ class Commit:
         try:
             self.barriers.names(self._folders(), self.steps[-1].dest.directory)
         except OSError as exc:
-            if self._needs.journal or kernel.errno_of(exc) is None:
+            if self._needs_journal or kernel.errno_of(exc) is None:
                 raise
             self.state = _COMMITTED
             text = "the new version is in place, but the sync of its folder failed, so a power cut may undo it"

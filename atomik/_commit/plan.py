@@ -10,7 +10,7 @@ will be in the end.  From that follow the steps, as chains that share a slot::
 
 so no name that will exist in the end is ever missing, except the source of a move.  What nets out to nothing has no step.
 
-What a commit needs besides follows from the steps as data (`Needs`).
+Whether a commit needs a journal follows from the steps as data (`needs_journal`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import operator
 from atomik._protocol.step import Step
 from atomik._staging import checks
 from atomik._staging.item import Found, Operation
-from atomik._typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,17 +39,6 @@ class Refusal(Exception):  # noqa: N818  the plan's answer; the commit makes an 
     def __init__(self, operation: Operation, place: Place, reason: str, *, folder_there: bool = False) -> None:
         super().__init__(reason)
         self.operation, self.place, self.reason, self.folder_there = operation, place, reason, folder_there
-
-
-class Needs(NamedTuple):
-    """What a commit needs besides its steps.
-
-    ``journal``: with its mark, for several steps, or for one that a later check may want undone.  ``lock``: the parents, and
-    every folder that is displaced, because readers must not see the change half done (P6).
-    """
-
-    journal: bool
-    lock: bool
 
 
 #: operations that change two names, and so are no single step that is atomic by itself, or need both identities
@@ -73,10 +61,10 @@ def may_go_alone(items: Sequence[Item]) -> bool:
     )
 
 
-def needs(steps: Sequence[Step], *, checked_later: bool, folders_displaced: bool) -> Needs:
-    """What these steps need; `checked_later` says that the displaced object is compared after the swap."""
-    journal = len(steps) > 1 or (checked_later and bool(steps)) or any(step.allow_gap for step in steps)
-    return Needs(journal, journal or folders_displaced)
+def needs_journal(steps: Sequence[Step], *, checked_later: bool) -> bool:
+    """Whether these steps need a journal with its mark: several, or one that a later check may want undone; `checked_later`
+    says that what was displaced is compared after the swap."""
+    return len(steps) > 1 or (checked_later and bool(steps)) or any(step.allow_gap for step in steps)
 
 
 def plan(

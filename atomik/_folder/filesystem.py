@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
-_UNIQUE = 0x4000  # STATX_MNT_ID_UNIQUE, Linux 6.8: an id that is never given to another mount
 
 BTRFS = 0x9123683E  # f_type of statfs(2)
 
@@ -86,7 +85,7 @@ _open: weakref.WeakValueDictionary[tuple[int, int], Filesystem] = weakref.WeakVa
 def of(fd: int, status: Status) -> Filesystem:
     """The filesystem of an open folder, remembered by the id of its mount: for ever where that is never given to another
     (Linux 6.8), else for as long as a folder is open there."""
-    if not status.mask & _UNIQUE:
+    if not status.unique_mount:
         key = (status.mount, status.dev)
         found = _open.get(key)
         if found is None:

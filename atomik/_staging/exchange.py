@@ -10,7 +10,8 @@ from atomik._system import kernel
 
 from . import checks, companions
 from .destinations import UNTOUCHED, Entry, key_of
-from .item import Found, Item, Operation, kind_of, sync_place
+from .existing import OfTwoNames
+from .item import Found, Operation, kind_of, sync_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
+    from .item import Item
     from .options import Expectation, ItemOptions, StrPath
 
 
@@ -28,31 +30,20 @@ def stage(intake: Intake, first: StrPath, second: StrPath, *, order: int, expect
         other = intake.workspace.locate(absolute(second), folder=True, parents=None)
         options: ItemOptions = {"order": order, "preserve": "none", "expect": expect}
         item = intake.add(Exchange, first, True, None, options, lambda item: item.take(other))  # noqa: FBT003
-        try:
-            entry = Entry(item, item.kinds[0], item.origins[0], key_of(item.there[1]))
-            intake.workspace.destinations.register(other, entry)
-        except BaseException:
-            intake.forget(item)
-            raise
-        item.registered = True
+        item.register(intake, Entry(item, item.kinds[0], item.origins[0], key_of(item.there[1])))
     intake.open(item, item.open)
 
 
-class Exchange(Item):
+class Exchange(OfTwoNames):
     """What exists at the destination and at ``other`` changes places."""
 
-    __slots__ = ("kinds", "origins", "other", "registered", "there")
+    __slots__ = ("kinds", "origins", "there")
 
     kind = "exchange"
-    makes_parents = False
-    #: the programs that wrote the two may not have synced them (P5)
-    content = True
 
     def take(self, other: Place) -> None:
         """Name what will be exchanged: what exists at both names, or what the operations so far leave there."""
-        self.other = other
-        #: whether the other name is among the destinations
-        self.registered = False
+        self.name(other)
         if other == self.place:
             text = "both paths are the same name; an exchange needs two"
             errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, self.path)
@@ -76,11 +67,6 @@ class Exchange(Item):
         checks.refuse_sticky(place.directory, found, str(place))
         return kind_of(found.mode), found
 
-    def open(self) -> None:
-        """Reserve the slot."""
-        self.slot = self.workspace.slot(self.stage)
-        self.seal()
-
     def step_kind(self) -> str:
         return ""  # anything can take the place of anything
 
@@ -93,9 +79,6 @@ class Exchange(Item):
     def follow(self, leaves: str | None) -> None:
         if self.expectation is not None:  # what is there, `take` has asked
             self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
-
-    def places(self) -> tuple[Place, ...]:
-        return (self.place, self.other) if self.registered else (self.place,)
 
     def folders_there(self) -> tuple[Place, ...]:
         pairs = zip(self.there, (self.place, self.other), strict=True)
@@ -117,12 +100,3 @@ class Exchange(Item):
 
     def _sync_new(self) -> int:
         return sync_place(self.place) + sync_place(self.other)
-
-    def would_change_nothing(self) -> bool:
-        return False
-
-    def _seal(self) -> None:
-        pass
-
-    def _drop(self) -> None:
-        pass  # nothing was staged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .item import Item
+from .existing import OfExisting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def stage(intake: Intake, path: StrPath, expected: Expectation) -> None:
     intake.open(item, item.seal)
 
 
-class Expected(Item):
+class Expected(OfExisting):
     """A name that must be as the caller saw it, checked when staged and under the locks, before the first swap."""
 
     __slots__ = ()
@@ -45,9 +45,3 @@ class Expected(Item):
         if leaves is not None and self.expectation == "absent":
             self.conflict("an earlier operation of this transaction puts something there")
         super().follow(leaves)
-
-    def _seal(self) -> None:
-        pass
-
-    def _drop(self) -> None:
-        pass  # nothing was staged

@@ -16,7 +16,8 @@ from atomik._system import kernel
 
 from . import checks, companions
 from .destinations import UNTOUCHED, Entry, key_of
-from .item import Found, Item, Operation, kind_of, sync_place
+from .existing import OfTwoNames
+from .item import Found, Operation, kind_of, sync_place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .intake import Intake
+    from .item import Item
     from .options import Expectation, ItemOptions, StrPath
 
 
@@ -39,33 +41,23 @@ def stage(
         source = intake.workspace.locate(os.fsdecode(src), folder=True, parents=None)
         options: ItemOptions = {"order": order, "preserve": "none", "backup": backup, "expect": expect}
         item = intake.add(Move, dest, overwrite, None, options, lambda item: item.take(source))
-        try:
-            intake.workspace.destinations.register(source, Entry(item, None, None, key_of(item.displaced_source)))
-        except BaseException:
-            intake.forget(item)
-            raise
-        item.registered = True
+        item.register(intake, Entry(item, None, None, key_of(item.displaced_source)))
     intake.open(item, item.open)
 
 
-class Move(Item):
-    """What exists at ``source`` moves to the destination."""
+class Move(OfTwoNames):
+    """What exists at ``other`` moves to the destination."""
 
-    __slots__ = ("_origin", "_there", "displaced_source", "registered", "source")
+    __slots__ = ("_origin", "_there", "displaced_source")
 
     kind = "move"
-    makes_parents = False
-    #: the program that wrote what is moved may not have synced it (P5)
-    content = True
 
     def take(self, source: Place) -> None:
         """Name what will be moved: what exists there, or what the operations so far leave there."""
-        self.source = source
+        self.name(source)
         if source == self.place:
             text = "source and destination are the same name, so there is nothing to move"
             errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, self.path)
-        #: whether the source is among the destinations
-        self.registered = False
         #: the status of a folder that moves away
         self.displaced_source: Status | None = None
         destinations = self.workspace.destinations
@@ -85,17 +77,12 @@ class Move(Item):
 
     def choose_backup(self) -> None:
         super().choose_backup()
-        if self.backup_place == self.source:
+        if self.backup_place == self.other:
             text = "backup= names the source of the move; to exchange the two, use tx.exchange()"
-            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, str(self.source), self.path)
-
-    def open(self) -> None:
-        """Reserve the slot."""
-        self.slot = self.workspace.slot(self.stage)
-        self.seal()
+            errors.fail(errors.DuplicateDestinationError, errno.EEXIST, text, str(self.other), self.path)
 
     def _look_at_source(self) -> Status:
-        source = self.source
+        source = self.other
         found = source.status()
         if found is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to move", str(source), self.path)
@@ -122,36 +109,24 @@ class Move(Item):
     def refuse_companions(self) -> None:
         companions.refuse_log(self.place, self.workspace, self.path)
 
-    def places(self) -> tuple[Place, ...]:
-        return (self.source, self.place) if self.registered else (self.place,)
-
     def folders_there(self) -> tuple[Place, ...]:
-        return (*super().folders_there(), *((self.source,) if self.displaced_source is not None else ()))
+        return (*super().folders_there(), *((self.other,) if self.displaced_source is not None else ()))
 
     def find(self, found: dict[Place, Found | None], *, alone: bool) -> None:
-        if self.source not in found:
+        if self.other not in found:
             self._look_at_source()
             if self._there == "file":
-                companions.refuse_left_log(self.source, self.workspace, self.path)
-            found[self.source] = Found(self._there, self.source.identity())
+                companions.refuse_left_log(self.other, self.workspace, self.path)
+            found[self.other] = Found(self._there, self.other.identity())
         super().find(found, alone=alone)
 
     def operation(self, *, alone: bool) -> Operation:
         assert self.slot is not None
         options = self.options
         return Operation(
-            "move", self.place, self.slot, None, -1, self.source, self.backup_place,
+            "move", self.place, self.slot, None, -1, self.other, self.backup_place,
             options.overwrite, options.allow_gap, self.order,
         )  # fmt: skip
 
     def _sync_new(self) -> int:
-        return sync_place(self.source)  # where it is now
-
-    def would_change_nothing(self) -> bool:
-        return False
-
-    def _seal(self) -> None:
-        pass
-
-    def _drop(self) -> None:
-        pass  # nothing was staged: the source is where it was
+        return sync_place(self.other)  # where it is now

@@ -7,7 +7,8 @@ import errno
 from atomik import errors
 
 from . import checks
-from .item import Found, Item, Operation, kind_of
+from .existing import OfExisting
+from .item import Found, Operation, kind_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,19 +29,13 @@ def stage(intake: Intake, path: StrPath, *, missing_ok: bool, order: int, expect
     intake.open(item, item.open)
 
 
-class Removal(Item):
+class Removal(OfExisting):
     """The destination is removed."""
 
     __slots__ = ()
 
     kind = "removal"
-    makes_parents = False
     content = False
-
-    def open(self) -> None:
-        """Reserve the slot."""
-        self.slot = self.workspace.slot(self.stage)
-        self.seal()
 
     def step_kind(self) -> str:
         return ""  # that of what exists there, whatever it is
@@ -83,9 +78,3 @@ class Removal(Item):
     def operation(self, *, alone: bool) -> Operation:
         assert self.slot is not None
         return Operation("remove", self.place, self.slot, order=self.order)
-
-    def _seal(self) -> None:
-        pass
-
-    def _drop(self) -> None:
-        pass  # nothing was staged

@@ -173,7 +173,7 @@ def play(items: Sequence[Item]) -> dict[Place, Item | Place | None]:
         if item.kind == "removal":
             now[place] = None
         elif isinstance(item, Move):
-            now[place], now[item.source] = at(item.source), None
+            now[place], now[item.other] = at(item.other), None
         elif isinstance(item, Exchange):
             now[place], now[item.other] = at(item.other), at(place)
         elif item.changes:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     #: A buffer that the kernel writes to, and pointers into it.  It never moves, because its size never changes.
     _Buffer = tuple[bytearray, Any, Any]
 
-AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
 AT_HANDLE_FID = 0x200  # name_to_handle_at for comparison only; works on overlay (Linux 6.5)

@@ -56,21 +56,10 @@ def manifest(directory: Directory) -> Manifest:
     """What lstat(2) says of everything below a folder, and of the folder itself (as "")."""
     found = {"": kernel.port.fstat(directory.fd)}
     with TreeWalk(directory, "read") as down:
-        while True:
-            level = down.level
-            if level.folders is None:
-                level.folders = []
-                for entry in down.entries():
-                    status = kernel.port.lstat(entry.name, level.fd)
-                    found[os.path.join("", *level.names(), entry.name)] = status
-                    if stat.S_ISDIR(status.st_mode):
-                        level.folders.append(entry.name)
-            if level.folders:
-                down.enter(level.folders.pop())
-            elif down.depth:
-                down.leave()
-            else:
-                return found
+        for entry in down.each():
+            path = os.path.join("", *down.level.names(), entry.name)
+            found[path] = kernel.port.lstat(entry.name, down.level.fd)
+    return found
 
 
 def changes(before: Manifest, clone: Directory, original: Directory) -> list[Change]:

@@ -36,7 +36,7 @@ from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
 from .content import Copier
-from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply, dress
+from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply
 from .walk import Level, TreeWalk, mount_error
 
 TYPE_CHECKING = False
@@ -384,7 +384,7 @@ class _Clone:
         new = port.open(new_name, _PATH, below)
         try:
             target, path = Named(new, new_name, below), self.target.path(new_name)
-            self._note(dress(target, metadata, "all", same_content=True, path=path), name)
+            self._note(apply(target, metadata, "all", same_content=True, path=path), name)
         finally:
             port.close(new)
 

@@ -177,15 +177,10 @@ def _is_servers_no(number: int | None, fd: int) -> bool:
 
 
 def apply(
-    fd: int,
-    metadata: Metadata | None,
-    what: What,
-    *,
-    same_content: bool = False,
-    permissions: int | None = None,
+    to: int | Opened, metadata: Metadata | None, what: What, *, same_content: bool = False, permissions: int | None = None,
     path: str = "",
-) -> tuple[str, ...]:
-    """Put `metadata` on an open file or folder of our own; returns the names of what could not be kept.
+) -> tuple[str, ...]:  # fmt: skip
+    """Put `metadata` on an object of our own, by default an open file or folder; returns the names of what could not be kept.
 
     `what` is "all", "mode" (the permission bits alone) or "none".  The names are "owner", "group", "acl", "mode" and
     "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With
@@ -194,23 +189,11 @@ def apply(
 
     Raises `AccessDeniedError`, with `path`, if the object would stay more open than it may be.
     """
-    return dress(Opened(fd), metadata, what, same_content=same_content, permissions=permissions, path=path)
-
-
-def dress(
-    target: Opened,
-    metadata: Metadata | None,
-    what: What,
-    *,
-    same_content: bool = False,
-    permissions: int | None = None,
-    path: str = "",
-) -> tuple[str, ...]:
-    """`apply` for an object that is reached in any way."""
     if metadata is None:
         what = "none"
     if what == "none" and permissions is None:
         return ()
+    target = Opened(to) if isinstance(to, int) else to
     found = target.stat()
     work = _Dressing(target, metadata or Metadata._from(found, {}, ()), what, permissions, path, found)
     if what == "all":
@@ -292,7 +275,7 @@ class Named(Opened):
 
 
 class _Dressing:
-    """One object that is getting the metadata of another.  The steps are called in the order that `dress` shows."""
+    """One object that is getting the metadata of another.  The steps are called in the order that `apply` shows."""
 
     stuck = False  # it has an ACL that could not be removed
 

@@ -129,7 +129,7 @@ class TreeWalk:
                         level.folders.append(entry.name)
                     yield entry
             if level.folders:
-                self.enter(level.folders.pop())
+                self.enter_if_there(level.folders.pop())
             elif self.depth:
                 self.leave()
             else:
@@ -352,20 +352,13 @@ def first_mount(folder: Directory, above: Directory) -> str | None:
         return folder.path
     with TreeWalk(folder, "look for mounts") as down:
         try:
-            while True:
-                level = down.level
-                if level.folders is None:
-                    level.folders = [entry.name for entry in down.entries() if entry.is_dir(follow_symlinks=False)]
-                if level.folders:
-                    down.enter_if_there(level.folders.pop())
-                elif down.depth:
-                    down.leave()
-                else:
-                    return None
+            for _ in down.each():
+                pass
         except errors.MountPointError as exc:
             if exc is not down.error:
                 raise
             return str(exc.filename)
+    return None
 
 
 def mount_error(action: str, path: str) -> errors.MountPointError:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from attrs import define
 
-from atomik._commit.plan import Needs, Refusal, needs, plan
+from atomik._commit.plan import Refusal, needs_journal, plan
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._protocol import publish as _publish
@@ -290,26 +290,20 @@ def test_a_move_removes_its_source_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ops", "changed", "wanted"),
-    [
-        ([], [], Needs(journal=False, lock=False)),
-        (["put a"], [], Needs(journal=False, lock=False)),
-        (["put a"], ["folders"], Needs(journal=False, lock=True)),
-        (["put a"], ["later"], Needs(journal=True, lock=True)),
-        (["put a", "put b"], [], Needs(journal=True, lock=True)),
-    ],
+    ("ops", "later", "wanted"),
+    [([], False, False), (["a"], False, False), (["a"], True, True), (["a", "b"], False, True)],
 )
-def test_needs_follow_from_the_steps(ops: list[str], changed: list[str], wanted: Needs) -> None:
-    """One step that is atomic by itself needs nothing; a lock where a folder is displaced, a journal for more."""
-    steps = planned(build(("", "", "")), [Op("put", op[-1], kind="file") for op in ops])
-    assert needs(steps, checked_later="later" in changed, folders_displaced="folders" in changed) == wanted
+def test_what_needs_a_journal(ops: list[str], later: bool, wanted: bool) -> None:
+    """Not one step that is atomic by itself, unless something is checked after it."""
+    steps = planned(build(("", "", "")), [Op("put", op, kind="file") for op in ops])
+    assert needs_journal(steps, checked_later=later) is wanted
 
 
 def test_one_step_with_a_gap_needs_a_journal() -> None:
     """Between its two renames the destination is missing, so its death must be undone."""
     (step,) = planned(build(("", "", "")), [Op("put", "a", kind="file")])
     step.allow_gap = True
-    assert needs([step], checked_later=False, folders_displaced=False).journal
+    assert needs_journal([step], checked_later=False)
 
 
 # --- on a disk ---------------------------------------------------------------------------------------------------------
