@@ -28,7 +28,7 @@ from atomik._tree import metadata as _metadata
 from atomik._tree.delete import delete_tree
 
 from .promises import Promise, promises_of
-from .trials import TRIALS, Outcome, run_all
+from .trials import TRIALS, Outcome, attempt, run_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,12 +53,14 @@ class Capabilities:
     created.  ``file_handles``: objects have handles (name_to_handle_at(2)), which survive a remount.  ``reflink``: files
     can share their content (FICLONE).  ``syncfs``: one call makes everything durable, and reports errors.  ``flock``:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
-    folder can be synced.
+    folder can be synced.  ``paths``: what is staged has a path that can be given to another program (`Transaction.path`).
 
     ``fixed_folders``: why it may be impossible to rename, and so to replace, move or remove, a folder in it; "" if it is not.
     ``fixed``: the same of something in it that has another project id.
 
     ``volatile``: why what was synced does not survive the machine ("it lives in memory"); "" if it does.
+
+    ``unflushed``: why what was synced may still be in the device's cache ("it is mounted with nobarrier"); "" if it is not.
 
     ``promises``: which of atomik's promises hold, a `Promise` each.  What could not be found out is None, and ``unknown``
     says why.  ``str()`` gives all of it as a table, `as_dict` as plain values.
@@ -83,7 +85,9 @@ class Capabilities:
     xattrs: bool | None
     acls: bool | None
     dir_fsync: bool | None
+    paths: bool | None = None
     volatile: str | None = ""
+    unflushed: str = ""
     fixed_folders: str = ""
     fixed: str = ""
     #: ability → why it could not be found out
@@ -119,6 +123,7 @@ _LABELS = {
     "tmpfile": "files without a name (O_TMPFILE)",
     "hard_links": "hard links",
     "symlinks": "symbolic links",
+    "paths": "paths for other programs",
     "file_handles": "file handles",
     "reflink": "shared content (reflink)",
     "flock": "locks on folders (flock)",
@@ -220,12 +225,18 @@ def _try_all(scratch: _Scratch) -> Capabilities:
         folder=scratch.directory.path, filesystem=kind or fs.name, mount=mount, st_dev=scratch.directory.dev,
         noreplace=None if why else bool(fs.noreplace), exchange=None if why else bool(fs.exchange), lies=fs.lies,
         file_handles=fs.handle_flags is not None, syncfs=fs.syncfs, volatile=volatile, unknown=unknown,
+        unflushed="it is mounted with nobarrier" if "nobarrier" in options.split(",") else "",
         fixed_folders=_fixed_folders(scratch.directory, kind or fs.name, options), fixed=_fixed(scratch.directory), **asked,
     )  # fmt: skip
     try:
-        return evolve(found, promises=promises_of(found, run_all(scratch.folder)))
+        trials = run_all(scratch.folder)
     finally:
-        scratch.remove_folders()
+        removed = attempt(scratch.remove_folders)
+    left = removed.why and f"what was made cannot be removed: {removed.why}"
+    trials = {"clean up": evolve(removed, left=left), **trials}
+    paths = trials["create path"]
+    unknown.update({"paths": paths.why} if paths.works is None else {})
+    return evolve(found, paths=paths.works, promises=promises_of(found, trials))
 
 
 def _mount_of(directory: Directory) -> tuple[str, str, str]:
@@ -377,10 +388,11 @@ class _Scratch:
         kernel.port.mkdir(place.name, 0o700, place.fd)
         return place.open()
 
-    def remove_folders(self) -> None:
+    def remove_folders(self) -> str:
         """Remove the folders of the trials, which are empty by now."""
         for place in self._folders:
             remove_empty(place)
+        return ""
 
     def extents(self) -> bool:
         """Whether files are stored in blocks of a device."""

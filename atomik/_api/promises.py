@@ -58,6 +58,8 @@ def _p1(can: Capabilities, trials: Trials) -> Promise:
     if can.fixed and can.filesystem != "xfs":
         return Promise("P1", text, "new", can.fixed)
     failed = _first(trials, "create folder", "overwrite folder")
+    if trials["overwrite"].works and trials["move"].refused and not can.lies:
+        failed = trials["move"]  # because nothing tells what is a mount
     if failed is None and can.fixed_folders:
         return Promise("P1", text, "files and new folders", can.fixed_folders)
     reason = can.fixed
@@ -70,7 +72,7 @@ def _p2(can: Capabilities, trials: Trials) -> Promise:
     text = "without overwrite=True nothing is replaced"
     if failed := _first(trials, "create", "lose the race"):
         return _answer("P2", text, failed)
-    if can.symlinks and (failed := _first(trials, "create symlink")):
+    if failed := _first(trials, "create symlink" if can.symlinks else "create path"):
         return _answer("P2", text, failed, "single files")
     reason = "" if can.noreplace is not False else "by link and unlink"
     return _answer(
@@ -106,6 +108,8 @@ def _p5(can: Capabilities, _: Trials) -> Promise:
     if not can.dir_fsync:
         return Promise("P5", text, "no", "folders cannot be synced")
     reason = "" if can.syncfs else "if its server or driver syncs when it is asked to"
+    if can.unflushed:
+        reason = f"if the device has no cache that a power cut empties, for {can.unflushed}"
     return Promise("P5", text, "yes", reason)
 
 
@@ -144,8 +148,8 @@ def _p9(_: Capabilities, trials: Trials) -> Promise:
 #: the trials of what is refused where it cannot be kept (P1 to P4)
 _PROMISED = frozenset(
     {
-        "create", "overwrite", "create symlink", "remove", "create folder", "overwrite folder", "lose the race",
-        "lose the race for a folder", "roll back", "recover", "recover two folders",
+        "create", "overwrite", "create symlink", "create path", "move", "remove", "create folder", "overwrite folder",
+        "lose the race", "lose the race for a folder", "roll back", "recover", "recover two folders", "clean up",
     }
 )  # fmt: skip
 

@@ -150,7 +150,7 @@ def _create_folder(fresh: Callable[[], Directory]) -> str:
 
 def _overwrite_folder(fresh: Callable[[], Directory]) -> str:
     at = fresh()
-    kernel.port.mkdir("a", 0o700, at.fd)
+    kernel.port.mkdir("a", 0o777, at.fd)
     before = at.identity("a")
     with _begin(at, overwrite=True) as tx:
         tx.folder(at.child("a"))
@@ -162,6 +162,22 @@ def _create_symlink(fresh: Callable[[], Directory]) -> str:
     with _begin(at) as tx:
         tx.symlink(at.child("a"), "nowhere")
     return "" if at.exists("a") else "the new link is not there"
+
+
+def _create_path(fresh: Callable[[], Directory]) -> str:
+    """What another program wrote by the path that it was given."""
+    at = fresh()
+    with _begin(at) as tx:
+        _put(at, str(tx.path(at.child("a"))), b"new")
+    return _expect(at, "a", b"new")
+
+
+def _move(fresh: Callable[[], Directory]) -> str:
+    at = fresh()
+    _put(at, "a", b"old")
+    with _begin(at) as tx:
+        tx.move(at.child("a"), at.child("b"))
+    return _expect(at, "b", b"old")
 
 
 def _remove(fresh: Callable[[], Directory]) -> str:
@@ -345,6 +361,8 @@ TRIALS: dict[str, Callable[[Callable[[], Directory]], str]] = {
     "create": _create,
     "overwrite": _overwrite,
     "create symlink": _create_symlink,
+    "create path": _create_path,
+    "move": _move,
     "remove": _remove,
     "create folder": _create_folder,
     "overwrite folder": _overwrite_folder,

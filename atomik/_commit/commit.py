@@ -634,7 +634,14 @@ class Commit:
     def _read_mark(self) -> None:
         """Something arrived while the mark was written: what the journal holds says whether it counts (I13)."""
         assert self._journal is not None
-        if self._journal.is_marked():
+        try:
+            marked = self._journal.is_marked()
+        except OSError as exc:  # the server of the filesystem died
+            if kernel.errno_of(exc) is None:
+                raise
+            self._failure, self.state = exc, _IN_DOUBT
+            return
+        if marked:
             self._sync_mark()
             self.state = _COMMITTED
         else:

@@ -40,6 +40,11 @@ _LINK_SAYS = frozenset(
         errno.EDQUOT,
         errno.EROFS,
         errno.ENOMEM,
+        errno.ENOTCONN,  # these are about a server that has died, or is out of reach
+        errno.ECONNABORTED,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.ETIMEDOUT,
         errno.ESTALE,
     }
 )

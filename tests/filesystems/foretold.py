@@ -40,7 +40,7 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
     here, there = holds["P4"] in ("yes", "one folder"), holds["P4"] == "yes"
     new_folders, old_folders = holds["P2"] == "yes", holds["P1"] == "yes"
     if scenario in _NEW_FILES:
-        return names if scenario == "path-new" else creates
+        return (names and can.paths) if scenario == "path-new" else creates
     if scenario == "file-overwrite":
         return overwrites
     if scenario in _KEEPING:
@@ -64,7 +64,7 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
         "remove-folder": True if old_folders else None,
         "move-file": creates and there if can.lies is False else None,
         "move-over": overwrites and undoes and there,
-        "move-folder": new_folders and there if old_folders or not new_folders else None,
+        "move-folder": new_folders and there if old_folders or (not new_folders and can.paths) else None,
         "transaction-one-folder": names and here and links,
         "killed-writing": True,
         "reading": holds["P6"] == "yes" if holds["P6"] != "unknown" else None,

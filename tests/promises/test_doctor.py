@@ -151,6 +151,17 @@ def test_what_a_power_cut_takes() -> None:
 
 
 @mounts
+@pytest.mark.root
+@pytest.mark.filesystems
+def test_a_device_s_cache() -> None:
+    """With nobarrier a sync ends in the cache of the device, and P5 depends on that."""
+    need(lab.missing("ext4"))
+    with lab.mounted("ext4", options="nobarrier") as place:
+        said = atomik.probe(place.folder).promises[4]
+    assert said.holds == "yes"
+    assert "nobarrier" in said.reason
+
+
 def test_what_lies_below_may_be_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container the upper layer has no path: then nobody can tell, and that is said."""
     need(lab.missing("overlay-redirect-on"))
@@ -268,3 +279,42 @@ def test_an_exception_while_locks_are_tried_goes_on(tmp_path: Path) -> None:
     with installed(Alarmed()), pytest.raises(BlockingIOError, match="alarm"):
         atomik.probe(tmp_path)
     assert not os.listdir(tmp_path)
+
+
+def test_what_is_made_cannot_be_removed(tmp_path: Path) -> None:
+    """A sandbox that refuses to remove folders (Landlock without REMOVE_DIR): P9 is a no, and the doctor does not fail."""
+    with installed(Faulty.every("rmdir", errno.EACCES)):
+        said = {promise.name: promise for promise in atomik.probe(tmp_path).promises}
+    assert said["P9"].holds == "no"
+    assert "cannot be removed: Permission denied" in said["P9"].reason
+    atomik.recover(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_that_chmod_cannot_narrow(tmp_path: Path) -> None:
+    """A server that refuses chmod: overwriting works, but not of what is closed to others, and both are said."""
+    before = os.umask(0o022)
+    try:
+        with installed(Faulty.every("fchmod chmod fchmodat2", errno.EPERM)):
+            said = {promise.name: promise for promise in atomik.probe(tmp_path).promises}
+            atomik.write_text(tmp_path / "open", "old")
+            atomik.write_text(tmp_path / "open", "new", overwrite=True)
+            atomik.write_text(tmp_path / "asked", "new", permissions=0o600)
+            os.close(os.open(tmp_path / "closed", os.O_CREAT, 0o600))
+            with pytest.raises(errors.AccessDeniedError, match="cannot narrow"):
+                atomik.write_text(tmp_path / "closed", "never", overwrite=True)
+    finally:
+        os.umask(before)
+    assert [said[name].holds for name in ("P1", "P3", "P4", "P8")] == ["yes"] * 4
+    assert "fewer permissions" in said["P1"].reason
+    assert (tmp_path / "asked").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "closed").read_text() == ""
+
+
+def test_a_staged_path_may_be_impossible(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others could redirect a path, and there is no /proc: `paths` is a no."""
+    monkeypatch.setattr("atomik._protocol.private_folder.is_private", lambda *_: False)
+    with installed(Faulty.every("stat", errno.ENOENT)):
+        can = atomik.probe(folder)
+    assert can.paths is False
+    assert atomik.probe(folder).paths is True

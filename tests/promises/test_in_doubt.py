@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
+from atomik._folder import filesystem
 from atomik._system import kernel as _kernel
+from tests.support.kernels import Faulty, installed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,3 +99,38 @@ def test_a_warning_that_is_an_error_does_not_stop_the_clean_up(folder: Path) -> 
         del tx
         gc.collect()
     assert list(folder.iterdir()) == []
+
+
+#: every call of the port that reaches a server
+_SERVED = sorted(
+    name
+    for name in vars(_kernel.Kernel)
+    if not name.startswith("_") and name not in ("close", "flock", "announce_writer")
+)
+_MOMENTS = [("swapping", 1), ("swapping", 2), ("syncing", 0), ("syncing", 1), ("syncing", 2)]
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ECONNABORTED])
+@pytest.mark.parametrize("moment", _MOMENTS)
+def test_the_server_dies(folder: Path, moment: tuple[str, int], number: int) -> None:
+    """Every call fails from then on: an error of atomik's that says so, and recovery brings everything back later."""
+    for name in ("one", "two"):
+        (folder / name).write_text("old")
+    dead = Faulty(lambda _: number if dead_now else None, _SERVED)
+    dead_now: list[bool] = []
+
+    def progress(phase: str, done: int, _: int) -> None:
+        if (phase, done) == moment:
+            dead_now.append(True)
+
+    with installed(dead), pytest.raises(atomik.errors.AtomikOSError) as caught:  # noqa: SIM117
+        with atomik.transaction(overwrite=True, progress=progress) as tx:
+            tx.file(folder / "one").write("new")
+            tx.file(folder / "two").write("new")
+    assert dead.struck
+    assert caught.value.errno == number
+    assert "hard links" not in str(caught.value)
+    filesystem.forget()
+    atomik.recover(folder)
+    assert {(folder / name).read_text() for name in ("one", "two")} == {"old"}
+    assert sorted(entry.name for entry in folder.iterdir()) == ["one", "two"]
