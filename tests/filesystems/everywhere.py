@@ -124,6 +124,8 @@ def _nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
+    # Who gives up root is not dumpable any more, and then /proc/PID/fd is closed to the programs that it starts.
+    linux.be_dumpable()
 
 
 def _no_mountinfo(call: Call) -> OSError | None:

@@ -31,6 +31,7 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (
@@ -83,6 +84,11 @@ def die_with_parent() -> None:
     Survives execve, is cleared by fork, and is ignored for set-user-ID programs.
     """
     _check(_libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0))
+
+
+def be_dumpable() -> None:
+    """Let the programs of this user look at this process in /proc again, after it has changed its user (PR_SET_DUMPABLE)."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))
 
 
 def die_with(parent: int) -> Callable[[], None]:
