@@ -318,16 +318,7 @@ def _project_of(directory: Directory, name: str) -> int | None:
 
 def _redirects_by_default() -> bool:
     """Whether an overlay whose options say nothing redirects."""
-    try:
-        fd = kernel.port.open("/sys/module/overlay/parameters/redirect_dir", os.O_RDONLY)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        return False
-    try:
-        return kernel.port.pread(fd, 1, 0) == b"Y"
-    finally:
-        kernel.port.close(fd)
+    return kernel.told("/sys/module/overlay/parameters/redirect_dir", 1) == b"Y"
 
 
 def _upper_in_memory(options: list[str]) -> bool:

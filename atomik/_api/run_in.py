@@ -50,7 +50,7 @@ _GRACE = 5.0
 class RunResult(Values):
     """What `run_in` returns.
 
-    ``process``: a `subprocess.CompletedProcess`.  ``receipt``: what was published, a `atomik.Receipt`; None when the program
+    ``process``: a `subprocess.CompletedProcess`.  ``receipt``: what was published, an `atomik.Receipt`; None when the program
     failed, so that nothing was.
     """
 
@@ -73,7 +73,7 @@ def run_in(
     keep_on_failure: StrPath | None = None,
     durable: bool | Literal["fsync", "syncfs"] = True,
     lock_timeout: float | None = 60.0,
-    progress: Progress | None = None,
+    progress: Progress | Literal[True] | None = None,
     **subprocess_options: Any,
 ) -> RunResult:
     """Run a program that changes a folder: all of its changes are published at once, or none.
@@ -446,9 +446,9 @@ def _reason(step: str, number: int) -> str:
             f"{said}; this process changed its user and may not be inspected since: execute a program as the new user"
         )
     if step in ("userns", "map", "private", "open_tree", "move_mount") and number in _DENIED:
-        if _sysctl("kernel/unprivileged_userns_clone") == "0":
+        if _sysctl("kernel/unprivileged_userns_clone") == b"0":
             return f"{said}; set the sysctl kernel.unprivileged_userns_clone=1, or run as root"
-        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1":
+        if _sysctl("kernel/apparmor_restrict_unprivileged_userns") == b"1":
             return (
                 f"{said}; AppArmor restricts user namespaces: load a profile for this program that allows them (userns,), "
                 "set the sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
@@ -490,14 +490,5 @@ _CALLS = {
 }
 
 
-def _sysctl(name: str) -> str:
-    try:
-        fd = kernel.port.open(f"/proc/sys/{name}", os.O_RDONLY)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        return ""
-    try:
-        return kernel.port.pread(fd, 64, 0).decode().strip()
-    finally:
-        kernel.port.close(fd)
+def _sysctl(name: str) -> bytes:
+    return kernel.told(f"/proc/sys/{name}").strip()

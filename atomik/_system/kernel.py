@@ -730,6 +730,20 @@ def close_all(fds: list[int]) -> None:
             close_all(fds)
 
 
+def told(path: str, size: int = 64) -> bytes:
+    """What a small file of /proc or /sys says; nothing where it cannot be opened."""
+    try:
+        fd = port.open(path, os.O_RDONLY)
+    except OSError as exc:
+        if errno_of(exc) is None:
+            raise
+        return b""
+    try:
+        return port.pread(fd, size, 0)
+    finally:
+        port.close(fd)
+
+
 @contextlib.contextmanager
 def typed(action: str, path: str) -> Iterator[None]:
     """Turn the kernel's answers in the block into atomik's errors, which say what was tried and with which path; what a

@@ -191,7 +191,7 @@ def _add_write(add: argparse.ArgumentParser) -> None:
     add.add_argument("--follow-symlinks", action="store_true", help="if DEST is a link, write to its target")
     add.add_argument("--if-changed", action="store_true", help="do nothing if the content is unchanged")
     add.add_argument("--backup", metavar="NAME", help="keep the previous version under this name in the same folder")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
+    _add_dry_run(add)
     _add_output_options(add)
 
 
@@ -237,24 +237,22 @@ def _add_apply(add: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the folder that all paths are relative to; by default the current one",
     )
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
+    _add_dry_run(add)
     add.add_argument("--schema", action="store_true", help="print the JSON schema of change sets, and do nothing else")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
+    _add_waiting(add)
 
 
 def _add_swap(add: argparse.ArgumentParser) -> None:
     add.add_argument("first", metavar="A", help="a path that exists")
     add.add_argument("second", metavar="B", help="another one, on the same filesystem")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
-    add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
+    _add_dry_run(add)
+    _add_waiting(add)
 
 
 def _add_recover(add: argparse.ArgumentParser) -> None:
     add.add_argument("folders", nargs="+", metavar="FOLDER", help="a folder that holds destinations")
     add.add_argument("--recursive", action="store_true", help="also search the folders below them")
-    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
+    _add_dry_run(add)
     text = "also delete originals that cannot be put back and what was staged with resume, and give up lost folders"
     add.add_argument("--discard", action="store_true", help=text)
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
@@ -266,11 +264,19 @@ def _add_doctor(add: argparse.ArgumentParser) -> None:
 
 def _add_output_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--overwrite", action="store_true", help="replace existing destinations")
-    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--parents", action="store_true", help="create missing parent folders")
     text = "accept a moment without the destination where the filesystem cannot replace it in one step"
     add.add_argument("--allow-gap", action="store_true", help=text)
+    _add_waiting(add)
+
+
+def _add_waiting(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--no-durable", action="store_false", dest="durable", help="do not wait for the disk")
     add.add_argument("--lock-timeout", type=_seconds, default=60.0, metavar="SECONDS", help=_LOCK_TIMEOUT)
+
+
+def _add_dry_run(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--dry-run", action="store_true", help="change nothing, only print what would be done")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
