@@ -126,7 +126,7 @@ class Applier:
         if data is None:
             assert source is not None
             with _reading(source) as fd:
-                self._put(full, _pieces(fd), mode, expect, overwrite=overwrite)
+                self._put(full, _pieces(fd, source), mode, expect, overwrite=overwrite)
         else:
             self._put(full, (data,), mode, expect, overwrite=overwrite)
 
@@ -228,9 +228,13 @@ def _reading(path: str) -> Iterator[int]:
         kernel.port.close(fd)
 
 
-def _pieces(fd: int) -> Iterator[bytes]:
+def _pieces(fd: int, path: str) -> Iterator[bytes]:
     at = 0
-    while piece := kernel.port.pread(fd, _CHUNK, at):
+    while True:
+        with kernel.typed("cannot read the source", path):
+            piece = kernel.port.pread(fd, _CHUNK, at)
+        if not piece:
+            return
         yield piece
         at += len(piece)
 
@@ -255,6 +259,7 @@ def _name(exc: errors.AtomikError, change: Change) -> None:
     where = f"changes[{change.number}] ({change.op})"
     if isinstance(exc, OSError) and exc.strerror is not None:
         said = exc.strerror.replace("pass overwrite=True", 'add "overwrite": true')
+        said = said.replace("; pass missing_ok=True if that is fine", "")  # there is no such key
         exc.strerror = f"{where}: {said}"
     else:
         exc.args = (f"{where}: {exc}",)

@@ -42,6 +42,13 @@ class Output(Generic[_T]):
             self.__exit__(type(exc), exc, exc.__traceback__)
             raise
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            cls = type(self).__name__
+            hint = "use it with 'with', or take what 'with' gives from its attribute 'output', and call commit()"
+            raise AttributeError(f"{cls!r} object has no attribute {name!r}; {hint}", name=name, obj=self)
+
     def commit(self) -> Receipt:
         """Publish now, and return what was done; `Transaction.commit` says what it raises."""
         return self.transaction.commit()

@@ -486,9 +486,10 @@ class Transaction:
         """
         from atomik._commit.preview import preview
 
-        with self._intake.lock:
+        items = self._intake.items
+        with self._intake.lock, kernel.typed("cannot look at the destinations", items[0].path if items else ""):
             self._intake.require_open()
-            return preview(self._intake.items, undecided=bool(self._coordinator))
+            return preview(items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
     def commit(self) -> Receipt:

@@ -149,6 +149,7 @@ def recover_all(
     paths = [_plain(os.fsdecode(folder)) for folder in folders]
     if recursive:
         paths = [found for path in paths for found in work.below(path)]
+    work.there = {path for path in paths if os.path.isdir(path)}
     settled = {path for path in paths if dry_run or work.attempt(path, work.settle)}
     for done, path in enumerate(paths, 1):
         if path in settled:
@@ -167,6 +168,8 @@ class _Recovery:
     decide: Decide | None
     found: list[Recovered] = field(factory=list)
     failures: list[errors.AtomikOSError] = field(factory=list)
+    #: the folders that existed at the beginning: one that is gone was made by what was undone here
+    there: set[str] = field(factory=set)
     #: identities of journals that could not be settled: their other names are not tried again
     _unsettled: set[bytes] = field(factory=set)
 
@@ -178,7 +181,8 @@ class _Recovery:
         except OSError as exc:
             if not kernel.is_failure(exc):
                 raise
-            self._failed(exc, "recovery failed; fix the cause and recover again", path)
+            if not (isinstance(exc, errors.MissingPathError | errors.WrongKindError) and path in self.there):
+                self._failed(exc, "recovery failed; fix the cause and recover again", path)
             return False
 
     def _failed(self, exc: OSError, action: str, path: str) -> None:

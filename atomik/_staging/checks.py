@@ -31,7 +31,7 @@ def refuse_other_kind(mode: int, kind: str, path: str) -> None:
     """A folder cannot replace a file, nor a file a folder, and nothing replaces a device.  `mode` is of what is there, `kind`
     what will come, as `Step` knows it, or empty if that is not known yet."""
     if kernel.is_device(mode):
-        text = "cannot replace it: it is a device; remove it first in the same transaction"
+        text = "cannot replace it: it is a device; use open() to write to it, or another name"
         errors.fail(errors.WrongKindError, errno.ENOTDIR, text, path)
     if kind and not same_kind(mode, kind):
         there = "a folder" if kernel.is_folder(mode) else "not a folder"

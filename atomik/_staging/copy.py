@@ -12,6 +12,7 @@ from atomik._folder.place import Place
 from atomik._system import kernel
 
 from . import companions
+from .folder import StagedFolder
 from .item import Item, kind_of
 from .view import Staged
 
@@ -29,34 +30,34 @@ def stage(intake: Intake, src: StrPath, dest: StrPath, overwrite: bool | None, o
     full = absolute(src, "src")
     with kernel.typed("cannot copy", full), intake.lock:
         intake.require_open()
-        source, held = _locate(intake, src, full)
+        source, held, staged = _locate(intake, src, full)
         try:
             chosen: ItemOptions = {"preserve": "none", **options}
             item = intake.add(Copy, dest, overwrite, None, chosen, lambda item: item.take(source, full))
-            intake.open(item, item.open, source)
+            intake.open(item, item.open, source, staged if isinstance(staged, StagedFolder) else None)
         finally:
             if held is not None:
                 held.close()
 
 
-def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory | None]:
-    """The place where the content of `src` is now, and its folder if that must be closed afterwards."""
+def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory | None, Item | None]:
+    """The place where the content of `src` is now, its folder if that must be closed afterwards, and what has staged it."""
     view = Staged(intake)
     resolved = view.resolve(full, follow=False)
     view.refuse_below(resolved, full)
     if view.at_or_above(resolved) is None:
         if os.path.realpath(os.path.dirname(full)) == os.path.dirname(resolved):
             resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
-        return intake.workspace.locate(resolved, folder=True, parents=None), None
+        return intake.workspace.locate(resolved, folder=True, parents=None), None, None
     item = view.changes.get(resolved)
     if isinstance(item, Item):
-        return item.slot_to_read(), None
+        return item.slot_to_read(), None, item
     where = view.where(resolved, follow=False)
     if where is None:
         text = "there is nothing to copy: an earlier operation of this transaction removes it"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, full)
     folder = Directory.open(os.path.dirname(where))
-    return Place(folder, os.path.basename(where)), folder
+    return Place(folder, os.path.basename(where)), folder, None
 
 
 class Copy(Item):
@@ -84,8 +85,8 @@ class Copy(Item):
             text = "cannot copy a folder into itself; choose a destination outside it"
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, full, self.path)
 
-    def open(self, source: Place) -> None:
-        """Make the copy in a slot."""
+    def open(self, source: Place, staged: StagedFolder | None) -> None:
+        """Make the copy in a slot; `staged` is what the source is the slot of, if that is a folder."""
         from atomik._tree.clone import copy_entry
 
         assert self.owner is not None
@@ -99,6 +100,8 @@ class Copy(Item):
             text = "cannot copy a device or socket as this user; leave it out, or run as root"
             errors.fail(errors.AccessDeniedError, errno.EPERM, text, self.path)
         self.not_preserved = tuple(lost)
+        if staged is not None:
+            staged.finish_copy(slot)
         self.seal()
 
     def step_kind(self) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def stage(intake: Intake, path: StrPath, expected: Expectation) -> None:
     """Stage the expectation that `path` is as `expected`."""
+    if expected is None:
+        raise TypeError("expected must be what observe() returned, 'absent' or 'sha256:<hex>', not None")
     item = intake.add(Expected, path, True, None, {"expect": expected, "preserve": "none"})  # noqa: FBT003
     intake.open(item, item.seal)
 

@@ -132,7 +132,7 @@ class StagedFile(Item):
         if start is None or found is None:
             if mode == "a":
                 return
-            text = 'mode "r+" needs an existing file; use mode "w" to create one'
+            text = 'there is no file to start from; use mode "w" to create one'
             errors.fail(errors.MissingPathError, errno.ENOENT, text, self.path)
         if not kernel.is_file(found.mode):  # only to open a device or a FIFO may have effects of its own
             text = 'it is not a regular file, so there is no content to start from; use mode "w" to replace it'

@@ -137,6 +137,16 @@ class StagedFolder(Item):
             if progress is not None:
                 progress.finish()
 
+    def finish_copy(self, copy: Place) -> None:
+        """Give a copy that is made before this is complete the owner and mode that this will have."""
+        lost, start = self.not_preserved, self.start()
+        fd = kernel.port.open(copy.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, copy.fd)
+        try:
+            self.finish(fd, None if start is None else start.status(), start)
+        finally:
+            self.not_preserved = lost
+            kernel.port.close(fd)
+
     def _seal(self) -> None:
         assert self.slot is not None
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

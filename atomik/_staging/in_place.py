@@ -53,7 +53,11 @@ def stage(
         if options.get(name, plain) != plain:
             why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
             raise ValueError(f"{name} cannot be combined with in_place=True: the folder itself stays, and {why}")
-    item = intake.add(StagedInPlace, _plain(path), overwrite, tmp_dir, options)
+    path = _plain(path)
+    if intake.items and intake.changed(path):
+        text = "an earlier operation of this transaction changes what is at this name; write into what it has staged"
+        errors.fail(errors.NestedDestinationError, errno.EINVAL, text, absolute(path))
+    item = intake.add(StagedInPlace, path, overwrite, tmp_dir, options)
     return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
 
 

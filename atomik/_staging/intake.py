@@ -106,6 +106,8 @@ class Intake:
     ) -> _Item:  # fmt: skip
         """Decide early whether the destination can work, and take it in."""
         replaces = self.overwrite if overwrite is None else overwrite
+        if isinstance(replaces, str | bytes):  # an encoding, or "no"
+            raise TypeError(f"overwrite must be a bool, not {replaces!r}")
         options = checked(given, overwrite=bool(replaces)) if given else OVERWRITING if replaces else PLAIN
         where = full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
@@ -258,13 +260,21 @@ class Intake:
 
     def will_exist(self, path: StrPath) -> bool:
         """Whether something would exist at `path` if the commit came now."""
-        full = absolute(path)
+        found = self._leaves(path)
+        return found is not None and (found[0].status() is not None if found[1] == UNTOUCHED else found[1] is not None)
+
+    def changed(self, path: StrPath) -> bool:
+        """Whether an operation so far changes the name."""
+        found = self._leaves(path)
+        return found is not None and found[1] != UNTOUCHED
+
+    def _leaves(self, path: StrPath) -> tuple[Place, str | None] | None:
+        """The place of a path, and what the operations so far leave there; None where its folder is missing."""
         try:
-            place = self.workspace.locate(full, folder=True, parents=None)
+            place = self.workspace.locate(absolute(path), folder=True, parents=None)
         except _errors.MissingPathError:
-            return False
-        leaves = self.workspace.destinations.leaves(place)
-        return place.status() is not None if leaves == UNTOUCHED else leaves is not None
+            return None
+        return place, self.workspace.destinations.leaves(place)
 
     def drop(self, path: StrPath) -> None:
         """Take the last operation at `path` back."""

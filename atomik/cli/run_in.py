@@ -33,6 +33,7 @@ class Listing:
     def as_dict(self) -> dict[str, Any]:
         """For a machine."""
         return {
+            "dry_run": True,
             "folder": self.folder,
             "changes": [each.as_dict() for each in self.changes],
             "counts": counts(self.changes),

@@ -118,9 +118,9 @@ class Changes:
                 os.replace(place, target)
                 return
             self._detach(path)
-            self._forget(path)
+            removed = self._forget(path)
             new = fresh and not os.path.lexists(path)
-            self._changes[path] = Change(place, fresh=new, permissions=permissions)
+            self._changes[path] = Change(place, fresh=new, permissions=permissions, removed=removed)
 
     def mkdir(self, path: str) -> None:
         """Make a folder in an existing one; FileExistsError when another thread has been faster."""
@@ -172,14 +172,14 @@ class Changes:
         for key in self.view.below(target):
             self._forget(key)
         self._detach(target, but=origin)
-        self._forget(target)
+        removed = self._forget(target)
         self._changes.pop(source, None)
         if os.path.lexists(source):
             self._changes[source] = Change(None)
         if origin == target:
             self._changes.pop(target, None)  # it is back where it was
         else:
-            self._changes[target] = Change(origin, moved=True)
+            self._changes[target] = Change(origin, moved=True, removed=removed)
 
     def _take(self, source: str, target: str) -> str:
         """What is at `source`, at a free place for `target`."""
@@ -209,7 +209,7 @@ class Changes:
         if change.moved and change.where is not None:
             place = self.slot(key)
             copy(change.where, place)
-            self._changes[key] = Change(place)
+            self._changes[key] = Change(place, removed=change.removed)
 
     def _detach(self, path: str, but: str | None = None) -> None:
         """`path` is to change: what was moved away from there, or from below it, becomes a copy first."""
@@ -219,11 +219,15 @@ class Changes:
             if origin is not None and origin != but and (origin + "/").startswith(inside):
                 self._own(key)
 
-    def _forget(self, path: str) -> None:
-        """Cancel a change.  What was staged for it is removed; what was moved stays removed where it was."""
+    def _forget(self, path: str) -> bool:
+        """Cancel a change.  What was staged for it is removed; what was moved stays removed where it was.  Whether the
+        transaction has removed what is there now."""
         change = self._changes.pop(path, None)
-        if change is not None and not change.moved:
+        if change is None:
+            return False
+        if not change.moved:
             _delete(change.where)
+        return change.removed or change.where is None
 
     def set_permissions(self, path: str, mode: int) -> None:
         """chmod, of what the transaction has made."""
@@ -261,6 +265,8 @@ class Changes:
                 raise
 
     def _stage(self, path: str, change: Change, where: str) -> None:
+        if change.removed and _is_folder(path) != _is_folder(where):
+            self.tx.remove(path, missing_ok=True)
         if change.moved:
             self.tx.move(where, path)
         else:
@@ -277,10 +283,14 @@ class Changes:
 def _delete(place: str | None) -> None:
     if place is None or not os.path.lexists(place):
         return
-    if os.path.isdir(place) and not os.path.islink(place):
+    if _is_folder(place):
         shutil.rmtree(place)
     else:
         os.unlink(place)
+
+
+def _is_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 def copy(source: str, target: str) -> None:

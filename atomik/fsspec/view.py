@@ -31,6 +31,8 @@ class Change:
     #: must not replace what another program puts there in the meantime
     fresh: bool = False
     permissions: int | None = None
+    #: what is there now, the transaction has removed: so this may be of another kind
+    removed: bool = False
 
 
 class View(view.View[Change]):

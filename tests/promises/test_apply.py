@@ -138,7 +138,8 @@ def test_a_dry_run_leaves_nothing(folder: Path) -> None:
     said = json.loads(call("--dry-run", "--json", changes=changes).stdout)
     assert said["dry_run"] is True
     assert {entry["path"] for entry in said["plan"]} == {f"{folder}/{name}" for name in ("new/a", "x", "y")}
-    assert call("--dry-run", changes=[{"op": "remove", "path": "missing"}]).returncode == 1
+    done = call("--dry-run", changes=[{"op": "remove", "path": "missing"}])
+    assert (done.returncode, "missing_ok" in done.stderr) == (1, False)
 
 
 def test_each_change_sees_the_earlier_ones(folder: Path) -> None:
@@ -445,3 +446,11 @@ class TestDryRuns:
         assert done.stdout.split() == ["exchange", "file", str(folder / "a"), "exchange", "file", str(folder / "b")]
         assert subprocess.run([*command, "c"], capture_output=True, env=ENVIRONMENT).returncode == 1
         assert Path("a").read_text() == "a"
+
+
+def test_a_source_that_cannot_be_read(folder: Path) -> None:
+    """Like every other error it names the change, and the source."""
+    with pytest.raises(atomik.errors.AtomikOSError, match=r"changes\[1\] \(write\): cannot read the source") as caught:
+        apply([{"op": "write", "path": "a", "text": ""}, {"op": "write", "path": "b", "from": "/proc/self/mem"}])
+    assert caught.value.filename == "/proc/self/mem"
+    assert list(folder.iterdir()) == []

@@ -202,3 +202,49 @@ def test_sys_exit_in_the_block_publishes_nothing(tmp_path: Path, status: int) ->
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
     assert os.listdir(tmp_path) == []
+
+
+# --- mistakes that say what was meant ----------------------------------------------------------------------------------
+def test_a_third_argument_that_is_no_overwrite(tmp_path: Path) -> None:
+    """An encoding, as for Path.write_text, replaces nothing by mistake (P2)."""
+    target = tmp_path / "a"
+    target.write_text("old")
+    for mistake in (
+        lambda: atomik.write_text(target, "new", "utf-8"),  # type: ignore[arg-type]
+        lambda: atomik.file(target, "w", "no"),  # type: ignore[call-overload]
+        lambda: atomik.file(target, overwrite=b"1"),  # type: ignore[call-overload]
+    ):
+        with pytest.raises(TypeError, match="overwrite must be a bool"):
+            mistake()
+    with atomik.transaction(overwrite="no") as tx, pytest.raises(TypeError, match="overwrite must be a bool"):  # type: ignore[arg-type]
+        tx.write_text(target, "new")
+    assert target.read_text() == "old"
+
+
+def test_an_output_is_no_file_object(tmp_path: Path) -> None:
+    """Without `with` the error says where the file object is."""
+    output = atomik.file(tmp_path / "a")
+    with pytest.raises(AttributeError, match="'write'; use it with 'with'"):
+        output.write("x")  # type: ignore[attr-defined]
+    output.output.write("x")
+    output.commit()
+    assert not hasattr(output, "missing")
+
+
+def test_nothing_to_start_from(tmp_path: Path) -> None:
+    """`edit` and `update` name no mode that nobody has passed."""
+    with pytest.raises(FileNotFoundError, match="no file to start from"):
+        atomik.edit(tmp_path / "a", str.upper)
+
+
+def test_a_device_is_no_destination(tmp_path: Path) -> None:
+    """And nobody is told to remove it."""
+    with pytest.raises(errors.WrongKindError, match=r"use open\(\)") as caught:
+        atomik.file("/dev/null", overwrite=True)
+    assert "remove" not in str(caught.value)
+
+
+def test_an_expectation_of_nothing_in_particular(tmp_path: Path) -> None:
+    """A look that never happened would silently guard nothing."""
+    with atomik.transaction() as tx, pytest.raises(TypeError, match="not None"):
+        tx.expect(tmp_path / "a", None)

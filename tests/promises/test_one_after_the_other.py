@@ -188,3 +188,28 @@ def test_an_earlier_kind_is_known_once_it_is_written(folder: Path) -> None:
         with pytest.raises(errors.WrongKindError, match="not a folder"):
             tx.move("d", "f")
     assert Path("a").read_text() == "a file"
+
+
+@pytest.mark.parametrize("earlier", [lambda tx: None, lambda tx: tx.move("private", "d")], ids=["present", "moved"])
+def test_a_copy_of_a_staged_folder_is_as_closed_as_it_will_be(
+    folder: Path, earlier: Callable[[atomik.Transaction], None]
+) -> None:
+    """Although the folder gets its mode only when it is complete (P8)."""
+    for name in ("d", "private"):
+        Path(name).mkdir(mode=0o700)
+    with atomik.transaction(overwrite=True) as tx:
+        earlier(tx)
+        (tx.folder("d") / "secret").touch()
+        tx.copy("d", "copy")
+    assert [stat.S_IMODE(os.stat(name).st_mode) for name in ("d", "copy")] == [0o700, 0o700]
+
+
+def test_a_folder_that_stays_is_what_will_be_there(folder: Path) -> None:
+    """Not where a link leads that the transaction has replaced."""
+    Path("d").mkdir()
+    Path("b").symlink_to("d")
+    with atomik.transaction(overwrite=True) as tx:
+        tx.write_text("b", "a file")
+        with pytest.raises(errors.NestedDestinationError, match="write into what it has staged"):
+            tx.folder("b", in_place=True)
+        tx.folder("d", in_place=True)

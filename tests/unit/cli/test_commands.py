@@ -143,6 +143,8 @@ class TestWrite:
                 call("write", "--overwrite", "--backup", "out.bak", "--no-durable", "out", input=text).returncode == 0
             )
         assert (Path("out").read_text(), Path("out.bak").read_text()) == ("two", "one")
+        done = call("write", "--overwrite", "--if-changed", "--json", "--dry-run", "out", input=b"two")
+        assert json.loads(done.stdout)["plan"][0]["op"] == "unchanged"
         done = call("write", "--overwrite", "--if-changed", "--json", "out", input=b"two")
         assert json.loads(done.stdout)["items"][0]["op"] == "unchanged"
         Path("link").symlink_to("out")

@@ -106,6 +106,7 @@ def test_dry_run(site: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", lines)
     assert (tree(site), os.listdir()) == (before, ["site"])
     told = json.loads(call("--json", "--in", "site", "--dry-run", "--", "rm", "site/a").stderr)
+    assert told["dry_run"] is True
     assert (told["changes"], told["counts"]["removed"]) == ([{"change": "-", "path": "a", "old": None}], 1)
 
 

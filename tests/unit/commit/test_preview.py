@@ -90,3 +90,14 @@ def test_a_destination_that_is_not_as_expected(folder: Path) -> None:
             Path(name).unlink()
             Path(name).write_bytes(before[0])
         tx.abort()
+
+
+def test_a_staged_folder_that_is_gone(folder: Path) -> None:
+    """An error of atomik, with the path."""
+    Path("d").mkdir()
+    with atomik.transaction() as tx:
+        tx.folder("d", in_place=True).rmdir()
+        with pytest.raises(errors.MissingPathError) as caught:
+            tx.plan()
+        assert caught.value.filename == str(folder / "d")
+        tx.abort()

@@ -54,6 +54,26 @@ def actions(report: atomik.RecoveryReport) -> list[tuple[str, str]]:
 
 
 # --- what it does ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("before", ["nothing", "file"])
+def test_a_folder_that_was_made_by_what_is_undone(folder: Path, before: str) -> None:
+    """It was passed because it was there; that the recovery takes it away is no failure."""
+    if before == "file":
+        Path("new").write_text("old")
+
+    def job() -> None:
+        with atomik.transaction() as tx:
+            tx.remove("new", missing_ok=True)
+            tx.folder("new")
+            tx.write_text("other", "")
+
+    die_at(job, "rename", 1)
+    assert Path("new").is_dir()
+    assert atomik.recover(".", "new").clean
+    assert [path.name for path in folder.iterdir()] == ["new"] * (before == "file")
+    with pytest.raises(errors.AtomikOSError):
+        atomik.recover("new")
+
+
 def test_nothing_to_recover(folder: Path) -> None:
     """An ordinary folder gives an empty report."""
     report = atomik.recover(folder)
