@@ -39,6 +39,22 @@ def refuse_other_kind(mode: int, kind: str, path: str) -> None:
         errors.fail(errors.WrongKindError, errno.EISDIR if kernel.is_folder(mode) else errno.ENOTDIR, text, path)
 
 
+def refuse_device_link(place: Place, path: str) -> None:
+    """Nor does anything replace a link to a device, or into /proc, as /dev/stdout is: programs that write to it would fill
+    the file that took its place."""
+    try:
+        target = kernel.port.readlink(place.name, place.fd)
+        device = target.startswith("/proc/") or kernel.is_device(kernel.port.statx_path(place.name, place.fd).mode)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return  # it leads nowhere, or was replaced
+    if device:
+        text = f"cannot replace it: it is a link to {target!r}, which is a device or in /proc"
+        cure = "open it with open(), or remove it first in the same transaction"
+        errors.fail(errors.WrongKindError, errno.ENOTDIR, f"{text}; {cure}", path)
+
+
 def refuse_mounts(place: Place, found: Status, path: str) -> None:
     """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be deleted with
     its content later.  `found` is the status of `place`; `path` is the destination, for the message."""

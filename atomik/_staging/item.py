@@ -353,6 +353,8 @@ class Item:
             self.found = "file"
         else:
             checks.refuse_other_kind(mode, self.step_kind(), self.path)
+            if kernel.is_link(mode) and self.kind != "symlink":
+                checks.refuse_device_link(place, self.path)
             self.found = kind_of(mode)
         self.links = found.nlink - 1
         return found

@@ -105,6 +105,33 @@ def test_a_device_is_not_replaced(folder: Path, work: str) -> None:
     assert sorted(os.listdir()) == ["null", "x"]
 
 
+@pytest.mark.parametrize("target", ["/dev/null", "/proc/self/fd/1", "/proc/self/fd"])
+@pytest.mark.parametrize("work", ["file", "path", "move", "copy"])
+def test_a_link_to_a_device_is_not_replaced(folder: Path, target: str, work: str) -> None:
+    """Nor may --output /dev/stdout, which is a link; another link may take its place, and anything once it is removed."""
+    os.symlink(target, "stdout")
+    Path("x").write_text("x")
+
+    def publish(tx: atomik.Transaction) -> None:
+        if work == "path":
+            tx.path("stdout").write_text("new")
+        elif work == "file":
+            tx.file("stdout").write("new")
+        else:
+            getattr(tx, work)("x", "stdout")
+
+    with pytest.raises(errors.WrongKindError, match=target), atomik.transaction(overwrite=True) as tx:
+        publish(tx)
+    assert os.readlink("stdout") == target
+    assert sorted(os.listdir()) == ["stdout", "x"]
+    with atomik.transaction(overwrite=True) as tx:
+        tx.symlink("stdout", "elsewhere")
+    with atomik.transaction() as tx:
+        tx.remove("stdout")
+        publish(tx)
+    assert not os.path.islink("stdout")
+
+
 def test_progress_of_a_copy(folder: Path) -> None:
     """ "cloning" says how much is done; "syncing" comes to its total."""
     Path("src").mkdir()
