@@ -131,7 +131,7 @@ class Applier:
             self._put(full, (data,), mode, expect, overwrite=overwrite)
 
     def _refuse_special(self, path: str) -> None:
-        """A FIFO or device would be replaced by a file, which is hardly what was meant."""
+        """A FIFO or device would be replaced by a file, which is probably a mistake."""
         place = self._workspace.locate(path, folder=False, parents=False)
         found = place.status() if self._workspace.destinations.leaves(place) == UNTOUCHED else None
         if found is not None and not any(of(found.mode) for of in (kernel.is_file, kernel.is_link, kernel.is_folder)):

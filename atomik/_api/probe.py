@@ -447,7 +447,7 @@ class _Scratch:
         self.opened(self.file(), lambda fd: kernel.port.setxattr(fd, "user.atomik", b"?"))
 
     def acls(self) -> None:
-        """Whether a folder could have an ACL: that there is none must be said in the right words."""
+        """Whether a folder could have an ACL: ENODATA says that it could, and has none."""
         try:
             kernel.port.getxattr(self.private_folder.fd, _metadata.DEFAULT_ACL)
         except OSError as exc:

@@ -108,7 +108,7 @@ def _empty(at: Directory, depth: int = 2) -> None:
                 with Directory.open(name, at.fd, follow=False) as below:
                     _empty(below, depth - 1)
             (kernel.port.rmdir if is_folder else kernel.port.unlink)(name, at.fd)
-        except OSError as exc:  # it stays for whoever removes the private folder
+        except OSError as exc:  # the end of the private folder removes it
             if kernel.errno_of(exc) is None:
                 raise
 

@@ -103,7 +103,7 @@ class Commit:
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
     _locked = _marking = told = False
-    #: readers use a displaced folder that can lie nowhere but beside the destination: the journal says whose it is
+    #: readers use a displaced folder that can only be next to the destination: the journal says whose it is
     pinned = False
     _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
@@ -340,14 +340,13 @@ class Commit:
                 self._refuse_moved(parent)
 
     def _open_displaced(self, displaced: set[Place]) -> None:
+        self._displaced = held = []
         for place in displaced:
             try:
-                folder = place.open()
-            except OSError as exc:
+                held.append(place.open())
+            except OSError as exc:  # gone; or it may not be read, and has no readers that could hold its lock
                 if kernel.errno_of(exc) is None:
                     raise
-                continue  # gone; or it may not be read, and has no readers that could hold its lock
-            self._displaced = (*self._displaced, folder)
 
     def _unlock(self) -> None:
         if self._locked:
@@ -390,7 +389,7 @@ class Commit:
         parents, private = self._parents, list(self.workspace.private_folders.values())
         above = {*parents, *(made.parent for made in private)}
         parts: dict[Directory, list[str]] = {parent: [] for parent in above}
-        if len(above) > 1:  # where they lie to each other
+        if len(above) > 1:  # their paths from the folder that holds all of them
             parts = {parent: _parts(parent.real_path()) for parent in above}
             shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
             parts = {parent: path[shared:] for parent, path in parts.items()}
@@ -415,8 +414,8 @@ class Commit:
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
-        """Swap in a row, and check behind the last, for meanwhile readers see a mixture; where steps share names, behind
-        each."""
+        """Swap all in a row, and check after the last swap, because readers see a mixture until then; where steps share
+        names, after each."""
         heard, progress, steps, modes = self._heard, self.progress, self.steps, self._modes
         apart = len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
         self._visible_from = time.perf_counter()
@@ -564,8 +563,8 @@ class Commit:
 
     # --- confirm -------------------------------------------------------------------------------------------------
     def _make_names_durable(self) -> None:
-        """B2.  Of one step alone it is the last sync: a failure leaves the new version visible, for to undo it would be
-        no more durable."""
+        """B2.  Of one step alone it is the last sync: a failure leaves the new version visible, because undoing it
+        would be no more durable."""
         try:
             self.barriers.names(self._folders(), self.steps[-1].dest.directory)
         except OSError as exc:
@@ -625,8 +624,8 @@ class Commit:
             self._tell_doubt(cause)
 
     def abandon(self) -> None:
-        """Let go of all locks and leave everything as it lies, as the death of the process would: for `probe`, which tries
-        what recovery makes of it."""
+        """Let go of all locks and leave everything as it is, like the death of the process: for `probe`, which tries what
+        recovery does then."""
         self._unlock()
         if self._journal is not None:
             self._journal.close()
@@ -839,7 +838,7 @@ class Commit:
 
 @functools.cache
 def _machinery() -> Any:
-    """What a journal needs; a function, for the first file of a program needs none of it (see there)."""
+    """What a journal needs; a function, because the first file of a program needs none of it (see there)."""
     from . import machinery
 
     return machinery

@@ -90,7 +90,7 @@ class Directory:
         be a real folder.
 
         A relative path starts at the working folder, however one gets there: the folders above it may be closed, and
-        its path longer than the kernel takes.  Read permission is needed, for fsync and flock want a readable
+        its path longer than the kernel takes.  Read permission is needed, because fsync and flock want a readable
         descriptor (EBADF on O_PATH).
         """
         if dir_fd is not None:
@@ -276,7 +276,7 @@ class Directory:
             return [entry.name for entry in entries]
 
     def exists(self, name: str) -> bool:
-        """Whether there is anything of that name; a folder that cannot be asked is an error, not a no."""
+        """Whether there is anything of that name; a folder that cannot be searched is an error, not False."""
         return kernel.port.exists(name, self.fd)
 
     def identity(self, name: str) -> bytes | None:
@@ -312,7 +312,7 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
             except OSError as exc:
                 _handles_are_refused(fs, exc)
             if name:
-                port.lstat(name, fd)  # too much depends on a no to believe the first one: names of ours would stay
+                port.lstat(name, fd)  # asked twice: after a wrong "no such file" names of ours would stay
             if fs.handle_flags is not None:
                 return b"h" + port.handle(name, fd, flags)
         found = port.lstat(name, fd) if name else port.fstat(fd)
@@ -324,7 +324,7 @@ def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:
 
 
 def _handles_are_refused(fs: Filesystem, exc: OSError) -> None:
-    """Return from a no that says that there is nothing, or that a filter refuses handles since the filesystem was asked;
+    """Return if the answer is that there is nothing, or that a filter refuses handles since the filesystem was asked;
     identities are inode numbers from then on.  Raise any other."""
     number = kernel.errno_of(exc)
     if number in kernel.SANDBOXED and kernel.sandboxed("name_to_handle_at") is not None:

@@ -64,7 +64,7 @@ def followed(path: str) -> str:
 
 
 def split(path: str, *, folder: bool) -> tuple[str, str]:
-    """(parent, name) of a destination, refused when it can be none; the parent of a relative path is relative.  ``..``
+    """(parent, name) of a destination, refused if it cannot be one; the parent of a relative path is relative.  ``..``
     in the middle is left alone: removing it would be wrong after a symlink."""
     head, _, name = path.rpartition("/")
     # Four bytes are as many as a character takes: then nothing has to be encoded to see that the name is short enough.

@@ -139,7 +139,7 @@ def delete_file(place: Place) -> None:
         number = kernel.errno_of(exc)
         if number is None:
             raise
-        # Too much depends on a "no such file" to believe the first one: a name of ours would stay.
+        # Asked twice: after a wrong "no such file" a name of ours would stay.
         if number != errno.EISDIR and not (number == errno.ENOENT and place.status() is None):
             raise errors.system_error(exc, "cannot delete", str(place)) from exc
 

@@ -160,7 +160,7 @@ class PrivateFolder:
     def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
         """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
 
-        Once more if something fails, for the cause may have been of the moment.  Raises OSError (ENOTEMPTY when something of
+        Tried twice, because a failure may have been temporary.  Raises OSError (ENOTEMPTY when something of
         somebody else's is inside) with the descriptor closed.
         """
         try:

@@ -191,7 +191,7 @@ def _exchange(step: Step) -> None:
         if kernel.errno_of(exc) != errno.EXDEV:
             raise
         # Of another project id (XFS)?  Only the object that goes first is checked against the folder that it goes to.  The
-        # new one passes, for it was made in such a folder, and in `undo` it goes first as well.
+        # new one passes, because it was made in such a folder, and in `undo` it goes first as well.
         rename(step.slot, step.dest, kernel.EXCHANGE)
         _announce_file(step)
 

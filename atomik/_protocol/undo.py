@@ -52,7 +52,7 @@ def _undo_create(step: Step, now: bytes | None) -> Undone:
         return Undone.FOREIGN
     # Move it away first and check afterwards: what another program published between check and rename is put back.
     # Not into the slot: another program's object in the slot was displaced by an earlier step that shares it.
-    # To a free name, for a rename onto another name of the same inode would do nothing: the method link killed between
+    # To a free name: a rename onto another name of the same inode would do nothing, and the method link killed between
     # link and unlink leaves one, and so does a btrfs whose folders were synced apart, of an earlier recovery as well.
     away = next(place for place in step.twins() if place.identity() is None)
     try:

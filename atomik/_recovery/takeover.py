@@ -190,7 +190,7 @@ class DeadTransaction:
         )  # fmt: skip
 
     def _give_up(self, records: list[StepRecord]) -> None:
-        """Parts of which a folder is missing: an error, unless they are to be given up.  Once the outcome is written they do
+        """Parts of which a folder is missing: an error, unless the user gives them up.  Once the outcome is written they do
         not matter any more: the folder may be one that the transaction had made, and removed as it was rolled back."""
         if self.content.outcome is not None:
             return
@@ -217,7 +217,7 @@ class DeadTransaction:
                 failures.append((step, exc))  # the others are brought back nevertheless
                 continue
             if result is Undone.FOREIGN and not published:
-                result = Undone.UNTOUCHED  # a stranger's object that came before our swap is none of our business
+                result = Undone.UNTOUCHED  # another program's object that came before our swap: nothing to undo
             detail = "someone else published there since; their version is kept" if result is Undone.FOREIGN else ""
             self.tell(str(step.dest), result.value, detail)
         self._give_back_or_up(failures)

@@ -144,7 +144,7 @@ def refuse_backup(place: Place, *, folder: bool) -> NoReturn:
 
 
 def backup_name(name: str, place: Place, path: str) -> str:
-    """The name under which the previous version of `place` is to stay, refused where it can be none."""
+    """The name under which the previous version of `place` is to stay, refused if it cannot be one."""
     from atomik._folder.paths import split
 
     parent = place.directory.path

@@ -93,8 +93,8 @@ def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
 
 
 def refuse_left_log(source: Place, workspace: Workspace, path: str) -> None:
-    """Refuse to take a database away from a log that holds the last of it; asked at the commit, for the transaction may move
-    the log as well."""
+    """Refuse to take a database away from a log that holds the last of it; asked at the commit, because the transaction may
+    move the log as well."""
     for log in logs(source.fd, source.name, sure=True):
         if _untouched(source, log, workspace):
             text = "a log that stays behind is of this database, which would be without the changes in it"

@@ -51,7 +51,7 @@ def stage(
     return intake.open(item, item.open, parsed, text)
 
 
-#: encoding, errors and newline of a binary file: "utf-8" is what nobody need have said
+#: encoding, errors and newline that a binary file may have: "utf-8" is the default, so nobody asked for it
 _NO_TEXT = ("utf-8", None, None)
 
 

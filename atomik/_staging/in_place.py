@@ -230,7 +230,7 @@ class Entry(Written):
         return super().content_path() if self.slot is not None else self.path_now
 
     def complete(self, slot: Place, mode: int | None) -> None:
-        if mode is not None:  # it is published as it was built: only the folder itself has something to hand on
+        if mode is not None:  # else it is published as it was built: only the folder itself keeps its owner and mode
             super().complete(slot, mode)
 
     def look(self) -> Status | None:

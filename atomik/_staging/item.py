@@ -91,7 +91,7 @@ class Operation(NamedTuple):
     overwrite: bool = False
     allow_gap: bool = False
     order: int = 0
-    #: a folder may take the place of what is none, and the reverse
+    #: a folder may replace what is not a folder, and the reverse
     any_kind: bool = False
 
 
@@ -143,7 +143,7 @@ class Item:
     parted = False
     #: whether the destination is a folder that stays, and only what is in it changes
     stays = False
-    #: whether a folder may take the place of what is none, and the reverse
+    #: whether a folder may replace what is not a folder, and the reverse
     any_kind = False
     #: items that are taken back with it, and the one with which it is itself
     together: Sequence[Item] = ()
@@ -618,8 +618,8 @@ class Item:
         raise NotImplementedError
 
     def _drop(self) -> None:
-        """Remove the slot, unless it is resumable.  A failure to remove is the private folder's to report, for it empties
-        itself at the end."""
+        """Remove the slot, unless it is resumable.  The private folder reports what cannot be removed, because it
+        empties itself at the end."""
         if self.slot is None or self.kept is not None:
             return
         if (

@@ -87,7 +87,7 @@ def checked(given: ItemOptions, *, overwrite: bool) -> Options:
 
 
 def _check_mode_bits(permissions: int) -> None:
-    """Refuse what are none, and what was meant in octal: 512 to 777 would be a sticky bit and too little else."""
+    """Refuse numbers that are not mode bits, and decimal numbers that were meant in octal (777)."""
     octal = 0 < permissions <= 7777 and set(str(permissions)) <= set("01234567")
     hint = f"; did you mean 0o{permissions}?" if octal else ""
     if not 0 <= permissions <= 0o7777:

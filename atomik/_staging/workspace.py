@@ -46,7 +46,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._number: Callable[[], int] = itertools.count().__next__
-        #: by the place key of the folder in which each lies; resumable ones by their name as well
+        #: by the place key of the folder that holds each; resumable ones by their name as well
         self.private_folders: dict[tuple[int | str, ...], PrivateFolder] = {}
         self._by_path: dict[str, Directory] = {}
         self._by_key: dict[tuple[int, int, int], Directory] = {}
@@ -72,7 +72,7 @@ class Workspace:
 
     def directory(self, where: str, *, parents: bool = False, wanted: str | None = None) -> Directory:
         """The folder at `where`, opened once per transaction however it is spelled; a relative path is known by its absolute
-        one, for the working folder may change, and opened as it is."""
+        one, because the working folder may change, and opened as it is."""
         path = where if where[:1] == "/" else absolute(where)
         if path in self._by_path:
             return self._by_path[path]
@@ -318,7 +318,7 @@ class Workspace:
 
 
 def _exists(path: str) -> bool:
-    """os.path.lexists, which would make a no of a signal handler's OSError."""
+    """os.path.lexists, which would return False for a signal handler's OSError."""
     try:
         kernel.port.lstat(path, None)
     except OSError as exc:

@@ -61,7 +61,7 @@ MUTATING = frozenset(
 #: errno of a folder that is open, and cannot be opened again
 _NOT_AGAIN = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE})
 
-#: ioctl(2): all extents of a file, of which none is to be told (struct fiemap: start, length, flags, mapped, count, reserved)
+#: ioctl(2): whether a file has extents; none is returned (struct fiemap: start, length, flags, mapped, count, reserved)
 _FS_IOC_FIEMAP = 0xC020660B
 _NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 
@@ -104,8 +104,8 @@ _NO_FD = 0x7FFFFFFF
 
 
 def sandboxed(call: str) -> str | None:
-    """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to a no
-    about one file: the words for an error; None when the call arrives.
+    """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to an
+    answer about one file: the words for an error; None when the call arrives.
 
     The call is made with a descriptor that is not open; `_HARMLESS` has those that are known.
     """
@@ -486,8 +486,8 @@ class Kernel:
     stat = staticmethod(os.stat)
 
     def exists(self, name: str, dir_fd: int) -> bool:
-        """statx(2): is there anything of that name, also a dangling link?  A folder that cannot be asked is an error, not a
-        no; faccessat(2) would be quicker, but `os.access` makes a no of all errors, also where a filter forbids the call."""
+        """statx(2): is there anything of that name, also a dangling link?  A folder that cannot be searched is an error, not
+        False; faccessat(2) would be quicker, but `os.access` returns False for all errors, even if a filter forbids it."""
         c = _c or libc()
         if c.exists(dir_fd, name.encode(_ENCODING, _ERRORS)):
             return True

@@ -51,7 +51,7 @@ errno = ctypes.get_errno
 def _bind(*names: str) -> Callable[..., int]:
     """The first of the C functions that there is, or syscall(2) in its place.
 
-    Arguments are not declared, for ctypes converts declared ones at twice the price of the call.  So the callers pass
+    Arguments are not declared, because ctypes converts declared ones at twice the price of the call.  So the callers pass
     what C takes as it is: int for int, bytes for names, and pointers made by `ctypes.byref`.
     """
     for name in names:
@@ -146,7 +146,7 @@ _STATX = struct.Struct("=I4xQIIIH2xQ88x8xIIQ")
 _unpack_status = _STATX.unpack_from
 _STATX_SIZE = 256
 # Not the times: when those of a file have been asked for, Linux (6.13) gives it an exact time at its next change, and every
-# later change on the machine a later one.  Where a filesystem lies in an image, that makes the image's inode change with
+# later change on the machine a later one.  Where a filesystem is in an image file, that makes the image's inode change with
 # every write to it, and each sync a twelfth dearer (ext4 in a loop device).
 _WANTED = STATX_IDENTITY | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
 _new = tuple.__new__  # at half the price of calling the class
@@ -185,7 +185,7 @@ def plain_status(found: os.stat_result) -> Status:
 #: ``struct file_handle`` (handle_bytes, handle_type, f_handle) with room for the largest, and the mount id behind it
 _HANDLE_SIZE = 8 + MAX_HANDLE
 _BYTES = struct.Struct("=I")
-#: where in ``handle_bytes`` all of it is, for it is never more than `MAX_HANDLE`
+#: where in ``handle_bytes`` all of it is, because it is never more than `MAX_HANDLE`
 _LOW_BYTE = 0 if sys.byteorder == "little" else 3
 
 

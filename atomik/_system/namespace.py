@@ -233,7 +233,7 @@ class Entrance:
             with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: the kernel reaped it
                 os.waitpid(child, 0)
         except BaseException:
-            with contextlib.suppress(OSError):  # what arrived is the error to tell; perhaps the child had ended before
+            with contextlib.suppress(OSError):  # the exception that arrived counts; the child may have ended before
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
             raise

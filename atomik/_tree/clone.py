@@ -344,7 +344,7 @@ class _Clone:
 
     # --- the rest ----------------------------------------------------------------------------------------------------
     def _other(self, name: str, new_name: str) -> None:
-        """A link, FIFO, socket or device: held with O_PATH, for none of them may be opened."""
+        """A link, FIFO, socket or device: held with O_PATH, because none of them may be opened."""
         port = kernel.port
         fd = port.open(name, _PATH, self._from)
         try:

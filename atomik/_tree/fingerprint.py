@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _ENTRIES, _COUNT = 8, 24
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-#: what a status counts for, behind the name and its end
+#: the part of a status that counts, after the name and its NUL
 _STATUS = struct.Struct("=xIIIQQqq").pack
 _ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 #: An entry was removed, or is of another kind than when it was listed.

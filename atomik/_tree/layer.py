@@ -15,7 +15,7 @@ folder of the lower layer shows through instead: the folder was renamed.  ``orig
 
 Of a folder that both layers have, only what the program changed in it is a change, and the folder itself is one only if its
 mode, owner or attributes are.  It then is to be published as a whole, with a copy of what shows through: there is no step
-that changes the attributes of a folder that stays, for none could be undone by a rename.
+that changes the attributes of a folder that stays, because none could be undone by a rename.
 
 Nothing here touches the lower layer.
 """

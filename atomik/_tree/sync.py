@@ -20,8 +20,8 @@ one by one, writeback started before          16        16        252       671
 =====================================  =========  ========  =========  ========
 
 With 10 files threads cost more than they save (6 ms to 4 on ext4), with 30 they are level, with 100 they save a fifth.
-On btrfs they cost more at any number, for each fsync writes a log of its own: 300 files take 1.3 times as long with 8 threads
-as one by one, and 2.4 times with 2; without threads they take 0.93 times as long.  So there are none there.
+On btrfs they cost more at any number, because each fsync writes a log of its own: 300 files take 1.3 times as long with 8
+threads as one by one, and 2.4 times with 2; without threads they take 0.93 times as long.  So there are none there.
 
 No fsync is ever repeated (I9): the kernel reports a failed writeback only once, and a second fsync would seem to succeed.
 

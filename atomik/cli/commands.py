@@ -118,7 +118,7 @@ _seconds.__name__ = "number of seconds"
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The command line; with `only` one of its commands, for to describe all of them takes longer than a small file."""
+    """The command line; with `only` one of its commands, because describing all takes longer than writing a small file."""
     from atomik import __version__
 
     top = _Parser(prog="atomik", description="Write files, folders, or groups of them, all or nothing.")
