@@ -41,19 +41,30 @@ class PrivateLayer(Private):
     """A layer over a folder, in which the program's changes are gathered (overlayfs)."""
 
     def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:  # noqa: ARG002  for folders, which are exchanged where this works
-        self._layer = layer = StagedLayer(tx._intake, self.path)
+        self._layer, options = self._begun(tx, self.path)
+        layer = self._layer
+        self.slot = Place(layer.private, "upper")
+        place, below = layer.place, os.path.join(os.path.basename(layer.slot.directory.path), layer.slot.name)
+        return View(
+            place.fd, f"{below}/upper", place.name, layer.layer.upper.key, layer.folder.key, cwd,
+            Overlay(f"{below}/work", options),
+        )  # fmt: skip
+
+    @staticmethod
+    def _begun(tx: Transaction, path: str) -> tuple[StagedLayer, str]:
+        """A layer over the folder, and the options of the overlay that it takes."""
+        layer = StagedLayer(tx._intake, path)
         try:
-            options = overlay_options(layer.place.directory, layer.private, self.path)
+            options = overlay_options(layer.place.directory, layer.private, path)
             layer.begin(USER if "userxattr" in options.split(",") else TRUSTED)
-            self.slot = Place(layer.private, "upper")
-            place, below = layer.place, os.path.join(os.path.basename(layer.slot.directory.path), layer.slot.name)
-            return View(
-                place.fd, f"{below}/upper", place.name, layer.layer.upper.key, layer.folder.key, cwd,
-                Overlay(f"{below}/work", options),
-            )  # fmt: skip
         except BaseException:
             layer.close()
             raise
+        return layer, options
+
+    @classmethod
+    def _try(cls, tx: Transaction, path: str) -> None:
+        cls._begun(tx, path)[0].close()
 
     def __exit__(self, *what: Any) -> None:  # noqa: PYI036
         try:

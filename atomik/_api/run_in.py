@@ -19,6 +19,7 @@ from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._recovery.unfinished_journal import wait_or_recover
+from atomik._staging import checks
 from atomik._staging.folder import StagedFolder
 from atomik._system import kernel
 from atomik._system.namespace import Entrance, Process, View, end_with
@@ -173,6 +174,29 @@ class Private:
     def _prepare(self, tx: Transaction, cwd: str, *, allow_gap: bool) -> View:
         raise NotImplementedError
 
+    @classmethod
+    def why_not(cls, folder: StrPath) -> str:
+        """Why no program can run in the folder like this; "" if one can.  All is tried that can fail before the program
+        starts, except for the copying, and nothing stays."""
+        path = real_folder(folder)
+        try:
+            refuse_where_impossible(path)
+            with (
+                kernel.typed("cannot run a program in the folder", path),
+                Transaction(overwrite=True, durable=False) as tx,
+            ):
+                cls._try(tx, path)
+                tx.abort()
+        except errors.AtomikOSError as exc:
+            elsewhere = "" if exc.filename in (None, path) else f": {exc.filename!r}"
+            return f"{exc.strerror}{elsewhere}".removeprefix(_NOT_SHOWN)
+        return ""
+
+    @classmethod
+    def _try(cls, tx: Transaction, path: str) -> None:
+        """Raise what would keep `_prepare` from working."""
+        raise NotImplementedError
+
     def remember(self) -> None:
         """Record its state before the program runs, for `changes`."""
 
@@ -282,6 +306,17 @@ class PrivateCopy(Private):
         self.slot = self._item.slot
         self._dress()
         return self._view(cwd)
+
+    @classmethod
+    def _try(cls, tx: Transaction, path: str) -> None:
+        _refuse_fixed(tx, path)
+        workspace = tx._intake.workspace
+        place = workspace.locate(path, folder=True, parents=False)
+        found = place.status()
+        if found is not None:
+            checks.refuse_mounts(place, found, path)
+        slot = workspace.slot(place.directory)
+        kernel.port.mkdir(slot.name, 0o700, slot.fd)
 
     def _dress(self) -> None:
         """Give the clone itself the metadata of the original now: what the program changes of it is kept (`preserve`)."""
@@ -427,10 +462,11 @@ def not_entered(answer: Answer | None, path: str, cwd: str) -> errors.AtomikOSEr
     if step == "folder":
         text = "the folder, or atomik's private folder next to it, was replaced; try again"
         return errors.ConflictError(*errors.os_args(number, text, path))
-    text = f"cannot show a program a private copy of the folder: {_reason(step, number)}"
+    text = f"{_NOT_SHOWN}{_reason(step, number)}"
     return errors.NamespaceError(*errors.os_args(number, text, path))
 
 
+_NOT_SHOWN = "cannot show a program a private copy of the folder: "
 _DENIED = (errno.EPERM, errno.EACCES)
 
 

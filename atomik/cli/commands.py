@@ -438,28 +438,36 @@ def _doctor(known: argparse.Namespace, report: Report) -> int:
             progress("folders", at, len(known.folders))
             try:
                 capabilities = probe(folder)
-                found.append((capabilities, _why_no_run_in(folder)))
+                found.append((capabilities, _run_in(folder)))
             except (errors.AtomikError, OSError, ValueError) as exc:
                 progress.clear()
                 report.failed(exc)
-    folders = [can.as_dict() | {"run_in": {"works": not why, "reason": why}} for can, why in found]
-    told = "\n\n".join(f"{can}\n\n{_RUN_IN:<57}{f'no{_BELOW}{why}' if why else 'yes'}" for can, why in found)
+    folders = [
+        can.as_dict() | {name: {"works": not why, "reason": why} for name, why in reasons.items()}
+        for can, reasons in found
+    ]
+    told = "\n\n".join("\n".join([f"{can}\n", *map(_told, reasons.items())]) for can, reasons in found)
     report.result({"folders": folders, "errors": report.errors}, told)
     return FAILED if report.errors else DONE
 
 
-_RUN_IN, _BELOW = "  programs on a private copy (atomik run --in)", "\n     "
+_RUN_IN = {
+    "run_in": "  programs on a private copy (atomik run --in)",
+    "changes_only": "  programs through a layer (--changes-only)",
+}
 
 
-def _why_no_run_in(folder: str) -> str:
-    """Why no program can run on a private copy of it; "" if one can."""
-    from atomik._api.run_in import refuse_where_impossible
+def _told(answer: tuple[str, str]) -> str:
+    name, why = answer
+    said = f"no\n     {why}" if why else "yes"
+    return f"{_RUN_IN[name]:<57}{said}"
 
-    try:
-        refuse_where_impossible(folder)
-    except errors.NamespaceError as exc:
-        return (exc.strerror or str(exc)).partition(": ")[2]
-    return ""
+
+def _run_in(folder: str) -> dict[str, str]:
+    """Why no program can run on a private copy of the folder, or through a layer over it; "" if one can."""
+    from atomik._api.run_in import PrivateCopy, private_layer
+
+    return {"run_in": PrivateCopy.why_not(folder), "changes_only": private_layer().why_not(folder)}
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {

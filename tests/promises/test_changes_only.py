@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,10 @@ import pytest
 
 import atomik
 from atomik import errors
+from atomik._api.private_layer import PrivateLayer
+from atomik._api.run_in import PrivateCopy
 from atomik._staging.layer import StagedLayer
+from atomik._system.kernel import Kernel
 from tests.promises import test_faults
 from tests.promises.test_faults import Field
 from tests.promises.test_run_in import (  # noqa: F401  fixtures
@@ -83,6 +87,26 @@ def test_the_result_is_that_of_a_run_without(run: Callable[..., Any], open_folde
         assert os.listdir(open_folder / "inside") == ["F"]
 
     run(work)
+
+
+class NoOverlay(Kernel):
+    """A kernel that lets nobody mount an overlay."""
+
+    def mount_overlay(self, lower: int, upper: int, work: int, options: str) -> None:
+        """mount(2)."""
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+def test_told_beforehand(here: Path) -> None:
+    """Whether it works is tried without a program, for the clone and for the layer; nothing stays of the trials."""
+    folder = here / "F"
+    assert (PrivateCopy.why_not(folder), PrivateLayer.why_not(folder)) == ("", "")
+    with installed(NoOverlay()):
+        assert PrivateCopy.why_not(folder) == ""
+        assert PrivateLayer.why_not(folder).endswith("or run it without changes_only: on a clone of the folder")
+        with pytest.raises(errors.NamespaceError, match=re.escape(PrivateLayer.why_not(folder))):
+            changed(here, "echo new > a")
+    assert (left_in(here), os.listdir(here), os.listdir(folder)) == ([], ["F"], ["a"])
 
 
 # --- all or nothing --------------------------------------------------------------------------------------------------

@@ -251,12 +251,12 @@ def test_interrupted(folder: Path) -> None:
 
 
 def test_the_command_line_says_the_same(folder: Path) -> None:
-    """``atomik doctor --json`` has what `probe` returns, and whether ``run --in`` works."""
+    """``atomik doctor --json`` has what `probe` returns, and whether ``run --in`` works, with and without a layer."""
     environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
     command = [sys.executable, "-m", "atomik", "doctor", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     (said,) = json.loads(done.stdout)["folders"]
-    assert said.pop("run_in").keys() == {"works", "reason"}
+    assert said.pop("run_in").keys() == said.pop("changes_only").keys() == {"works", "reason"}
     assert said == json.loads(json.dumps(atomik.probe(folder).as_dict()))
 
 

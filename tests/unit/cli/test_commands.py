@@ -510,15 +510,15 @@ class TestDoctor:
         """Each folder gets its table of what the filesystem can and of what that promises."""
         done = call("doctor", ".", "/")
         assert done.returncode == 0
-        table = re.sub(r"\n\n  programs on a private copy .*(\n     .*)?", "", done.stdout.decode())
+        table = re.sub(r"\n\n  programs on a private copy (.+\n)+", "\n", done.stdout.decode())
         assert table == f"{atomik.probe(folder)}\n\n{atomik.probe('/')}\n"
-        assert done.stdout.count(b"(atomik run --in)") == 2
+        assert done.stdout.count(b"(atomik run --in)") == done.stdout.count(b"(--changes-only)") == 2
         assert b"exchange" in done.stdout
 
     def test_json(self, folder: Path) -> None:
         """The same as data."""
         found = json.loads(call("doctor", "--json", ".").stdout)["folders"]
-        assert found[0].pop("run_in").keys() == {"works", "reason"}
+        assert found[0].pop("run_in").keys() == found[0].pop("changes_only").keys() == {"works", "reason"}
         assert found == [json.loads(json.dumps(atomik.probe(folder).as_dict()))]
 
     def test_missing(self, folder: Path) -> None:
