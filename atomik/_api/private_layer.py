@@ -105,12 +105,14 @@ def overlay_options(parent: Directory, private: Directory, path: str) -> str:
 
 
 def _try_overlay(parent: Directory, private: Directory, place: str, options: str) -> Answer | None:
-    """Lay an overlay over a scratch folder, remove and replace what is in there, and see how that was written down."""
+    """Lay an overlay over a scratch folder, change what is in there, and see how that was written down."""
     name = os.path.basename(place)
     kernel.port.mkdir(name, 0o700, private.fd)
     with Place(private, name).open() as scratch:
-        for each in ("lower", "upper", "work", "lower/gone", "lower/new"):
+        for each in ("lower", "upper", "work", "lower/gone", "lower/new", "lower/kept"):
             kernel.port.mkdir(each, 0o700, scratch.fd)
+        kernel.port.close(kernel.port.create("lower/file", os.O_WRONLY, 0o600, scratch.fd))
+        kernel.port.link("lower/file", scratch.fd, "lower/kept/file", scratch.fd)
         upper, lower = (kernel.port.lstat(each, scratch.fd) for each in ("upper", "lower"))
         view = View(
             parent.fd, f"{place}/upper", f"{place}/lower", (upper.st_dev, upper.st_ino), (lower.st_dev, lower.st_ino), "",
@@ -121,6 +123,9 @@ def _try_overlay(parent: Directory, private: Directory, place: str, options: str
             kernel.port.rmdir(f"{place}/lower/gone", None)
             kernel.port.rmdir(f"{place}/lower/new", None)
             kernel.port.mkdir(f"{place}/lower/new", 0o700, None)
+            kernel.port.mkdir(f"{place}/lower/kept/new", 0o700, None)
+            fd = kernel.port.open(f"{place}/lower/file", os.O_WRONLY)
+            kernel.port.write(fd, b"x")
 
         with Entrance(view) as entrance:
             answer = entrance.try_it(change)
@@ -131,16 +136,23 @@ def _try_overlay(parent: Directory, private: Directory, place: str, options: str
 
 def _as_understood(scratch: Directory, options: str) -> bool:
     """Whether what the trial did is written down as `atomik._tree.layer` reads it."""
-    port = kernel.port
+    marks = USER if "userxattr" in options else TRUSTED
     try:
-        gone = port.lstat("upper/gone", scratch.fd)
-        fd = port.open("upper/new", _FOLDER, scratch.fd)
-        try:
-            opaque = port.getxattr(fd, ("user" if "userxattr" in options else "trusted") + ".overlay.opaque")
-        finally:
-            port.close(fd)
+        gone = kernel.port.lstat("upper/gone", scratch.fd)
+        found = [
+            _mark(f"upper{name}", scratch, marks + mark)
+            for name, mark in (("/new", "opaque"), ("", "impure"), ("/kept", "impure"))
+        ]
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
         return False
-    return stat.S_ISCHR(gone.st_mode) and not gone.st_rdev and opaque == b"y"
+    return stat.S_ISCHR(gone.st_mode) and not gone.st_rdev and found == [b"y", b"y", None]
+
+
+def _mark(name: str, scratch: Directory, mark: str) -> bytes | None:
+    fd = kernel.port.open(name, _FOLDER, scratch.fd)
+    try:
+        return kernel.port.getxattr(fd, mark) if mark in kernel.port.listxattr(fd) else None
+    finally:
+        kernel.port.close(fd)

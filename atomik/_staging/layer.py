@@ -29,8 +29,9 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel
 from atomik._tree.changes import Change, between
-from atomik._tree.layer import Layer, LayerChange, handles, newer, strip
+from atomik._tree.layer import Layer, LayerChange, handles, newer, origin_of, strip
 from atomik._tree.metadata import Metadata, apply
+from atomik._tree.several_names import Names
 
 from . import checks, move, removal
 from .expectation import Expected
@@ -39,7 +40,7 @@ from .written import Written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
     from typing import NoReturn
 
     from .intake import Intake
@@ -205,52 +206,45 @@ class StagedLayer:
 
     def _other_names(self) -> list[LayerChange]:
         """What the program changed or renamed through one of several names applies to the others, too."""
-        changed: dict[bytes, LayerChange] = {}
-        for change in self.changes:
-            new = change.new
-            if change.origin and new is not None and not kernel.is_folder(new.st_mode) and new.st_nlink > 1:
-                changed[change.origin] = change
         found: list[LayerChange] = []
-        for key, path in self._names_of(set(changed)):
-            spare = f"name{len(found)}"
-            with self._source(changed[key]) as source:
-                kernel.port.link(source.name, source.fd, spare, self.private.fd)
-            with self._lower(path) as place:
-                found.append(LayerChange("put", path, place.stat(), changed[key].new, spare=spare))
+        with Directory.reach(self.private, "work/index", _BENEATH) as index:
+            copied = dict(self._files_in(index))
+            for key, path in self._names_of(copied):
+                name, new = copied[key]
+                spare = f"name{len(found)}"
+                kernel.port.link(name, index.fd, spare, self.private.fd)
+                with self._lower(path) as place:
+                    found.append(LayerChange("put", path, place.stat(), new, spare=spare))
         return found
 
-    def _names_of(self, wanted: set[bytes]) -> Iterator[tuple[bytes, str]]:
-        """The names of files (by their handles) that the program neither changed nor removed."""
-        flags = self.folder.fs.handle_flags
-        for key, path in handles(Place(self.folder, "."), flags) if wanted and flags is not None else ():
-            if key in wanted and self._is_visible(path):
+    def _names_of(self, copied: Container[bytes]) -> Iterator[tuple[bytes, str]]:
+        """The names by which the program saw files (by their handles) that it changed by others.  Raises if a folder above one
+        was renamed, or is published as a whole."""
+        names, flags = Names(self.layer), self.folder.fs.handle_flags
+        for key, path in handles(Place(self.folder, "."), flags) if copied and flags is not None else ():
+            for shown in names.shown_at(path) if key in copied else ():
+                if shown != path or any(_is_below(path, change.path) for change in self.changes):
+                    self._refuse_link(path, "a folder above it was renamed, or got another mode, owner or attribute")
                 yield key, path
 
-    def _is_visible(self, path: str) -> bool:
-        """Whether a name is as the folder has it; raises if a folder above it was renamed, or is published as a whole."""
-        for change in self.changes:
-            if path == change.path:
-                return False
-            if _is_below(path, change.path) and (change.op == "remove" or (change.op == "put" and change.base is None)):
-                return False
-            if _is_below(path, change.path) or (change.source and _is_below(path, change.source)):
-                self._refuse_link(path, "a folder above it was renamed, or got another mode, owner or attribute")
-        return True
+    def _files_in(self, index: Directory) -> Iterator[tuple[bytes, tuple[str, os.stat_result]]]:
+        """What became of files with several names: by the handle of the old file, the name in the index and the status."""
+        with kernel.port.scandir(index.fd) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            new = kernel.port.lstat(name, index.fd)
+            if not kernel.is_folder(new.st_mode) and (origin := origin_of(self.layer.marks(name, index.fd))):
+                yield origin, (name, new)
 
     def _refuse_unclear(self) -> list[LayerChange]:
         """Without an index it is unknown whether the program changed a file with several names, or replaced this one."""
-        unclear = set()
-        for change in self.changes:
-            old = change.old
-            if old is None or not kernel.is_file(old.st_mode) or old.st_nlink == 1:
-                continue
-            if change.op == "put" or any(_looks_alike(old, other) for other in self.changes):
-                with self._lower(change.path) as place:
-                    unclear.add(kernel.port.handle(place.name, place.fd, self.folder.fs.handle_flags or 0))
-        for _, path in self._names_of(unclear):
-            self._refuse_link(
-                path, "an overlay of an ordinary user does not tell whether it was changed by another name"
-            )
+        names = Names(self.layer)
+        unclear, clear = names.copied()
+        first = {key: path for path, key in unclear.items()}
+        for key, path in names.of(set(first)):
+            if path != first[key] and path not in clear:
+                why = "an overlay of an ordinary user does not tell whether it was changed in place by another name"
+                self._refuse_link(path, why)
         return []
 
     def _refuse_link(self, path: str, why: str) -> NoReturn:
@@ -476,14 +470,6 @@ class StagedLayer:
 
 def _is_below(path: str, above: str) -> bool:
     return not above or path.startswith(above + "/")
-
-
-def _looks_alike(old: os.stat_result, change: LayerChange) -> bool:
-    """Whether a file that is new may be an old one by a new name."""
-    new = change.new
-    return new is not None and change.old is None and (new.st_mode, new.st_size, new.st_mtime_ns) == (
-        old.st_mode, old.st_size, old.st_mtime_ns,
-    )  # fmt: skip
 
 
 def _needs_room(old: os.stat_result, new: os.stat_result | None) -> bool:

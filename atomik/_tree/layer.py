@@ -51,7 +51,7 @@ TRUSTED, USER = "trusted.overlay.", "user.overlay."
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _PATH = os.O_PATH | os.O_NOFOLLOW
-_BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
+BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
 #: Where the handle begins in the attribute ``origin``: behind version, magic, length, flags, type (a byte each) and UUID.
 _HANDLE_TYPE, _HANDLE = 4, 21
 
@@ -110,7 +110,7 @@ class Layer:
     def _folder(self, path: str, found: list[LayerChange]) -> list[str]:
         """The changes in one folder that both layers have; returns the paths of those in it."""
         port, below = kernel.port, []
-        with _opened(self.upper.fd, path) as upper, _opened(self.lower.fd, path) as lower:
+        with opened(self.upper.fd, path) as upper, opened(self.lower.fd, path) as lower:
             self.merged[path] = _both_times(port.fstat(upper))
             with port.scandir(upper) as entries:
                 names = [entry.name for entry in entries if not entry.name.startswith(PREFIX)]
@@ -124,20 +124,20 @@ class Layer:
 
     def _entry(self, name: str, path: str, upper: int, lower: int) -> LayerChange | str | None:
         """The change of one name; its path, if it is a folder that stays; None where nothing changed."""
-        new, old = kernel.port.lstat(name, upper), _there(name, lower)
+        new, old = kernel.port.lstat(name, upper), found_at(name, lower)
         if self._is_whiteout(name, upper, new):
             return None if old is None else LayerChange("remove", path, old)
         if not stat.S_ISDIR(new.st_mode):
             if old is not None and self._unchanged(name, upper, lower, new, old):
                 return LayerChange("put", path, old, new, same=True) if _times(new) != _times(old) else None
             known = (old is not None and new.st_nlink == 1) or not kernel.port.has_xattrs(name, upper)
-            return LayerChange("put", path, old, new, origin=None if known else _origin(self.marks(name, upper)))
+            return LayerChange("put", path, old, new, origin=None if known else origin_of(self.marks(name, upper)))
         marks = self.marks(name, upper)
         if "redirect" in marks:
-            base = _redirected(os.path.dirname(path), marks["redirect"])
+            base = redirected(os.path.dirname(path), marks["redirect"])
             return LayerChange("put", path, old, new, base)
         if marks.get("opaque") == b"y" or old is None or not stat.S_ISDIR(old.st_mode):
-            return LayerChange("put", path, old, new, origin=None if "opaque" in marks else _origin(marks))
+            return LayerChange("put", path, old, new, origin=None if "opaque" in marks else origin_of(marks))
         return path if self._same_metadata(name, upper, lower) else LayerChange("put", path, old, new, path)
 
     def _with_moves(self, found: list[LayerChange]) -> list[LayerChange]:
@@ -151,11 +151,11 @@ class Layer:
         return [change for change in found if change.op != "remove" or change.path in removed]
 
     def _is_only_renamed(self, change: LayerChange) -> bool:
-        with _opened(self.upper.fd, change.path) as upper:
+        with opened(self.upper.fd, change.path) as upper:
             with kernel.port.scandir(upper) as entries:
                 if next(entries, None) is not None:
                     return False
-            with _opened(self.lower.fd, change.base or "") as lower:
+            with opened(self.lower.fd, change.base or "") as lower:
                 return _alike(self._metadata(upper), self._metadata(lower))
 
     # --- marks -------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Layer:
         return found._replace(xattrs=kept)
 
     def _same_metadata(self, name: str, upper: int, lower: int) -> bool:
-        with _opened(upper, name) as first, _opened(lower, name) as second:
+        with opened(upper, name) as first, opened(lower, name) as second:
             return _alike(self._metadata(first), self._metadata(second))
 
     def _unchanged(self, name: str, upper: int, lower: int, new: os.stat_result, old: os.stat_result) -> bool:
@@ -216,7 +216,7 @@ class Layer:
         found: list[tuple[str, str | None]] = []
         with self._place(path) as place:
             _strip(place.name, place.fd, self.prefix)
-            for down, name in _below(place, "read what the program changed", loosen=True):
+            for down, name in each_below(place, "read what the program changed", loosen=True):
                 level = down.level
                 folder = bool(level.folders) and level.folders[-1] == name  # type: ignore[index]
                 target = self.marks(name, level.fd).get("redirect") if folder else None
@@ -225,7 +225,7 @@ class Layer:
                 else:
                     level.folders.pop()  # type: ignore[union-attr]
                     where = os.path.join(path, *level.names())
-                    found.append((os.path.join(where, name), _redirected(where, target)))
+                    found.append((os.path.join(where, name), redirected(where, target)))
         return found
 
     def _merge(self, path: str, base: str, fresh: Place, *, share: bool) -> list[tuple[str, str | None]]:
@@ -233,9 +233,9 @@ class Layer:
         completed in there."""
         kernel.port.mkdir(fresh.name, 0o700, fresh.fd)
         with fresh.open() as target:
-            with Directory.reach(self.lower, base or ".", _BENEATH) as source:
+            with Directory.reach(self.lower, base or ".", BENEATH) as source:
                 clone(source, target, share=share)
-            with Directory.reach(self.upper, path or ".", _BENEATH) as upper:
+            with Directory.reach(self.upper, path or ".", BENEATH) as upper:
                 left = self._merge_into(upper, target, path, base)
         if path:
             with self._place(path) as place:
@@ -265,7 +265,7 @@ class Layer:
         while folders:
             at = folders.pop()
             done.append(at)
-            with _opened(upper.fd, at) as source, _opened(target.fd, at) as copy:
+            with opened(upper.fd, at) as source, opened(target.fd, at) as copy:
                 with kernel.port.scandir(source) as entries:
                     names = [entry.name for entry in entries]
                 for name in names:
@@ -282,7 +282,7 @@ class Layer:
     def _merge_entry(self, name: str, upper: int, copy: int, target: Directory, base: str) -> str | bool | None:
         """Put one name into the copy.  True: a folder, whose content is to be merged.  False: done.  Else a folder that is to
         be completed with what shows through, which is the answer."""
-        found, there = kernel.port.lstat(name, upper), _there(name, copy)
+        found, there = kernel.port.lstat(name, upper), found_at(name, copy)
         whiteout = self._is_whiteout(name, upper, found)
         folder = stat.S_ISDIR(found.st_mode)
         marks = self.marks(name, upper) if folder else {}
@@ -300,10 +300,10 @@ class Layer:
         kernel.port.rename(name, upper, name, copy, 0)
         if not folder:
             return False
-        return _redirected(base, marks["redirect"]) if "redirect" in marks else None
+        return redirected(base, marks["redirect"]) if "redirect" in marks else None
 
     def _dress(self, upper: Directory, target: Directory, path: str) -> None:
-        with _opened(upper.fd, path) as source, _opened(target.fd, path) as copy:
+        with opened(upper.fd, path) as source, opened(target.fd, path) as copy:
             kernel.port.futime(copy, _both_times(kernel.port.fstat(source)))
             apply(copy, self._metadata(source), "all", same_content=True, path=target.path)
 
@@ -312,14 +312,14 @@ class Layer:
     def _place(self, path: str) -> Iterator[Place]:
         """A path in the layer as a place."""
         above, name = os.path.split(path)
-        with Directory.reach(self.upper, above or ".", _BENEATH) as held:
+        with Directory.reach(self.upper, above or ".", BENEATH) as held:
             yield Place(held, name or ".")
 
 
 @contextlib.contextmanager
-def _opened(top_fd: int, path: str) -> Iterator[int]:
+def opened(top_fd: int, path: str) -> Iterator[int]:
     """A folder at or below an open one."""
-    fd = kernel.port.open_beneath(path or ".", _FOLDER, top_fd, _BENEATH)
+    fd = kernel.port.open_beneath(path or ".", _FOLDER, top_fd, BENEATH)
     try:
         yield fd
     finally:
@@ -333,7 +333,7 @@ class _Held:
         self.fd = fd
 
 
-def _below(place: Place, action: str, *, loosen: bool = False) -> Iterator[tuple[TreeWalk, str]]:
+def each_below(place: Place, action: str, *, loosen: bool = False) -> Iterator[tuple[TreeWalk, str]]:
     """Each name below a folder, with the way to it."""
     with place.open() as top, TreeWalk(top, action, loosen=loosen, restore=loosen) as down:
         for entry in down.each():
@@ -367,14 +367,14 @@ def _marks(path_fd: int, prefix: str) -> Iterator[tuple[str, bytes]]:
             yield name.removeprefix(prefix), port.getxattr_of(path, name)
 
 
-def _origin(marks: dict[str, bytes]) -> bytes | None:
+def origin_of(marks: dict[str, bytes]) -> bytes | None:
     told = marks.get("origin")
     if told is None or len(told) <= _HANDLE:
         return None if told is None else b""
     return int.to_bytes(told[_HANDLE_TYPE], 4, sys.byteorder) + told[_HANDLE:]
 
 
-def _there(name: str, dir_fd: int) -> os.stat_result | None:
+def found_at(name: str, dir_fd: int) -> os.stat_result | None:
     try:
         return kernel.port.lstat(name, dir_fd)
     except OSError as exc:
@@ -383,7 +383,7 @@ def _there(name: str, dir_fd: int) -> os.stat_result | None:
         return None
 
 
-def _redirected(parent: str, target: bytes) -> str:
+def redirected(parent: str, target: bytes) -> str:
     """The folder that a redirect means: a name in the same folder, or a path from the top of the layer."""
     told = os.fsdecode(target)
     return told.lstrip("/") if told.startswith("/") else os.path.join(parent, told)
@@ -413,7 +413,7 @@ def newer(place: Place, since: int, *, touched: int | None = None, moved: bool =
         return None
     if not moved and _changed(found, touched) > since:
         return "."
-    for down, name in _below(place, "look for changes") if stat.S_ISDIR(found.st_mode) else ():
+    for down, name in each_below(place, "look for changes") if stat.S_ISDIR(found.st_mode) else ():
         if _changed(kernel.port.lstat(name, down.level.fd), touched) > since and not name.startswith(PREFIX):
             return os.path.join(*down.level.names(), name)
     return None
@@ -430,5 +430,5 @@ def handles(place: Place, flags: int) -> Iterator[tuple[bytes, str]]:
     if found is None:
         return
     yield kernel.port.handle(place.name, place.fd, flags), ""
-    for down, name in _below(place, "look for renamed files") if stat.S_ISDIR(found.st_mode) else ():
+    for down, name in each_below(place, "look for renamed files") if stat.S_ISDIR(found.st_mode) else ():
         yield kernel.port.handle(name, down.level.fd, flags), os.path.join(*down.level.names(), name)
