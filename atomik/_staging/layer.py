@@ -40,8 +40,8 @@ from .written import Written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
-    from typing import NoReturn
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
     from .intake import Intake
     from .item import Found
@@ -217,9 +217,9 @@ class StagedLayer:
                     found.append(LayerChange("put", path, place.stat(), new, spare=spare))
         return found
 
-    def _names_of(self, copied: Container[bytes]) -> Iterator[tuple[bytes, str]]:
-        """The names by which the program saw files (by their handles) that it changed by others.  Raises if a folder above one
-        was renamed, or is published as a whole."""
+    def _names_of(self, copied: dict[bytes, Any]) -> Iterator[tuple[bytes, str]]:
+        """The names by which the program saw files (by their handles) that it changed by others.  Raises if a folder above
+        one was renamed, or is published as a whole."""
         names, flags = Names(self.layer), self.folder.fs.handle_flags
         for key, path in handles(Place(self.folder, "."), flags) if copied and flags is not None else ():
             for shown in names.shown_at(path) if key in copied else ():
