@@ -153,7 +153,7 @@ class Destinations:
     def use(self, directory: Directory, path: str) -> None:
         """This folder will contain something of ours, and must not be displaced."""
         self._unfold()
-        self._not_in_displaced(directory, path)
+        self.refuse_displaced(directory, path)
         self._staging.setdefault(directory.place_key, (directory, path))
         self._used.setdefault(directory.place_key, (directory, path))
 
@@ -193,14 +193,20 @@ class Destinations:
     def _not_nested(self, directory: Directory, path: str, displaces: tuple[int, int] | None) -> None:
         # With a single item nothing can be nested, so the walk up waits until there is a second one, or a tmp_dir.
         if self._displaced:
-            self._not_in_displaced(directory, path)
+            self.refuse_displaced(directory, path)
         if displaces is not None:
             for used, brought_in in self._used.values():
                 if displaces in self._chain(used):
                     _nested(brought_in, path)
         self._used.setdefault(directory.place_key, (directory, path))
 
-    def _not_in_displaced(self, directory: Directory, path: str) -> None:
+    def is_displaced(self, directory: Directory) -> bool:
+        """Whether the folder, or one above it, will not be at its path any more."""
+        self._unfold()
+        return bool(self._displaced) and not self._chain(directory).isdisjoint(self._displaced)
+
+    def refuse_displaced(self, directory: Directory, path: str) -> None:
+        """Refuse what would change `path` in such a folder."""
         for above in self._chain(directory) & self._displaced.keys():
             _nested(path, self._displaced[above])
 

@@ -259,9 +259,20 @@ class Intake:
         return StagedPath.of(path, item, self.workspace.path_elsewhere(path), resumed=item.resumed)
 
     def will_exist(self, path: StrPath) -> bool:
-        """Whether something would exist at `path` if the commit came now."""
+        """Whether something would exist at `path` if the commit came now; refused where that is in a staged folder."""
         found = self._leaves(path)
-        return found is not None and (found[0].status() is not None if found[1] == UNTOUCHED else found[1] is not None)
+        if found is None:
+            return False
+        place, leaves = found
+        if leaves != UNTOUCHED:
+            return leaves is not None
+        if place.status() is None and self.workspace.destinations.is_displaced(place.directory):
+            from .view import exists
+
+            if exists(self, path):  # in what displaces the folder
+                self.workspace.destinations.refuse_displaced(place.directory, absolute(path))
+            return False
+        return place.status() is not None
 
     def changed(self, path: StrPath) -> bool:
         """Whether an operation so far changes the name."""

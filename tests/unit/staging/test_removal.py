@@ -72,6 +72,19 @@ def test_what_others_remove_first(folder: Path, others: int, durable: bool) -> N
                 tx.commit()
 
 
+def test_what_may_be_missing_in_a_folder_that_is_replaced(folder: Path) -> None:
+    """It is looked for in the new folder, and refused there; it is not passed over because the old one has none."""
+    Path("d").mkdir()
+    Path("d/old").touch()
+    with atomik.transaction(overwrite=True) as tx:
+        new = tx.folder("d")
+        (new / "x").touch()
+        with pytest.raises(errors.NestedDestinationError):
+            tx.remove("d/x", missing_ok=True)
+        tx.remove("d/y", missing_ok=True)
+    assert os.listdir("d") == ["x"]
+
+
 def test_removal_is_undone(folder: Path) -> None:
     """The same inode comes back."""
     Path("d/sub").mkdir(parents=True)
