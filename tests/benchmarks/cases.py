@@ -285,7 +285,7 @@ print(taken, max(0, peak - before), most)
 def visibility(folder: Path, counts: list[int], rounds: int) -> dict[int, Figures]:
     """Seconds that the swap of a whole folder takes, by the number of files in it (`Receipt.visible`).
 
-    Writing many files empties the processor's caches of everything else, which is no work of the swap; so they are emptied
+    Writing many files empties the processor's caches of everything else, which is no fault of the swap; so they are emptied
     for all.
     """
     results, filler = {}, bytearray(64 << 20)
@@ -522,6 +522,6 @@ def system_calls(home: Path) -> tuple[int, int]:
     subprocess.run(["strace", "-o", trace, sys.executable, program, target], check=True, capture_output=True)
     lines = trace.read_text().splitlines()
     marks = [at for at, line in enumerate(lines) if line.startswith("getpgid")]
-    # What the interpreter does by itself (memory, locks, its own file objects' fstat and lseek) is no call of ours.
+    # What the interpreter does by itself (memory, locks, its own file objects' fstat and lseek) is not a call of ours.
     own = [line for line in lines[marks[0] + 1 : marks[1]] if not line.startswith(("brk", "mmap", "munmap", "futex"))]
     return len(own), least

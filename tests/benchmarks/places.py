@@ -1,4 +1,4 @@
-"""Where to measure: real filesystems on loop devices whose image lies on the disk, and tmpfs."""
+"""Where to measure: real filesystems on loop devices whose image is on the disk, and tmpfs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = ("ext4", "xfs", "btrfs", "tmpfs")
 
 @contextlib.contextmanager
 def place(kind: str, size: int) -> Iterator[Path]:
-    """A fresh folder on `kind`; without root, a temporary folder whatever it lies on."""
+    """A fresh folder on `kind`; without root, a temporary folder whatever it is on."""
     if namespace.missing_root() is not None:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)

@@ -113,7 +113,7 @@ def plot(path: Path, curves: Mapping[str, Mapping[int, float]], across: str, up:
 
 
 def write(path: Path, rows: list[Row], kinds: list[str], remarks: str) -> None:
-    """Replace what stands between the markers of the page, or make the page."""
+    """Replace what is between the markers of the page, or make the page."""
     command = " ".join(["python -m tests.benchmarks", *sys.argv[1:]])
     body = f"Measured {machine()}, by `{command}`.\n\n{table(rows, kinds)}\n\n{remarks}"
     begin, end = "<!-- measured: begin -->", "<!-- measured: end -->"

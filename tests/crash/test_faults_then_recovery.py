@@ -5,7 +5,7 @@
 * `RollbackError`: anything; the journal stays, and with the fault gone `recover` makes everything old, or everything new.
 * any other error: everything is old.
 
-And a sync that failed is not asked again on the same descriptor, for it would say "fine" without being so (I9).
+And a sync that failed is not asked again on the same descriptor, because it would say "fine" without being so (I9).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ERRNOS = (
 
 SYNCS = frozenset({"fsync", "fdatasync", "syncfs"})
 
-#: what these cannot do is told by the receipt and is no failure (see tests/unit/tree/test_metadata.py)
+#: what these cannot do is told by the receipt and is not a failure (see tests/unit/tree/test_metadata.py)
 ATTRIBUTES = frozenset(
     {
         "fchmod",

@@ -228,7 +228,7 @@ class Explorer:
         for record in recovery.log:
             for crashed in after.after(record, made):
                 self._judge(crashed, allowed, "killed, and power cut while that was recovered")
-        if recovery.report.items:  # else nothing was to be seen of the dead, so nothing is promised
+        if recovery.report.items:  # else the dead process had done nothing that shows, and nothing is promised
             for crashed in after.everything():
                 self._judge(crashed, [recovery.tree], "killed, recovered, and then power cut")
 

@@ -1,4 +1,4 @@
-"""One mount for each kind of ground and module: the fixture that the core suite stands on."""
+"""One mount for each kind of ground and module: the fixture that the core suite runs on."""
 
 from __future__ import annotations
 

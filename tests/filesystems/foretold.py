@@ -1,6 +1,6 @@
 """What the doctor's answers mean for each scenario: that it passes, that it is refused, or nothing.
 
-A promise is about what may go wrong, and a scenario is a program: this is how docs/reference/capabilities.md is to be read.
+A promise is about what may go wrong, and a scenario is a program: this is how docs/reference/capabilities.md should be read.
 `foretold` is about one scenario, `faults` about a whole run, where a yes that does not work and a no that does count alike.
 """
 

@@ -100,7 +100,7 @@ def parent_for_folder(place: Shared) -> None:
 
 
 def ours_for_links(place: Shared) -> None:
-    """Whatever of atomik's lies about makes room for a link to the outside."""
+    """Whatever of atomik's is left around makes room for a link to the outside."""
     for path in _ours(place):
         path.rename(_beside(path))
         path.symlink_to(place.outside / "secret" if path.name.count("-") > 1 else place.outside)

@@ -222,7 +222,7 @@ def test_new_objects_inherit_as_plain_ones_do(folder: Path) -> None:
 # --- hard links ------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preserve", ["all", "none"])
 def test_hard_links_are_broken_counted_and_logged(folder: Path, preserve: str) -> None:
-    """The other names keep the old content; how many there are stands in the receipt and in the log."""
+    """The other names keep the old content; how many there are is in the receipt and in the log."""
     path = folder / "it"
     path.write_text("old")
     for name in ("second", "third"):
@@ -286,7 +286,7 @@ def test_immutable_and_append_only_folders_are_refused_when_staged(disk: Path) -
 
 
 def test_an_immutable_file_inside_a_replaced_folder_is_told(disk: Path) -> None:
-    """The folder is replaced; what of the old one cannot be deleted stands in the receipt, and goes later."""
+    """The folder is replaced; what of the old one cannot be deleted is in the receipt, and goes later."""
     (disk / "site").mkdir()
     (disk / "site" / "fixed").write_text("old")
     _set_flags(disk / "site" / "fixed", _flags(disk / "site" / "fixed") | _IMMUTABLE)

@@ -100,7 +100,7 @@ def write_through_a_link(place: Shared) -> None:
 
 
 def exchange(place: Shared) -> None:
-    """Two names, whatever stands there."""
+    """Two names, whatever is there."""
     with contextlib.suppress(FileExistsError), (place.base / "report").open("x") as f:
         f.write(SECRET)
     atomik.swap(place.base / "report", place.inner / "out")
@@ -579,7 +579,7 @@ def _socket(path: Path) -> None:
 
 
 def test_a_device_stays_a_device(tmp_path: Path) -> None:
-    """``--output /dev/null`` as root is refused, whatever is to be written; nothing opens it."""
+    """``--output /dev/null`` as root is refused, whatever would be written; nothing opens it."""
     path = tmp_path / "null"
     _device(path)
     with installed(Acting("open", lambda _: None, when=lambda call: call.args[0] == "null")) as kernel:

@@ -62,7 +62,7 @@ def test_the_mount_is_the_one_that_the_system_names(folder: Path) -> None:
 
 
 def test_no_name_of_the_users_is_touched(folder: Path) -> None:
-    """All that it changes lies in a private folder of its own, which is gone afterwards."""
+    """All that it changes is in a private folder of its own, which is gone afterwards."""
     before = descriptors()
     with installed(Recording(MUTATING)) as kernel:
         atomik.probe(folder)
@@ -113,7 +113,7 @@ def test_what_cannot_be_probed(folder: Path) -> None:
 
 
 def test_a_full_disk_is_no_missing_ability(folder: Path) -> None:
-    """ENOSPC of an attribute or a file is not taken for "not supported": nobody knows, and the reason is told."""
+    """ENOSPC of an attribute or a file is not taken for "not supported": nobody knows, and the reason is given."""
     for call, ability in (("setxattr", "xattrs"), ("pwrite", "reflink"), ("create", "exchange")):
         with installed(Faulty.every(call, errno.ENOSPC)):
             can = atomik.probe(folder)

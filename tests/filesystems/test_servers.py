@@ -60,7 +60,7 @@ def test_a_server_s_held_folder_lists_new_names(name: str) -> None:
 
 
 def test_a_server_that_renumbers_what_is_renamed() -> None:
-    """rclone: single files work, its EIO for attributes and links is no failing device, and groups are refused untouched."""
+    """rclone: single files work, its EIO for attributes and links is not a failed device; groups are refused untouched."""
     need(servers.missing("rclone"))
     with servers.serving("rclone") as point:
         for name in ("one", "two"):
@@ -164,7 +164,7 @@ def test_the_lower_layer_s_folders() -> None:
 
 @pytest.mark.parametrize("name", ["encfs", "exfat-fuse"])
 def test_a_server_with_ideas_of_its_own(name: str) -> None:
-    """encfs cuts the times of a file that is renamed to seconds, which is no conflict; exfat-fuse has no symbolic links."""
+    """encfs cuts the times of a file that is renamed to seconds, which is not a conflict; exfat-fuse has no links."""
     need(servers.missing(name))
     with servers.serving(name) as point:
         (point / "one").write_text("old")

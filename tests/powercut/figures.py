@@ -1,7 +1,7 @@
 """The figures of a real run, written into the documentation, so that nobody has to copy a number by hand.
 
 They are kept in docs/pictures/powercut.json, from which docs/pictures/powercut.py draws; the tables of
-docs/explanation/how-we-know.md stand between two comments and are replaced as a whole.
+docs/explanation/how-we-know.md are between two comments and are replaced as a whole.
 """
 
 from __future__ import annotations

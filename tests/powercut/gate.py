@@ -37,7 +37,7 @@ def caught(mutant: Mutant, kind: str, noise: str, *, limit: int = 150, samples: 
     except AssertionError as error:
         return f"without any power cut: {error}"
     states = list(take.images.states(seed=SEED, samples=samples))
-    # In no order, for they come in that of the log, and most mutants show late in it.
+    # In no order, because they come in that of the log, and most mutants show late in it.
     random.Random(SEED).shuffle(states)
     for state in states[:limit]:
         if (problem := tape.judge(take, state)) is not None:

@@ -1,6 +1,6 @@
 """What is done to a tree, twice: with atomik on a real folder, and as a pure function on a dictionary.
 
-A `Tree` maps a path below the root to what stands there: ``bytes`` for a file, ``str`` for a symlink's target, ``None``
+A `Tree` maps a path below the root to what is there: ``bytes`` for a file, ``str`` for a symlink's target, ``None``
 for a folder.  An operation knows how to stage itself (`stage`) and what must come of it (`apply`); neither is made from
 the other.  A `Phase` is one transaction and how it ends; a `History` is a tree and the phases that follow each other.
 """
@@ -27,18 +27,18 @@ def content(text: str, size: int = 0) -> bytes:
 
 
 def inside(tree: Tree, path: str) -> Tree:
-    """What lies at `path` and below it."""
+    """What is at `path` and below it."""
     return {name: node for name, node in tree.items() if name == path or name.startswith(path + "/")}
 
 
 def without(tree: Tree, path: str) -> Tree:
-    """The tree less `path` and what lies below it."""
+    """The tree less `path` and what is below it."""
     gone = inside(tree, path)
     return {name: node for name, node in tree.items() if name not in gone}
 
 
 def moved(tree: Tree, old: str, new: str) -> Tree:
-    """What lies at `old`, as if it lay at `new`."""
+    """What is at `old`, as if it were at `new`."""
     return {new + name[len(old) :]: node for name, node in inside(tree, old).items()}
 
 
@@ -190,7 +190,7 @@ class Link:
 
 @define(frozen=True)
 class Remove:
-    """Whatever stands there goes."""
+    """Whatever is there goes."""
 
     path: str
 
@@ -319,7 +319,7 @@ class History:
 
 
 def plant(root: Path, tree: Tree) -> None:
-    """Make the tree in the folder `root`; parents stand before what is in them, by sorting."""
+    """Make the tree in the folder `root`; parents are before what is in them, by sorting."""
     for name in sorted(tree):
         node, path = tree[name], root / name
         if node is None:
@@ -331,7 +331,7 @@ def plant(root: Path, tree: Tree) -> None:
 
 
 def look(root: Path) -> Tree:
-    """What lies below `root`, byte for byte."""
+    """What is below `root`, byte for byte."""
     found: Tree = {}
     for where, folders, files in os.walk(root):
         for name in (*folders, *files):

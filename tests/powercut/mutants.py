@@ -138,7 +138,7 @@ class PutOff(Progress):
 
 
 class Hasty(Progress):
-    """Deletes what lies in the slots before the first call for which ``when(self, call)`` holds."""
+    """Deletes what is in the slots before the first call for which ``when(self, call)`` holds."""
 
     def __init__(self, when: Callable[[Hasty, Call], bool]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What other programs do meanwhile: kernels that sync something between atomik's own calls.
+"""What other programs do in the meantime: kernels that sync something between atomik's own calls.
 
 A missing barrier often does not show, for the next sync carries the forgotten change along.  It shows when something
 else becomes durable in between, so a noise kernel acts right before each rename, each write of the journal and each
@@ -35,7 +35,7 @@ _WHERE = "rename link_fd link pwrite unlink rmdir"
 
 
 def is_swap(call: Call) -> bool:
-    """Whether a rename or link changes a destination: one of its names lies outside atomik's own."""
+    """Whether a rename or link changes a destination: one of its names is outside atomik's own."""
     return call.name in ("rename", "link_fd", "link") and any(
         f"/{PREFIX}" not in path and path.startswith("/") and "(deleted)" not in path for path in call.paths
     )

@@ -198,7 +198,7 @@ def verdict(take: Take, root: Path, allowed: list[Tree], label: str) -> str | No
 
 
 def recut(take: Take, state: CrashState, noise: str) -> Take:
-    """Record the recovery of `state`: a take of its own, whose crash states are to be judged in their turn.
+    """Record the recovery of `state`: a take of its own, whose crash states are judged in their turn.
 
     Recovery decides by the disk alone, so every cut of it must come to the same tree as the one that was not cut.
     """

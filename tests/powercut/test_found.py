@@ -15,7 +15,7 @@ from tests.support.kernels import Acting, Recording, installed
 
 def test_an_object_with_three_names_loses_the_right_two(tmp_path: Path) -> None:
     """btrfs, ``backup=``, a recovery cut by a second power cut: the original had its kept name, the slot and the slot's
-    twin.  The rename of one to the other did nothing, for they were one inode, and the kept name stayed."""
+    twin.  The rename of one to the other did nothing, because they were one inode, and the kept name stayed."""
     old = {"a": None, "a/f": b"old"}
     plant(tmp_path, old)
     phase = Phase((Write("a/f", b"new", backup="f.before"),), durable=False)
@@ -60,7 +60,7 @@ def test_a_mark_that_recovery_writes_again_is_in_its_place(tmp_path: Path) -> No
     "staged", [Write("a/f", b"new", backup="f.before"), Move("a/f", "a/g")], ids=["backup", "move"]
 )
 def test_a_stranger_in_a_shared_slot_returns_to_where_they_were(staged: Operation, tmp_path: Path) -> None:
-    """A stranger replaced the first name of a chain between look and swap, and we were killed before we looked at what came
+    """A stranger replaced the first name of a chain between check and swap, and we were killed before we looked at what came
     out.  Recovery took it for what the last step of the chain had displaced, and put it at that one's name."""
     plant(tmp_path, {"a": None, "a/f": b"old"})
     theirs = {"a": None, "a/f": b"a stranger's"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.sweep, pytest.mark.usefixtures("no_log")]
 
 
-#: What is to be caught here.
+#: What should be caught here.
 STRICT = [mutant for mutant in MUTANTS.values() if not mutant.one_log]
 
 
@@ -117,7 +117,7 @@ class Unwritable(Watching):
 
 @pytest.mark.parametrize("name", ["four/fsync", "every/True", "every/syncfs"])
 def test_folders_that_stay_in_their_parent_keep_the_order(name: str, tmp_path: Path) -> None:
-    """The slot lies beside the destination, and the mode is set late: both last before the outcome is written."""
+    """The slot is beside the destination, and the mode is set late: both last before the outcome is written."""
     broken, checked = watched(NAMED[name], tmp_path / "work", lambda: installed(Unwritable({"may_write"})))
     assert broken == []
     assert checked
@@ -149,7 +149,7 @@ def test_files_that_cannot_get_a_name_keep_the_order(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_stands_already_is_made_durable(count: int, tmp_path: Path) -> None:
-    """With if_changed and equal content nothing is swapped; what stands there lasts all the same."""
+    """With if_changed and equal content nothing is swapped; what is there lasts all the same."""
     names = [tmp_path / str(number) for number in range(count)]
     for name in names:
         name.write_text("equal")

@@ -323,7 +323,7 @@ def test_file_inside_a_new_staged_folder(folder: Path) -> None:
 
 
 def test_folder_staged_over_made_parent(folder: Path) -> None:
-    """A parent that parents=True made is no place for a folder of the same transaction."""
+    """A parent that parents=True made is not a place for a folder of the same transaction."""
     with atomik.transaction(overwrite=True) as tx:
         tx.file("d/x", parents=True)
         with pytest.raises(errors.NestedDestinationError):
@@ -521,7 +521,7 @@ def first() -> Callable[[object], bool]:
 
 
 def test_destination_changes_kind_meanwhile(folder: Path) -> None:
-    """A folder where a file stood is not replaced, alone or among others, whenever it came."""
+    """A folder where a file was is not replaced, alone or among others, whenever it came."""
     for others in (0, 1):
         for moment in ("staged", "looked at"):
             Path("x").write_text("old")
@@ -550,7 +550,7 @@ def test_destination_changes_kind_meanwhile(folder: Path) -> None:
 
 
 def test_destination_replaced_at_the_last_moment(folder: Path) -> None:
-    """In a group, a destination replaced between look and swap is a conflict: theirs is given back, all is old."""
+    """In a group, a destination replaced between check and swap is a conflict: their version is given back, all is old."""
     for name in ("a", "b"):
         Path(name).write_text("old")
 
@@ -571,7 +571,7 @@ def test_destination_replaced_at_the_last_moment(folder: Path) -> None:
 
 
 def test_theirs_on_top_of_ours_stays(folder: Path) -> None:
-    """Somebody replaces what we have just published, then the transaction fails: theirs stays."""
+    """Somebody replaces what we have just published, then the transaction fails: their version is kept."""
     for name in ("a", "b"):
         Path(name).write_text("old")
 

@@ -133,7 +133,7 @@ def test_the_way_to_the_working_folder_is_closed(folder: Path) -> None:
 
 
 def test_more_folders_than_descriptors(folder: Path) -> None:
-    """A file for each day, in a folder of its own: the soft limit of open files is no limit, the hard one is."""
+    """A file for each day, in a folder of its own: the soft limit of open files is not a limit, the hard one is."""
     days = [folder / f"day-{number}" for number in range(300)]
     for day in days:
         day.mkdir()
@@ -365,7 +365,7 @@ def test_without_proc(folder: Path) -> None:
 @root
 @needs_seccomp
 def test_a_mount_below_on_an_old_kernel() -> None:
-    """Linux 5.4 has neither openat2(2) nor mount ids in statx(2): a bind mount is no part of the folder all the same."""
+    """Linux 5.4 has neither openat2(2) nor mount ids in statx(2): a bind mount is not part of the folder all the same."""
     need(namespace.missing_root())
     home = namespace.scratch("site")
     for name in ("site/uploads", "uploads"):

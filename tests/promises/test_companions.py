@@ -91,7 +91,7 @@ def test_what_else_lies_there_is_an_error_with_the_names(old: Path) -> None:
 
 
 def test_without_the_main_one_there_is_nothing(old: Path) -> None:
-    """A companion alone is no output."""
+    """A companion alone is not an output."""
     with (
         pytest.raises(errors.MissingPathError, match="nothing was written"),
         atomik.path("data.shp", overwrite=True, also=ALSO) as path,
@@ -193,7 +193,7 @@ def test_previous_versions_of_all_of_them(old: Path) -> None:
 
 @pytest.mark.parametrize("change", ["data.shp", "data.shx", "data.prj", "data.dbf"])
 def test_an_expectation_covers_what_belongs_to_it(old: Path, change: str) -> None:
-    """Whoever changes one of them while the program works is not lost, whether the new version has it or lacks it."""
+    """A change to one of them while the program works is not lost, whether the new version has it or lacks it."""
     with (
         pytest.raises(errors.ConflictError) as caught,
         atomik.path("data.shp", also=ALSO, expect=atomik.observe("data.shp"), durable=False) as path,
@@ -310,7 +310,7 @@ def test_metadata_is_each_ones_own(old: Path) -> None:
 
 
 def test_parents_are_made_for_all(folder: Path) -> None:
-    """And go again when it comes to nothing."""
+    """And go again when it fails."""
 
     def publish(fill: Callable[[Path], object]) -> None:
         with atomik.path("deep/down/data.shp", parents=True, also=ALSO, durable=False) as path:

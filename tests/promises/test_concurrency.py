@@ -249,7 +249,7 @@ def test_reader_of_an_overwritten_file(folder: Path, rounds: int) -> None:
 @pytest.mark.sweep
 @scaled("rounds", 100, 10_000)
 def test_reader_of_an_overwritten_folder(folder: Path, rounds: int) -> None:
-    """P1 for a non-empty folder: whatever stands at the name is there, complete, and of one version.
+    """P1 for a non-empty folder: whatever is at the name is there, complete, and of one version.
 
     A reader that holds the folder open keeps the old one, and sees that emptied once it is displaced; so what was
     seen counts only if the folder was still the destination afterwards.

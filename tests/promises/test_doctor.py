@@ -172,7 +172,7 @@ def test_what_lies_below_may_be_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("call", ["setxattr", "symlink", "clone", "fsync", "rename"])
 def test_what_cannot_be_found_out_is_unknown(folder: Path, call: str) -> None:
-    """A failure of the moment is no answer: the ability is None, the reason is told, also as JSON; nothing is raised."""
+    """A failure of the moment is not an answer: the ability is None, the reason is given, also as JSON; nothing is raised."""
     with installed(Faulty.every(call, errno.EIO)):
         can = atomik.probe(folder)
     filesystem.forget()
@@ -199,7 +199,7 @@ def test_the_trials_notice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @needs_seccomp
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
 def test_where_nobody_can_watch(tmp_path: Path, number: int) -> None:
-    """P10 is tried with inotify on the spot; where that is refused, nobody knows, and the reason is told."""
+    """P10 is tried with inotify on the spot; where that is refused, nobody knows, and the reason is given."""
 
     def ask() -> list[tuple[str, str]]:
         libc()

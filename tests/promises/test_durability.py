@@ -91,7 +91,7 @@ def test_overwritten_file(folder: Path) -> None:
 
 
 def test_folder(folder: Path) -> None:
-    """One syncfs for the whole tree before the swap; both folders of the swap behind it."""
+    """One syncfs for the whole tree before the swap; both folders of the swap after it."""
     assert trace(new_folder) == [
         "mkdir private folder", "mkdir slot0", "syncfs .", "rename slot0 d", "fsync .", "fsync private folder",
         "rmdir private folder",

@@ -77,7 +77,7 @@ def test_capture_logs(folder: Path) -> None:
 
 
 def test_capture_logs_of_a_failure(folder: Path) -> None:
-    """A rollback is told step by step."""
+    """A rollback is reported step by step."""
     with structlog.testing.capture_logs() as events:
         fail()
     names = [event["event"] for event in events]
@@ -131,7 +131,7 @@ def test_what_is_visible_and_perhaps_not_durable_is_told(folder: Path, names: li
 
 
 def test_cleanup_that_failed_is_told(folder: Path) -> None:
-    """What could not be cleaned up is a warning, and stands in the receipt."""
+    """What could not be cleaned up is a warning, and is in the receipt."""
     Path("a").touch()
     output = atomik.file("a", overwrite=True)
     with structlog.testing.capture_logs() as events, installed(Faulty.every("unlink", 5)), output:

@@ -130,7 +130,7 @@ def tell(error: errors.ConflictError, path: Path, expect: Any) -> None:
 def test_what_another_changed_is_kept(  # noqa: C901  the cases of one promise
     folder: Path, way: Callable[..., None], kind: str, how: str, change: Callable[[Path], None], when: str
 ) -> None:
-    """Never lost: the commit fails and theirs stays, or it had come to the new one, which is no business of ours."""
+    """Never lost: the commit fails and their version is kept, or it had come to the new one, which is not ours to check."""
     if (kind == "folder" and how == "sha256") or (way is copied and how != "observed"):
         pytest.skip("there is no such expectation")
     path = folder / "name"

@@ -1,6 +1,6 @@
 """A folder that others may write to: nothing outside our own transactions is touched, read without bound, or waited for.
 
-Most of it is root in a folder of another user's, for that is where a mistake costs most; and an ordinary user the same.
+Most of it is root in a folder of another user's, because that is where a mistake costs most; and an ordinary user the same.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def forge(place: Path, intent: Callable[[bytes], Intent], outcome: int | None = 
 
 
 def test_folders_above_are_known_by_identity(shared: Path) -> None:
-    """A journal may say that another folder takes part: what lies there is another folder, and is left alone."""
+    """A journal may say that another folder takes part: what is there is another folder, and is left alone."""
     other = shared.parent / "other"
     other.mkdir()
     (other / "x").write_text("victim")

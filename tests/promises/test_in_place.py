@@ -206,7 +206,7 @@ def test_another_base(public: Path) -> None:
 
 
 def test_a_lost_update_is_refused(public: Path) -> None:
-    """By ``copy``, and by ``expect``: theirs stays."""
+    """By ``copy``, and by ``expect``: their version is kept."""
     for options in ({"copy": True}, {"expect": atomik.observe(public)}):
         with (
             pytest.raises(errors.ConflictError) as caught,

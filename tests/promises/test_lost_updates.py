@@ -56,7 +56,7 @@ CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("how", ["copy", "expect", "expect, in a group"])
 def test_a_folder(folder: Path, how: str, change: str, moment: str) -> None:
-    """A change anywhere in the tree is a conflict that names it; theirs stays."""
+    """A change anywhere in the tree is a conflict that names it; their version is kept."""
     site()
     act, where = CHANGES[change]
     options: dict[str, Any] = {"copy": True} if how == "copy" else {"expect": atomik.observe("site", digest=True)}

@@ -100,7 +100,7 @@ def fits(op: Operation, tree: Tree, overwrite: bool) -> bool:
 
 
 def chosen(wanted: list[Operation], tree: Tree) -> tuple[Operation, ...]:
-    """Those that can stand in one transaction over this tree."""
+    """Those that can be in one transaction over this tree."""
     ops, taken = list[Operation](), set[str]()
     for op in wanted:
         if fits(op, tree, True) and not touched(op) & taken:
@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
     # --- transactions --------------------------------------------------------------------------------------------
     @rule(which=st.integers(0, 1), overwrite=st.sampled_from((True, True, False)), op=operations)
     def stage(self, which: int, overwrite: bool, op: Operation) -> None:
-        """In one of two transactions, begun if need be; what cannot work is refused at once and changes nothing."""
+        """In one of two transactions, begun if needed; what cannot work is refused at once and changes nothing."""
         if which not in self.open:
             self.open[which] = Open(overwrite)
         one = self.open[which]
@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     # --- others --------------------------------------------------------------------------------------------------
     @rule(path=paths, node=foreign)
     def stranger(self, path: str, node: Tree | None) -> None:
-        """Somebody who has not heard of atomik replaces or removes what stands there."""
+        """Somebody who has not heard of atomik replaces or removes what is there."""
         self._put(path, node)
         self.tree = self._with(self.tree, path, node)
 

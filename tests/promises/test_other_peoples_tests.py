@@ -32,7 +32,7 @@ PUBLISHERS = pytest.mark.parametrize("publish", [one, group])
 
 @PUBLISHERS
 def test_pyfakefs_is_refused_with_the_cure(tmp_path: Path, publish: Callable[[Path], None]) -> None:
-    """A fake filesystem is no place for atomik; nothing is written, neither there nor on the real disk."""
+    """A fake filesystem is not a place for atomik; nothing is written, neither there nor on the real disk."""
     fake = pytest.importorskip("pyfakefs.fake_filesystem_unittest")
     with fake.Patcher() as patcher:
         patcher.fs.create_dir(tmp_path)

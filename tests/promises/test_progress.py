@@ -22,7 +22,7 @@ def fill(folder: Path, count: int) -> None:
 
 
 def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
-    """Cloning, syncing, swapping and cleaning are told, each with a number that only grows."""
+    """Cloning, syncing, swapping and cleaning are reported, each with a number that only grows."""
     fill(tmp_path / "site", 30)
     told: Told = []
     with atomik.transaction(overwrite=True, progress=lambda *event: told.append(event)) as tx:
@@ -100,7 +100,7 @@ def test_a_callback_that_fails_behind_the_mark_fails_nothing(tmp_path: Path) -> 
 
 
 def test_a_callback_that_fails_while_cleaning_fails_nothing(tmp_path: Path) -> None:
-    """Behind the commit point a failing callback is no failure of the commit."""
+    """After the commit point a failing callback is not a failure of the commit."""
     fill(tmp_path / "site", 3)
 
     def fail(name: str, done: int, total: int) -> None:

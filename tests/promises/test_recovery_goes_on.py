@@ -81,7 +81,7 @@ def test_a_folder_that_fails_is_raised_at_the_end(pair: tuple[Path, Path]) -> No
 
 
 def test_a_journal_that_cannot_be_settled_keeps_its_folder_as_it_is(pair: tuple[Path, Path]) -> None:
-    """Nothing is removed beside it, for it may be what the journal is about; the other folder is recovered."""
+    """Nothing is removed beside it, because it may be what the journal is about; the other folder is recovered."""
     die_at(lambda: publish(pair[0]), "rename")
     die_at(lambda: publish(pair[1]), "rename")
     journal = pair[0] / ".atomik-journal"

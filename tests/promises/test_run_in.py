@@ -294,7 +294,7 @@ def test_a_stranger_sees_whole_states_only(here: Path) -> None:
             for name in names:
                 with contextlib.suppress(FileNotFoundError), open(os.open(name, os.O_RDONLY, dir_fd=fd)) as file:
                     found.append(file.read())
-            # Of a version that was displaced meanwhile, the files may be gone already.
+            # Of a version that was displaced in the meantime, the files may be gone already.
             replaced = os.fstat(fd).st_ino != os.stat(here / "F").st_ino
             os.close(fd)
             seen.update(found)
@@ -380,7 +380,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_their_change_is_kept(here: Path, change: str) -> None:
-    """What somebody else changed in the folder meanwhile is a ConflictError, and theirs is there afterwards."""
+    """What somebody else changed in the folder in the meantime is a ConflictError, and their version is there afterwards."""
     theirs: dict[str, Any] = {}
 
     def do() -> None:

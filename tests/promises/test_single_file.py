@@ -175,7 +175,7 @@ def test_what_is_replaced_is_looked_at_at_the_end(folder: Path, name: str, durab
 
 @both
 def test_a_link_or_nothing_came_since(folder: Path, durable: bool) -> None:
-    """What stands there is replaced, whatever it is by now; but no folder."""
+    """What is there is replaced, whatever it is by now; but no folder."""
     for come in (lambda: os.symlink("nowhere", "x"), lambda: None):
         Path("x").write_text("old")
         with atomik.file("x", overwrite=True, durable=durable) as f:
@@ -247,7 +247,7 @@ def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: st
 
 @both
 def test_a_lost_race(folder: Path, durable: bool) -> None:
-    """Somebody publishes right before the link: theirs stays, or is replaced, as was asked."""
+    """Somebody publishes right before the link: their version is kept, or is replaced, as was asked."""
     for overwrite in (False, True):
         with installed(
             Acting("link_fd", lambda call: Path("x").write_text("theirs"), when=lambda call: call.number == 1)

@@ -269,7 +269,7 @@ def test_watchdog(folder: Path) -> None:
 
 
 def test_watchfiles(folder: Path) -> None:
-    """watchfiles: the last batch of each name is no mere deletion."""
+    """watchfiles: the last batch of each name is not just a deletion."""
     watchfiles = pytest.importorskip("watchfiles", reason="needs watchfiles")
     last: dict[str, set[str]] = {}  # what the last batch says of each name; within one there is no order
     ready, stop = threading.Event(), threading.Event()

@@ -42,7 +42,7 @@ def test_one_root(kind: type[Exception]) -> None:
     ids=lambda kind: kind.__name__,
 )
 def test_builtin_class_too(kind: type[Exception], builtin: type[Exception]) -> None:
-    """Whoever catches the builtin class catches ours."""
+    """Anyone who catches the builtin class catches ours."""
     assert issubclass(kind, builtin)
 
 

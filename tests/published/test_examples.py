@@ -351,7 +351,7 @@ def compare(report: Path, source: Path) -> dict[str, dict[str, object]]:
 
 
 def compare_site(site: Path, files: int) -> None:
-    """Each page is linked from the index page, and each file stands on one of them."""
+    """Each page is linked from the index page, and each file is on one of them."""
     index = (site / "index.html").read_text(encoding="utf-8")
     linked = re.findall(r'<tr><td><a href="([^"]+)">', index)
     assert sorted([*linked, "index.html"]) == sorted(os.listdir(site))

@@ -82,7 +82,7 @@ def test_naive_code_breaks_as_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_commands() -> None:
-    """There are exactly two blocks of set-up, one command each, and each command stands there once."""
+    """There are exactly two blocks of set-up, one command each, and each command is there once."""
     assert [text.strip() for _, text in blocks("sh")] == COMMANDS
     assert not blocks("console")
     text = README.read_text(encoding="utf-8")

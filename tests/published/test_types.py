@@ -153,7 +153,7 @@ def test_mistakes_are_found(checker: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_right_programs_pass(checker: str, tmp_path: Path) -> None:
-    """What the documentation recommends is no error to a strict checker, nor are the README's programs."""
+    """What the documentation recommends is not an error to a strict checker, nor are the README's programs."""
     (tmp_path / "right.py").write_text(RIGHT)
     for line, text in programs() if README.exists() else ():
         (tmp_path / f"readme_{line}.py").write_text(text)

@@ -51,7 +51,7 @@ def seen(root: Path) -> list[str]:
 
 
 def whole(root: Path) -> str:
-    """The generation that stands there; AssertionError when it is half of one."""
+    """The generation that is there; AssertionError when it is half of one."""
     found = seen(root)
     assert len(set(found)) == 1, f"half of one, half of another: {found}"
     return found[0]

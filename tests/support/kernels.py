@@ -142,7 +142,7 @@ class Recording(Watching):
         return [call for call in self.calls if call.name in names]
 
 
-#: From a call to what is to be raised there, or None.
+#: From a call to what is raised there, or None.
 Plan = Callable[[Call], "BaseException | int | None"]
 
 

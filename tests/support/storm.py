@@ -69,7 +69,7 @@ class Planned(Exception):
 
 @define(frozen=True)
 class Scene:
-    """Something that is to be published in the current folder: what is there before, and the work.
+    """Something to publish in the current folder: what is there before, and the work.
 
     ``act`` passes its transaction to the function that it is given.  ``planned`` is the class of the exception with which
     an undisturbed run ends.

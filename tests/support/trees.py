@@ -42,7 +42,7 @@ def in_memory() -> Iterator[Path]:
 
 
 def remove_deep(top: Path) -> None:
-    """Remove a tree of any depth: what lies in a folder is hoisted to the top, where the next round finds it.
+    """Remove a tree of any depth: what is in a folder is hoisted to the top, where the next round finds it.
 
     shutil.rmtree recurses, so what a failing test leaves of a deep tree would end in a RecursionError that hides why.
     """

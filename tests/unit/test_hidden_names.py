@@ -67,7 +67,7 @@ def test_it_is_the_grammar(name: str) -> None:
 
 
 def test_a_long_name_is_cut() -> None:
-    """In bytes, for that is what the filesystem counts; half a character is no trouble."""
+    """In bytes, because that is what the filesystem counts; half a character does no harm."""
     name = names.resumable_name(ID, "\N{SNOWMAN}" * 85)
     assert len(os.fsencode(name)) == len(f".atomik-{ID}-resume-") + 80
     assert names.parse(name) == (names.RESUMABLE, ID)

@@ -33,7 +33,7 @@ def make(name: str, kind: str = "file") -> None:
 
 
 def is_(name: str, origin: str, kind: str) -> bool:
-    """Whether what stands at `name` is what `make(origin, kind)` made."""
+    """Whether what is at `name` is what `make(origin, kind)` made."""
     path = Path(name)
     if kind == "file":
         return path.is_file() and path.read_text() == origin

@@ -15,7 +15,7 @@ choice), together with the log and the seed's ``samples``, gives the same state
 again by :func:`state_at`.
 
 Assumed, and so not tested: a disk that does not lie about flushes, writes a
-4 KiB block whole or not at all, and has everything that stands before a flush in the log
+4 KiB block whole or not at all, and has everything that is before a flush in the log
 when it answers that flush.
 """
 

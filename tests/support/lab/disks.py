@@ -3,7 +3,7 @@
 with disk("xfs") as one:
     (one.root / "x").write_text("kept")
     one.unmount()
-    one.mount()          # the same image; the journal is replayed if need be
+    one.mount()          # the same image; the journal is replayed if needed
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class FuseMount:
         try:
             mounting.unmount(self.point)
         except BaseException:
-            # Whoever has files open must not hang: the connection ends with the server.
+            # Anyone who has files open must not hang: the connection ends with the server.
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             raise
@@ -172,7 +172,7 @@ def _close_all_but(kept: set[int]) -> None:
     """Close what was inherited: an open file would keep its mount busy, a pipe would never end."""
     edges = [-1, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
     for low, high in itertools.pairwise(edges):
-        if low + 1 < high:  # for an empty range, closerange may close what stands at its edges
+        if low + 1 < high:  # for an empty range, closerange may close what is at its edges
             os.closerange(low + 1, high)
 
 
@@ -231,6 +231,6 @@ def _reply(device: int, unique: int, code: int, body: bytes) -> None:
     try:
         os.writev(device, [header, body])
     except OSError as error:
-        # ENOENT: the asker was killed meanwhile. ENODEV: unmounted; the next read says so too.
+        # ENOENT: the asker was killed in the meantime. ENODEV: unmounted; the next read says so too.
         if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise

@@ -67,7 +67,7 @@ class InitFlag(enum.IntFlag):
 
 
 class Valid(enum.IntFlag):
-    """Which fields of a SETATTR request are to be set (FATTR_*)."""
+    """The fields that a SETATTR request sets (FATTR_*)."""
 
     MODE = 1 << 0
     UID = 1 << 1

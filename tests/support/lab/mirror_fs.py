@@ -274,7 +274,7 @@ def _listing(path: str) -> list[tuple[int, int, bytes]]:
     found = [(own, stat.S_IFDIR >> 12, b"."), (own, stat.S_IFDIR >> 12, b"..")]
     with os.scandir(path) as entries:
         for entry in entries:
-            # One that vanishes meanwhile has no type to ask for: 0 says "unknown".
+            # One that vanishes in the meantime has no type to ask for: 0 says "unknown".
             kind = 0
             with contextlib.suppress(FileNotFoundError):
                 kind = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode) >> 12

@@ -69,5 +69,5 @@ class NodeTable:
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:
-    # An open descriptor keeps the inode, so its number is not given to another meanwhile.
+    # An open descriptor keeps the inode, so its number is not given to another in the meantime.
     return found.st_dev, found.st_ino

@@ -104,7 +104,7 @@ def _remove(folder: Path, pid: int) -> None:
 
 
 def mount_points() -> list[str]:
-    """Every mount point of this process's namespace, in mount order (a later one may stand on an earlier)."""
+    """Every mount point of this process's namespace, in mount order (a later one may be on an earlier)."""
     lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
     return [_ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), line.split(" ")[4]) for line in lines]
 
@@ -125,7 +125,7 @@ def drop_inherited_mounts() -> None:
     """In a forked server: leave the shared namespace and let go of all the lab's mounts.
 
     A server whose namespace held a copy of a mount would keep it busy after its
-    owner detached it, and one that stands on the server's own files could never
+    owner detached it, and one that is on the server's own files could never
     end: to unmount it, the kernel would have to ask the dying server.
     Files that the server holds open stay usable.
     """

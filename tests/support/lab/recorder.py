@@ -13,7 +13,7 @@ the kernel's real one.
 A mark is logged when :meth:`Recorder.mark` is called: what a program had synced
 before has been flushed before the mark, and marks of forked children go to the
 same log. Writes are logged when the disk gets them, and a flush counts for every
-write that stands before it in the log.
+write that is before it in the log.
 
 What can go wrong: background writeback puts events between those of the workload;
 two runs of one workload therefore give different logs. A log is what to keep for

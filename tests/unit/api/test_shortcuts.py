@@ -69,7 +69,7 @@ def test_empty_file_and_folder(folder: Path) -> None:
 
 
 def test_path(folder: Path) -> None:
-    """The staged path keeps base name and extension, and lies elsewhere."""
+    """The staged path keeps base name and extension, and is elsewhere."""
     with atomik.path("data.tar.gz") as name:
         assert name.name == "data.tar.gz"
         assert name.parent != folder
@@ -285,7 +285,7 @@ def test_symlink_at_the_destination(folder: Path) -> None:
 
 
 def test_followed_link_syncs_the_resolved_folder(folder: Path) -> None:
-    """The folder that is made durable is the one in which the target lies."""
+    """The folder that is made durable is the one that holds the target."""
     Path("sub").mkdir()
     Path("sub/target").touch()
     Path("link").symlink_to("sub/target")
@@ -307,7 +307,7 @@ def test_symlink_loop(folder: Path) -> None:
 
 
 def test_parents(folder: Path) -> None:
-    """parents=True makes what is missing, and removes it again if it comes to nothing."""
+    """parents=True makes what is missing, and removes it again if it fails."""
     with pytest.raises(ZeroDivisionError), atomik.file("a/b/c", parents=True):
         assert os.path.isdir("a/b")
         raise ZeroDivisionError
@@ -320,7 +320,7 @@ def test_parents(folder: Path) -> None:
 
 
 def test_made_parents_in_use_stay(folder: Path) -> None:
-    """What somebody has put something into meanwhile is theirs."""
+    """What somebody has put something into in the meantime is theirs."""
     with pytest.raises(ZeroDivisionError), atomik.file("a/b/c", parents=True):
         Path("a/theirs").touch()
         raise ZeroDivisionError

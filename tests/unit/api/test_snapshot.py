@@ -85,7 +85,7 @@ def test_what_is_removed_or_moved(folder: Path) -> None:
 
 
 def test_a_resumable_output(folder: Path) -> None:
-    """What it displaces lies where it was staged: the next job there begins anew all the same."""
+    """What it displaces is where it was staged: the next job there begins anew all the same."""
     publish("one")
     with atomik.snapshot("ds") as path:
         for version in ("two", "three"):

@@ -648,7 +648,7 @@ class TestEverywhere:
         assert done.stderr.count(b"\n") == 1
 
     def test_characters_that_the_encoding_lacks(self, folder: Path) -> None:
-        """They are escaped; a message about them is no error of its own."""
+        """They are escaped; a message about them is not an error of its own."""
         Path("é\udcff").touch()
         environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
         done = subprocess.run([*COMMAND, "write", "é\udcff"], capture_output=True, env=environment, input=b"")

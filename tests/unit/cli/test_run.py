@@ -179,7 +179,7 @@ class TestOptions:
         "recursive" not in inspect.signature(atomik.recover).parameters, reason="not in the library yet"
     )
     def test_recover_recursive(self, folder: Path) -> None:
-        """``atomik recover --recursive`` finds what lies further down."""
+        """``atomik recover --recursive`` finds what is further down."""
         deep = Path("a/b")
         deep.mkdir(parents=True)
         (deep / ".atomik-0123456789abcdef-0").write_text("half")

@@ -87,7 +87,7 @@ def test_an_exchange_that_did_nothing(folder: Path, name: str) -> None:
 
 
 def test_one_item_in_doubt(folder: Path) -> None:
-    """When even the undo of one item fails, the error names the destination and where the original lies."""
+    """When even the undo of one item fails, the error names the destination and where the original is."""
     Path("x").write_text("old")
 
     def interrupt(call: Call) -> BaseException | int | None:
@@ -161,7 +161,7 @@ def test_replaced_right_after_it_was_published(here: Directory) -> None:
 
 
 def test_replaced_while_a_lower_method_is_at_work(here: Directory) -> None:
-    """The link method looks again before it renames; theirs stays, and no twin."""
+    """The link method looks again before it renames; their version is kept, and no twin."""
     Path("slot").write_text("new")
     Path("dest").write_text("old")
     kernel = Acting("link", Once(lambda: theirs("dest")))

@@ -56,7 +56,7 @@ def publish(name: str = "ds", **options: object) -> atomik.Receipt:
 
 
 def test_the_commit_does_not_wait(folder: Path) -> None:
-    """It is published, durable and unlocked, and the old version is still being deleted; others publish meanwhile."""
+    """It is published, durable and unlocked, and the old version is still being deleted; others publish in the meantime."""
     make_old()
     held = Held()
     with installed(held.kernel):

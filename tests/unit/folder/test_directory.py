@@ -36,7 +36,7 @@ def publish(directory: Directory, name: str) -> None:
 
 @root
 def test_the_folder_above_is_closed(folder: Path) -> None:
-    """As for open(2): what lies above the working folder does not matter; the path in messages is absolute."""
+    """As for open(2): what is above the working folder does not matter; the path in messages is absolute."""
     Path("home/jane/sub").mkdir(parents=True)
     for name in ("home/jane", "home/jane/sub"):
         os.chmod(name, 0o777)

@@ -64,6 +64,6 @@ def test_a_device_that_nobody_knows_has_no_journal() -> None:
 
 
 def test_another_exception_goes_on(tmp_path: Path) -> None:
-    """A signal handler's OSError is no answer of the kernel (I13)."""
+    """A signal handler's OSError is not an answer of the kernel (I13)."""
     with installed(Faulty(lambda call: TimeoutError("a handler"), {"readlink"})), pytest.raises(TimeoutError):
         filesystem._has_journal(os.stat(tmp_path).st_dev)

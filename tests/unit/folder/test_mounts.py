@@ -1,4 +1,4 @@
-"""Whether a mount lies in a folder."""
+"""Whether a mount is in a folder."""
 
 from __future__ import annotations
 

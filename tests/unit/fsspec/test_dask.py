@@ -120,7 +120,7 @@ def test_late_task(client: Any, example: ModuleType, tmp_path: Path) -> None:
 
 
 def test_part_that_nobody_asked_for(client: Any, example: ModuleType, tmp_path: Path) -> None:
-    """What else lies in the staged folder stops the publication."""
+    """What else is in the staged folder stops the publication."""
 
     def stray(folder: Path, number: int, version: int) -> str:
         (folder / "core.1234").touch()

@@ -572,7 +572,7 @@ class TestLinksInTransactions:
 
     @PROGRAMS
     def test_dropped(self, tops: tuple[Path, Path], fs: Any, program: Callable[[Any, Path], None]) -> None:
-        """An exception leaves everything as it was, also what lies behind the links."""
+        """An exception leaves everything as it was, also what is behind the links."""
         _, ours = tops
         before = tree(ours)
         with pytest.raises(Boom), fs.transaction:

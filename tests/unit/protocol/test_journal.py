@@ -194,7 +194,7 @@ def test_an_outcome_of_another_transaction_is_refused() -> None:
 
 @given(some.binary(max_size=400))
 def test_no_bytes_make_it_fail_in_another_way(data: bytes) -> None:
-    """Whatever stands in the file."""
+    """Whatever is in the file."""
     try:
         decode(data)
     except BadJournal:

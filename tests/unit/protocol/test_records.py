@@ -92,7 +92,7 @@ MARK = encode_outcome(COMMITTED, TXID)
 def test_every_torn_intent_is_nothing() -> None:
     """Any prefix of an intent says that nothing was swapped, also when zeros follow (space that was never written).
 
-    The header lies in one sector, which is written whole or not at all.
+    The header is in one sector, which is written whole or not at all.
     """
     for length in range(len(DATA)):
         assert decode(DATA[:length]) is None
@@ -101,7 +101,7 @@ def test_every_torn_intent_is_nothing() -> None:
 
 
 def test_every_missing_sector_is_nothing() -> None:
-    """Of a long intent any sector may be missing, for they are written in any order."""
+    """Of a long intent any sector may be missing, because they are written in any order."""
     long = SIMPLE._replace(steps=SIMPLE.steps * 20)
     data = encode_intent(long)
     assert len(data) > 4 * 512

@@ -56,7 +56,7 @@ def actions(report: atomik.RecoveryReport) -> list[tuple[str, str]]:
 # --- what it does ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("before", ["nothing", "file"])
 def test_a_folder_that_was_made_by_what_is_undone(folder: Path, before: str) -> None:
-    """It was passed because it was there; that the recovery takes it away is no failure."""
+    """It was passed because it was there; that the recovery takes it away is not a failure."""
     if before == "file":
         Path("new").write_text("old")
 
@@ -214,7 +214,7 @@ def stranger(pair: tuple[Path, Path]) -> tuple[Path, Path]:
 
 
 def test_a_strangers_object_stays_and_the_original_is_kept(stranger: tuple[Path, Path]) -> None:
-    """I4: the other items are undone, the displaced original lies in its slot, and the journal stops nobody."""
+    """I4: the other items are undone, the displaced original is in its slot, and the journal stops nobody."""
     report = atomik.recover(stranger[0])
     assert contents(*stranger) == ["theirs", "old"]
     assert ("x", "foreign") in actions(report)
@@ -613,7 +613,7 @@ def test_a_report_reads_well(pair: tuple[Path, Path]) -> None:
 
 
 def test_what_a_rollback_cannot_bring_back_is_kept(pair: tuple[Path, Path]) -> None:
-    """A stranger publishes in the middle, and something fails: theirs stays, and the original lies in its slot."""
+    """A stranger publishes in the middle, and something fails: their version is kept, and the original is in its slot."""
     swaps: list[int] = []
 
     def theirs(call: object) -> int | None:

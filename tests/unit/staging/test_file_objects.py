@@ -324,7 +324,7 @@ def test_staged_path_with_its_own_block(folder: Path) -> None:
 
 
 def test_nobody_else_can_enter_a_staged_folder(folder: Path) -> None:
-    """What is staged lies in a folder of mode 0700, so nobody reads half of it."""
+    """What is staged is in a folder of mode 0700, so nobody reads half of it."""
     with atomik.transaction() as tx:
         staged = tx.folder("d")
         assert staged.parent.stat().st_mode & 0o777 == 0o700

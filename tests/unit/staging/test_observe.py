@@ -48,7 +48,7 @@ def test_unchanged(folder: Path, digest: bool) -> None:
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_before_the_commit(folder: Path, change: str, others: int) -> None:
-    """Every change between observation and commit is a conflict; theirs stays, and the other items are not published."""
+    """Every change between observation and commit is a conflict; their version is kept, and no other item is published."""
     Path("x").write_text("old")
     seen = observe("x")
     with atomik.transaction() as tx:

@@ -198,7 +198,7 @@ def test_it_belongs_to_the_folder_not_to_its_path(folder: Path) -> None:
 
 
 def test_with_tmp_dir(folder: Path) -> None:
-    """It lies there, apart from that of a destination of the same name elsewhere."""
+    """It is there, apart from that of a destination of the same name elsewhere."""
     for name in ("a", "b", "tmp"):
         os.mkdir(name)
     stopped(atomik.folder, "a/ds", tmp_dir="tmp")
@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_leave_its_parent_is_refused_early(open_folder: Pat
 
 @pytest.mark.leftovers("an original that has no place to go back to")
 def test_a_displaced_original_is_never_taken_for_what_was_staged(folder: Path) -> None:
-    """Somebody published there in the middle: the original lies where the output was staged until it is discarded."""
+    """Somebody published there in the middle: the original stays where the output was staged until it is discarded."""
     Path("ds").mkdir()
     Path("ds", "old").touch()
 

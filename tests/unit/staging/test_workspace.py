@@ -105,7 +105,7 @@ def test_private_folder(here: Directory, folder: Path) -> None:
 
 
 def test_private_folder_taken_away_while_it_is_made(here: Directory) -> None:
-    """A recovery that removes it between mkdir and flock is no error: it is made again."""
+    """A recovery that removes it between mkdir and flock is not an error: it is made again."""
     for call in ("open", "flock"):
         once = [True]
         kernel = Acting(call, lambda _: os.rmdir(NAME), when=lambda _, once=once: bool(once) and once.pop())  # type: ignore[misc]
@@ -179,7 +179,7 @@ def test_two_transactions_do_not_share_names(folder: Path) -> None:
 
 
 def test_made_parents_in_a_race(folder: Path) -> None:
-    """Somebody makes the same folder at the same moment: theirs stays when ours is given up."""
+    """Somebody makes the same folder at the same moment: their version is kept when ours is given up."""
     kernel = Acting("mkdir", lambda call: os.mkdir("a"), when=lambda call: call.paths[0].endswith("/a"))
     with pytest.raises(ZeroDivisionError), installed(kernel), atomik.file("a/b/c", parents=True):
         raise ZeroDivisionError

@@ -59,7 +59,7 @@ CHANGES = re.compile(
     r"\bos\.(open|mkdir|makedirs|rmdir|unlink|remove|rename|replace|link|symlink|mknod|mkfifo|truncate|ftruncate|chmod|"
     r"fchmod|chown|fchown|lchown|utime|fsync|fdatasync|sync|write|pwrite|setxattr|removexattr|sendfile|copy_file_range)\("
 )
-#: These, and the port itself, stand on other ground: they start programs, or write into what is staged as its user does.
+#: These, and the port itself, do not go through it: they start programs, or write into what is staged as its user does.
 OTHERS = ("_system/", "cli/", "fsspec/", "testing.py")
 
 

@@ -270,7 +270,7 @@ class TestIfChanged:
         assert not {"fsync", "syncfs", "fdatasync"} & set(kernel.names())
 
     def test_failed_sync_of_the_unchanged(self, folder: Path) -> None:
-        """If that sync fails the commit fails, and what stood there still stands."""
+        """If that sync fails the commit fails, and what was there is still there."""
         write("a", "text")
         with installed(Faulty.every("fsync", errno.EIO)), pytest.raises(atomik.errors.CommitError):
             write("a", "text", if_changed=True)
@@ -379,7 +379,7 @@ class TestKeep:
 
     @pytest.mark.parametrize("keep", ["", ".", "..", "sub/a.bak", "../a.bak", "/etc/a.bak", "a\0b", "n" * 256, "b/"])
     def test_bad_names(self, folder: Path, keep: str) -> None:
-        """A name that is none, or lies elsewhere, is refused when staged."""
+        """What is not a name, or is elsewhere, is refused when staged."""
         os.mkdir("sub")
         write("a", "one")
         with pytest.raises(atomik.errors.InvalidDestinationError):

@@ -136,7 +136,7 @@ def test_changed_meanwhile(here: Directory, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exception", [TimeoutError(errno.ENOENT, "alarm"), FileNotFoundError(errno.ENOENT, "alarm")])
 def test_a_signal_handlers_exception_goes_on(here: Directory, tmp_path: Path, exception: OSError) -> None:
-    """What a signal handler raises inside a call is no answer of the kernel, whatever its class (I13)."""
+    """What a signal handler raises inside a call is not an answer of the kernel, whatever its class (I13)."""
     make_small(tmp_path / "old")
 
     def strike() -> None:

@@ -58,7 +58,7 @@ def mounted_inside() -> Iterator[tuple[Directory, Path, Path]]:
 
 
 def test_delete_missing(here: Directory) -> None:
-    """A missing place is no error."""
+    """A missing place is not an error."""
     delete.delete_tree(Place(here, "missing"))
 
 

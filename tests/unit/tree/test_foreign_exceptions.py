@@ -1,4 +1,4 @@
-"""What a signal handler raises inside a system call is no answer of the kernel, whatever its class (I13).
+"""What a signal handler raises inside a system call is not an answer of the kernel, whatever its class (I13).
 
 At every call of every operation on trees: the exception goes on unchanged, and no descriptor stays open.
 """

@@ -213,7 +213,7 @@ def test_sync_without_head_start(tmp_path: Path) -> None:
 
 
 def test_sync_what_vanishes(tmp_path: Path) -> None:
-    """A file or folder that is removed meanwhile needs no sync."""
+    """A file or folder that is removed in the meantime needs no sync."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "file").touch()
     with held(tmp_path) as folder:
@@ -225,7 +225,7 @@ def test_sync_what_vanishes(tmp_path: Path) -> None:
 
 @mounts
 def test_sync_refuses_a_mount() -> None:
-    """A mount in the tree is an error: what lies on it is not ours to sync."""
+    """A mount in the tree is an error: what is on it is not ours to sync."""
     with tree_with_mount() as (_, home, point):
         with held(home / "tree") as folder, pytest.raises(errors.MountPointError, match="mount") as caught:
             sync.sync_tree(folder)

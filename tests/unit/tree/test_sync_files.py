@@ -123,7 +123,7 @@ def test_interrupt(fds: list[int], exception: BaseException) -> None:
 
 
 def test_an_unexpected_exception_in_a_thread(fds: list[int]) -> None:
-    """What is no answer of the kernel is raised by the caller's thread."""
+    """What is not an answer of the kernel is raised by the caller's thread."""
 
     def strike(_: int) -> None:
         time.sleep(0.001)

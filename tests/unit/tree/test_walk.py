@@ -38,7 +38,7 @@ class Interrupted(_kernel.Kernel):
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt(), TimeoutError("alarm")])
 def test_all_levels_are_closed(tmp_path: Path, exception: BaseException) -> None:
-    """A block that is left early lets go of every level, whatever arrives meanwhile; that is raised."""
+    """A block that is left early lets go of every level, whatever arrives in the meantime; that is raised."""
     (tmp_path / "a/b/c").mkdir(parents=True)
     with closing(Directory.open(str(tmp_path))) as top, installed(Interrupted(exception)) as kernel:
         with pytest.raises(type(exception)) as caught, TreeWalk(top, "look") as down:
