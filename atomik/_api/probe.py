@@ -52,8 +52,8 @@ class Capabilities:
     renameat2(2).  ``lies``: it reports an exchange that it did not do.  ``hard_links``, ``symlinks``: they can be
     created.  ``file_handles``: objects have handles (name_to_handle_at(2)), which survive a remount.  ``reflink``: files
     can share their content (FICLONE).  ``syncfs``: one call makes everything durable, and reports errors.  ``flock``:
-    locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``dir_fsync``: a
-    folder can be synced.  ``paths``: what is staged has a path that can be given to another program (`Transaction.path`).
+    locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``fsync``,
+    ``dir_fsync``: files, and folders, can be synced.  ``paths``: what is staged has a path that can be given to another program (`Transaction.path`).
 
     ``fixed_folders``: why it may be impossible to rename, and so to replace, move or remove, a folder in it; "" if it is not.
     ``fixed``: the same of something in it that has another project id.
@@ -84,6 +84,7 @@ class Capabilities:
     flock: bool | None
     xattrs: bool | None
     acls: bool | None
+    fsync: bool | None
     dir_fsync: bool | None
     paths: bool | None = None
     volatile: str | None = ""
@@ -127,6 +128,7 @@ _LABELS = {
     "file_handles": "file handles",
     "reflink": "shared content (reflink)",
     "flock": "locks on folders (flock)",
+    "fsync": "fsync of files",
     "dir_fsync": "fsync of folders",
     "syncfs": "syncfs that can be relied on",
     "xattrs": "extended attributes",
@@ -170,7 +172,7 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
         unknown: dict[str, str] = {}
         try:
             private_folder = workspace.private_folder(directory).folder
-        except errors.UnsupportedFilesystemError as exc:  # a sandbox that refuses flock
+        except errors.UnsupportedFilesystemError as exc:  # no flock
             unknown["flock"] = _in_short(exc)
             private_folder = opened.enter_context(_folder_without_lock(workspace.sibling(directory)))
         return _try_all(_Scratch(workspace, directory, private_folder, unknown))
@@ -336,7 +338,7 @@ def _upper_in_memory(options: list[str]) -> bool:
         return folder.fs.name in _IN_MEMORY
 
 
-_TO_TRY = ("tmpfile", "hard_links", "symlinks", "reflink", "flock", "xattrs", "acls", "dir_fsync")
+_TO_TRY = ("tmpfile", "hard_links", "symlinks", "reflink", "flock", "xattrs", "acls", "fsync", "dir_fsync")
 
 
 @define
@@ -391,6 +393,10 @@ class _Scratch:
         self.ask("extents", lambda: self.opened(self.file(), lambda fd: found.append(kernel.port.has_extents(fd))))
         self.unknown.pop("extents", None)
         return any(found)
+
+    def fsync(self) -> None:
+        """A file's sync."""
+        self.opened(self.file(), kernel.port.fsync)
 
     def dir_fsync(self) -> None:
         """A folder's own sync."""

@@ -103,8 +103,11 @@ def _p5(can: Capabilities, _: Trials) -> Promise:
     text = "what commit() returned survives a power cut"
     if can.volatile:
         return Promise("P5", text, "no", can.volatile)
-    if can.dir_fsync is None or can.volatile is None:
-        return Promise("P5", text, "unknown", can.unknown.get("dir_fsync") or can.unknown.get("volatile", ""))
+    if can.fsync is False:
+        return Promise("P5", text, "no", "files cannot be synced, so durable=True is refused")
+    if None in (can.fsync, can.dir_fsync, can.volatile):
+        why = (can.unknown.get(name) for name in ("fsync", "dir_fsync", "volatile"))
+        return Promise("P5", text, "unknown", next(filter(None, why), ""))
     if not can.dir_fsync:
         return Promise("P5", text, "no", "folders cannot be synced")
     reason = "" if can.syncfs else "if its server or driver syncs when it is asked to"

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 
 _TRY_SHARED, _TRY_EXCLUSIVE = fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB
 
+#: errno values of a filesystem or a kernel without locks (NFS without lockd: ENOLCK), or of a sandbox
+NO_LOCKS = kernel.SANDBOXED | {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK}
+
 #: Seconds for which a newcomer lets a waiting writer go first.
 GIVE_WAY = 1.0
 
@@ -94,18 +97,22 @@ def try_lock(self: Lockable, *, shared: bool = False) -> bool:
         number = kernel.errno_of(exc)
         if number is not None:
             forked.guarded[fd] = None
-        refuse_sandbox(number, self.path)
+        refuse_without_locks(number, self.path)
         if number != errno.EWOULDBLOCK:
             raise
         return False
     return True
 
 
-def refuse_sandbox(number: int | None, path: str) -> None:
-    """The error for locks that a sandbox refuses; `number` is the errno of flock(2)."""
+def refuse_without_locks(number: int | None, path: str) -> None:
+    """The error where a sandbox or the filesystem has no locks; `number` is the errno of flock(2)."""
+    if number is None or number not in NO_LOCKS:
+        return
     if number in kernel.SANDBOXED and (why := kernel.sandboxed("flock")):
         text = f"cannot lock the folder: {why}; allow flock there"
         errors.fail(errors.UnsupportedFilesystemError, errno.ENOSYS, text, path)
+    text = f"the filesystem cannot lock the folder: {os.strerror(number)}; mount it with locks, or write elsewhere"
+    errors.fail(errors.UnsupportedFilesystemError, number, text, path)
 
 
 def unlock(self: Lockable) -> None:

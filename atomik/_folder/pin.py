@@ -19,14 +19,14 @@ import os
 from atomik import errors
 from atomik._system import kernel
 
+from .lock import NO_LOCKS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .directory import Directory
     from .place import Place
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-#: errno values of a kernel, or a sandbox, that has no locks of open file descriptions
-_NO_LOCKS = kernel.SANDBOXED | {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def pin(folder: Directory) -> None:
@@ -34,7 +34,7 @@ def pin(folder: Directory) -> None:
     try:
         kernel.port.pin(folder.fd)
     except OSError as exc:
-        if kernel.errno_of(exc) not in _NO_LOCKS:
+        if kernel.errno_of(exc) not in NO_LOCKS:
             raise
         text = (
             "the kernel, or a sandbox, has no locks of open file descriptions (fcntl, F_OFD_SETLK), so nothing keeps the "
@@ -54,7 +54,7 @@ def is_pinned(place: Place) -> bool:
     try:
         return kernel.port.is_pinned(fd)
     except OSError as exc:
-        if kernel.errno_of(exc) not in _NO_LOCKS:
+        if kernel.errno_of(exc) not in NO_LOCKS:
             raise
         return False
     finally:

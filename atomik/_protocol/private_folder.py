@@ -22,7 +22,7 @@ from _thread import RLock
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
-from atomik._folder.lock import refuse_sandbox
+from atomik._folder.lock import refuse_without_locks
 from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, delete_file, rename
 from atomik._folder.resolve import is_private
@@ -99,7 +99,7 @@ class PrivateFolder:
         try:
             port.flock(folder.fd, fcntl.LOCK_EX)  # waits only for a recovery that is checking it at this moment
         except OSError as exc:
-            refuse_sandbox(kernel.errno_of(exc), parent.path)
+            refuse_without_locks(kernel.errno_of(exc), parent.path)
             raise
         found = Place(parent, name).status()
         return found is not None and found.place_key == folder.place_key

@@ -22,7 +22,7 @@ import os
 from atomik import errors
 from atomik._folder.directory import identify
 from atomik._folder.mounts import why_exdev
-from atomik._folder.place import NO_FLAG, Place, link, remove_empty, rename
+from atomik._folder.place import NO_FLAG, Place, is_no_link, link, remove_empty, rename
 from atomik._system import kernel
 
 from .step import GAP, LINK, LINKAT, RENAME, RENAMEAT2, Step
@@ -32,9 +32,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-#: errno values of linkat for an unnamed file: a filesystem without hard links (EPERM, EOPNOTSUPP, ENOSYS, EINVAL), or a
-#: sandbox without /proc on a kernel before 6.10 (ENOENT)
-NO_NAME = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOENT)
+
+def is_no_name(number: int | None) -> bool:
+    """Whether an errno of linkat(2) for an unnamed file means that it cannot get one: a filesystem or a sandbox without hard
+    links, or one without /proc on a kernel before 6.10 (ENOENT)."""
+    return number == errno.ENOENT or is_no_link(number)
 
 
 _ANNOUNCE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -113,7 +115,7 @@ def _name_at_destination(step: Step) -> None:
     try:
         kernel.port.link_fd(step.fd, name, directory.fd)
     except OSError as exc:
-        if kernel.errno_of(exc) not in (*NO_NAME, errno.EXDEV) or is_published(step):
+        if not is_no_name(kernel.errno_of(exc)) or is_published(step):
             raise
         raise Unnameable from exc
     step.method = LINKAT

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
-from atomik._folder.lock import refuse_sandbox
+from atomik._folder.lock import refuse_without_locks
 from atomik._folder.place import Place, rename
 from atomik._hidden_names import JOURNAL_NAME, new_txid, pinned_name, resumable_name, slot_name, twin_name
 from atomik._system import forked, kernel
@@ -157,7 +157,7 @@ class Resumable(PrivateFolder):
                 return kernel.port.flock(folder.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as exc:
                 number = kernel.errno_of(exc)
-                refuse_sandbox(number, self.parent.path)
+                refuse_without_locks(number, self.parent.path)
                 if number != errno.EWOULDBLOCK:
                     raise
             kernel.sleep(_PAUSE)

@@ -8,7 +8,7 @@ import stat
 
 from atomik import errors
 from atomik._folder.place import NO_TMPFILE
-from atomik._protocol.publish import NO_NAME, refuse_exdev
+from atomik._protocol.publish import is_no_name, refuse_exdev
 from atomik._system import kernel
 from atomik._typing import cast
 
@@ -243,7 +243,7 @@ class StagedFile(Item):
             number = kernel.errno_of(exc)
             if number == errno.EXDEV:
                 refuse_exdev(slot, self.place, exc)
-            if number not in NO_NAME:
+            if not is_no_name(number):
                 raise
             self._copy_into(self.workspace.slot(self.stage))
 

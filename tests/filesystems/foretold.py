@@ -34,6 +34,8 @@ def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
     blind = "mount" in can.promises[0].reason  # nothing tells what is a mount, and some of what is moved may be one
     if (can.fixed and scenario in _MOVING) or (blind and scenario in ("move-file", "move-over")):
         return None  # it depends on whose project each object is
+    if can.fsync is False and scenario not in ("file-abandon", "killed-writing", "reading"):
+        return False
     creates, overwrites = holds["P2"] != "no", holds["P1"] not in ("new", "no", "unknown")
     names, removes = creates and holds["P2"] != "single files", overwrites and holds["P1"] != "single files"
     undoes, links = holds["P3"] == "yes", bool(can.symlinks)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -318,3 +319,46 @@ def test_a_staged_path_may_be_impossible(folder: Path, monkeypatch: pytest.Monke
         can = atomik.probe(folder)
     assert can.paths is False
     assert atomik.probe(folder).paths is True
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks(folder: Path, number: int) -> None:
+    """NFS without lockd: single files that need no lock are written, the rest is refused by name, and P6 is a no."""
+    with installed(Faulty.every("flock", number)):
+        can = atomik.probe(folder)
+        happened = happens(folder)
+        with pytest.raises(errors.UnsupportedFilesystemError, match="the filesystem cannot lock the folder"):
+            _group(folder, folder)
+    agree({promise.name: promise.holds for promise in can.promises}, happened)
+    assert can.flock is False
+    assert can.promises[5].holds == "no"
+    assert os.strerror(number) in can.promises[5].reason
+
+
+def test_files_cannot_be_synced(folder: Path) -> None:
+    """A filesystem that answers fsync of files with EINVAL: P5 is a no, and what is to be durable is refused."""
+
+    def no_sync(call: Any) -> int | None:
+        return None if stat.S_ISDIR(os.fstat(call.args[0]).st_mode) else errno.EINVAL
+
+    with installed(Faulty(no_sync, {"fsync", "fdatasync"})):
+        said = atomik.probe(folder).promises[4]
+        with pytest.raises(errors.CommitError, match="Invalid argument"):
+            atomik.write_text(folder / "new", "never")
+        atomik.write_text(folder / "new", "new", durable=False)
+    assert (said.holds, said.reason) == ("no", "files cannot be synced, so durable=True is refused")
+    assert os.listdir(folder) == ["new"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ERANGE, errno.EMLINK])
+def test_links_are_refused_by_any_errno(folder: Path, number: int) -> None:
+    """AppArmor without the permission to link, CryFS, rclone: an unnamed file gets a name another way."""
+    with installed(Faulty.every("link link_fd", number)):
+        can = atomik.probe(folder)
+        happened = happens(folder)
+        filesystem.forget()
+        atomik.write_text(folder / "first", "new")
+    agree({promise.name: promise.holds for promise in can.promises}, happened)
+    assert happened["create"]
+    assert happened["overwrite"]
+    assert (folder / "first").read_text() == "new"
