@@ -53,7 +53,8 @@ class Capabilities:
     created.  ``file_handles``: objects have handles (name_to_handle_at(2)), which survive a remount.  ``reflink``: files
     can share their content (FICLONE).  ``syncfs``: one call makes everything durable, and reports errors.  ``flock``:
     locks on folders exclude each other.  ``xattrs``, ``acls``: "user." attributes and POSIX ACLs.  ``fsync``,
-    ``dir_fsync``: files, and folders, can be synced.  ``paths``: what is staged has a path that can be given to another program (`Transaction.path`).
+    ``dir_fsync``: files, and folders, can be synced.  ``paths``: what is staged has a path that other programs can open
+    (`Transaction.path`).
 
     ``fixed_folders``: why it may be impossible to rename, and so to replace, move or remove, a folder in it; "" if it is not.
     ``fixed``: the same of something in it that has another project id.

@@ -126,6 +126,7 @@ _HARMLESS: dict[str, Callable[[Any], object]] = {
     "O_TMPFILE": lambda _: os.open(".", os.O_TMPFILE | os.O_RDWR, dir_fd=_NO_FD),
     "utimensat": lambda _: os.utime("x", dir_fd=_NO_FD),
     "mkdirat": lambda _: os.mkdir("x", dir_fd=_NO_FD),
+    "renameat": lambda c: _rename_plainly(c),
     "unlinkat": lambda _: os.unlink("x", dir_fd=_NO_FD),
     "newfstatat": lambda _: os.stat("x", dir_fd=_NO_FD, follow_symlinks=False),
     "fcntl": lambda _: fcntl.fcntl(_NO_FD, fcntl.F_GETFL),
@@ -144,8 +145,25 @@ _HARMLESS: dict[str, Callable[[Any], object]] = {
 }
 
 
+def _rename_plainly(c: Any) -> None:
+    """Either call will do, see `Kernel.rename`."""
+    if c.renameat2_itself(_NO_FD, b"x", _NO_FD, b"x", 0) < 0 and c.errno() in SANDBOXED:
+        os.rename("x", "x", src_dir_fd=_NO_FD, dst_dir_fd=_NO_FD)
+
+
 #: Without these a private folder could be made and not be removed, or recovery not do its work.
-_NEEDED = ("mkdirat", "unlinkat", "newfstatat", "fcntl", "getdents64", "pread64", "pwrite64", "lseek", "fsync")
+_NEEDED = (
+    "mkdirat",
+    "unlinkat",
+    "renameat",
+    "newfstatat",
+    "fcntl",
+    "getdents64",
+    "pread64",
+    "pwrite64",
+    "lseek",
+    "fsync",
+)
 
 
 @functools.cache
