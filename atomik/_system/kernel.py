@@ -122,11 +122,17 @@ def sandboxed(call: str) -> str | None:
     return None
 
 
+def _rename_plainly(c: Any) -> None:
+    """Either call will do, see `Kernel.rename`."""
+    if c.renameat2_itself(_NO_FD, b"x", _NO_FD, b"x", 0) < 0 and c.errno() in SANDBOXED:
+        os.rename("x", "x", src_dir_fd=_NO_FD, dst_dir_fd=_NO_FD)
+
+
 _HARMLESS: dict[str, Callable[[Any], object]] = {
     "O_TMPFILE": lambda _: os.open(".", os.O_TMPFILE | os.O_RDWR, dir_fd=_NO_FD),
     "utimensat": lambda _: os.utime("x", dir_fd=_NO_FD),
     "mkdirat": lambda _: os.mkdir("x", dir_fd=_NO_FD),
-    "renameat": lambda c: _rename_plainly(c),
+    "renameat": _rename_plainly,
     "unlinkat": lambda _: os.unlink("x", dir_fd=_NO_FD),
     "newfstatat": lambda _: os.stat("x", dir_fd=_NO_FD, follow_symlinks=False),
     "fcntl": lambda _: fcntl.fcntl(_NO_FD, fcntl.F_GETFL),
@@ -143,12 +149,6 @@ _HARMLESS: dict[str, Callable[[Any], object]] = {
     "flock": lambda c: c.flock(_NO_FD, fcntl.LOCK_UN),
     "name_to_handle_at": lambda c: -1 if c.handle(_NO_FD, b"x", 0) is None else 0,
 }
-
-
-def _rename_plainly(c: Any) -> None:
-    """Either call will do, see `Kernel.rename`."""
-    if c.renameat2_itself(_NO_FD, b"x", _NO_FD, b"x", 0) < 0 and c.errno() in SANDBOXED:
-        os.rename("x", "x", src_dir_fd=_NO_FD, dst_dir_fd=_NO_FD)
 
 
 #: Without these a private folder could be made and not be removed, or recovery not do its work.
