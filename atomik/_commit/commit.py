@@ -712,8 +712,11 @@ class Commit:
     def _make_undone_durable(self, *, begun: bool) -> None:
         """Make the rollback durable, and say so in the journal before any of its names goes: one that lingers must not
         start an undo over newer work (I3).  Through descriptors of their own: one on which a sync has failed proves nothing
-        any more (I9)."""
+        any more (I9).  What was staged has its name in the journal and needs its own no more; where none are to be had, that
+        makes room."""
         if begun and self.barriers.durable:
+            for item in self.items if self._journal is not None else ():
+                item.close()
             for folder in self._folders():
                 with Directory.open(".", folder.fd) as fresh:
                     self.barriers.names([fresh])

@@ -178,7 +178,7 @@ class StagedFile(Item):
     def _take_over_mode(self, old: Status) -> bool:
         """The common case, with no attribute on either and one owner: only the mode may differ.  False where there is
         more to it.  Asks for no times: a file whose times were asked for costs more at its next change (see `libc`)."""
-        if old.mode & 0o176000 != stat.S_IFREG:  # no regular file, or set-user-id or set-group-id
+        if old.mode & 0o177000 != stat.S_IFREG:  # no regular file, or one with more than permissions in its mode
             return False
         port, fd, (directory, name) = kernel.port, self.fd, self.place
         try:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,7 +21,7 @@ from atomik import State, errors
 from tests.support.kernels import Faulty, installed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def mode(path: Path) -> int:
@@ -248,3 +248,14 @@ def test_an_expectation_of_nothing_in_particular(tmp_path: Path) -> None:
     """A look that never happened would silently guard nothing."""
     with atomik.transaction() as tx, pytest.raises(TypeError, match="not None"):
         tx.expect(tmp_path / "a", None)
+
+
+@pytest.mark.parametrize("bits", [0o1644, 0o1600, 0o2755, 0o4711, 0o6750])
+@pytest.mark.parametrize("work", [atomik.file, atomik.path])
+def test_every_bit_of_the_mode_stays(folder: Path, bits: int, work: Callable[..., Any]) -> None:
+    """The sticky bit, and those that say as whom a program runs, if they were there before."""
+    Path("f").touch()
+    Path("f").chmod(bits)
+    with work("f", overwrite=True) as new:
+        _ = new.write_text("new") if isinstance(new, Path) else new.write("new")
+    assert oct(stat.S_IMODE(Path("f").stat().st_mode)) == oct(bits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -134,3 +136,41 @@ def test_the_server_dies(folder: Path, moment: tuple[str, int], number: int) -> 
     atomik.recover(folder)
     assert {(folder / name).read_text() for name in ("one", "two")} == {"old"}
     assert sorted(entry.name for entry in folder.iterdir()) == ["one", "two"]
+
+
+class _Full(_kernel.Kernel):
+    """The mark cannot be written, and no folder can be opened any more while the staged file `size` bytes long is open."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.struck, self.refused = size, False, 0
+
+    def pwrite(self, fd: int, data: Any, at: int) -> int:  # type: ignore[override]
+        if at > 0 and not self.struck:
+            self.struck = True
+            raise OSError(errno.EIO, "Input/output error")
+        return os.pwrite(fd, data, at)
+
+    def open(self, path: Any, flags: int, dir_fd: Any = None) -> int:  # type: ignore[override]
+        if self.struck and path == "." and self._held():
+            self.refused += 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
+
+    def _held(self) -> bool:
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/self/fd/{name}").st_size == self.size:
+                    return True
+        return False
+
+
+def test_a_rollback_makes_room_for_the_descriptors_that_it_needs(folder: Path) -> None:
+    """At the hard limit of open files a rollback closes what it needs no more, and does not end in doubt."""
+    (folder / "log").write_text("old")
+    kernel, output = _Full(54321), atomik.file("log", "a", overwrite=True)
+    output.output.write("x" * (54321 - 3))
+    with pytest.raises(atomik.errors.CommitError), installed(kernel):
+        output.commit()
+    assert (kernel.struck, kernel.refused) == (True, 0)
+    assert os.listdir() == ["log"]
+    assert (folder / "log").read_text() == "old"
