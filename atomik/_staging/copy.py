@@ -42,7 +42,7 @@ def stage(intake: Intake, src: StrPath, dest: StrPath, overwrite: bool | None, o
 
 def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory | None, Item | None]:
     """The place where the content of `src` is now, its folder if that must be closed afterwards, and what has staged it."""
-    view = Staged(intake)
+    view = Staged.of(intake)
     resolved = view.resolve(full, follow=False)
     view.refuse_below(resolved, full)
     if view.at_or_above(resolved) is None:

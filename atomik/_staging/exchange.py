@@ -80,6 +80,9 @@ class Exchange(OfTwoNames):
         if self.expectation is not None:  # what is there, `take` has asked
             self.conflict("an earlier operation of this transaction changes it, so it cannot be what was observed")
 
+    def places(self) -> tuple[Place, ...]:
+        return (self.place, self.other) if self.registered else (self.place,)
+
     def folders_there(self) -> tuple[Place, ...]:
         pairs = zip(self.there, (self.place, self.other), strict=True)
         return tuple(place for status, place in pairs if status is not None)

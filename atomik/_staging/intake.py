@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from .options import Progress, StrPath
     from .staged_path import StagedPath
+    from .view import Staged
 
     _Item = TypeVar("_Item", bound=Item)
     _Ts = TypeVarTuple("_Ts")
@@ -68,6 +69,8 @@ class Intake:
 
     #: why nothing more can be staged; "" while it can
     closed = ""
+    #: the tree as the items so far leave it, once somebody has asked
+    view: Staged | None = None
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
         self.overwrite, self.progress, self._syncs = overwrite, progress, syncs
@@ -213,6 +216,7 @@ class Intake:
     def forget(self, item: Item) -> None:
         """An item is out of the transaction, with those that belong to it."""
         with self.lock:
+            self.view = None
             for each in item.together:
                 self.forget(each)
             if item in self.items:

@@ -28,7 +28,6 @@ from .move import Move
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import RLock
-    from collections.abc import Sequence
     from typing import IO, Any
 
     from atomik._folder.directory import Directory
@@ -134,19 +133,61 @@ class View(Generic[_Change]):
 
 
 class Staged(View["Item | Place | None"]):
-    """The tree as the operations of a transaction leave it; made again for each use, under the intake's lock."""
+    """The tree as the operations of a transaction leave it.  The intake keeps it, and it goes on from the operations that it
+    has seen: with very many of them, to begin anew for each question would take too long."""
 
     def __init__(self, intake: Intake) -> None:
         super().__init__(intake.lock)
-        paths: dict[Directory, str] = {}
-        for (directory, name), content in play(intake.items).items():
-            if directory not in paths:
-                paths[directory] = _path_of(directory)
-            above = paths[directory]
-            self.changes[f"{above.rstrip('/')}/{name}"] = content
+        #: what is at each name: what an item staged, what exists at a place now, or nothing
+        self._now: dict[Place, Item | Place | None] = {}
+        self._paths: dict[Directory, str] = {}
+        self._seen = 0
+
+    @classmethod
+    def of(cls, intake: Intake) -> Staged:
+        """The present one, for use under the intake's lock."""
+        view = intake.view or cls(intake)
+        new = intake.items[view._seen :]
+        for item in new:
+            for part in item.parts(locked=False):
+                view._play(part)
+        view._seen = len(intake.items)
+        # What changes for an item with parts follows from what is written, and from what exists, at each moment.
+        intake.view = None if any(item.parted for item in new) else view
+        return view
+
+    def _play(self, item: Item) -> None:
+        place, backup = item.place, item.backup_place
+        if backup is not None and (previous := self._at(place)) is not None:
+            self._set(backup, previous)
+        if item.kind == "removal":
+            self._set(place, None)
+        elif isinstance(item, Move):
+            moved = self._at(item.other)
+            self._set(place, moved)
+            self._set(item.other, None)
+        elif isinstance(item, Exchange):
+            first, second = self._at(place), self._at(item.other)
+            self._set(place, second)
+            self._set(item.other, first)
+        elif item.changes:
+            self._set(place, item)
+
+    def _at(self, place: Place) -> Item | Place | None:
+        return self._now[place] if place in self._now else place if place.status() is not None else None
+
+    def _set(self, place: Place, content: Item | Place | None) -> None:
+        directory, name = place
+        if directory not in self._paths:
+            self._paths[directory] = _path_of(directory)
+        self._now[place] = content
+        self.changes[f"{self._paths[directory].rstrip('/')}/{name}"] = content
 
     def refuse_below(self, resolved: str, path: str) -> None:
-        """A copy of the folder would not have what the transaction changes inside it."""
+        """A copy of a folder would not have what the transaction changes inside it."""
+        where = self._content(resolved)
+        if where is None or _is_descriptor(where) or not os.path.isdir(where):
+            return
         inside = next((each for each in self.changes if each.startswith(f"{resolved.rstrip('/')}/")), None)
         if inside is not None:
             text = (
@@ -159,35 +200,13 @@ class Staged(View["Item | Place | None"]):
         return change.content_path() if isinstance(change, Item) else None if change is None else str(change)
 
 
-def play(items: Sequence[Item]) -> dict[Place, Item | Place | None]:
-    """What the operations leave at each name: what an item staged, what exists at a place now, or nothing."""
-    now: dict[Place, Item | Place | None] = {}
-
-    def at(place: Place) -> Item | Place | None:
-        return now[place] if place in now else place if place.status() is not None else None
-
-    for item in [part for staged in items for part in staged.parts(locked=False)]:
-        place, backup = item.place, item.backup_place
-        if backup is not None and (previous := at(place)) is not None:
-            now[backup] = previous
-        if item.kind == "removal":
-            now[place] = None
-        elif isinstance(item, Move):
-            now[place], now[item.other] = at(item.other), None
-        elif isinstance(item, Exchange):
-            now[place], now[item.other] = at(item.other), at(place)
-        elif item.changes:
-            now[place] = item
-    return now
-
-
 def exists(intake: Intake, path: StrPath) -> bool:
     """Whether something would be at `path` if the commit came now."""
     full = absolute(path)
     with kernel.typed("cannot look there", full), intake.lock:
         intake.require_open()
         try:
-            return Staged(intake).stat(full, follow=False) is not None
+            return Staged.of(intake).stat(full, follow=False) is not None
         except OSError as exc:
             if kernel.errno_of(exc) != errno.ELOOP:
                 raise
@@ -201,7 +220,7 @@ def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: di
     full = absolute(path)
     with kernel.typed("cannot open", full), intake.lock:
         intake.require_open()
-        where = Staged(intake).where(full)
+        where = Staged.of(intake).where(full)
         if where is None:
             why = "cannot open: an operation of this transaction removes it"
             errors.fail(errors.MissingPathError, errno.ENOENT, why, full)
@@ -213,7 +232,7 @@ def open_path(intake: Intake, path: StrPath, mode: str, buffering: int, text: di
 def source_of(intake: Intake, path: str) -> str:
     """Where the content of `path` is now, which a clone is to start from."""
     with intake.lock:
-        view = Staged(intake)
+        view = Staged.of(intake)
         resolved = view.resolve(path)
         view.refuse_below(resolved, path)
         where = view.where(resolved)

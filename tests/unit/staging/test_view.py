@@ -279,3 +279,31 @@ def test_expectations_of_removals_and_links(folder: Path) -> None:
         os.unlink("b")
         Path("b").write_text("theirs")
     assert Path("b").read_text() == "theirs"
+
+
+def test_very_many_questions_and_copies(folder: Path) -> None:
+    """Each goes on from what is known, and what is dropped is forgotten."""
+    Path("x").write_text("1")
+    with atomik.transaction(durable=False) as tx:
+        for number in range(50):
+            tx.copy("x" if not number else f"x{number - 1}", f"x{number}")
+            assert tx.exists(f"x{number}")
+        tx.drop("x49")
+        assert not tx.exists("x49")
+        tx.move("x48", "x49")
+        assert (tx.exists("x48"), tx.exists("x49")) == (False, True)
+        tx.drop("x49")
+        assert (tx.exists("x48"), tx.exists("x49")) == (True, False)
+    assert len(os.listdir()) == 50
+
+
+def test_a_folder_that_stays_is_looked_at_each_time(folder: Path) -> None:
+    """What is written into it, and what others put there, shows at once."""
+    Path("d").mkdir()
+    with atomik.transaction(overwrite=True) as tx:
+        new = tx.folder("d", in_place=True)
+        tx.write_text("other", "")
+        assert not tx.exists("d/a")
+        (new / "a").touch()
+        Path("d/b").touch()
+        assert (tx.exists("d/a"), tx.exists("d/b")) == (True, False)
