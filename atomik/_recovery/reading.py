@@ -73,9 +73,5 @@ def _locked(
 def _open(folder: str | os.PathLike[str]) -> Directory:
     """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
     path = os.fsdecode(folder)
-    try:
+    with kernel.typed("cannot read from the folder", absolute(path)):
         return Directory.open(path)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        raise errors.system_error(exc, "cannot read from the folder", absolute(path)) from exc

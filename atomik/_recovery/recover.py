@@ -255,12 +255,8 @@ def _plain(path: str) -> str:
 
 def _open(path: str) -> Directory:
     """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
-    try:
+    with kernel.typed("cannot recover", absolute(path)):
         return Directory.open(path)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        raise errors.system_error(exc, "cannot recover", absolute(path)) from exc
 
 
 def _search(top: Directory) -> Iterator[tuple[str, OSError | None]]:

@@ -111,12 +111,8 @@ class _Raw(io.RawIOBase):
 
     def truncate(self, size: int | None = None, /) -> int:
         size = self.tell() if size is None else size
-        try:
+        with kernel.typed("cannot resize the staged content", self.name):
             kernel.port.truncate(self._fd if self._fd >= 0 else _refuse(), size)
-        except OSError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
-            raise errors.system_error(exc, "cannot resize the staged content", self.name) from exc
         return size
 
     def close(self) -> None:

@@ -177,12 +177,8 @@ class Workspace:
         refuse_append_only(directory, directory.path)
         # Recorded before it exists, because an interrupt may come right after the call that creates it; one for all threads.
         made = self.private_folders.setdefault(key, PrivateFolder(directory, self.txid))
-        try:
+        with kernel.typed("cannot stage in the folder", directory.path):
             made.make()
-        except OSError as exc:
-            if kernel.errno_of(exc) is None:
-                raise
-            raise errors.system_error(exc, "cannot stage in the folder", directory.path) from exc
         return made
 
     def resumable(self, directory: Directory, place: Place, settle: Settle, *, durable: bool) -> Resumable:

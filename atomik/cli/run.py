@@ -97,7 +97,7 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[
 
 
 def _copy_input(output: IO[bytes], progress: Progress) -> None:
-    with _reading():
+    with kernel.typed("cannot read standard input", "-"):
         size = os.fstat(0).st_size  # 0 for a pipe
         typed = os.isatty(0)
     if not typed:  # a line from us would disturb
@@ -109,18 +109,8 @@ def _copy_input(output: IO[bytes], progress: Progress) -> None:
 
 
 def _read_input() -> bytes:
-    with _reading():
+    with kernel.typed("cannot read standard input", "-"):
         return os.read(0, _CHUNK)
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        raise errors.system_error(exc, "cannot read standard input", "-") from exc
 
 
 def _refuse_special(path: str) -> None:
