@@ -126,8 +126,8 @@ def run_in(
             process = copy.run(args, subprocess_options)
             if process.returncode == 0:
                 copy.settle(background)
-        except BaseException:
-            copy.keep()
+        except BaseException as exc:
+            copy.keep_after(exc)
             raise
         if process.returncode:
             copy.keep()
@@ -290,6 +290,15 @@ class Private:
         """The run failed: move the result to where the user wants to inspect it, if anywhere."""
         if self._kept is not None:
             self._kept.take(self.slot)
+
+    def keep_after(self, cause: BaseException) -> None:
+        """The same while `cause` is on its way to the caller: why that failed is only a note to it."""
+        try:
+            self.keep()
+        except OSError as exc:
+            if not kernel.is_failure(exc):
+                raise
+            cause.add_note(str(exc))
 
 
 class PrivateCopy(Private):

@@ -74,8 +74,8 @@ def _work_on(
         if code == 0:
             signals.check()  # it was told to stop, and said that all is well; its output is not to be trusted
             copy.settle(arguments.background or "refuse", os.getpid(), signals.check)
-    except BaseException:
-        copy.keep()
+    except BaseException as exc:
+        copy.keep_after(exc)
         raise
     if code:
         copy.keep()

@@ -535,6 +535,15 @@ def test_kept_on_failure(here: Path) -> None:
     assert sorted(os.listdir(here)) == ["F"]
 
 
+def test_what_cannot_be_kept_hides_no_exception(here: Path) -> None:
+    """The program has taken the name for itself; the caller gets its own exception, with a note."""
+    program = ["sh", "-c", "mkdir ../kept; exit 1"]
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        atomik.run_in(here / "F", program, cwd=here / "F", keep_on_failure=here / "kept", check=True)
+    assert "cannot keep the result" in "".join(caught.value.__notes__)
+    assert (sorted(os.listdir(here)), os.listdir(here / "kept")) == (["F", "kept"], [])
+
+
 def test_doctor_says_the_same(here: Path) -> None:
     """``atomik doctor`` tries it."""
     done = subprocess.run([*COMMAND, "doctor", "--json", str(here)], capture_output=True, env=ENVIRONMENT, check=True)
