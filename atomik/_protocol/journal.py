@@ -205,6 +205,9 @@ def _create(
     except BaseException:
         try:
             journal.unlink()
+        except OSError as exc:
+            if not kernel.is_failure(exc):
+                raise  # else the end of the commit tries again: what came first is the error to tell
         finally:
             journal.close()
         raise

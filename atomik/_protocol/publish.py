@@ -270,7 +270,11 @@ def _create_with_gap(step: Step) -> None:
     try:
         rename(step.slot, step.dest, 0)
     except BaseException:
-        remove_empty(step.dest)
+        try:
+            remove_empty(step.dest)
+        except OSError as exc:
+            if not kernel.is_failure(exc):
+                raise  # else `undo` tries again: what came first is the error to tell
         raise
 
 

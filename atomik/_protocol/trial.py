@@ -92,10 +92,10 @@ def _accepts(src: Place, dst: Place, flag: int) -> bool:
 
 
 def _remove(place: Place) -> None:
-    """ENOENT is no error: see `try_names`."""
+    """What cannot be removed goes with the private folder."""
     try:
         kernel.port.unlink(place.name, place.fd)
-    except FileNotFoundError as exc:
+    except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise
 
