@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
+import atomik
 from tests.shutdown.crowd import crowd, idle, prepare, recover, whole
 from tests.support.lab import mounts, shutdown
 from tests.support.lab.need import need
+
+if TYPE_CHECKING:
+    from types import FunctionType as Way
 
 pytestmark = [pytest.mark.root, pytest.mark.powercut]
 
@@ -28,14 +33,17 @@ def alone(rng: random.Random, place: mounts.Mounted, number: int) -> None:
     with crowd(roots, durable=True) as members:
         rng.choice(members).wait_for(rng.randint(0, 3))
         idle(rng, 0.02)
-        shutdown.shutdown(place.root, rng.choice((shutdown.Going.NOTHING_FLUSHED, shutdown.Going.LOG_FLUSHED)))
+        going = rng.choice((shutdown.Going.NOTHING_FLUSHED, shutdown.Going.LOG_FLUSHED))
+        shutdown.shutdown(place.root, going)
     place.disk.remount()  # type: ignore[union-attr]
     for root, member in zip(roots, members, strict=True):
+        to_do = atomik.recover(root / "a", root / "b", dry_run=True, lock_timeout=10)
         recover(root)
         label, _, generation = whole(root).partition(".")
         found = int(generation) if generation else -1
         assert label in ("before", member.label)
-        assert found in (member.told, member.told + 1), f"{found} is there, {member.told} was committed"
+        told = f"{found} is there, {member.told} was committed; {going.name}; to recover: {to_do}"
+        assert found in (member.told, member.told + 1), told
 
 
 def together(rng: random.Random, place: mounts.Mounted, number: int) -> None:
@@ -58,10 +66,10 @@ def together(rng: random.Random, place: mounts.Mounted, number: int) -> None:
 
 @pytest.mark.parametrize("way", [alone, together])
 @pytest.mark.parametrize("kind", shutdown.KINDS)
-def test_what_was_committed_survives_a_shutdown(kind: str, way: object) -> None:
+def test_what_was_committed_survives_a_shutdown(kind: str, way: Way) -> None:
     """In every round: all old or all new, the last committed generation or the one after it, nothing left over."""
     need(mounts.missing(kind))
-    rng = random.Random(f"{kind} {way}")
+    rng = random.Random(f"{kind} {way.__name__}")
     with mounts.mounted(kind) as place:
         for number in range(ROUNDS):
-            way(rng, place, number)  # type: ignore[operator]
+            way(rng, place, number)
