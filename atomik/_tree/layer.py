@@ -30,8 +30,9 @@ import sys
 
 from attrs import define, field
 
+from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.place import Place
+from atomik._folder.place import Place, chmod
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
@@ -99,6 +100,7 @@ class Layer:
         """What the program changed; no path is below another one's."""
         now = self._metadata(self.upper.fd)
         if not _alike(now, self.top):
+            self._refuse_closed("", now.mode, stat.S_IRWXU)
             return [LayerChange("put", "", kernel.port.fstat(self.lower.fd), kernel.port.fstat(self.upper.fd), "")]
         found: list[LayerChange] = []
         left = [""]
@@ -137,8 +139,21 @@ class Layer:
             base = redirected(os.path.dirname(path), marks["redirect"])
             return LayerChange("put", path, old, new, base)
         if marks.get("opaque") == b"y" or old is None or not stat.S_ISDIR(old.st_mode):
+            self._refuse_closed(path, new.st_mode, stat.S_IRUSR | stat.S_IXUSR)
             return LayerChange("put", path, old, new, origin=None if "opaque" in marks else origin_of(marks))
-        return path if self._same_metadata(name, upper, lower) else LayerChange("put", path, old, new, path)
+        if new.st_mode == old.st_mode and self._same_metadata(name, upper, lower):
+            return path
+        self._refuse_closed(path, new.st_mode, stat.S_IRWXU)
+        return LayerChange("put", path, old, new, path)
+
+    def _refuse_closed(self, path: str, mode: int, needed: int) -> None:
+        """A folder that lacks one of the permissions for its owner, if that is not root."""
+        if mode & needed != needed and self.prefix == USER:
+            text = (
+                f"the folder's new mode {stat.S_IMODE(mode):04o} keeps its owner out, so its content cannot be published; "
+                "nothing was published.  Run it without changes_only, on a clone of the folder, or as root"
+            )
+            errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, os.path.join(self.lower.path, path))
 
     def _with_moves(self, found: list[LayerChange]) -> list[LayerChange]:
         """A folder that was only renamed is moved; any other with a redirect is put, with a copy of what shows through."""
@@ -163,7 +178,7 @@ class Layer:
         """What overlayfs has noted about a name."""
         fd = kernel.port.open(name, _PATH, dir_fd)
         try:
-            return dict(_marks(fd, self.prefix))
+            return _marks(fd, self.prefix, name)
         finally:
             kernel.port.close(fd)
 
@@ -351,20 +366,40 @@ def _strip(name: str, dir_fd: int, prefix: str) -> None:
         return
     fd = port.open(name, _PATH, dir_fd)
     try:
-        target = Named(fd, name, dir_fd)
-        for mark, value in list(_marks(fd, prefix)):
-            if mark.startswith("overlay."):  # an overlay that the program mounted itself (Linux 6.7)
-                target.set_xattr(prefix + mark.removeprefix("overlay."), value)
-            target.remove_xattr(prefix + mark)
+        target, marks = Named(fd, name, dir_fd), _marks(fd, prefix, name)
+        with _loosened(fd, name) if marks and prefix == USER else contextlib.nullcontext():
+            for mark, value in marks.items():
+                if mark.startswith("overlay."):  # an overlay that the program mounted itself (Linux 6.7)
+                    target.set_xattr(prefix + mark.removeprefix("overlay."), value)
+                target.remove_xattr(prefix + mark)
     finally:
         port.close(fd)
 
 
-def _marks(path_fd: int, prefix: str) -> Iterator[tuple[str, bytes]]:
+def _marks(path_fd: int, prefix: str, name: str) -> dict[str, bytes]:
     port, path = kernel.port, address(path_fd)
-    for name in port.listxattr_of(path):
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), port.getxattr_of(path, name)
+    marks = [each for each in port.listxattr_of(path) if each.startswith(prefix)]
+    try:
+        return {each.removeprefix(prefix): port.getxattr_of(path, each) for each in marks}
+    except OSError as exc:
+        if kernel.errno_of(exc) != errno.EACCES:
+            raise
+    with _loosened(path_fd, name):
+        return {each.removeprefix(prefix): port.getxattr_of(path, each) for each in marks}
+
+
+@contextlib.contextmanager
+def _loosened(path_fd: int, name: str) -> Iterator[None]:
+    """The owner may read and write something of the layer, without which nobody but root gets at ``user.`` attributes."""
+    mode = stat.S_IMODE(kernel.port.fstat(path_fd).st_mode)
+    if mode | stat.S_IRUSR | stat.S_IWUSR == mode:
+        yield
+        return
+    chmod(path_fd, mode | stat.S_IRUSR | stat.S_IWUSR, name)
+    try:
+        yield
+    finally:
+        chmod(path_fd, mode, name)
 
 
 def origin_of(marks: dict[str, bytes]) -> bytes | None:

@@ -282,6 +282,48 @@ def test_hard_links(run: Callable[..., Any], open_folder: Path, script: str) -> 
     run(work)
 
 
+#: What programs do with permissions, and who may do it.
+CLOSED = dict.fromkeys((
+    "chmod 0 closed", "chmod 444 file", "mv closed x", "chmod 0 closed; mv closed y", "chmod 0 gone",
+    "chmod 0 sparse; mv sparse x", "touch -d 2001-01-01 closed", "rmdir empty; mkdir -m 500 empty",
+    "chmod 644 closed; echo x >> closed; chmod 444 closed",
+), "root user") | dict.fromkeys((
+    "chmod 000 empty", "chmod 500 folder", "mkdir -m 300 n", "rmdir empty; mkdir -m 0 empty", "chmod 500 .",
+), "root")  # fmt: skip
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("script", CLOSED)
+def test_closed_to_the_owner(run: Callable[..., Any], open_folder: Path, script: str) -> None:
+    """Files that their owner may not read or write are as without a layer; folders too, or the cure is told."""
+
+    def work() -> None:
+        for name in ("plain", "inside"):
+            (open_folder / name).mkdir()
+            fill(open_folder / name / "F")
+        subprocess.run(["sh", "-ec", script], check=True, cwd=open_folder / "plain/F")
+        inside = open_folder / "inside"
+        if ("user" if os.geteuid() else "root") in CLOSED[script]:
+            changed(inside, script)
+            assert opened(inside / "F") == opened(open_folder / "plain/F")
+        else:
+            with pytest.raises(errors.UnsupportedFilesystemError, match=r"new mode .* Run it without changes_only"):
+                changed(inside, script)
+        assert os.listdir(inside) == ["F"]
+
+    run(work)
+
+
+def opened(top: Path) -> Any:
+    """`shape`, and the modes of what its owner has to be let into for it."""
+    modes = {}
+    for path in top.iterdir():
+        if not path.is_symlink():
+            modes[path.name] = path.stat().st_mode
+            path.chmod(0o700)
+    return modes, shape(top)
+
+
 # --- other people's changes ------------------------------------------------------------------------------------------
 def meanwhile(here: Path, script: str, change: str, **options: Any) -> Any:
     """Run a script; a stranger runs another one, in the folder itself, when it is done and has not ended."""
