@@ -28,7 +28,7 @@ DATA = TEXT.encode()
 def one_file(folder: Path, rounds: int, home: Path, *, overwrite: bool, durable: bool) -> dict[str, Times]:
     """One file of 4 KiB: atomik, by hand, and by hand with the same checks; then beside each peer.
 
-    Each peer has a run with atomik alone: some make the disk work, and whoever comes next pays.
+    Each peer has a run with atomik alone: some make the disk work, and the next one pays.
     """
     how = {"overwrite": overwrite, "durable": durable}
 

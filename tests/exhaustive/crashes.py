@@ -217,7 +217,7 @@ Key = tuple[frozenset[tuple[Entry, int, Made]], frozenset[tuple[int, bytes]]]
 def key_of(disk: Disk) -> Key:
     """Equal for disks on which nothing can be told apart: the same names lead to the same inodes, and these hold the same.
 
-    Inode numbers belong to it, for a journal records them; what has no name does not.
+    Inode numbers belong to it, because a journal records them; what has no name does not.
     """
     reached = reachable(disk)
     names = frozenset((entry, ino, disk.made[ino]) for entry, ino in disk.names.items() if entry[0] in reached)

@@ -130,7 +130,7 @@ def forget_all() -> None:
 
 @contextlib.contextmanager
 def forgetful() -> Iterator[None]:
-    """What is learned of filesystems in the block is forgotten at its end, for its kernel was not the real one."""
+    """What is learned of filesystems in the block is forgotten at its end, because its kernel was not the real one."""
     _filesystem.forget()
     try:
         yield

@@ -57,7 +57,7 @@ def _check_step(step: records.StepRecord, intent: records.Intent) -> None:
 
 
 def _journal(data: bytes) -> bytes:
-    """The bytes themselves, or as the payload of an intent, with an outcome behind it or without."""
+    """The bytes themselves, or as the payload of an intent, with an outcome after it or without."""
     how, rest = data[:1], data[1:]
     if how < b"\x40":
         return rest

@@ -1,4 +1,4 @@
-"""Rules that are no barriers, taken out of the library's code; each scenario then ends in what the rule is there to prevent.
+"""Rules that are not barriers, taken out of the library's code; each scenario then ends in what the rule is there to prevent.
 
 A scenario works in a folder and raises AssertionError when the promise is broken.  `test_rules` runs each twice: as the
 library is, where it must hold, and with its ``spoil``, where it must not.

@@ -1,6 +1,6 @@
 """What other programs do in the meantime: kernels that sync something between atomik's own calls.
 
-A missing barrier often does not show, for the next sync carries the forgotten change along.  It shows when something
+A missing barrier often does not show, because the next sync carries the forgotten change along.  It shows when something
 else becomes durable in between, so a noise kernel acts right before each rename, each write of the journal and each
 unlink.  "sync" makes everything durable before the first swap, so that what follows is logged by itself.
 """

@@ -367,7 +367,7 @@ SWEPT = [pytest.param(which, marks=pytest.mark.sweep) if at > 3 else which for a
 
 @pytest.mark.parametrize("which", SWEPT)
 def test_conflict(here: Path, which: str) -> None:
-    """What the program changed and somebody else changed too is theirs; unless the caller wants it otherwise."""
+    """What the program and somebody else changed stays as the other left it, unless the caller wants it otherwise."""
     (here / "F/sub/in").mkdir(parents=True)
     (here / "F/sub/in/c").write_text("c")
     mine, theirs = CONFLICTS[which]

@@ -270,7 +270,7 @@ def by_moving(name: str) -> None:
 
 @pytest.mark.parametrize("work", [pipe, by_moving])
 def test_a_database_that_a_program_has_open(folder: Path, work: Callable[[str], None]) -> None:
-    """Its log is empty, and will get what that program writes: into the new database, for whoever opens that next."""
+    """Its log is empty, and will get what that program writes: into the new database, when that is opened next."""
     with contextlib.closing(sqlite3.connect("app.db", isolation_level=None)) as live:
         live.execute("PRAGMA journal_mode=WAL")
         live.execute("CREATE TABLE t (x)")

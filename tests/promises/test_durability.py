@@ -1,6 +1,6 @@
 """In which order the syncs and the swaps happen: content and journal, then the swaps, then the folders, then the mark.
 
-A power cut decides whether these are enough (see powercut/); here stands the order, by recorded trace, for what no
+A power cut decides whether these are enough (see powercut/); here is the order, by recorded trace, for what no
 filesystem at hand would betray.
 """
 
@@ -357,7 +357,7 @@ def test_few_files_by_fsync_many_by_syncfs(folder: Path, count: int, how: str) -
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few files are many, for a sync may take long."""
+    """Few files are many, because a sync may take long."""
     monkeypatch.setattr(_barriers, "FEW_SEALED", 2)
     monkeypatch.setattr(_barriers, "BATCH", 6)
     monkeypatch.setattr(sync, "FEW", 3)

@@ -1,4 +1,4 @@
-"""Events reach whoever listens, by structlog or by logging; and nobody else ever sees or pays for anything."""
+"""Events reach all listeners, by structlog or by logging; without one nothing is seen, or costs anything."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ overwritten, a symlink, a removal.  What must come of a failure (the outcome rul
 
 * before the commit mark: an error, every destination as it was;
 * at the sync of the mark: `DurabilityError`, every destination new, and the journal stays until recovery;
-* behind it: no error, every destination new.
+* after it: no error, every destination new.
 
 The same for every kind of transaction with one item, whose only failure that leaves the new version in place is the
 last fsync of the folder.

@@ -119,7 +119,7 @@ def test_what_comes_into_a_folder_that_stays(folder: Path, there: bool) -> None:
 
 
 def test_a_folder_that_nobody_changed(folder: Path) -> None:
-    """Reading it, and copies by others, are no changes."""
+    """Reading or copying it is not a change."""
     site()
     seen = atomik.observe("site", digest=True)
     os.listdir("site/news")

@@ -129,7 +129,7 @@ def test_a_base_is_what_the_transaction_has(folder: Path) -> None:
     "copy", [lambda tx: tx.copy("d", "e"), lambda tx: tx.folder("e", base="d")], ids=["copy", "base"]
 )
 def test_a_copy_does_not_miss_what_changes_inside(folder: Path, copy: Callable[[atomik.Transaction], None]) -> None:
-    """Refused, for the copy is made at once, from the disk."""
+    """Refused, because the copy is made at once, from the disk."""
     Path("d").mkdir()
     Path("d/x").touch()
     with atomik.transaction() as tx:

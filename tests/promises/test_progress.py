@@ -88,7 +88,7 @@ def test_recovering_reaches_its_total(tmp_path: Path) -> None:
 
 
 def test_a_callback_that_fails_behind_the_mark_fails_nothing(tmp_path: Path) -> None:
-    """The last word of a phase may come when there is no way back."""
+    """The last report of a phase may come after the commit point."""
 
     def fail(name: str, done: int, total: int) -> None:
         if (name, done) == ("syncing", total):

@@ -497,7 +497,7 @@ def test_mounts_inside(here: Path) -> None:
 
 
 def test_mistakes(here: Path) -> None:
-    """Options that make no sense, and folders that are none."""
+    """Options that make no sense, and what is not a folder."""
     for option in ("preexec_fn", "user", "group", "extra_groups"):
         with pytest.raises(TypeError, match=option):
             atomik.run_in(here / "F", ["true"], **{option: 1})

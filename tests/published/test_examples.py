@@ -403,7 +403,7 @@ def test_publish_report_of_the_standard_library(tmp_path: Path) -> None:
 
 
 def test_publish_report_of_a_nasty_tree(tmp_path: Path) -> None:
-    """Names that are no text, markup, links, pipes and unreadable files are all in the report, and escaped."""
+    """Names that are not text, markup, links, pipes and unreadable files are all in the report, and escaped."""
     files = [b"bad\xff.t\xfet", b"<script>&.html", b"new\nline", b"a.b/f", b"a/b/f", b"locked/inside", b"secret"]
     for name in files:
         path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))

@@ -48,7 +48,7 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_shell_runs(tmp_path: Path) -> None:
-    """The shell block runs as it stands, with the command that belongs to the package being tested."""
+    """The shell block runs as it is, with the command that belongs to the package being tested."""
     try:
         refuse_where_impossible(str(tmp_path))
     except atomik.errors.NamespaceError as exc:

@@ -10,7 +10,7 @@ calls (or passes them to the kernel that was installed before it, so they can be
     for number in count(1):               # fail at every call that changes something, one after the other
         with installed(Faulty.at(number, errno.EIO)) as kernel:
             …
-        if not kernel.struck:             # there were fewer calls than that: every one has had its turn
+        if not kernel.struck:             # there were fewer calls than that: each was struck
             break
 
 * `Recording`: every call with its arguments, and the paths that its descriptors led to at that moment.

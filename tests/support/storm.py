@@ -406,7 +406,7 @@ class _Around(Watching):
 
 
 class Timers(Storm):
-    """The same by real timers: an exception of a random class after a random time, and perhaps another one behind it."""
+    """The same by real timers: an exception of a random class after a random time, and perhaps another one after it."""
 
     def __init__(self, rng: random.Random, longest: float) -> None:
         super().__init__([])

@@ -75,7 +75,7 @@ def test_neither_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_is_no_progress_function(tmp_path: Path) -> None:
-    """False is none either."""
+    """False is not one either."""
     for wrong in (False, 1, "bar"):
         with pytest.raises(TypeError, match="True for a bar"):
             atomik.file(tmp_path / "a", progress=wrong)  # type: ignore[arg-type]

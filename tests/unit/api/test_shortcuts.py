@@ -1,4 +1,4 @@
-"""file(), folder(), path(), update(): one item each, and every option of theirs."""
+"""file(), folder(), path(), update(): one item each, and all of their options."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_parents(folder: Path) -> None:
 
 
 def test_made_parents_in_use_stay(folder: Path) -> None:
-    """What somebody has put something into in the meantime is theirs."""
+    """A folder into which somebody put something in the meantime stays."""
     with pytest.raises(ZeroDivisionError), atomik.file("a/b/c", parents=True):
         Path("a/theirs").touch()
         raise ZeroDivisionError

@@ -110,13 +110,13 @@ class TestWrite:
 
     @pytest.mark.parametrize("mode", ["rw", "8", "-1", "10000"])
     def test_bad_mode(self, folder: Path, mode: str) -> None:
-        """A mode that is none is a mistake in the command line."""
+        """An invalid mode is a mistake in the command line."""
         done = call("write", f"--mode={mode}", "out")
         assert done.returncode == 2
         assert b"invalid octal mode value" in done.stderr
 
     def test_devices_and_pipes(self, folder: Path) -> None:
-        """What is no file is not replaced by one, however it is reached: that would cost a system its /dev/null."""
+        """What is not a file is not replaced by one, however it is reached: that would cost a system its /dev/null."""
         os.mkfifo("fifo")
         Path("null").symlink_to("/dev/null")
         Path("stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout

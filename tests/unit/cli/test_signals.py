@@ -235,7 +235,7 @@ def main_in_child(call: list[str], kernel: _kernel.Kernel) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-#: Every call takes long, for the program is started each time; a plain run takes some of them.
+#: Every call takes long, because the program is started each time; a plain run takes some of them.
 STEPS = pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 
 

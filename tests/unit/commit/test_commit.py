@@ -308,7 +308,7 @@ def test_a_newcomer_among_many_is_found_before_anything_is_swapped(folder: Path)
 
 
 def test_a_newcomer_behind_the_listing_is_found_by_the_swap(folder: Path) -> None:
-    """Whoever comes between the listing and the swap keeps what they published, and the others are undone (P2, P3)."""
+    """What somebody publishes between the listing and the swap is kept, and the other items are undone (P2, P3)."""
     come = Acting("rename", Once(lambda: theirs("f13")))
     with installed(come), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
         for number in range(20):

@@ -94,7 +94,7 @@ def test_in_a_transaction(folder: Path) -> None:
 
 
 def test_a_failure_is_logged(folder: Path) -> None:
-    """It is not in the receipt, for that was handed out before; recovery deletes the rest."""
+    """It is not in the receipt, because that was returned before; recovery deletes the rest."""
     make_old()
     with installed(Faulty.every("rmdir", errno.EIO)), structlog.testing.capture_logs() as events:
         assert publish().leftovers == ()
@@ -120,7 +120,7 @@ def test_what_readers_have_pinned(folder: Path) -> None:
 
 
 def test_a_rollback_deletes_at_once(folder: Path) -> None:
-    """What was staged is no displaced folder."""
+    """What was staged is not a displaced folder."""
     make_old()
     with pytest.raises(RuntimeError), atomik.folder("ds", overwrite=True, cleanup="later") as new:
         (new / "new").touch()

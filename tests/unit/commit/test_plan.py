@@ -118,7 +118,7 @@ def every_operation(*, backups: bool = False) -> list[Op]:
 def sequences(world: World, most: int, operations: list[Op]) -> Iterator[tuple[list[Op], World | Refused]]:
     """Every sequence of 1 to `most` operations, with what the naive interpretation makes of it.
 
-    None goes on behind a refusal, for what comes after it does not matter.
+    None goes on after a refusal, because what comes after it does not matter.
     """
     unfinished: list[tuple[list[Op], World]] = [([], world)]
     while unfinished:

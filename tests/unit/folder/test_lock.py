@@ -66,7 +66,7 @@ def test_the_wait_is_bounded_and_the_folder_named(folder: Path, stranger: int) -
 
 @pytest.mark.parametrize("timeout", [-1.0, float("nan")])
 def test_no_time_at_all(timeout: float) -> None:
-    """What is no time is refused at once; against NaN no deadline would ever pass."""
+    """What is not a time is refused at once; with NaN no deadline would ever pass."""
     with pytest.raises(ValueError, match="cannot be negative"):
         atomik.transaction(lock_timeout=timeout)
 
@@ -231,7 +231,7 @@ def test_a_child_forked_in_a_commit_keeps_no_lock(folder: Path, call: str) -> No
 
 
 def test_a_child_forked_in_a_recovery_keeps_no_lock(folder: Path) -> None:
-    """The same for whoever recovers: a thread may fork at any moment."""
+    """The same during a recovery: a thread may fork at any moment."""
     die_at(lambda: publish(folder), "rename")
     children: list[tuple[int, int]] = []
     with installed(Acting("rename", lambda _: children.append(forked(lambda: None)))):
@@ -247,7 +247,7 @@ def test_a_child_forked_in_a_recovery_keeps_no_lock(folder: Path) -> None:
 
 
 def test_a_living_owners_journal_is_waited_for(folder: Path) -> None:
-    """Whoever meets the journal of a commit under way waits, and says who is at work when it takes too long."""
+    """If there is the journal of a commit under way, the other waits, and says who is at work when it takes too long."""
     answers: list[str] = []
 
     def meet(_: object) -> None:

@@ -25,7 +25,7 @@ def fs() -> Any:
 
 
 def striking(call: Callable[..., Any], victim: str) -> Callable[..., Any]:
-    """The call, and when it is about `victim` a handler that raises right behind it."""
+    """The call, and when it is about `victim` a handler that raises right after it."""
 
     def called(path: Any, *args: Any, **keywords: Any) -> Any:
         result = call(path, *args, **keywords)

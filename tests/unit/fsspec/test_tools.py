@@ -103,7 +103,7 @@ class TestPandas:
         assert tree(folder) == before
 
     def test_partitioned_in_a_transaction(self, folder: Path, pd: Any, fs: Any) -> None:
-        """A partitioned dataset is replaced as a whole, and an exception behind it leaves the old one."""
+        """A partitioned dataset is replaced as a whole, and an exception after it leaves the old one."""
         pytest.importorskip("pyarrow")
 
         def write(years: list[int], fail: bool) -> None:

@@ -1,4 +1,4 @@
-"""The bytes of a journal, what is made of damaged ones, and the files they lie in.
+"""The bytes of a journal, what is made of damaged ones, and the files that hold them.
 
 The hex dump in docs/reference/journal-format.md is made here: ``python -m tests.unit.protocol.test_journal`` prints it.
 """
@@ -94,7 +94,7 @@ def test_what_is_written_is_read(intent: Intent, outcome: int | None) -> None:
 
 
 def test_a_journal_torn_at_any_byte_says_that_nothing_was_swapped() -> None:
-    """Its intent is durable before the first swap (I1), so one that is short, or zeros from some byte on, is no intent."""
+    """Its intent is durable before the first swap (I1), so one that is short, or ends in zeros, is not an intent."""
     data = encode_intent(EXAMPLE)
     for size in range(len(data)):
         assert decode(data[:size]) is None, f"cut at {size}"
@@ -178,7 +178,7 @@ def step(
     ],
 )
 def test_what_atomik_would_not_write_is_refused(intent: Intent) -> None:
-    """A checksum is no authentication: names with a slash or "..", strange slots, numbers out of range."""
+    """A checksum does not authenticate: names with a slash or "..", strange slots, numbers out of range."""
     with pytest.raises(BadJournal):
         decode(encode_intent(intent))
 

@@ -67,7 +67,7 @@ def test_a_folder_that_is_held_twice_is_locked_once(three: list[Directory]) -> N
 
 
 def test_a_journal_gives_all_locks_up(three: list[Directory], folder: Path) -> None:
-    """The folder is returned, and whoever settles the journal can take the locks."""
+    """The folder is returned, and a recovery of the journal can take the locks."""
     (folder / "a" / JOURNAL_NAME).write_text("")
     assert lock_all(three, 0.0) is three[1]
     assert all(free(directory) for directory in three)

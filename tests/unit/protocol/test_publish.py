@@ -158,7 +158,7 @@ def test_neither_flags_nor_links(folder: Path) -> None:
 
 @pytest.mark.usefixtures("unknown")
 def test_a_plain_rename_has_no_way_back(folder: Path) -> None:
-    """The last method: a failure behind it leaves the new version, and says so."""
+    """The last method: a failure after it leaves the new version, and says so."""
     Path("a").write_text("old")
     with (
         installed(Poor(*NOTHING)),
@@ -324,7 +324,7 @@ kinds = pytest.mark.parametrize("kind", ["file", "folder"])
 @steps
 @kinds
 def test_undo_is_idempotent(here: Directory, op: str, kind: str) -> None:
-    """I5: before the swap, behind it and after an undo, undoing gives the original, however often."""
+    """I5: before the swap, after it and after an undo, undoing gives the original, however often."""
     step = a_step(here, op, kind)
     before = tree(".")
     assert _undo.undo(step) is Undone.UNTOUCHED
@@ -357,7 +357,7 @@ def test_undo_leaves_strangers_alone(here: Directory, op: str, kind: str) -> Non
 @steps
 @kinds
 def test_undo_meets_a_stranger_at_the_last_moment(here: Directory, op: str, kind: str) -> None:
-    """A stranger who comes between the look and the rename gets theirs back."""
+    """What a stranger publishes between the check and the rename is given back."""
     step = a_step(here, op, kind)
     _publish.publish(step)
     make("theirs", kind)

@@ -63,7 +63,7 @@ def intents(draw: st.DrawFn) -> Intent:
 @settings(max_examples=150, deadline=None)
 @given(intents(), st.sampled_from([None, COMMITTED, UNDONE]))
 def test_round_trip(intent: Intent, outcome: int | None) -> None:
-    """Whatever can be said comes back the same, with any outcome behind it."""
+    """Whatever can be encoded is decoded to the same, with any outcome after it."""
     data = encode_intent(intent)
     behind = len(data)
     if outcome is not None:
@@ -111,7 +111,7 @@ def test_every_missing_sector_is_nothing() -> None:
 
 
 def test_every_torn_outcome_is_none() -> None:
-    """Any prefix of the mark is no mark, and the record's place stays where it was."""
+    """A prefix of the mark is not a mark, and the record's place stays where it was."""
     for length in range(len(MARK)):
         journal = decode(DATA + MARK[:length])
         assert journal is not None
@@ -123,7 +123,7 @@ def test_every_torn_outcome_is_none() -> None:
 
 
 def test_a_mark_lies_in_one_sector() -> None:
-    """Wherever it comes to stand, no sector boundary runs through it."""
+    """Wherever it is, no sector boundary runs through it."""
     for steps in range(30):
         start = len(encode_intent(SIMPLE._replace(steps=SIMPLE.steps * steps)))
         assert len(MARK) <= 64
@@ -146,7 +146,7 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 def record(kind: int, payload: bytes, version: int = _records.VERSION, magic: bytes = b"AtmK") -> bytes:
-    """A record as somebody else might write it, with a right checksum: that is no authentication."""
+    """A record as somebody else might write it, with a right checksum, which does not authenticate."""
     payload += bytes(-(_records.HEAD_SIZE + len(payload) + 16) % 64)
     body = struct.pack("<4sHHQ", magic, version, kind, len(payload)) + payload
     return body + blake2b(body, digest_size=16).digest()

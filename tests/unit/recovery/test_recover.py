@@ -186,7 +186,7 @@ def test_progress_is_told(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("what", ["transaction", "one item", "reader"])
 def test_it_happens_by_itself(pair: tuple[Path, Path], start: int, what: str) -> None:
-    """Whoever meets a hot journal recovers it first, in all folders."""
+    """A hot journal is recovered first, in all folders, by everybody who finds it."""
     hot(*pair, swaps=2)
     place = pair[start]
     if what == "transaction":
@@ -303,7 +303,7 @@ def test_the_tree_may_be_renamed(pair: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("what", ["transaction", "single", "reading", "recover"])
 def test_one_parent_of_a_committed_transaction_may_be_renamed(pair: tuple[Path, Path], what: str) -> None:
-    """Whoever meets its journal there gets on; the rest is settled from the other parent."""
+    """A transaction that finds its journal there continues; the rest is settled from the other parent."""
     die_at(lambda: publish(*pair), "pwrite", 2)
     a = pair[0].rename(pair[0].with_name("renamed"))
     if what == "transaction":

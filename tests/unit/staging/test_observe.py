@@ -1,4 +1,4 @@
-"""Compare-and-swap: what was observed must still be there, before the swap and behind it."""
+"""Compare-and-swap: what was observed must still be there, before the swap and after it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_changed_before_the_commit(folder: Path, change: str, others: int) -> No
 
 @pytest.mark.parametrize("change", ["replaced", "removed", "longer", "touched"])
 def test_changed_at_the_last_moment(folder: Path, change: str) -> None:
-    """Between the last look and the swap: seen behind it, for what was displaced is in hand, and given back."""
+    """Between the last check and the swap: found after it, because what was displaced is in the slot, and given back."""
     Path("x").write_text("old")
     seen = observe("x", digest=True)
     with atomik.transaction() as tx:

@@ -131,7 +131,7 @@ def test_a_transaction_that_fails_keeps_it(folder: Path) -> None:
 
 
 def test_abort_keeps_and_drop_deletes(folder: Path) -> None:
-    """An abort is no verdict about what was computed; `drop` says that it deletes."""
+    """An abort keeps what was computed; `drop` says that it deletes."""
     tx = atomik.transaction()
     (tx.folder("ds", resume=True) / "part").touch()
     tx.abort()

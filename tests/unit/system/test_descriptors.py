@@ -146,7 +146,7 @@ def test_a_transaction_under_a_small_limit(tmp_path: Path, limit: int, hard: int
 
 
 def test_an_exception_at_the_call_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a signal handler raises while the limit is raised is no refusal of the kernel (I13)."""
+    """What a signal handler raises while the limit is raised is not a refusal of the kernel (I13)."""
 
     def alarm(*_: object) -> None:
         raise PermissionError(errno.EPERM, "alarm")

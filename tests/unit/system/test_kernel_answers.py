@@ -135,7 +135,7 @@ def test_a_function_put_on_the_port_answers(here: Directory, monkeypatch: pytest
 
 
 def test_what_atomik_says_is_no_answer(here: Directory) -> None:
-    """Its own errors have been translated already; one without an errno is none either."""
+    """Its own errors have been translated already; one without an errno is not an answer either."""
 
     def refuse(*_: object) -> None:
         raise errors.ConflictError(errno.EBUSY, "…")

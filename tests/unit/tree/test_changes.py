@@ -77,7 +77,7 @@ def link(path: Path, target: str) -> None:
     ],
 )  # fmt: skip
 def test_said(original: Path, work: Callable[[Path], object], wanted: list[str]) -> None:
-    """Names and kinds; times alone, or the same content in a new file, are no change."""
+    """Names and kinds; times alone, or the same content in a new file, are not a change."""
     found = told(original, work)
     assert set(wanted) <= set(found)
     if len(wanted) < 3 or wanted[0].startswith("- d"):
@@ -105,7 +105,7 @@ class Alarmed(_kernel.Kernel):
 
 
 def test_an_exception_while_attributes_are_read_goes_on(tmp_path: Path) -> None:
-    """It is no word about the attributes (I13)."""
+    """It says nothing about the attributes (I13)."""
     for name in ("old", "new"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)

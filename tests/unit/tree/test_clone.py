@@ -314,7 +314,7 @@ def test_wide(files: int) -> None:
 
 
 def test_default_acl_of_the_new_folder(tmp_path: Path) -> None:
-    """What the copies inherit from their new folder is not theirs, and goes."""
+    """What the copies inherit from their new folder is removed."""
     make_small(tmp_path / "src")
     expected = seen(tmp_path / "src")
     (tmp_path / "dst").mkdir()
@@ -422,7 +422,7 @@ def test_no_hard_links(tmp_path: Path, number: int) -> None:
 
 
 def test_transactions_are_left_out(tmp_path: Path) -> None:
-    """What a transaction has in the source is not copied, so a slot inside the source is no endless tree."""
+    """What a transaction has in the source is not copied, so a slot inside the source does not make an endless tree."""
     (tmp_path / "src" / ".atomik-1" / "slot").mkdir(parents=True)
     (tmp_path / "src" / "file").touch()
     with held(tmp_path / "src") as source, held(tmp_path / "src" / ".atomik-1" / "slot") as target:
@@ -570,7 +570,7 @@ def test_files_after_the_first(tmp_path: Path, inherited: bool) -> None:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
 def test_a_mode_that_is_refused_later(tmp_path: Path, number: int) -> None:
-    """A filesystem that has one mode for all files: what would be more open than the original is no copy."""
+    """A filesystem that has one mode for all files: what would be more open than the original is refused."""
     (tmp_path / "src").mkdir()
     for name in "abc":
         (tmp_path / "src" / name).write_text(name)

@@ -95,7 +95,7 @@ class TestComparing:
         assert not same(folder / "two", folder / "one")
 
     def test_large_files_in_pieces(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A difference in the last piece is found, and the first piece does not stand for the rest."""
+        """A difference in the last piece is found, although the first piece is equal."""
         monkeypatch.setattr(_compare, "_CHUNK", 1000)
         content = os.urandom(5500)
         for name, data in (("a", content), ("b", content), ("c", content[:-1] + bytes([content[-1] ^ 1]))):
@@ -320,7 +320,7 @@ class TestKeep:
     """``backup=``: the previous version under another name, in the same transaction."""
 
     def test_name(self, folder: Path) -> None:
-        """The very object that was displaced stands under the new name, and the receipt says where."""
+        """The object that was displaced itself has the new name, and the receipt says where."""
         write("a", "one")
         inode = os.stat("a").st_ino
         receipt = write("a", "two", backup="a.bak")

@@ -180,7 +180,7 @@ def test_mount() -> None:
 
 
 def test_a_file_that_is_shorter_than_it_says(tmp_path: Path) -> None:
-    """Files of /sys say 4096 bytes and hold fewer: the copy has no zeros behind them."""
+    """Files of /sys say 4096 bytes and hold fewer: the copy has no zeros after them."""
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
     if not os.path.exists(path):
         pytest.skip("no such file in /sys here")

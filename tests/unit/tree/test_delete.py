@@ -64,7 +64,7 @@ def test_delete_missing(here: Directory) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling", "fifo"])
 def test_delete_single(here: Directory, tmp_path: Path, kind: str) -> None:
-    """What is no folder is unlinked; a link never leads anywhere."""
+    """What is not a folder is unlinked; a link is never followed."""
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "kept").touch()
     victim = tmp_path / "victim"

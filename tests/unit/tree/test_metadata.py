@@ -26,7 +26,7 @@ USER_OBJ, USER, GROUP_OBJ, MASK, OTHER = 1, 2, 4, 16, 32
 
 
 def acl(owner: int, group: int, other: int, *, user: tuple[int, int] | None = None, mask: int = 7) -> bytes:
-    """The bytes of a POSIX ACL, with one named user and thereby a mask."""
+    """The bytes of a POSIX ACL, with one named user, and so with a mask."""
     entries = [(USER_OBJ, owner, -1)]
     if user:
         entries.append((USER, user[1], user[0]))
