@@ -92,7 +92,12 @@ def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
     if len(os.fsencode(name)) > NAME_MAX:
         text = f"the name is longer than {NAME_MAX} bytes; choose a shorter one"
         errors.fail(errors.InvalidDestinationError, errno.ENAMETOOLONG, text, path)
+    refuse_reserved(name, path)
+    return head, name
+
+
+def refuse_reserved(name: str, path: str) -> None:
+    """Refuse to make something of one of atomik's names: it would be taken for what it is not, and block its folder."""
     if name.startswith(PREFIX):
         text = f"names that begin with {PREFIX!r} are reserved for atomik; choose another"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)
-    return head, name

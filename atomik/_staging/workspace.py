@@ -15,7 +15,7 @@ import os
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.paths import absolute, split
+from atomik._folder.paths import absolute, refuse_reserved, split
 from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
 from atomik._protocol.private_folder import PrivateFolder
@@ -124,6 +124,7 @@ class Workspace:
         missing: list[str] = []
         while path and not _exists(path):
             path, name = os.path.split(path)
+            refuse_reserved(name, os.path.join(path, name))
             missing.append(name)
         above = Directory.open(path)
         self._made_in = [*self._made_in, above]

@@ -776,3 +776,11 @@ def test_special_files_are_replaced_like_files(folder: Path, kind: str) -> None:
     with atomik.file("x", overwrite=True) as f:
         f.write("now a file")
     assert Path("x").read_text() == "now a file"
+
+
+@pytest.mark.parametrize("path", [".atomik-journal/f", "a/.atomik-0123456789abcdef/b/f"])
+def test_no_parent_gets_a_reserved_name(folder: Path, path: str) -> None:
+    """A folder that is called like a journal would block the folder that it is in."""
+    with pytest.raises(errors.InvalidDestinationError, match="reserved for atomik"):
+        atomik.write_text(path, "x", parents=True)
+    assert os.listdir() == []
