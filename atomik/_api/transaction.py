@@ -496,7 +496,8 @@ class Transaction:
         """Publish everything, and return what was done.
 
         :returns: an `atomik.Receipt`; every destination is new, and durable unless ``durable=False``.  If it raises, every
-            destination is as it was and nothing is left over, except for the last two errors.
+            destination is as it was and nothing is left over, except for the last two errors.  What a signal handler, or a
+            listener of the log, raises after the commit point is raised too, with every destination new: see `state`.
 
         :raises atomik.errors.FileAlreadyExistsError: someone else published there first; their version is kept.
         :raises atomik.errors.ConflictError: a destination or its folder is not what was expected, or not what it was when

@@ -41,6 +41,46 @@ def publish() -> None:
         tx.folder("d")
 
 
+class Failing(logging.Handler):
+    """A listener that raises at one event."""
+
+    def __init__(self, event: str) -> None:
+        super().__init__()
+        self.event = event
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise, as a handler should not."""
+        if getattr(record, "event", "") == self.event:
+            raise RuntimeError(self.event)
+
+
+@pytest.mark.parametrize(
+    ("event", "content"),
+    [
+        ("item.staged", "old"),
+        ("transaction.prepared", "old"),
+        ("item.swapped", "old"),
+        ("transaction.committed", "new"),
+    ],
+)
+def test_what_a_listener_raises(folder: Path, quiet: None, event: str, content: str) -> None:
+    """Is raised; before the commit point everything is as it was, after it everything is new, and the state says which."""
+    for name in "ab":
+        Path(name).write_text("old")
+    logger, listener = logging.getLogger("atomik"), Failing(event)
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(listener)
+    tx = atomik.transaction(overwrite=True)
+    try:
+        with pytest.raises(RuntimeError, match=event), tx:
+            for name in "ab":
+                tx.write_text(name, "new")
+    finally:
+        logger.removeHandler(listener)
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"a": content, "b": content}
+    assert tx.state is (atomik.State.COMMITTED if content == "new" else atomik.State.ABORTED)
+
+
 def fail() -> None:
     with installed(Faulty.at(2, 5, among={"rename"})), pytest.raises(errors.CommitError):
         publish()
