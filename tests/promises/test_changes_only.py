@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -35,6 +33,8 @@ from tests.promises.test_run_in import (  # noqa: F401  fixtures
     directly,
     fill,
     here,
+    killed,
+    meanwhile,
     missing,
     run,
     shape,
@@ -44,6 +44,7 @@ from tests.promises.test_run_in import (  # noqa: F401  fixtures
 )  # fmt: skip
 from tests.support.kernels import Acting, every_call, installed
 from tests.support.state import left_in
+from tests.support.trees import kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def test_told_beforehand(here: Path) -> None:
     """Whether it works is tried without a program, for the clone and for the layer; nothing stays of the trials."""
     folder = here / "F"
     assert (PrivateCopy.why_not(folder), PrivateLayer.why_not(folder)) == ("", "")
-    with installed(NoOverlay()):
+    with kernel(NoOverlay()):
         assert PrivateCopy.why_not(folder) == ""
         assert PrivateLayer.why_not(folder).endswith("or run it without changes_only: on a clone of the folder")
         with pytest.raises(errors.NamespaceError, match=re.escape(PrivateLayer.why_not(folder))):
@@ -218,13 +219,7 @@ def test_killed_at_any_moment(here: Path) -> None:
     whole = time.monotonic() - started
     chosen, seen = random.Random(7), set()
     for version in range(1, 31):
-        ours = subprocess.Popen(
-            [*command, str(version)], cwd=here / "F", env=ENVIRONMENT, start_new_session=True, stderr=subprocess.DEVNULL
-        )
-        time.sleep(chosen.uniform(0.3, 1.3) * whole)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(ours.pid, signal.SIGKILL)
-        ours.wait()
+        killed([*command, str(version)], here / "F", chosen.uniform(0.3, 1.3) * whole)
         atomik.recover(here / "F" if version % 2 else here)
         found = {(here / "F" / name).read_text() for name in [*names, "gone/1"]}
         assert len(found) == 1
@@ -325,25 +320,13 @@ def opened(top: Path) -> Any:
 
 
 # --- other people's changes ------------------------------------------------------------------------------------------
-def meanwhile(here: Path, script: str, change: str, **options: Any) -> Any:
+def both(here: Path, mine: str, theirs: str, **options: Any) -> Any:
     """Run a script; a stranger runs another one, in the folder itself, when it is done and has not ended."""
-    os.mkfifo(here / "gate")
-    done: list[Any] = []
 
-    def work() -> None:
-        try:
-            done.append(changed(here, f"{script}; read x < ../gate", **options))
-        except errors.AtomikError as exc:
-            done.append(exc)
+    def change() -> None:
+        subprocess.run(["sh", "-ec", theirs], cwd=here / "F", check=True)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    with open(here / "gate", "w") as gate:
-        subprocess.run(["sh", "-ec", change], cwd=here / "F", check=True)
-        gate.write("go\n")
-    thread.join()
-    os.unlink(here / "gate")
-    return done[0]
+    return meanwhile(here, mine, change, changes_only=True, **options)
 
 
 CONFLICTS = {
@@ -373,7 +356,7 @@ def test_conflict(here: Path, which: str) -> None:
     mine, theirs = CONFLICTS[which]
     shutil.copytree(here / "F", here / "G/F")
     subprocess.run(["sh", "-ec", theirs], cwd=here / "G/F", check=True)
-    found = meanwhile(here, mine, theirs)
+    found = both(here, mine, theirs)
     assert isinstance(found, errors.ConflictError), found
     assert str(here / "F") in str(found)
     assert shape(here / "F") == shape(here / "G/F")
@@ -391,7 +374,7 @@ def test_the_last_writer_wins_if_asked_to(here: Path, which: str) -> None:
     mine, theirs = CONFLICTS[which]
     shutil.copytree(here / "F", here / "G")
     subprocess.run(["sh", "-ec", mine], cwd=here / "G", check=True)
-    found = meanwhile(here, mine, theirs, overwrite_changes=True)
+    found = both(here, mine, theirs, overwrite_changes=True)
     assert found.receipt is not None, found
     assert shape(here / "F") == shape(here / "G") or which == "in a folder with a new mode"
     assert left_in(here) == []
@@ -400,7 +383,7 @@ def test_the_last_writer_wins_if_asked_to(here: Path, which: str) -> None:
 def test_what_others_change_elsewhere_stays(here: Path) -> None:
     """Only names that the program changed are compared."""
     (here / "F/sub").mkdir()
-    found = meanwhile(here, "echo mine > sub/mine; echo new > a", "echo theirs > sub/theirs; echo b > b")
+    found = both(here, "echo mine > sub/mine; echo new > a", "echo theirs > sub/theirs; echo b > b")
     assert found.receipt is not None, found
     assert sorted(shape(here / "F")) == [".", "a", "b", "sub", "sub/mine", "sub/theirs"]
 
