@@ -54,11 +54,19 @@ def stage(
             why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
             raise ValueError(f"{name} cannot be combined with in_place=True: the folder itself stays, and {why}")
     path = _plain(path)
-    if intake.items and intake.changed(path):
+    if intake.items and _is_elsewhere(intake, absolute(path)):
         text = "an earlier operation of this transaction changes what is at this name; write into what it has staged"
         errors.fail(errors.NestedDestinationError, errno.EINVAL, text, absolute(path))
     item = intake.add(StagedInPlace, path, overwrite, tmp_dir, options)
     return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
+
+
+def _is_elsewhere(intake: Intake, path: str) -> bool:
+    """Whether the transaction puts something else at `path` than the folder that is there now."""
+    from .view import Staged
+
+    with intake.lock, kernel.typed("cannot open the folder", path):
+        return Staged.of(intake).where(path) != os.path.realpath(path)
 
 
 def _plain(path: StrPath) -> str:

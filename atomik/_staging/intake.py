@@ -114,7 +114,7 @@ class Intake:
         options = checked(given, overwrite=bool(replaces)) if given else OVERWRITING if replaces else PLAIN
         where = full = path if type(path) is str and path[:1] == "/" else absolute(path)
         if given and given.get("follow_symlinks"):
-            where = full = followed(full)
+            where = full = self._followed(full)
         elif where is not path:  # as it was given: the path from the root may not be searchable
             where = os.fsdecode(path)
         try:
@@ -126,6 +126,15 @@ class Intake:
             if kernel.errno_of(exc) is None:
                 raise
             raise _errors.system_error(exc, "cannot stage there", full) from exc
+
+    def _followed(self, path: str) -> str:
+        """Where a link at `path` leads in the end; for the transaction, which may have changed it."""
+        if not self.items or path.endswith("/"):
+            return followed(path)
+        from .view import Staged
+
+        with self.lock, kernel.typed("cannot follow the link", path):
+            return Staged.of(self).resolve(path)
 
     def _decide(
         self, kind: type[_Item], where: str, full: str, tmp_dir: StrPath | None, options: Options, given: ItemOptions,
@@ -264,10 +273,11 @@ class Intake:
 
     def will_exist(self, path: StrPath) -> bool:
         """Whether something would exist at `path` if the commit came now; refused where that is in a staged folder."""
-        found = self._leaves(path)
-        if found is None:
+        try:
+            place = self.workspace.locate(absolute(path), folder=True, parents=None)
+        except _errors.MissingPathError:
             return False
-        place, leaves = found
+        leaves = self.workspace.destinations.leaves(place)
         if leaves != UNTOUCHED:
             return leaves is not None
         if place.status() is None and self.workspace.destinations.is_displaced(place.directory):
@@ -277,19 +287,6 @@ class Intake:
                 self.workspace.destinations.refuse_displaced(place.directory, absolute(path))
             return False
         return place.status() is not None
-
-    def changed(self, path: StrPath) -> bool:
-        """Whether an operation so far changes the name."""
-        found = self._leaves(path)
-        return found is not None and found[1] != UNTOUCHED
-
-    def _leaves(self, path: StrPath) -> tuple[Place, str | None] | None:
-        """The place of a path, and what the operations so far leave there; None where its folder is missing."""
-        try:
-            place = self.workspace.locate(absolute(path), folder=True, parents=None)
-        except _errors.MissingPathError:
-            return None
-        return place, self.workspace.destinations.leaves(place)
 
     def drop(self, path: StrPath) -> None:
         """Take the last operation at `path` back."""

@@ -208,8 +208,33 @@ def test_a_folder_that_stays_is_what_will_be_there(folder: Path) -> None:
     """Not where a link leads that the transaction has replaced."""
     Path("d").mkdir()
     Path("b").symlink_to("d")
+    Path("to-b").symlink_to("b")
     with atomik.transaction(overwrite=True) as tx:
         tx.write_text("b", "a file")
-        with pytest.raises(errors.NestedDestinationError, match="write into what it has staged"):
-            tx.folder("b", in_place=True)
+        for name in ("b", "to-b"):
+            with pytest.raises(errors.NestedDestinationError, match="write into what it has staged"):
+                tx.folder(name, in_place=True)
         tx.folder("d", in_place=True)
+
+
+@pytest.mark.parametrize("earlier", ["link", "removal", "move", "another"])
+def test_a_link_is_followed_as_it_will_be(folder: Path, earlier: str) -> None:
+    """follow_symlinks=True writes to the target that the link has for the transaction."""
+    for name in ("old", "new"):
+        Path(name).write_text(name)
+    Path("l").symlink_to("old")
+    Path("m").symlink_to("new")
+    with atomik.transaction(overwrite=True) as tx:
+        if earlier == "link":
+            tx.symlink("l", "new")
+        elif earlier == "removal":
+            tx.remove("l")
+        elif earlier == "move":
+            tx.move("m", "l")
+        else:
+            tx.write_text("x", "")
+        tx.write_text("l", "through", follow_symlinks=True)
+    written = {"link": "new", "removal": "l", "move": "new", "another": "old"}[earlier]
+    assert [
+        name for name in ("old", "new", "l") if Path(name).read_text() == "through" and not Path(name).is_symlink()
+    ] == [written]
