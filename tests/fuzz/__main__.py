@@ -1,8 +1,9 @@
 """The coverage-guided run: ``python -m tests.fuzz journal --runs 10000000``, with atheris (the extra ``fuzz``).
 
-It tries so many inputs, or stops at the first that breaks a rule of `targets`, which is written to a file; ``--input FILE``
-tries that one again.  It may be stopped at any time: with ``--keep DIR``, the same command goes on from there, with the
-inputs that were interesting and the number of those tried.  ``--record`` writes those numbers into the documentation.
+It tries so many inputs, or stops at the first that breaks a rule of `targets`, which is written to a file in DIR;
+``--input FILE`` tries that one again.  It may be stopped at any time: with ``--keep DIR``, the same command goes on from
+there, with the inputs that were interesting and the number of those tried.  ``--record`` writes those numbers into the
+documentation.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def _fuzz(options: argparse.Namespace, corpus: Path, counts: Path) -> None:
         f"-runs={max(1, options.runs - rule.tried)}",
         f"-seed={1 + rule.tried}",
         f"-max_len={_LONGEST[options.target]}",
+        f"-artifact_prefix={corpus.parent}/",
         "-print_final_stats=1",
     ]
     atheris.Setup([*arguments, str(corpus)], rule)
