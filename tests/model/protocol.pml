@@ -16,9 +16,11 @@
 #define STEPS 2
 #endif
 
-/* the rule that is taken out: RULE in the environment.  CRASHES: how many at most.  ANYWHERE: each step
- * may be in each folder; else they take turns.  NOBODY: no stranger, no other transaction, no reader that takes its time. */
-c_decl { int rule; int most; int anywhere; int nobody; }
+/* The rule that is taken out: RULE in the environment.  CRASHES: how many at most.  ANYWHERE: each step
+ * may be in each folder; else they take turns.  NOBODY: no stranger, no other transaction, no reader that takes its time.
+ * KINDS: the kinds of the first steps, as digits; any, where there is none: one part of all transactions. */
+c_decl { int rule, most, anywhere, nobody; int kinds[STEPS]; }
+#define MAY_BE(kind) c_expr { kinds[now.i] == 0 || kinds[now.i] == kind }
 #define KEPT(n) c_expr { rule != n }
 #define OUT(n) c_expr { rule == n }
 #define NO_B1_CONTENT 1
@@ -79,13 +81,16 @@ bool jname[2], jname_disk[2];
 byte mark, mark_disk;                  /* 1 committed, 2 undone */
 
 /* --- what is going on */
-bool reading, has_read, read_old, read_new;
-bool locked, alive, told_new, told_old, stranger_came, other_came, over_old[STEPS];
+bool reading, read_old, read_new;
+bool locked, told_new, told_old, stranger_came, other_came, over_old[STEPS];
 byte crashes, expected[NAMES];         /* what others put at a name */
 byte i, j, k, f, x;
-bool failed, prepared, committed;
+bool failed, prepared, committed, trusted;
 
 #define bit(n) (1 << (n))
+
+/* Whether there may still be a crash.  Behind the last one nobody asks any more what lasts, so nothing is kept of it. */
+#define MORE c_expr { now.crashes < most }
 
 /* --- changes and syncs --------------------------------------------------------------------------------------------- */
 inline change(a, va, b, vb, rename)
@@ -96,7 +101,10 @@ inline change(a, va, b, vb, rename)
     :: qb[qn] != NOWHERE -> name[qb[qn]] = qvb[qn]
     :: else
     fi;
-    qn++
+    if
+    :: MORE -> qn++
+    :: else -> qa[qn] = 0; qva[qn] = 0; qb[qn] = 0; qvb[qn] = 0; qren[qn] = false
+    fi
 }
 
 short m;
@@ -104,68 +112,72 @@ int later;
 byte keep;
 inline sync_folder(F)
 {   /* what changed in folder F, and what that builds on, lasts */
-    m = qn - 1; later = 0;
-    do
-    :: m < 0 -> break
-    :: else ->
-        need[m] = (folder_of[qa[m]] == F || (later & bit(qa[m])));
-        if
-        :: qb[m] != NOWHERE -> need[m] = (need[m] || folder_of[qb[m]] == F || (later & bit(qb[m])))
-        :: else
-        fi;
-        if
-        :: need[m] && qren[m] && folder_of[qb[m]] == F && folder_of[qa[m]] != F && !(later & bit(qa[m])) ->
-            need[m] = 2;  /* the new name lasts, that the old one is gone need not */
-            later = later | bit(qb[m])
+    if
+    :: MORE ->
+        m = qn - 1; later = 0;
+        do
+        :: m < 0 -> break
         :: else ->
+            need[m] = (folder_of[qa[m]] == F || (later & bit(qa[m])));
             if
-            :: need[m] ->
-                later = later | bit(qa[m]);
+            :: qb[m] != NOWHERE -> need[m] = (need[m] || folder_of[qb[m]] == F || (later & bit(qb[m])))
+            :: else
+            fi;
+            if
+            :: need[m] && qren[m] && folder_of[qb[m]] == F && folder_of[qa[m]] != F && !(later & bit(qa[m])) ->
+                need[m] = 2;  /* the new name lasts, that the old one is gone need not */
+                later = later | bit(qb[m])
+            :: else ->
                 if
-                :: qb[m] != NOWHERE -> later = later | bit(qb[m])
+                :: need[m] ->
+                    later = later | bit(qa[m]);
+                    if
+                    :: qb[m] != NOWHERE -> later = later | bit(qb[m])
+                    :: else
+                    fi
                 :: else
                 fi
-            :: else
-            fi
-        fi;
-        m--
-    od;
-    m = 0; keep = 0;
-    do
-    :: m == qn -> break
-    :: else ->
-        if
-        :: need[m] == 2 ->
-            disk[qb[m]] = qvb[m];
-            qa[keep] = qa[m]; qva[keep] = qva[m]; qb[keep] = NOWHERE; qvb[keep] = 0; qren[keep] = false;
-            keep++
-        :: need[m] == 1 ->
-            disk[qa[m]] = qva[m];
-            if
-            :: qb[m] != NOWHERE -> disk[qb[m]] = qvb[m]
-            :: else
-            fi
+            fi;
+            m--
+        od;
+        m = 0; keep = 0;
+        do
+        :: m == qn -> break
         :: else ->
             if
-            :: !need[m] ->
-                qa[keep] = qa[m]; qva[keep] = qva[m]; qb[keep] = qb[m]; qvb[keep] = qvb[m]; qren[keep] = qren[m];
+            :: need[m] == 2 ->
+                disk[qb[m]] = qvb[m];
+                qa[keep] = qa[m]; qva[keep] = qva[m]; qb[keep] = NOWHERE; qvb[keep] = 0; qren[keep] = false;
                 keep++
-            :: else
-            fi
-        fi;
-        m++
-    od;
-    m = keep;
-    do
-    :: m >= qn -> break
-    :: else -> qa[m] = 0; qva[m] = 0; qb[m] = 0; qvb[m] = 0; qren[m] = false; m++
-    od;
-    m = 0;
-    do
-    :: m == QUEUE -> break
-    :: else -> need[m] = 0; m++
-    od;
-    qn = keep; keep = 0; m = 0; later = 0
+            :: need[m] == 1 ->
+                disk[qa[m]] = qva[m];
+                if
+                :: qb[m] != NOWHERE -> disk[qb[m]] = qvb[m]
+                :: else
+                fi
+            :: else ->
+                if
+                :: !need[m] ->
+                    qa[keep] = qa[m]; qva[keep] = qva[m]; qb[keep] = qb[m]; qvb[keep] = qvb[m]; qren[keep] = qren[m];
+                    keep++
+                :: else
+                fi
+            fi;
+            m++
+        od;
+        m = keep;
+        do
+        :: m >= qn -> break
+        :: else -> qa[m] = 0; qva[m] = 0; qb[m] = 0; qvb[m] = 0; qren[m] = false; m++
+        od;
+        m = 0;
+        do
+        :: m == QUEUE -> break
+        :: else -> need[m] = 0; m++
+        od;
+        qn = keep; keep = 0; m = 0; later = 0
+    :: else
+    fi
 }
 
 inline sync_names(F)
@@ -475,7 +487,11 @@ inline lasting(n, object)
     od;
     k = 0;
     sync_folder(folder_of[n]);
-    name[n] = object; disk[n] = object; expected[n] = object
+    name[n] = object; expected[n] = object;
+    if
+    :: MORE -> disk[n] = object
+    :: else
+    fi
 }
 
 proctype others()
@@ -483,7 +499,7 @@ proctype others()
     byte at;
 end:
     do
-    :: atomic { !stranger_came && alive ->
+    :: atomic { !stranger_came ->
         at = 0;
         do
         :: at < STEPS - 1 -> at++
@@ -502,9 +518,9 @@ end:
         };
         at = 0
        }
-    :: d_step { !has_read && !locked && !reading && !jname[0] && !jname[1] ->
+    :: d_step { !locked && !reading && !jname[0] && !jname[1] ->
         printf("a reader looks at folder 0\n");
-        reading = true; has_read = true;
+        reading = true;
         read(0)
        }
     :: d_step { reading ->
@@ -526,8 +542,12 @@ end:
                 other_came = true;
                 k = name[at]; x = name[slot[at]];
                 sync_folder(folder_of[at]); sync_folder(folder_of[slot[at]]);
-                name[at] = x; disk[at] = x; expected[at] = x;
-                name[slot[at]] = k; disk[slot[at]] = k; expected[slot[at]] = k;
+                name[at] = x; expected[at] = x;
+                name[slot[at]] = k; expected[slot[at]] = k;
+                if
+                :: MORE -> disk[at] = x; disk[slot[at]] = k
+                :: else
+                fi;
                 k = 0; x = 0;
                 observe()
             }
@@ -541,7 +561,33 @@ end:
 }
 
 /* --- the transaction, its death, and recovery ---------------------------------------------------------------------- */
-#define MAY_DIE if :: c_expr { now.crashes < most } -> goto died :: skip fi
+/* Each call is one move, and between any two calls it may die and the others may do something.  What the process decides
+ * for itself, from what only it changes, belongs to the call behind: a move more would be seen by nobody. */
+#define MAY_DIE if :: MORE -> goto died :: skip fi
+
+inline forget()
+{   /* behind the last crash: see MORE */
+    if
+    :: MORE
+    :: else ->
+        m = 0;
+        do
+        :: m == QUEUE -> break
+        :: else -> qa[m] = 0; qva[m] = 0; qb[m] = 0; qvb[m] = 0; qren[m] = false; m++
+        od;
+        m = 0;
+        do
+        :: m == NAMES -> break
+        :: else -> disk[m] = NONE; m++
+        od;
+        m = 0;
+        do
+        :: m == STEPS -> break
+        :: else -> content[m] = true; m++
+        od;
+        qn = 0; m = 0; intent_disk = 0; mark_disk = 0; jname_disk[0] = false; jname_disk[1] = false
+    fi
+}
 
 inline set_up()
 {
@@ -558,19 +604,20 @@ inline set_up()
             folder_of[i] = f; parent[f] = true; public[i] = true;
             slot[i] = STEPS + i; folder_of[STEPS + i] = 2 + f;
             if
-            :: op[i] = CREATE; new[i] = NEW(i)
-            :: op[i] = REPLACE; new[i] = NEW(i); old[i] = OLD(i)
-            :: op[i] = REMOVE; old[i] = OLD(i)
-            :: op[i] = EXCHANGE; new[i] = NEW(i); old[i] = OLD(i); public[STEPS + i] = true;
+            :: MAY_BE(1) -> op[i] = CREATE; new[i] = NEW(i)
+            :: MAY_BE(2) -> op[i] = REPLACE; new[i] = NEW(i); old[i] = OLD(i)
+            :: MAY_BE(3) -> op[i] = REMOVE; old[i] = OLD(i)
+            :: MAY_BE(4) -> op[i] = EXCHANGE; new[i] = NEW(i); old[i] = OLD(i); public[STEPS + i] = true;
                 if
                 :: folder_of[STEPS + i] = 0; parent[0] = true
                 :: folder_of[STEPS + i] = 1; parent[1] = true
                 fi
-            :: i > 0 && (op[i - 1] == REMOVE || op[i - 1] == REPLACE) ->  /* what that one displaced, comes here */
+            :: i > 0 && (op[i - 1] == REMOVE || op[i - 1] == REPLACE) && (MAY_BE(1) || MAY_BE(2)) ->
+                /* what that one displaced, comes here */
                 slot[i] = slot[i - 1]; new[i] = old[i - 1]; folder_of[STEPS + i] = folder_of[slot[i - 1]];
                 if
-                :: op[i] = CREATE
-                :: op[i] = REPLACE; old[i] = OLD(i)
+                :: MAY_BE(1) -> op[i] = CREATE
+                :: MAY_BE(2) -> op[i] = REPLACE; old[i] = OLD(i)
                 fi
             fi;
             name[i] = old[i]; disk[i] = old[i];
@@ -594,9 +641,10 @@ init {
         most = getenv("CRASHES") ? atoi(getenv("CRASHES")) : 1;
         anywhere = getenv("ANYWHERE") != 0;
         nobody = getenv("NOBODY") != 0;
+        const char *digit = getenv("KINDS") ? getenv("KINDS") : "";
+        for (int step = 0; step < STEPS && *digit; step++) kinds[step] = *digit++ - '0';
     };
     set_up();
-    alive = true;
     if
     :: c_expr { !nobody } -> run others()
     :: else
@@ -627,333 +675,286 @@ init {
         od;
         i = 0
     };
-    MAY_DIE;
-    d_step { (!reading || OUT(NO_LOCK)) -> printf("T1: locks, and writes the journal\n"); locked = true; intent = 1 };
-    MAY_DIE;
-    d_step { printf("T1: the journal gets its name in folder 0\n"); jname[0] = parent[0]; prepared = !parent[1] };
-    MAY_DIE;
-    if
-    :: OUT(JOURNAL_IN_ONE) ->
-        d_step { prepared = true };
-    :: else ->
-        d_step { printf("T1: the journal gets its name in folder 1\n"); jname[1] = parent[1]; prepared = true };
-    fi;
-    skip;
-    MAY_DIE;
+    atomic {
+        MAY_DIE;
+        d_step { (!reading || OUT(NO_LOCK)) -> printf("T1: locks, and writes the journal\n"); locked = true; intent = 1 }
+    };
+    atomic {
+        MAY_DIE;
+        d_step { printf("T1: the journal gets its name in folder 0\n"); jname[0] = parent[0]; prepared = !parent[1] }
+    };
+    atomic {
+        MAY_DIE;
+        if
+        :: OUT(JOURNAL_IN_ONE) -> prepared = true
+        :: else ->
+            d_step { printf("T1: the journal gets its name in folder 1\n"); jname[1] = parent[1]; prepared = true }
+        fi
+    };
     /* B1, in an order that lets any part of it be the last thing that happened */
-    if
-    :: KEPT(NO_B1_CONTENT) ->
-        d_step { i = 0; do :: i == STEPS -> break :: else -> content[i] = true; i++ od; i = 0 };
-    :: else
-    fi;
-    skip;
-    if
-    :: KEPT(NO_B1_JOURNAL) ->
-        d_step { printf("T1: syncs the journal\n"); intent_disk = intent };
-    :: else
-    fi;
-    skip;
-    MAY_DIE;
-    if
-    :: KEPT(NO_B1_PARENTS) ->
-        d_step { printf("T1: syncs folder 0\n"); sync_names(0) };
+    atomic {
         MAY_DIE;
-        d_step { printf("T1: syncs folder 1\n"); sync_names(1) };
+        if
+        :: KEPT(NO_B1_CONTENT) -> d_step { i = 0; do :: i == STEPS -> break :: else -> content[i] = true; i++ od; i = 0 }
+        :: else
+        fi
+    };
+    atomic {
         MAY_DIE;
-    :: else
-    fi;
-    skip;
-    if
-    :: KEPT(NO_B1_SLOTS) ->
-        d_step { printf("T1: syncs the private folders\n"); sync_names(2); sync_names(3) };
+        if
+        :: KEPT(NO_B1_JOURNAL) -> d_step { printf("T1: syncs the journal\n"); intent_disk = intent }
+        :: else
+        fi
+    };
+    atomic {
         MAY_DIE;
-    :: else
-    fi;
-    skip;
+        if
+        :: KEPT(NO_B1_PARENTS) -> d_step { printf("T1: syncs folder 0\n"); sync_names(0) }
+        :: else
+        fi
+    };
+    atomic {
+        MAY_DIE;
+        if
+        :: KEPT(NO_B1_PARENTS) -> d_step { printf("T1: syncs folder 1\n"); sync_names(1) }
+        :: else
+        fi
+    };
+    atomic {
+        MAY_DIE;
+        if
+        :: KEPT(NO_B1_SLOTS) -> d_step { printf("T1: syncs the private folders\n"); sync_names(2); sync_names(3) }
+        :: else
+        fi
+    };
 
     /* publish */
-    i = 0;
     do
-    :: i == STEPS -> break
-    :: else ->
-        d_step { printf("T1: swaps step %d\n", i); swap(); observe() };
+    :: atomic { !failed && i < STEPS ->
+        MAY_DIE;
+        d_step { printf("T1: swaps step %d\n", i); swap(); observe() }
+       };
+       atomic {
         MAY_DIE;
         if
-        :: failed -> i++; break
-        :: else
-        fi;
-        d_step { printf("T1: checks step %d\n", i); check(); observe() };
-        MAY_DIE;
-        i++;
-        if
-        :: failed -> break
-        :: !failed
-        :: !failed -> failed = true; break  /* anything at all */
+        :: failed -> i++
+        :: else ->
+            d_step { printf("T1: checks step %d\n", i); check(); observe(); i++ };
+            if
+            :: skip
+            :: failed = true  /* anything at all */
+            fi
         fi
+       }
+    :: failed -> goto roll_back
+    :: !failed && i == STEPS -> i = 0; break
     od;
     if
-    :: failed -> goto roll_back
-    :: else
-    fi;
-    i = 0;
-    if
     :: OUT(DISPLACED_EARLY) ->
-        d_step { committed = true; delete_all(); committed = false };
-        MAY_DIE;
+        atomic { MAY_DIE; d_step { committed = true; delete_all(); committed = false } }
     :: else
     fi;
-    skip;
 
     /* confirm */
     if
-    :: KEPT(B2_AFTER_B3) ->
+    :: KEPT(B2_AFTER_B3) && KEPT(NO_B2) ->
+        atomic { MAY_DIE; d_step { sync_folder(0) } };
+        atomic { MAY_DIE; d_step { sync_folder(1) } };
+        atomic { MAY_DIE; d_step { sync_folder(2); sync_folder(3) } }
+    :: else
+    fi;
+    atomic { MAY_DIE; d_step { printf("T1: writes the mark\n"); mark = 1 } };
     if
-    :: KEPT(NO_B2) ->
-            d_step { sync_folder(0) };
-            MAY_DIE;
-            d_step { sync_folder(1) };
-            MAY_DIE;
-            d_step { sync_folder(2); sync_folder(3) };
-            MAY_DIE;
+    :: KEPT(NO_B3) -> atomic { MAY_DIE; d_step { printf("the outcome lasts\n"); mark_disk = mark } }
     :: else
     fi;
-    skip;
-    :: else
-    fi;
-    skip;
-    d_step { printf("T1: writes the mark\n"); mark = 1 };
-    MAY_DIE;
-    if
-    :: KEPT(NO_B3) ->
-        d_step { printf("the outcome lasts\n"); mark_disk = mark };
-        MAY_DIE;
-    :: else
-    fi;
-    skip;
     if
     :: OUT(B2_AFTER_B3) ->
-        d_step { sync_folder(0); sync_folder(1); sync_folder(2); sync_folder(3) };
-        MAY_DIE;
+        atomic { MAY_DIE; d_step { sync_folder(0); sync_folder(1); sync_folder(2); sync_folder(3) } }
     :: else
     fi;
-    skip;
     /* clean up */
-    d_step { printf("T1: the journal loses its name in folder 0\n"); committed = true; jname[0] = false; observe() };
-    MAY_DIE;
-    d_step { jname[1] = false; observe() };
-    MAY_DIE;
-    d_step { printf("T1: unlocks\n"); locked = false; observe() };
-    MAY_DIE;
-    d_step { printf("T1: deletes what lies in the slots, and returns\n"); delete_all(); told_new = true; observe() };
+    atomic {
+        MAY_DIE;
+        d_step { printf("T1: the journal loses its name in folder 0\n"); committed = true; jname[0] = false; observe() }
+    };
+    atomic { MAY_DIE; d_step { jname[1] = false; observe() } };
+    atomic { MAY_DIE; d_step { printf("T1: unlocks\n"); locked = false; observe() } };
+    atomic {
+        MAY_DIE;
+        d_step { printf("T1: deletes what lies in the slots, and returns\n"); delete_all(); told_new = true; observe() }
+    };
     goto over;
 
 roll_back:
+    skip;
     if
     :: OUT(UNDO_FORWARD) ->
         /* i is behind the last step that was begun */
         f = i; i = 0;
         do
         :: i == f -> break
-        :: else ->
-            d_step { printf("undo of step %d\n", i); undo(); observe() };
-            MAY_DIE;
-            i++
+        :: else -> atomic { MAY_DIE; d_step { printf("undo of step %d\n", i); undo(); observe(); i++ } }
         od;
-        i = 0; f = 0;
+        i = 0; f = 0
     :: else ->
         do
         :: i == 0 -> break
-        :: else ->
-            i--;
-            d_step { printf("undo of step %d\n", i); undo(); observe() };
-            MAY_DIE
-        od;
-        skip;
+        :: atomic { i > 0 -> MAY_DIE; d_step { i--; printf("undo of step %d\n", i); undo(); observe() } }
+        od
     fi;
-    skip;
     if
-    :: OUT(STAGED_EARLY) ->
-        d_step { delete_all() };
-        MAY_DIE;
+    :: OUT(STAGED_EARLY) -> atomic { MAY_DIE; d_step { delete_all() } }
     :: else
     fi;
-    skip;
     if
     :: KEPT(NO_UNDO_SYNC) ->
-        d_step { sync_folder(0) };
-        MAY_DIE;
-        d_step { sync_folder(1); sync_folder(2); sync_folder(3) };
-        MAY_DIE;
+        atomic { MAY_DIE; d_step { sync_folder(0) } };
+        atomic { MAY_DIE; d_step { sync_folder(1); sync_folder(2); sync_folder(3) } }
     :: else
     fi;
-    skip;
     if
-    :: KEPT(NO_UNDONE) ->
-        d_step { printf("T1: writes undone\n"); mark = 2 };
+    :: KEPT(NO_UNDONE) -> atomic { MAY_DIE; d_step { printf("T1: writes undone\n"); mark = 2 } };
+        if
+        :: KEPT(NO_UNDONE_SYNC) -> atomic { MAY_DIE; d_step { printf("the outcome lasts\n"); mark_disk = mark } }
+        :: else
+        fi
+    :: else
+    fi;
+    atomic { MAY_DIE; d_step { jname[0] = false; observe() } };
+    atomic { MAY_DIE; d_step { jname[1] = false; observe() } };
+    atomic { MAY_DIE; d_step { printf("T1: unlocks\n"); locked = false; observe() } };
+    atomic {
         MAY_DIE;
-    if
-    :: KEPT(NO_UNDONE_SYNC) ->
-            d_step { printf("the outcome lasts\n"); mark_disk = mark };
-            MAY_DIE;
-    :: else
-    fi;
-    skip;
-    :: else
-    fi;
-    skip;
-    d_step { jname[0] = false; observe() };
-    MAY_DIE;
-    d_step { jname[1] = false; observe() };
-    MAY_DIE;
-    d_step { printf("T1: unlocks\n"); locked = false; observe() };
-    MAY_DIE;
-    d_step { printf("T1: deletes what lies in the slots, and fails\n"); delete_all(); told_old = true; observe() };
+        d_step { printf("T1: deletes what lies in the slots, and fails\n"); delete_all(); told_old = true; observe() }
+    };
     goto over;
 
     /* --- it died */
 died:
     atomic {
-        crashes++; locked = false; alive = false; i = 0; j = 0; k = 0; x = 0; f = 0; failed = false; committed = false;
+        crashes++; locked = false; i = 0; j = 0; k = 0; x = 0; f = 0; failed = false; committed = false;
+        trusted = false; undecided = false;
         if
         :: printf("KILLED\n")    /* what is in memory stays there for all others */
         :: printf("POWER CUT\n"); power_cut()
         fi;
-        d_step { observe() }
+        d_step { forget(); observe() };
+        /* recover both folders, one after the other, beginning with any */
+        if
+        :: f = 0
+        :: f = 1
+        fi
     };
 
-    /* recover both folders, one after the other, beginning with any */
-    if
-    :: f = 0
-    :: f = 1
-    fi;
-    undecided = false;
 again:
     if
     :: !jname[f] -> goto settled
-    :: else
+    :: jname[f] && !intent -> atomic { MAY_DIE; d_step { jname[f] = false; observe() } }; goto settled
+    :: jname[f] && intent ->
+        atomic {
+            MAY_DIE;
+            d_step { (!reading || OUT(NO_LOCK)) ->
+                printf("recovery: locks\n"); locked = true; committed = (mark == 1);
+                trusted = (mark != 0 && OUT(TRUST_OUTCOME));
+                i = (mark == 0 && (OUT(NO_NEVER_PREPARED) || !((parent[0] && !jname[0]) || (parent[1] && !jname[1]))) -> STEPS : 0)
+            }
+        }
     fi;
-    if
-    :: !intent -> d_step { jname[f] = false; observe() }; MAY_DIE; goto settled
-    :: else
-    fi;
-    d_step { (!reading || OUT(NO_LOCK)) -> printf("recovery: locks\n"); locked = true; committed = (mark == 1) };
-    if
-    :: mark == 0 ->
-    if
-    :: KEPT(NO_NEVER_PREPARED) ->
-            if
-            :: (parent[0] && !jname[0]) || (parent[1] && !jname[1]) -> goto unswapped
-            :: else
-            fi;
-    :: else
-    fi;
-    skip;
     if
     :: OUT(UNDO_FORWARD) ->
+        if
+        :: i > 0 ->
             i = 0;
             do
             :: i == STEPS -> break
-            :: else -> d_step { printf("undo of step %d\n", i); undo(); observe() }; MAY_DIE; i++
+            :: else -> atomic { MAY_DIE; d_step { printf("undo of step %d\n", i); undo(); observe(); i++ } }
             od;
-            i = 0;
-    :: else ->
-            i = STEPS;
-            do
-            :: i == 0 -> break
-            :: else -> i--; d_step { printf("undo of step %d\n", i); undo(); observe() }; MAY_DIE
-            od;
-    fi;
-    skip;
-unswapped:
-        skip
-    :: else
-    fi;
-    if
-    :: KEPT(TRUST_OUTCOME) || mark == 0 ->
-    if
-    :: KEPT(NO_RECOVERY_SYNC) ->
-            d_step { sync_folder(0); sync_folder(1) };
-            MAY_DIE;
-            d_step { sync_folder(2); sync_folder(3) };
-            MAY_DIE;
-    :: else
-    fi;
-    skip;
-    if
-    :: KEPT(NO_RECOVERY_RECORD) ->
-            d_step { printf("recovery: writes the outcome\n"); mark = (committed -> 1 : 2) };
-            MAY_DIE;
-            d_step { printf("the outcome lasts\n"); mark_disk = mark };
-            MAY_DIE
-    :: else ->
-            skip
-    fi;
-    skip;
-    :: else
-    fi;
-    skip;
-    d_step { jname[0] = false; observe() };
-    MAY_DIE;
-    d_step { jname[1] = false; observe() };
-    MAY_DIE;
-    d_step { printf("recovery: deletes what lies in the slots, and unlocks\n"); locked = false; delete_all(); observe() };
-    MAY_DIE;
-settled:
-    skip;
-    /* a private folder without a journal: its transaction was never prepared, or it is over */
-    d_step {
-        if
-        :: !jname[f] ->
-            j = 0;
-            do
-            :: j == STEPS -> break
-            :: else ->
-                if
-                :: folder_of[slot[j]] == 2 + f -> delete_slot(slot[j])
-                :: else
-                fi;
-                j++
-            od;
-            j = 0
+            i = 0
         :: else
-        fi;
-        observe()
-    };
-    MAY_DIE;
+        fi
+    :: else ->
+        do
+        :: i == 0 -> break
+        :: atomic { i > 0 -> MAY_DIE; d_step { i--; printf("undo of step %d\n", i); undo(); observe() } }
+        od
+    fi;
     if
-    :: OUT(JOURNAL_IN_ONE) ->
-        /* one call, for one folder of the transaction, is enough: all is old or all is new */
-        d_step { look(); assert(!(any_old && any_new)); any_old = false; any_new = false };
+    :: KEPT(NO_RECOVERY_SYNC) && !trusted ->
+        atomic { MAY_DIE; d_step { sync_folder(0); sync_folder(1) } };
+        atomic { MAY_DIE; d_step { sync_folder(2); sync_folder(3) } }
     :: else
     fi;
+    if
+    :: KEPT(NO_RECOVERY_RECORD) && !trusted ->
+        atomic { MAY_DIE; d_step { printf("recovery: writes the outcome\n"); mark = (committed -> 1 : 2) } };
+        atomic { MAY_DIE; d_step { printf("the outcome lasts\n"); mark_disk = mark } }
+    :: else
+    fi;
+    atomic { MAY_DIE; d_step { trusted = false; jname[0] = false; observe() } };
+    atomic { MAY_DIE; d_step { jname[1] = false; observe() } };
+    atomic {
+        MAY_DIE;
+        d_step { printf("recovery: deletes what lies in the slots, and unlocks\n"); locked = false; delete_all(); observe() }
+    };
+settled:
+    /* a private folder without a journal: its transaction was never prepared, or it is over */
     skip;
+    atomic {
+        MAY_DIE;
+        d_step {
+            if
+            :: !jname[f] ->
+                j = 0;
+                do
+                :: j == STEPS -> break
+                :: else ->
+                    if
+                    :: folder_of[slot[j]] == 2 + f -> delete_slot(slot[j])
+                    :: else
+                    fi;
+                    j++
+                od;
+                j = 0
+            :: else
+            fi;
+            observe()
+        };
+        if
+        :: OUT(JOURNAL_IN_ONE) ->
+            /* one call, for one folder of the transaction, is enough: all is old or all is new */
+            d_step { look(); assert(!(any_old && any_new)); any_old = false; any_new = false }
+        :: else
+        fi
+    };
     if
     :: !undecided -> undecided = true; f = 1 - f; goto again
     :: else
     fi;
-    undecided = false; f = 0; committed = false;
 
 over:
     skip;
-    d_step { failed = false; i = 0 };
-    MAY_DIE;  /* also when all is over: what was promised must last */
-    d_step {
-        look();
-        assert(!(any_old && any_new));
-        assert(!(told_new && any_old));
-        assert(!(told_old && any_new));
-        m = 0;
-        do
-        :: m == NAMES -> break
-        :: else -> assert(!expected[m] || expected[m] == NOWHERE || name[m] == expected[m]); m++
-        od;
-        m = 0;
-        do
-        :: m == STEPS -> break
-        :: else ->
-            /* an original that was not replaced by the stranger itself is somewhere, unless it was committed */
-            assert(!(any_old && !any_new && old[m] == OLD(m) && !over_old[m] && !other_came && lost[OLD(m)]));
-            m++
-        od
+    atomic {
+        MAY_DIE;  /* also when all is over: what was promised must last */
+        d_step {
+            failed = false; i = 0; undecided = false; f = 0; committed = false;
+            look();
+            assert(!(any_old && any_new));
+            assert(!(told_new && any_old));
+            assert(!(told_old && any_new));
+            m = 0;
+            do
+            :: m == NAMES -> break
+            :: else -> assert(!expected[m] || expected[m] == NOWHERE || name[m] == expected[m]); m++
+            od;
+            m = 0;
+            do
+            :: m == STEPS -> break
+            :: else ->
+                /* an original that was not replaced by the stranger itself is somewhere, unless it was committed */
+                assert(!(any_old && !any_new && old[m] == OLD(m) && !over_old[m] && !other_came && lost[OLD(m)]));
+                m++
+            od
+        }
     }
 }
