@@ -208,7 +208,7 @@ class TransactionStateError(AtomikError, RuntimeError):
     Cause: staging after the commit, committing twice, committing although writing an item failed, or using a transaction in a
     forked child.
 
-    Cure: begin a new transaction; stage the failed item again, or abort.
+    Cure: begin a new transaction; stage the failed item again, drop it, or abort.
     """
 
 

@@ -469,7 +469,7 @@ class Transaction:
         expectation.stage(self._intake, path, expected)
 
     def drop(self, path: StrPath) -> None:
-        """Cancel the last operation at `path`, and delete what it staged.
+        """Cancel the last operation at `path`, and delete what it staged; after an output there failed, go on without it.
 
         :raises atomik.errors.MissingPathError: no operation of this transaction changes it.
         :raises atomik.errors.DuplicateDestinationError: a later operation builds on it; drop that first.
@@ -482,13 +482,13 @@ class Transaction:
         Nothing is locked or changed, so other programs may make the answer stale.  With ``if_changed``, an output that is
         still being written counts as changed.
 
-        Raises like `commit` if a destination is not as it must be.
+        Raises like `commit` if a destination is not as it must be, or if an output failed.
         """
         from atomik._commit.preview import preview
 
         items = self._intake.items
         with self._intake.lock, kernel.typed("cannot look at the destinations", items[0].path if items else ""):
-            self._intake.require_open()
+            self._refuse_unless_whole()
             return preview(items, undecided=bool(self._coordinator))
 
     # --- ending --------------------------------------------------------------------------------------------------
@@ -580,7 +580,9 @@ class Transaction:
         if intake.closed or intake.failed or intake.pid != forked.me:
             intake.require_open()
             path, reason = next(iter(intake.failed.items()))
-            raise errors.TransactionStateError(f"cannot commit without {path!r}: {reason}; stage it again, or abort")
+            raise errors.TransactionStateError(
+                f"cannot commit without {path!r}: {reason}; stage it again, drop it, or abort"
+            )
 
     def _guarded(self, action: Callable[[float], None], started: float) -> None:
         """Do it; if an exception arrives, bring everything to an end first."""

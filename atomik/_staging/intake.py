@@ -293,6 +293,8 @@ class Intake:
         full = absolute(path)
         with self.lock:
             self.require_open()
+            if self.failed.pop(full, None) is not None:
+                return
             place = self.workspace.locate(full, folder=True, parents=None)
             there = place.status()
             itself = None if there is None else (there.dev, there.ino)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from atomik import errors
 from atomik._folder.paths import decoded
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 def stage(intake: Intake, path: StrPath, target: StrPath, overwrite: bool | None, options: ItemOptions) -> None:
     """Stage a link at `path` that says `target`."""
     said = decoded(target, "target")
+    if not said or "\0" in said:
+        text = "the target of a link cannot be empty, nor contain a NUL"
+        errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, os.fsdecode(path))
     item = intake.add(StagedSymlink, path, overwrite, None, options)
     intake.open(item, item.open, said)
 

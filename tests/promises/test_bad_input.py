@@ -458,7 +458,7 @@ def test_full_disk_in_its_own_block_spoils_the_transaction(monkeypatch: pytest.M
         with atomik.transaction() as tx:
             with pytest.raises(errors.AtomikOSError), tx.file("x", "wb") as f:
                 f.write(bytes(512 * 1024))
-            with pytest.raises(errors.TransactionStateError, match="stage it again"):
+            with pytest.raises(errors.TransactionStateError, match="stage it again, drop it"):
                 tx.commit()
             with tx.file("x", "wb") as f:
                 f.write(b"small")

@@ -101,3 +101,20 @@ def test_a_staged_folder_that_is_gone(folder: Path) -> None:
             tx.plan()
         assert caught.value.filename == str(folder / "d")
         tx.abort()
+
+
+def test_an_output_that_failed(folder: Path) -> None:
+    """It prevents the plan as it prevents the commit, until it is staged again or dropped."""
+    Path("a").write_text("old")
+    with atomik.transaction(overwrite=True) as tx:
+        tx.write_text("b", "new")
+        with pytest.raises(KeyError), tx.file("a") as f:
+            f.write("half")
+            raise KeyError
+        with pytest.raises(errors.TransactionStateError, match="drop it"):
+            tx.plan()
+        tx.drop("a")
+        with pytest.raises(errors.MissingPathError):
+            tx.drop("a")
+        assert plan(tx) == {"b": ("create", "file")}
+    assert (Path("a").read_text(), Path("b").read_text()) == ("old", "new")

@@ -39,3 +39,10 @@ def test_symlink_to_no_path(folder: Path, target: str) -> None:
     with atomik.transaction() as tx, pytest.raises((errors.AtomikOSError, ValueError)):
         tx.symlink("link", target)
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("target", ["", "a\0b"])
+def test_a_target_that_is_none(folder: Path, target: str) -> None:
+    """The error is about the target, not about the name of the link."""
+    with atomik.transaction() as tx, pytest.raises(errors.InvalidDestinationError, match="target"):
+        tx.symlink("l", target)
