@@ -1,6 +1,6 @@
 """The reference page "capabilities", made from a run of the core suite:
 
-    python -m tests.filesystems.table              # as root, some 20 minutes; writes docs/reference/capabilities.md
+    python -m tests.filesystems.table              # as root, some 25 minutes; writes docs/reference/capabilities.md
     python -m tests.filesystems.table sshfs ext4   # only these grounds, to be looked at
 
 Each outcome is compared with the doctor's answer; what differs is told at the end, and is the exit code.  Grounds that give
