@@ -158,12 +158,12 @@ class MountPointError(AtomikOSError):
 
 
 class DuplicateDestinationError(AtomikOSError, FileExistsError):
-    """The same destination was staged twice in one transaction.  The transaction stays usable.
+    """The same destination was staged twice in one transaction, without ``overwrite``.  The transaction stays usable.
 
     Cause: perhaps two spellings of one path, or two paths of which one leads through a symbolic link; or ``backup=``
     names the destination itself.
 
-    Cure: stage it once.
+    Cure: stage it once, or pass ``overwrite=True`` to replace what was staged.
     """
 
 
