@@ -230,8 +230,11 @@ class Entrance:
             finally:
                 os._exit(0)  # what happened was reported, or nothing can be
         try:
-            with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored: the kernel reaped it
+            try:
                 os.waitpid(child, 0)
+            except ChildProcessError as exc:  # SIGCHLD is ignored: the kernel reaped it
+                if kernel.errno_of(exc) is None:
+                    raise
         except BaseException:
             with contextlib.suppress(OSError):  # the exception that arrived counts; the child may have ended before
                 os.kill(child, signal.SIGKILL)
