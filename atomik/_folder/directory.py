@@ -178,13 +178,12 @@ class Directory:
 
     def close(self) -> None:
         """Close the descriptor, which drops its lock; to be repeated after an interrupt, and harmless when repeated."""
-        fd = self.fd
-        if fd in forked.guarded:
-            _lock.closing(fd)
+        fd, guarded = self.fd, forked.guarded
         try:
-            # One line: an interrupt comes before both, and nothing is lost, or after both.
-            if fd >= 0:
-                self.fd = -1; kernel.port.close(fd)  # noqa: E702  # fmt: skip
+            # One line each: an interrupt comes before all of it, and nothing is lost, or after all.  In between, the lock
+            # would be held and forgotten: a handler that publishes there would wait for itself.
+            if fd in guarded: self.fd = -1; del guarded[fd]; kernel.port.close(fd)  # noqa: E701, E702  # fmt: skip
+            elif fd >= 0: self.fd = -1; kernel.port.close(fd)  # noqa: E701, E702  # fmt: skip
         except BaseException as exc:
             self._close_again(fd, exc)
             raise
@@ -207,6 +206,7 @@ class Directory:
             return
         if (now.st_dev, now.st_ino) == self.key:
             self.fd = -1
+            forked.release(fd)
             kernel.port.close(fd)
 
     def _close_way(self, start: int, _: str) -> None:

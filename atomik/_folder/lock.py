@@ -123,11 +123,6 @@ def unlock(self: Lockable) -> None:
         forked.guarded[fd] = None
 
 
-def closing(fd: int) -> None:
-    """The descriptor is about to be closed, and its lock gone."""
-    forked.guarded.pop(fd, None)
-
-
 def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *, shared: bool = False) -> None:
     """Take the folder's lock within `timeout` seconds, or before `deadline` when several folders share the time; None
     waits for ever.

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,7 +29,6 @@ from tests.support.state import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -549,3 +548,25 @@ def test_a_handlers_exception_is_not_the_kernels_no(two: tuple[Directory, Direct
     finally:
         del lock.kernel.port.flock
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_lock_is_known_for_as_long_as_it_is_held(tmp_path: Path) -> None:
+    """A signal handler may run wherever a function begins or has returned: while the folder is closed, too, it must be told
+    that its own thread holds the lock, and a child that is forked there must not keep it."""
+    folder, unknown = Directory.open(str(tmp_path)), list[str]()
+    folder.lock(1.0)
+    fd = folder.fd
+
+    def look(frame: Any, event: str, arg: Any) -> None:
+        held = os.path.exists(f"/proc/self/fdinfo/{fd}") and "lock:" in Path(f"/proc/self/fdinfo/{fd}").read_text()
+        if held and event != "c_call" and fd not in guarded:
+            unknown.append(f"{event} {frame.f_lineno} {arg}")
+
+    assert "lock:" in Path(f"/proc/self/fdinfo/{fd}").read_text()
+    sys.setprofile(look)
+    try:
+        folder.close()
+    finally:
+        sys.setprofile(None)
+    assert unknown == []
+    assert fd not in guarded
