@@ -115,7 +115,7 @@ class _Counted:
 
 
 def _table(keep: Path) -> str:
-    lines = ["| parser | inputs tried | broken rules |", "|---|--:|--:|"]
+    lines = ["| parser | inputs tried, at least | broken rules |", "|---|--:|--:|"]
     for name, words in _NAMES.items():
         lines.append(f"| {words} | {int((keep / f'{name}.tried').read_text()):,} | 0 |")
     return "\n".join(lines) + "\n"
