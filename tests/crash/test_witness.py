@@ -76,9 +76,11 @@ def test_no_call_by_passes_the_port(built: World, job: Job) -> None:
     traced = strace.run(command(built, job, "record"), calls=CALLS, env=ENVIRONMENT)
     assert traced.returncode == 0, traced.stderr
     asked = Counter(traced.stdout.split())
+    # Whether a sandbox refuses a call is asked with a descriptor that is never open, and changes nothing.
+    done = Counter(call.name for call in traced.calls if not call.result.startswith("-1 EBADF"))
     for calls, methods in MADE_BY.items():
         wanted = sum(asked[method] for method in methods.split())
-        made = sum(traced.count(call) for call in calls)
+        made = sum(done[call] for call in calls)
         assert made == wanted, f"{calls}: the port was asked {wanted} times, and {made} calls were made"
     assert asked["rename"] + asked["link_fd"] > 1
 
