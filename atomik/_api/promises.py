@@ -101,10 +101,10 @@ def _p4(can: Capabilities, trials: Trials) -> Promise:
 
 def _p5(can: Capabilities, _: Trials) -> Promise:
     text = "what commit() returned survives a power cut"
-    if can.volatile:
-        return Promise("P5", text, "no", can.volatile)
     if can.fsync is False:
         return Promise("P5", text, "no", "files cannot be synced, so durable=True is refused")
+    if can.volatile:
+        return Promise("P5", text, "no", can.volatile)
     if None in (can.fsync, can.dir_fsync, can.volatile):
         why = (can.unknown.get(name) for name in ("fsync", "dir_fsync", "volatile"))
         return Promise("P5", text, "unknown", next(filter(None, why), ""))
