@@ -6,6 +6,8 @@ after an upgrade, a chroot, or dropped rights.
 
 from __future__ import annotations
 
+import resource  # noqa: F401  for `descriptors.hold`
+
 from atomik import _receipt  # noqa: F401
 from atomik._protocol import journal, records
 from atomik._recovery.leftovers import remove_unpinned
