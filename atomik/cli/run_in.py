@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 class Listing:
     """What a dry run would have published."""
 
+    folder: str
+    changes: list[Change]
+
     def __init__(self, folder: str, changes: list[Change]) -> None:
         self.folder, self.changes = folder, changes
 
