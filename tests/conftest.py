@@ -31,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        _keep_bytecode(config)
+
+
+def _keep_bytecode(config: pytest.Config) -> None:
+    """Hundreds of programs are started, and each would compile all that it loads; nothing is written to the sources."""
+    cache = tempfile.mkdtemp(prefix="atomik-bytecode-")
+    os.chmod(cache, 0o755)  # noqa: S103  tests become other users
+    os.environ["PYTHONPYCACHEPREFIX"] = cache
+    config.add_cleanup(lambda: shutil.rmtree(cache, ignore_errors=True))
 
 
 def pytest_collection_finish() -> None:

@@ -118,6 +118,7 @@ class _Point:
         return self.text
 
 
+@pytest.mark.sweep
 def test_a_process_killed_from_outside_gets_well(built: World) -> None:
     """A real process, killed at some of its calls by strace: all old or all new."""
     counts = calls_of(built, scenarios.moves)

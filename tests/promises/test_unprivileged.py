@@ -29,6 +29,7 @@ def mine(open_folder: Path, unprivileged: Callable[..., Any]) -> Path:
     return place
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("others", [0, 1])
 @pytest.mark.parametrize("new_mode", [0o755, 0o555])
 @pytest.mark.parametrize("old_mode", [None, 0o755, 0o555, 0o500])

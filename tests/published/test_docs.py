@@ -136,8 +136,9 @@ def settings_of_the_process() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-#: how-to pages start many programs, so a plain run leaves them to the sweeps
-EACH_PAGE = [pytest.param(page, marks=pytest.mark.sweep) if page.parent.name == "howto" else page for page in PAGES]
+#: these pages start many programs, so a plain run leaves them to the sweeps
+OF_PROGRAMS = {page for page in PAGES if page.parent.name == "howto"} | {DOCS / "reference" / "command-line.md"}
+EACH_PAGE = [pytest.param(page, marks=pytest.mark.sweep) if page in OF_PROGRAMS else page for page in PAGES]
 
 
 @pytest.mark.usefixtures("settings_of_the_process")

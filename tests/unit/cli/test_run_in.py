@@ -152,6 +152,7 @@ def test_background(site: Path) -> None:
     assert (site / "a").read_text() == "late\n"
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ending", ["exec sleep 60", "trap 'exit 0' INT TERM HUP; sleep 60 >/dev/null 2>&1 & wait"])
 def test_stopped(site: Path, number: signal.Signals, ending: str) -> None:
