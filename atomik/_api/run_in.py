@@ -17,6 +17,7 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
+from atomik._folder.resolve import real
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging import checks
@@ -416,7 +417,7 @@ def real_folder(folder: StrPath) -> str:
     """The path of a folder whose name can be exchanged: links at its end followed, ``.`` and ``..`` replaced by a name."""
     path = followed(os.fsdecode(folder))
     if path and os.path.basename(path.rstrip("/")) in ("", ".", ".."):
-        path = os.path.realpath(path)
+        path = real(path)
     return path
 
 

@@ -30,7 +30,7 @@ from atomik._system import descriptors, forked, kernel
 from . import filesystem as _filesystem
 from . import lock as _lock
 from .paths import absolute
-from .resolve import open_folder
+from .resolve import open_folder, real
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Directory:
                 return self.path
             if number not in kernel.NO_PROC:
                 raise
-        found = os.path.realpath(self.path, strict=True)
+        found = real(self.path)
         if not self._leads_here(found, kernel.AT_FDCWD):
             raise FileNotFoundError(
                 errno.ENOENT, "the folder was moved, and without /proc its new path cannot be found", self.path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from atomik import errors
 from atomik._hidden_names import PREFIX
@@ -11,6 +12,13 @@ from atomik._system import kernel
 from atomik._typing import cast
 
 from .resolve import follow, open_path_fd, refuse_traps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVarTuple
+
+    _Ts = TypeVarTuple("_Ts")
 
 NAME_MAX = 255
 _SURELY_SHORT = NAME_MAX // 4
@@ -61,6 +69,25 @@ def followed(path: str) -> str:
             finally:
                 kernel.port.close(above)
     return target
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at a path; see `real` for why it is not os.path.lexists."""
+    return _mode(kernel.port.lstat, path, None) != 0
+
+
+def is_folder(path: str) -> bool:
+    """Whether a path leads to a folder."""
+    return stat.S_ISDIR(_mode(kernel.port.stat, path))
+
+
+def _mode(call: Callable[[*_Ts], os.stat_result], *args: *_Ts) -> int:
+    try:
+        return call(*args).st_mode
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return 0
 
 
 def split(path: str, *, folder: bool) -> tuple[str, str]:

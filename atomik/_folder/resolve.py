@@ -79,8 +79,39 @@ def follow(path: str) -> tuple[str, set[int]]:
             return path, owners
         path = os.path.join(os.path.dirname(path), target)
         if os.path.basename(path.rstrip("/")) in ("", ".", ".."):  # no name, and so no link, at the end
-            return os.path.realpath(path), owners
+            return real(path), owners
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def real(path: str) -> str:
+    """The path without links and dots, as far as it exists.  os.path.realpath would take a signal handler's OSError for an
+    answer (I13); so do os.path.isdir and its like."""
+    found, links = "" if path[:1] == "/" else os.getcwd().rstrip("/"), 0
+    parts = path.split("/")[::-1]
+    while parts:
+        part = parts.pop()
+        if part == "..":
+            found = found.rpartition("/")[0]
+        elif part not in ("", "."):
+            here = f"{found}/{part}"
+            target = _target(here) if links < _LINKS else None
+            if target is None:
+                found = here
+                continue
+            links += 1
+            parts += target.split("/")[::-1]
+            if target[0] == "/":
+                found = ""
+    return found or "/"
+
+
+def _target(path: str) -> str | None:
+    try:
+        return kernel.port.readlink(path)
+    except OSError as exc:
+        if kernel.errno_of(exc) is None:
+            raise
+        return None
 
 
 def _link_at(path: str, owners: set[int]) -> str | None:

@@ -19,7 +19,7 @@ from attrs import define, field
 
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
-from atomik._folder.paths import absolute
+from atomik._folder.paths import absolute, is_folder
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name
 from atomik._protocol import journal as _journal
@@ -149,7 +149,7 @@ def recover_all(
     paths = [_plain(os.fsdecode(folder)) for folder in folders]
     if recursive:
         paths = [found for path in paths for found in work.below(path)]
-    work.there = {path for path in paths if os.path.isdir(path)}
+    work.there = {path for path in paths if is_folder(path)}
     settled = {path for path in paths if dry_run or work.attempt(path, work.settle)}
     for done, path in enumerate(paths, 1):
         if path in settled:

@@ -146,13 +146,14 @@ def refuse_backup(place: Place, *, folder: bool) -> NoReturn:
 def backup_name(name: str, place: Place, path: str) -> str:
     """The name under which the previous version of `place` is to stay, refused if it cannot be one."""
     from atomik._folder.paths import split
+    from atomik._folder.resolve import real
 
     parent = place.directory.path
     if not name:
         text = "backup= is empty; give the name that the previous version will get"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     head, tail = split(os.path.join(parent, name), folder=False)
-    if head != parent and os.path.realpath(head) != os.path.realpath(parent):
+    if head != parent and real(head) != real(parent):
         text = "backup= must be a name in the destination's own folder"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, name, path)
     if tail == place.name:

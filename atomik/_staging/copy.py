@@ -9,6 +9,7 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute
 from atomik._folder.place import Place
+from atomik._folder.resolve import real
 from atomik._system import kernel
 
 from . import companions
@@ -46,7 +47,7 @@ def _locate(intake: Intake, src: StrPath, full: str) -> tuple[Place, Directory |
     resolved = view.resolve(full, follow=False)
     view.refuse_below(resolved, full)
     if view.at_or_above(resolved) is None:
-        if os.path.realpath(os.path.dirname(full)) == os.path.dirname(resolved):
+        if real(os.path.dirname(full)) == os.path.dirname(resolved):
             resolved = os.fsdecode(src)  # as it was given: its folder may be held already, by that path
         return intake.workspace.locate(resolved, folder=True, parents=None), None, None
     item = view.changes.get(resolved)

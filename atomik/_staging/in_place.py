@@ -18,6 +18,7 @@ import stat
 from atomik import errors
 from atomik._folder.paths import absolute, decoded
 from atomik._folder.place import Place
+from atomik._folder.resolve import real
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
@@ -66,7 +67,7 @@ def _is_elsewhere(intake: Intake, path: str) -> bool:
     from .view import Staged
 
     with intake.lock, kernel.typed("cannot open the folder", path):
-        return Staged.of(intake).where(path) != os.path.realpath(path)
+        return Staged.of(intake).where(path) != real(path)
 
 
 def _plain(path: StrPath) -> str:

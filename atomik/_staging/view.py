@@ -15,9 +15,9 @@ import os
 import stat
 
 from atomik import errors
-from atomik._folder.paths import absolute
+from atomik._folder.paths import absolute, is_folder
 from atomik._folder.place import Place
-from atomik._folder.resolve import refuse_traps
+from atomik._folder.resolve import real, refuse_traps
 from atomik._system import kernel
 from atomik._typing import Generic, TypeVar
 
@@ -186,7 +186,7 @@ class Staged(View["Item | Place | None"]):
     def refuse_below(self, resolved: str, path: str) -> None:
         """A copy of a folder would not have what the transaction changes inside it."""
         where = self._content(resolved)
-        if where is None or _is_descriptor(where) or not os.path.isdir(where):
+        if where is None or _is_descriptor(where) or not is_folder(where):
             return
         inside = next((each for each in self.changes if each.startswith(f"{resolved.rstrip('/')}/")), None)
         if inside is not None:
@@ -249,7 +249,7 @@ def _path_of(directory: Directory) -> str:
     except OSError as exc:
         if kernel.errno_of(exc) not in kernel.NO_PROC:
             raise
-        return os.path.realpath(directory.path)
+        return real(directory.path)
 
 
 def _is_descriptor(where: str) -> bool:

@@ -15,7 +15,7 @@ import os
 
 from atomik import errors
 from atomik._folder.directory import Directory
-from atomik._folder.paths import absolute, refuse_reserved, split
+from atomik._folder.paths import absolute, exists, refuse_reserved, split
 from atomik._folder.place import Place
 from atomik._hidden_names import new_txid, slot_name
 from atomik._protocol.private_folder import PrivateFolder
@@ -122,7 +122,7 @@ class Workspace:
 
     def _make_parents(self, path: str) -> None:
         missing: list[str] = []
-        while path and not _exists(path):
+        while path and not exists(path):
             path, name = os.path.split(path)
             refuse_reserved(name, os.path.join(path, name))
             missing.append(name)
@@ -312,17 +312,6 @@ class Workspace:
                     note_failure(failures, exc)
             self._made = self._made[:-1]
         self._made = ()
-
-
-def _exists(path: str) -> bool:
-    """os.path.lexists, which would return False for a signal handler's OSError."""
-    try:
-        kernel.port.lstat(path, None)
-    except OSError as exc:
-        if kernel.errno_of(exc) is None:
-            raise
-        return False
-    return True
 
 
 def note_failure(failures: list[OSError], exc: OSError) -> None:

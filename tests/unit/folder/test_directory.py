@@ -17,6 +17,7 @@ from atomik._folder import directory as directory_module
 from atomik._folder.directory import Directory
 from atomik._folder.paths import absolute, split
 from atomik._folder.place import Place, chmod, set_mode
+from atomik._folder.resolve import real
 from atomik._system import forked, kernel
 from tests.support.seccomp import needs_seccomp, refuse
 from tests.support.state import descriptors, in_child
@@ -154,7 +155,9 @@ def test_where_it_lies_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatc
     os.symlink("real", "link")
 
     def no_proc(path: str, dir_fd: int | None = None) -> str:
-        raise FileNotFoundError(errno.ENOENT, "no /proc", path)
+        if path.startswith("/proc/"):
+            raise FileNotFoundError(errno.ENOENT, "no /proc", path)
+        return os.readlink(path, dir_fd=dir_fd)
 
     directory = Directory.open("link/sub")
     monkeypatch.setattr(kernel.port, "readlink", no_proc, raising=False)
@@ -163,6 +166,46 @@ def test_where_it_lies_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FileNotFoundError):
         directory.real_path()
     directory.close()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "real/sub",
+        "link/sub",
+        "link/../x",
+        "far",
+        "far/sub/.",
+        "./link//sub/",
+        "missing/a/../b",
+        "/",
+        "//",
+        "..",
+        "ring",
+        "ring/x",
+        "file/x",
+        "up",
+    ],
+)
+def test_real(folder: Path, path: str) -> None:
+    """As os.path.realpath, which would take a handler's error for an answer."""
+    os.makedirs("real/sub")
+    Path("file").touch()
+    for name, target in (("link", "real"), ("far", f"{folder}/link"), ("up", "real/../link/sub"), ("ring", "ring")):
+        os.symlink(target, name)
+    assert real(path) == os.path.realpath(path)
+    assert real(f"{folder}/{path}") == os.path.realpath(f"{folder}/{path}")
+
+
+def test_real_in_a_handler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a handler raises goes on."""
+
+    def handler(path: str, dir_fd: int | None = None) -> str:
+        raise FileNotFoundError(errno.ENOENT, "from a handler", path)
+
+    monkeypatch.setattr(kernel, "port", type("Port", (), {"readlink": staticmethod(handler)})())
+    with pytest.raises(FileNotFoundError, match="from a handler"):
+        real("x")
 
 
 def test_a_handlers_error_is_no_answer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
