@@ -115,6 +115,8 @@ def sandboxed(call: str) -> str | None:
             raise OSError(c.errno(), "")
     except OSError as exc:
         number = errno_of(exc)
+        if number is None:
+            raise
         if number == errno.ENOSYS and c.INTERFACE is None:
             return f"atomik does not know the number of {call} on this machine ({c.MACHINE})"
         if number in _MISSING:

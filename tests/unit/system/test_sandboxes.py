@@ -271,3 +271,21 @@ def test_chmod_without_proc(here: Directory, number: int, monkeypatch: pytest.Mo
                     chmod(path_fd, 0o711, name)
 
     behind(number, "fchmodat2", do=try_it)
+
+
+@pytest.mark.parametrize("call", sorted(kernel._HARMLESS))
+def test_what_a_handler_raises_while_a_sandbox_is_asked(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing about the sandbox, and goes on (I13)."""
+
+    def handler(_: object) -> None:
+        raise PermissionError(errno.EPERM, "from a handler")
+
+    monkeypatch.setitem(kernel._HARMLESS, call, handler)
+    kernel.refused_calls.cache_clear()
+    with pytest.raises(PermissionError, match="from a handler"):
+        kernel.sandboxed(call)
+    if call in kernel._NEEDED:
+        with pytest.raises(PermissionError, match="from a handler"):
+            kernel.refused_calls()
+    monkeypatch.undo()
+    assert kernel.sandboxed(call) is None
