@@ -496,8 +496,9 @@ class Transaction:
         """Publish everything, and return what was done.
 
         :returns: an `atomik.Receipt`; every destination is new, and durable unless ``durable=False``.  If it raises, every
-            destination is as it was and nothing is left over, except for the last two errors.  What a signal handler, or a
-            listener of the log, raises after the commit point is raised too, with every destination new: see `state`.
+            destination is as it was and nothing is left over, except for the last two errors.  What a signal handler, a
+            listener of the log or the ``progress`` function raises after the commit point is raised too, with every
+            destination new and everything cleaned up: see `state`.
 
         :raises atomik.errors.FileAlreadyExistsError: someone else published there first; their version is kept.
         :raises atomik.errors.ConflictError: a destination or its folder is not what was expected, or not what it was when
@@ -626,7 +627,7 @@ class Transaction:
         assert commit is not None
         commit.confirm()
         commit.clean_up()
-        self._give_back()
+        self._give_back(self._intake.progress)
         self._duration = time.perf_counter() - started
         self._state = commit.state
         self._intake.closed = "committed"
@@ -653,9 +654,10 @@ class Transaction:
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """Bring everything to an end, whatever exceptions arrive; returns what to raise instead of `exc`."""
         instead: BaseException | None = None
-        for _ in range(_PATIENCE):
+        for attempt in range(_PATIENCE):
             try:
-                self._settle(exc)
+                # Its progress is told once: a callback that raises would do so each time.
+                self._settle(exc, self._intake.progress if attempt == 0 else None)
                 break
             except errors.RollbackError as doubt:
                 instead = doubt
@@ -665,17 +667,17 @@ class Transaction:
                     instead = instead or again
         return instead
 
-    def _settle(self, exc: BaseException | None) -> None:
+    def _settle(self, exc: BaseException | None, progress: Progress | None) -> None:
         """The part that may be repeated until it is not interrupted."""
         commit = self._commit
         if commit is not None:
             commit.end(exc or _Unfinished("it was never finished"))
-        self._give_back()
+        self._give_back(progress)
         self._state = _ABORTED if commit is None or commit.state is _OPEN else commit.state
         self._intake.closed = self._state.value
         _live.pop(id(self), None)
 
-    def _give_back(self) -> None:
+    def _give_back(self, progress: Progress | None) -> None:
         """Delete what is left, and release everything.  Failures are logged, and listed in the receipt."""
         commit, intake = self._commit, self._intake
         state, keep = (_ABORTED, False) if commit is None else (commit.state, bool(commit.stranded))
@@ -693,7 +695,7 @@ class Transaction:
         if self._later and not keep and commit is not None and commit.displaced_in():
             self._hand_over(commit)
         failures += intake.workspace.release(
-            keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=intake.progress
+            keep_parents=state is not _ABORTED, keep_private_folders=keep, progress=progress
         )
         if self._bar is not None:
             self._bar.close()

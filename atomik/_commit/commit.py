@@ -23,7 +23,6 @@ interrupted and called again, and does nothing when there is nothing left to do.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import operator
@@ -587,8 +586,7 @@ class Commit:
             self._sync_mark()
         self.state = _COMMITTED
         if self.progress is not None and self.barriers.passed:
-            with contextlib.suppress(Exception):  # the commit is over; a failing callback must not fail it
-                self.progress("syncing", self.barriers.passed, self.barriers.passed)
+            self.progress("syncing", self.barriers.passed, self.barriers.passed)
 
     def _sync_mark(self) -> None:
         assert self._journal is not None

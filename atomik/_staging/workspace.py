@@ -8,7 +8,6 @@ themselves.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import os
@@ -254,7 +253,7 @@ class Workspace:
     ) -> list[OSError]:  # fmt: skip
         """Give everything back: what is left in the private folders, these, made parents, descriptors.  May be repeated.
 
-        `progress` is told "cleaning" with the number of objects deleted so far; what it raises is its own affair.
+        `progress` is told "cleaning" with the number of objects deleted so far; what it raises goes on.
         The kernel's refusals are returned.  With `keep_private_folders` only descriptors go: recovery needs the rest.
         """
         failures: list[OSError] = []
@@ -280,7 +279,7 @@ class Workspace:
         if progress is not None:
             from atomik._progress import Counting
 
-            cleaned = Counting(_without_failing(progress), "cleaning")
+            cleaned = Counting(progress, "cleaning")
         going = [made for made in self.private_folders.values() if not keep and (committed or not made.outlives)]
         for made in going if len(self.private_folders) > 1 else ():
             try:
@@ -319,13 +318,3 @@ def note_failure(failures: list[OSError], exc: OSError) -> None:
     if not kernel.is_failure(exc):
         raise exc
     failures.append(exc)
-
-
-def _without_failing(progress: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
-    """The commit is over; a failing callback must not fail it."""
-
-    def tell(phase: str, done: int, total: int) -> None:
-        with contextlib.suppress(Exception):
-            progress(phase, done, total)
-
-    return tell

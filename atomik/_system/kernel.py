@@ -707,6 +707,8 @@ def _has_xattrs_when_opened(name: str, dir_fd: int) -> bool:
 port: Kernel = Kernel()
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+#: what passes through these was raised by a function of the program: they make no call of the kernel
+_OF_THE_PROGRAM = frozenset({_PACKAGE + "_progress.py", _PACKAGE + "_events.py"})
 
 
 def errno_of(exc: OSError) -> int | None:
@@ -720,9 +722,14 @@ def errno_of(exc: OSError) -> int | None:
     if trace is None or exc.errno is None or isinstance(exc, AtomikError):
         return None
     while trace.tb_next is not None:
-        inside = trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+        file = trace.tb_frame.f_code.co_filename
+        if file in _OF_THE_PROGRAM:
+            return None
+        inside = file.startswith(_PACKAGE)
         trace = trace.tb_next
     code = trace.tb_frame.f_code
+    if code.co_filename in _OF_THE_PROGRAM:  # a function in C
+        return None
     if code.co_filename.startswith(_PACKAGE) or isinstance(trace.tb_frame.f_locals.get("self"), Kernel):
         return exc.errno
     replaced = (getattr(method, "__code__", None) for method in vars(port).values())
@@ -730,8 +737,16 @@ def errno_of(exc: OSError) -> int | None:
 
 
 def is_failure(exc: OSError) -> bool:
-    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13)."""
-    return isinstance(exc, AtomikError) or errno_of(exc) is not None
+    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13), nor for what
+    a function of the program did, also if that calls atomik."""
+    return errno_of(exc) is not None or (isinstance(exc, AtomikError) and not _is_of_the_program(exc))
+
+
+def _is_of_the_program(exc: BaseException) -> bool:
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename not in _OF_THE_PROGRAM:
+        trace = trace.tb_next
+    return trace is not None
 
 
 def came_from_elsewhere(exc: BaseException) -> bool:

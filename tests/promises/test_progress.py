@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 import atomik
+from atomik import errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,27 +89,65 @@ def test_recovering_reaches_its_total(tmp_path: Path) -> None:
     assert told == [("recovering", 1, 2), ("recovering", 2, 2)]
 
 
-def test_a_callback_that_fails_behind_the_mark_fails_nothing(tmp_path: Path) -> None:
-    """The last report of a phase may come after the commit point."""
-
-    def fail(name: str, done: int, total: int) -> None:
-        if (name, done) == ("syncing", total):
-            raise LookupError(name)
-
-    with atomik.file(tmp_path / "a", progress=fail) as f:
-        f.write("x")
-    assert (tmp_path / "a").read_text() == "x"
+#: what the callback may raise, or a signal handler while it runs, of every kind that others raise too
+RAISED = (
+    LookupError("x"),
+    BrokenPipeError(errno.EPIPE, "broken pipe"),
+    FileNotFoundError(errno.ENOENT, "of the handler"),
+    errors.ConflictError(errno.EBUSY, "of another transaction"),
+    KeyboardInterrupt(),
+)
 
 
-def test_a_callback_that_fails_while_cleaning_fails_nothing(tmp_path: Path) -> None:
-    """After the commit point a failing callback is not a failure of the commit."""
+@pytest.mark.parametrize("exception", RAISED, ids=repr)
+@pytest.mark.parametrize("phase", ["syncing", "cleaning"])
+def test_what_arrives_behind_the_mark_goes_on(tmp_path: Path, phase: str, exception: BaseException) -> None:
+    """It reaches the caller, like whatever a handler raises there: everything is new, and nothing is left (I13)."""
     fill(tmp_path / "site", 3)
 
     def fail(name: str, done: int, total: int) -> None:
-        if name == "cleaning":
-            raise LookupError(name)
+        if name == phase and (name == "cleaning" or done == total):
+            raise exception
 
-    with atomik.folder(tmp_path / "site", overwrite=True, progress=fail) as site:
-        (site / "new").write_text("x")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["site"]
-    assert [entry.name for entry in (tmp_path / "site").iterdir()] == ["new"]
+    tx = atomik.transaction(overwrite=True, progress=fail)
+    with pytest.raises(type(exception)) as caught, tx:
+        (tx.folder(tmp_path / "site") / "new").write_text("x")
+        tx.write_text(tmp_path / "index", "x")
+    assert caught.value is exception
+    assert tx.state is atomik.State.COMMITTED
+    assert tx.receipt is not None
+    assert tx.receipt.leftovers == ()
+    assert sorted(os.listdir(tmp_path)) == ["index", "site"]
+    assert os.listdir(tmp_path / "site") == ["new"]
+    assert atomik.recover(tmp_path) == atomik.RecoveryReport(())
+
+
+@pytest.mark.parametrize("exception", RAISED, ids=repr)
+def test_what_arrives_behind_one_output_goes_on(tmp_path: Path, exception: BaseException) -> None:
+    """Its last report comes after its last sync."""
+
+    def fail(name: str, done: int, total: int) -> None:
+        if done == total:
+            raise exception
+
+    output = atomik.file(tmp_path / "a", progress=fail)
+    with pytest.raises(type(exception)) as caught, output as f:
+        f.write("x")
+    assert caught.value is exception
+    assert output.receipt is not None
+    assert (tmp_path / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_callback_in_c_is_the_programs_too(tmp_path: Path, *, durable: bool) -> None:
+    """Its OSError has no frame of its own, and is no answer of the kernel to a call of ours; without syncs it comes in the
+    clean-up."""
+    fill(tmp_path / "site", 3)
+    tx = atomik.transaction(overwrite=True, durable=durable, progress=os.open)
+    with pytest.raises(OSError, match="No such file") as caught, tx:
+        (tx.folder(tmp_path / "site") / "new").write_text("x")
+    assert caught.value.filename == ("syncing" if durable else "cleaning")
+    assert type(caught.value) is FileNotFoundError
+    assert tx.state is (atomik.State.ABORTED if durable else atomik.State.COMMITTED)
+    assert os.listdir(tmp_path) == ["site"]
+    assert len(os.listdir(tmp_path / "site")) == (3 if durable else 1)
