@@ -19,7 +19,8 @@ Layout, for readers of the code: rooms, from the top down.  Imports point down o
     _tree                     content by descriptor: walk, delete, sync, clone, compare, metadata
     _folder | rename          a held folder, a name in it, locks, resolving paths | bare system calls
     _system                   every system call: kernel, libc, forked
-    errors | flags | _events | _receipt | _values | _progress | _hidden_names    used by all rooms
+    _receipt                  what a commit did
+    errors | flags | _events | _progress | _hidden_names | _typing    used by all rooms
 
 Every output goes through the same phases: stage, seal, plan, prepare, publish, confirm, clean up.  Start with
 `_commit.commit`, which has a diagram, then `_commit.plan`, `_protocol.step`, `_protocol.publish` and `_protocol.undo`.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 from enum import Enum, IntFlag
 
-from atomik._typing import ParamSpec, TypeVar
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import ParamSpec, TypeVar
+
+    _P = ParamSpec("_P")
+    _R = TypeVar("_R")
 
 __all__ = ["Flag", "Flags", "Mode"]
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 class Flag(str, Enum):

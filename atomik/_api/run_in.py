@@ -19,6 +19,7 @@ from atomik._folder.paths import absolute, followed, split
 from atomik._folder.place import Place
 from atomik._folder.resolve import real
 from atomik._hidden_names import JOURNAL_NAME
+from atomik._receipt import Values
 from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging import checks
 from atomik._staging.folder import StagedFolder
@@ -26,7 +27,6 @@ from atomik._system import kernel
 from atomik._system.namespace import Entrance, Process, View, end_with
 from atomik._tree.changes import Change, changes, manifest
 from atomik._tree.metadata import Metadata, apply
-from atomik._values import Values
 
 from .transaction import Transaction
 

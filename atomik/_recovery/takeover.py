@@ -30,9 +30,9 @@ from atomik._protocol import records as _records
 from atomik._protocol.records import Intent, Journal, StepRecord
 from atomik._protocol.step import Step, Undone
 from atomik._protocol.undo import undo
+from atomik._receipt import PlainValues
 from atomik._system import kernel
 from atomik._tree import delete
-from atomik._values import PlainValues
 
 #: actions that want the user's attention
 ATTENTION = frozenset({"foreign", "kept", "left", "unreachable"})

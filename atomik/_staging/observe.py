@@ -9,8 +9,8 @@ import errno
 import os
 
 from atomik._folder.directory import Directory
+from atomik._receipt import Values
 from atomik._system import kernel
-from atomik._values import Values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

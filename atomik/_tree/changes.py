@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import stat
 
+from atomik._receipt import PlainValues
 from atomik._system import kernel
-from atomik._values import PlainValues
 
 from .fingerprint import content_digest
 from .metadata import Metadata
