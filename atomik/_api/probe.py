@@ -215,7 +215,7 @@ def _folder_without_lock(place: Place) -> Iterator[Directory]:
 def _try_all(scratch: _Scratch) -> Capabilities:
     fs, unknown = scratch.directory.fs, scratch.unknown
     why = scratch.ask("exchange", lambda: try_names(*(scratch.slot() for _ in range(4)))).why
-    if why is not None:
+    if why:
         unknown["noreplace"] = why
     asked: dict[str, Any] = {name: scratch.ask(name, getattr(scratch, name)).works for name in _TO_TRY}
     if fs.links is False:
@@ -343,12 +343,6 @@ _TO_TRY = ("tmpfile", "hard_links", "symlinks", "reflink", "flock", "xattrs", "a
 
 
 @define
-class _Answer:
-    works: bool | None
-    why: str | None = None
-
-
-@define
 class _Scratch:
     """The private folder, with one method for each thing to try: OSError when it cannot be done."""
 
@@ -360,7 +354,7 @@ class _Scratch:
     _numbers: Iterator[int] = field(factory=itertools.count)
     _folders: list[Place] = field(factory=list)
 
-    def ask(self, name: str, attempt: Callable[[], object]) -> _Answer:
+    def ask(self, name: str, attempt: Callable[[], object]) -> Outcome:
         """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is no answer."""
         try:
             attempt()
@@ -369,11 +363,10 @@ class _Scratch:
             if number is None:
                 raise
             if number in _REFUSALS and number not in (errno.ENOSPC, errno.EDQUOT):
-                return _Answer(works=False)
-            why = _in_short(exc)
-            self.unknown[name] = why
-            return _Answer(None, why)
-        return _Answer(works=True)
+                return Outcome(works=False)
+            self.unknown[name] = _in_short(exc)
+            return Outcome(None, self.unknown[name])
+        return Outcome(works=True)
 
     def folder(self) -> Directory:
         """A folder for a trial, removed with the private folder."""

@@ -278,8 +278,7 @@ def refuse(refusal: Refusal) -> NoReturn:
 
     path = str(refusal.place)
     if refusal.reason == "exists":
-        text = "it already exists; pass overwrite=True to replace it"
-        errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, text, path)
+        checks.refuse_existing(path)
     if refusal.reason == "missing":
         text = "there is nothing to move or remove any more"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, path)

@@ -82,7 +82,8 @@ class Step:
         return Place(self.slot.directory, twin_name(self.slot.name, suffix))
 
     def slots(self) -> tuple[Place, ...]:
-        """Every private name at which this step may have left something."""
+        """Every private name at which this step may have left something.  Both names of an exchange are destinations, which
+        must not be deleted (I6)."""
         return () if self.op == "exchange" else (self.slot, self.twin("old"), self.twin("new"))
 
     def twins(self) -> Iterator[Place]:

@@ -165,7 +165,7 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
 
 def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None:
     """What to report if the folder holds what an output with ``resume=True`` has staged."""
-    if _hidden_names.parse(name) != (_hidden_names.RESUMABLE, id) or is_empty(private_folder, id):
+    if _hidden_names.kind_of(name) != _hidden_names.RESUMABLE or is_empty(private_folder, id):
         return None
     shown = name.partition("-resume-")[2]
     detail = f"staged for {shown!r}; the next run with resume=True continues it; discard=True deletes it"

@@ -254,7 +254,7 @@ class DeadTransaction:
         was created between the check and the swap."""
         stranded = []
         homes = {step.old: step.dest for step in steps if step.old is not None}
-        slots = {slot: step.dest for step in steps for slot in _slots(step)}
+        slots = {slot: step.dest for step in steps for slot in step.slots()}
         for place, dest in slots.items():
             identity = place.identity()
             if identity is None or (identity in self.news and identity not in self.olds):
@@ -287,7 +287,7 @@ class DeadTransaction:
         inside = set() if stranded else {folder for folder, _ in private_folders}  # they are cleared as a whole
         inside |= resumable
         all_gone = True
-        for place in dict.fromkeys(slot for step in steps for slot in _slots(step) if slot.directory not in inside):
+        for place in dict.fromkeys(slot for step in steps for slot in step.slots() if slot.directory not in inside):
             found = place.identity()
             if place not in stranded and found in ours:  # I6
                 if is_pinned(place):
@@ -319,7 +319,7 @@ class DeadTransaction:
         found = [
             (folder, _private_journal(folder, name))
             for folder, name in self._private_folders()
-            if _hidden_names.parse(name) == (_hidden_names.RESUMABLE, _id_in(name))
+            if _hidden_names.kind_of(name) == _hidden_names.RESUMABLE
         ]
         stops = bool(self._well_known())
         mine = {folder for folder, place in found if stops or place.identity() == self.journal.identity}
@@ -370,19 +370,10 @@ def _is_published(step: Step, existed: Container[bytes]) -> bool:
     return step.old is not None and any(place.identity() == step.old for place in step.slots())
 
 
-def _slots(step: Step) -> tuple[Place, ...]:
-    """The private names of a step; both names of an exchange are destinations, which must not be deleted (I6)."""
-    return () if step.op == "exchange" else step.slots()
-
-
-def _id_in(name: str) -> str:
-    """The id in the name of a private folder, which the names in it carry."""
-    return (_hidden_names.parse(name) or ("", ""))[1]
-
-
 def _private_journal(folder: Directory, name: str) -> Place:
-    """The journal's name in a private folder."""
-    return Place(folder, journal_name(_id_in(name)))
+    """The journal's name in the private folder called `name`; it has the same id in it."""
+    _, id = _hidden_names.parse(name) or ("", "")
+    return Place(folder, journal_name(id))
 
 
 def _reason(exc: OSError) -> str:

@@ -29,7 +29,7 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel
 from atomik._tree.changes import Change, between
-from atomik._tree.layer import Layer, LayerChange, handles, newer, origin_of, strip
+from atomik._tree.layer import BENEATH, Layer, LayerChange, handles, newer, opened, origin_of, placed, strip
 from atomik._tree.metadata import Metadata, apply
 from atomik._tree.several_names import Names
 
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
     from .item import Found
     from .options import ItemOptions
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
 
 #: Seconds of a run, and the part of it, by which the filesystem's clock may have gone slower than ours.
 _SLOWER, _PART = 0.1, 0.001
@@ -207,13 +205,13 @@ class StagedLayer:
     def _other_names(self) -> list[LayerChange]:
         """What the program changed or renamed through one of several names applies to the others, too."""
         found: list[LayerChange] = []
-        with Directory.reach(self.private, "work/index", _BENEATH) as index:
+        with Directory.reach(self.private, "work/index", BENEATH) as index:
             copied = dict(self._files_in(index))
             for key, path in self._names_of(copied):
                 name, new = copied[key]
                 spare = f"name{len(found)}"
                 kernel.port.link(name, index.fd, spare, self.private.fd)
-                with self._lower(path) as place:
+                with placed(self.folder, path) as place:
                     found.append(LayerChange("put", path, place.stat(), new, spare=spare))
         return found
 
@@ -253,13 +251,6 @@ class StagedLayer:
             "clone of the folder, or as root"
         )
         errors.fail(errors.UnsupportedFilesystemError, errno.EOPNOTSUPP, text, os.path.join(self.path, path))
-
-    @contextlib.contextmanager
-    def _lower(self, path: str) -> Iterator[Place]:
-        """A path in the folder as a place."""
-        above, name = os.path.split(path)
-        with Directory.reach(self.folder, above or ".", _BENEATH) as held:
-            yield Place(held, name)
 
     # --- staging ---------------------------------------------------------------------------------------------------------
     def complete(self, path: str, base: str | None, *, share: bool = False) -> None:
@@ -312,7 +303,7 @@ class StagedLayer:
                 continue  # the folder itself is replaced
             where = os.path.join(self.path, path) if path else self.path
             with kernel.typed("cannot publish what the program changed in the folder", where):
-                held = Directory.reach(self.folder, path or ".", _BENEATH)
+                held = Directory.reach(self.folder, path or ".", BENEATH)
             held.path = where
             workspace.adopt(held)
 
@@ -388,25 +379,18 @@ class StagedLayer:
         with self._source(change) as source:
             self._intake.open(item, item.take, source)
 
-    @contextlib.contextmanager
-    def _source(self, change: LayerChange) -> Iterator[Place]:
+    def _source(self, change: LayerChange) -> contextlib.AbstractContextManager[Place]:
         """Where the new object is."""
         if change.spare or not change.path:
-            yield Place(self.private, change.spare or "upper")
-            return
-        above, name = os.path.split(change.path)
-        with Directory.reach(self.layer.upper, above or ".", _BENEATH) as held:
-            yield Place(held, name)
+            return contextlib.nullcontext(Place(self.private, change.spare or "upper"))
+        return placed(self.layer.upper, change.path)
 
     def give_times(self) -> None:
         """After the commit: folders that stay get the times that the program left them with."""
         for path, times in self.layer.merged.items() if self.changes else ():
             try:
-                fd = kernel.port.open_beneath(path or ".", _FOLDER, self.folder.fd, _BENEATH)
-                try:
+                with opened(self.folder.fd, path) as fd:
                     kernel.port.futime(fd, times)
-                finally:
-                    kernel.port.close(fd)
             except OSError as exc:  # gone by now, or another user's
                 if kernel.errno_of(exc) is None:
                     raise
@@ -451,10 +435,10 @@ class StagedLayer:
         old = new = None
         try:
             if renamed or (change.old is not None and kernel.is_folder(change.old.st_mode)):
-                old = Directory.reach(self.folder, base or ".", _BENEATH)
+                old = Directory.reach(self.folder, base or ".", BENEATH)
             if change.new is not None and kernel.is_folder(change.new.st_mode):
                 self.complete(change.path, change.base)
-                new = Directory.reach(self.layer.upper, change.path or ".", _BENEATH)
+                new = Directory.reach(self.layer.upper, change.path or ".", BENEATH)
             found = between(old, new, change.path)
         finally:
             for folder in (old, new):

@@ -229,7 +229,7 @@ class Layer:
         """Take the marks off a folder that is new, and all in it; except from renamed folders of the lower layer, which are
         still to be completed."""
         found: list[tuple[str, str | None]] = []
-        with self._place(path) as place:
+        with placed(self.upper, path) as place:
             _strip(place.name, place.fd, self.prefix)
             for down, name in each_below(place, "read what the program changed", loosen=True):
                 level = down.level
@@ -253,7 +253,7 @@ class Layer:
             with Directory.reach(self.upper, path or ".", BENEATH) as upper:
                 left = self._merge_into(upper, target, path, base)
         if path:
-            with self._place(path) as place:
+            with placed(self.upper, path) as place:
                 times = _both_times(kernel.port.fstat(place.fd))
                 delete_tree(place)
                 kernel.port.rename(fresh.name, fresh.fd, place.name, place.fd, 0)
@@ -322,13 +322,13 @@ class Layer:
             kernel.port.futime(copy, _both_times(kernel.port.fstat(source)))
             apply(copy, self._metadata(source), "all", same_content=True, path=target.path)
 
-    # --- reaching ----------------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def _place(self, path: str) -> Iterator[Place]:
-        """A path in the layer as a place."""
-        above, name = os.path.split(path)
-        with Directory.reach(self.upper, above or ".", BENEATH) as held:
-            yield Place(held, name or ".")
+
+@contextlib.contextmanager
+def placed(top: Directory, path: str) -> Iterator[Place]:
+    """A path below a held folder as a place."""
+    above, name = os.path.split(path)
+    with Directory.reach(top, above or ".", BENEATH) as held:
+        yield Place(held, name or ".")
 
 
 @contextlib.contextmanager

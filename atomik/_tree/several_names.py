@@ -20,13 +20,11 @@ from atomik._folder.place import Place
 from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
-from .layer import BENEATH, each_below, found_at, opened, redirected
+from .layer import each_below, found_at, opened, placed, redirected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from atomik._folder.directory import Directory
 
     from .layer import Layer
 
@@ -136,33 +134,27 @@ class Names:
         it."""
         new: set[tuple[int, ...]] | None = None
         for path in gone:
-            for name, found in self._files_in(path):
-                if found.st_nlink == 1:
-                    continue
-                if new is None:
-                    new = {_looks(status) for _, status in _files(self.layer.upper, ".")}
-                inner = os.path.join(path, name)
-                if _looks(found) in new:
-                    unclear[inner] = found.st_dev, found.st_ino
+            with placed(self.layer.lower, path) as place:
+                found = {os.path.join(path, name): status for name, status in _files(place) if status.st_nlink > 1}
+            if found and new is None:
+                new = {_looks(status) for _, status in _files(Place(self.layer.upper, "."))}
+            for inner, status in found.items():
+                if new is not None and _looks(status) in new:
+                    unclear[inner] = status.st_dev, status.st_ino
                 else:
                     clear.add(inner)
 
-    def _files_in(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
-        above, name = os.path.split(path)
-        with self.layer.lower.reach(self.layer.lower, above or ".", BENEATH) as held:
-            yield from _files(held, name)
-
     def of(self, wanted: set[Key]) -> Iterator[tuple[Key, str]]:
         """All names in the folder of some files."""
-        for path, found in _files(self.layer.lower, ".") if wanted else ():
+        for path, found in _files(Place(self.layer.lower, ".")) if wanted else ():
             key = found.st_dev, found.st_ino
             if key in wanted:
                 yield key, path
 
 
-def _files(top: Directory, path: str) -> Iterator[tuple[str, os.stat_result]]:
+def _files(place: Place) -> Iterator[tuple[str, os.stat_result]]:
     """Every regular file below a folder: its path from there, and its status."""
-    for down, name in each_below(Place(top, path), "look for files with several names"):
+    for down, name in each_below(place, "look for files with several names"):
         found = kernel.port.lstat(name, down.level.fd)
         if stat.S_ISREG(found.st_mode):
             yield os.path.join(*down.level.names(), name), found
