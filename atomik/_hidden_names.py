@@ -54,7 +54,6 @@ os.register_at_fork(after_in_child=_random.clear)  # otherwise parent and child 
 
 
 def private_folder_name(txid: str) -> str:
-    """The name of a private folder."""
     return PREFIX + txid
 
 

@@ -389,11 +389,9 @@ class _Scratch:
         return any(found)
 
     def fsync(self) -> None:
-        """A file's sync."""
         self.opened(self.file(), kernel.port.fsync)
 
     def dir_fsync(self) -> None:
-        """A folder's own sync."""
         kernel.port.fsync(self.private_folder.fd)
 
     def slot(self) -> Place:
@@ -401,7 +399,6 @@ class _Scratch:
         return Place(self.private_folder, slot_name(self.workspace.txid, next(self._numbers)))
 
     def file(self) -> Place:
-        """A small file."""
         place = self.slot()
         fd = kernel.port.create(place.name, os.O_RDWR, 0o600, place.fd)
         try:
@@ -428,12 +425,10 @@ class _Scratch:
             kernel.port.close(fd)
 
     def hard_links(self) -> None:
-        """A second name."""
         old, new = self.file(), self.slot()
         kernel.port.link(old.name, old.fd, new.name, new.fd)
 
     def symlinks(self) -> None:
-        """A dangling link."""
         place = self.slot()
         kernel.port.symlink("nowhere", place.name, place.fd)
 
@@ -443,7 +438,6 @@ class _Scratch:
         self.opened(source, lambda src: self.opened(target, lambda dst: kernel.port.clone(dst, src)))
 
     def xattrs(self) -> None:
-        """A user's attribute on a file."""
         self.opened(self.file(), lambda fd: kernel.port.setxattr(fd, "user.atomik", b"?"))
 
     def acls(self) -> None:

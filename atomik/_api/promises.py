@@ -75,9 +75,7 @@ def _p2(can: Capabilities, trials: Trials) -> Promise:
     if failed := _first(trials, "create symlink" if can.symlinks else "create path"):
         return _answer("P2", text, failed, "single files")
     reason = "" if can.noreplace is not False else "by link and unlink"
-    return _answer(
-        "P2", text, _first(trials, "create folder", "lose the race for a folder"), "files", reason
-    )  # fmt: skip
+    return _answer("P2", text, _first(trials, "create folder", "lose the race for a folder"), "files", reason)
 
 
 def _p3(can: Capabilities, trials: Trials) -> Promise:

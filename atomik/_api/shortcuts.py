@@ -143,47 +143,26 @@ def transaction(
 
 @overload
 def file(
-    path: StrPath,
-    mode: TextMode = "w",
-    overwrite: bool = False,
-    tmp_dir: StrPath | None = None,
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    buffering: int = -1,
+    path: StrPath, mode: TextMode = "w", overwrite: bool = False, tmp_dir: StrPath | None = None, *,
+    encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[StagedText]: ...
+) -> Output[StagedText]: ...  # fmt: skip
 
 
 @overload
 def file(
-    path: StrPath,
-    mode: BytesMode,
-    overwrite: bool = False,
-    tmp_dir: StrPath | None = None,
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    buffering: int = -1,
+    path: StrPath, mode: BytesMode, overwrite: bool = False, tmp_dir: StrPath | None = None, *,
+    encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[StagedBinary]: ...
+) -> Output[StagedBinary]: ...  # fmt: skip
 
 
 @overload
 def file(
-    path: StrPath,
-    mode: str = "w",
-    overwrite: bool = False,
-    tmp_dir: StrPath | None = None,
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    buffering: int = -1,
+    path: StrPath, mode: str = "w", overwrite: bool = False, tmp_dir: StrPath | None = None, *,
+    encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
     **options: Unpack[OutputOptions],
-) -> Output[IO[Any]]: ...
+) -> Output[IO[Any]]: ...  # fmt: skip
 
 
 def file(
@@ -360,38 +339,23 @@ def path(
 
 @overload
 def update(
-    path: StrPath,
-    mode: Literal["r+", "r+t"] = "r+",
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    **options: Unpack[OutputOptions],
-) -> Output[StagedText]: ...
+    path: StrPath, mode: Literal["r+", "r+t"] = "r+", *, encoding: str | None = "utf-8", errors: str | None = None,
+    newline: str | None = None, **options: Unpack[OutputOptions],
+) -> Output[StagedText]: ...  # fmt: skip
 
 
 @overload
 def update(
-    path: StrPath,
-    mode: Literal["r+b", "rb+"],
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    **options: Unpack[OutputOptions],
-) -> Output[StagedBinary]: ...
+    path: StrPath, mode: Literal["r+b", "rb+"], *, encoding: str | None = "utf-8", errors: str | None = None,
+    newline: str | None = None, **options: Unpack[OutputOptions],
+) -> Output[StagedBinary]: ...  # fmt: skip
 
 
 @overload
 def update(
-    path: StrPath,
-    mode: str = "r+",
-    *,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = None,
-    **options: Unpack[OutputOptions],
-) -> Output[IO[Any]]: ...
+    path: StrPath, mode: str = "r+", *, encoding: str | None = "utf-8", errors: str | None = None,
+    newline: str | None = None, **options: Unpack[OutputOptions],
+) -> Output[IO[Any]]: ...  # fmt: skip
 
 
 def update(
@@ -478,27 +442,16 @@ def _write(output: Output[Any], data: Any) -> Receipt:
 
 @overload
 def edit(
-    path: StrPath,
-    function: Callable[[str], str],
-    *,
-    binary: Literal[False] = False,
-    encoding: str | None = "utf-8",
-    errors: str | None = None,
-    newline: str | None = "",
-    attempts: int = 10,
-    **options: Unpack[OutputOptions],
-) -> Receipt: ...
+    path: StrPath, function: Callable[[str], str], *, binary: Literal[False] = False, encoding: str | None = "utf-8",
+    errors: str | None = None, newline: str | None = "", attempts: int = 10, **options: Unpack[OutputOptions],
+) -> Receipt: ...  # fmt: skip
 
 
 @overload
 def edit(
-    path: StrPath,
-    function: Callable[[bytes], bytes],
-    *,
-    binary: Literal[True],
-    attempts: int = 10,
+    path: StrPath, function: Callable[[bytes], bytes], *, binary: Literal[True], attempts: int = 10,
     **options: Unpack[OutputOptions],
-) -> Receipt: ...
+) -> Receipt: ...  # fmt: skip
 
 
 def edit(

@@ -151,48 +151,24 @@ class Transaction:
     # --- staging -------------------------------------------------------------------------------------------------
     @overload
     def file(
-        self,
-        path: StrPath,
-        mode: TextMode = "w",
-        overwrite: bool | None = None,
-        tmp_dir: StrPath | None = None,
-        *,
-        encoding: str | None = "utf-8",
-        errors: str | None = None,
-        newline: str | None = None,
-        buffering: int = -1,
+        self, path: StrPath, mode: TextMode = "w", overwrite: bool | None = None, tmp_dir: StrPath | None = None, *,
+        encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
         **options: Unpack[ItemOptions],
-    ) -> TextIO: ...
+    ) -> TextIO: ...  # fmt: skip
 
     @overload
     def file(
-        self,
-        path: StrPath,
-        mode: BytesMode,
-        overwrite: bool | None = None,
-        tmp_dir: StrPath | None = None,
-        *,
-        encoding: str | None = "utf-8",
-        errors: str | None = None,
-        newline: str | None = None,
-        buffering: int = -1,
+        self, path: StrPath, mode: BytesMode, overwrite: bool | None = None, tmp_dir: StrPath | None = None, *,
+        encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
         **options: Unpack[ItemOptions],
-    ) -> BinaryIO: ...
+    ) -> BinaryIO: ...  # fmt: skip
 
     @overload
     def file(
-        self,
-        path: StrPath,
-        mode: str = "w",
-        overwrite: bool | None = None,
-        tmp_dir: StrPath | None = None,
-        *,
-        encoding: str | None = "utf-8",
-        errors: str | None = None,
-        newline: str | None = None,
-        buffering: int = -1,
+        self, path: StrPath, mode: str = "w", overwrite: bool | None = None, tmp_dir: StrPath | None = None, *,
+        encoding: str | None = "utf-8", errors: str | None = None, newline: str | None = None, buffering: int = -1,
         **options: Unpack[ItemOptions],
-    ) -> IO[Any]: ...
+    ) -> IO[Any]: ...  # fmt: skip
 
     def file(
         self,

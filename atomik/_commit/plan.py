@@ -128,7 +128,6 @@ class _Model:
 
     # --- playing -------------------------------------------------------------------------------------------------
     def apply(self, number: int, operation: Operation) -> None:
-        """Play one operation."""
         op, place = operation.op, operation.place
         there = self.now[place]
         if op == "put":

@@ -164,7 +164,6 @@ class Directory:
 
     @property
     def uid(self) -> int:
-        """Its owner."""
         return self._found.uid
 
     @property
@@ -271,7 +270,6 @@ class Directory:
             return None
 
     def names(self) -> list[str]:
-        """Everything that is in it."""
         with kernel.port.scandir(self.fd) as entries:
             return [entry.name for entry in entries]
 
@@ -300,6 +298,14 @@ class Directory:
                 raise
 
     lock, try_lock, unlock = _lock.lock, _lock.try_lock, _lock.unlock
+
+
+def open_as_given(path: str | os.PathLike[str], action: str) -> Directory:
+    """The folder at a path as it was given, because the absolute one of a relative path may lead through a closed folder;
+    `action` begins the message of an error."""
+    given = os.fsdecode(path)
+    with kernel.typed(action, absolute(given)):
+        return Directory.open(given)
 
 
 def identify(fs: Filesystem, fd: int, name: str = "") -> bytes | None:

@@ -116,7 +116,6 @@ def refuse_without_locks(number: int | None, path: str) -> None:
 
 
 def unlock(self: Lockable) -> None:
-    """Let go of the lock."""
     fd = self.fd
     kernel.port.flock(fd, fcntl.LOCK_UN)
     if forked.guarded.get(fd) is not None:

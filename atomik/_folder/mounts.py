@@ -18,24 +18,19 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
     from .directory import Directory
-    from .place import Place
 
 _ESCAPES = ((b"\\", b"\\134"), (b" ", b"\\040"), (b"\t", b"\\011"), (b"\n", b"\\012"))
-
-
-def has_foreign_mount(place: Place, otherwise: Callable[[], str | None] | None = None) -> str | None:
-    """The path of a mount at or below `place`, in this process's mount namespace; None if there is none.
-
-    Where /proc is missing, or closed by a sandbox, the table of mounts cannot tell, and the answer is that of `otherwise`;
-    None without it, for code that compares the mounts of what it opens (`same_mount`).
-    """
-    return mount_at_or_below(place.directory, place.name, otherwise)
 
 
 def mount_at_or_below(
     directory: Directory, name: str = "", otherwise: Callable[[], str | None] | None = None
 ) -> str | None:
-    """The same for a name in a folder, or, without a name, for what is below the folder itself."""
+    """The path of a mount at or below a name in a folder, or without a name below the folder itself, in this process's mount
+    namespace; None if there is none.
+
+    Where /proc is missing, or a sandbox forbids it, the table of mounts cannot be read, and `otherwise` is asked; without
+    that the answer is None, for code that compares the mounts of what it opens (`same_mount`).
+    """
     try:
         here = os.fsencode(directory.real_path())
         table = _mount_table()

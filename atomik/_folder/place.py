@@ -61,7 +61,6 @@ class Place(NamedTuple):
 
     @property
     def fd(self) -> int:
-        """The folder's descriptor."""
         return self.directory.fd
 
     def open(self) -> Directory:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from atomik import errors
-from atomik._folder.directory import Directory
+from atomik._folder.directory import Directory, open_as_given
 from atomik._folder.lock import deadline_of, now
-from atomik._folder.paths import absolute
 from atomik._protocol.locks import close_all, lock_all
 from atomik._system import kernel
 
@@ -58,7 +57,7 @@ def _locked(
     held: list[Directory], folders: tuple[str | os.PathLike[str], ...], timeout: float | None, deadline: float
 ) -> bool:
     """Open the folders into `held` and lock them; False to open them again, because one was recovered or replaced."""
-    held.extend(map(_open, folders))
+    held.extend(open_as_given(folder, "cannot read from the folder") for folder in folders)
     unfinished = lock_all(held, timeout, deadline, shared=True)
     if unfinished is not None:  # nobody can commit there under our lock, so its owner is dead
         wait_or_recover(unfinished, None if timeout is None else max(0.0, deadline - now()))
@@ -68,10 +67,3 @@ def _locked(
         text = f"the folder was replaced again and again for {timeout:g} s; raise lock_timeout"
         errors.fail(errors.LockTimeoutError, errno.ETIMEDOUT, text, moved.path)
     return moved is None  # else the lock belongs on the folder that is there now
-
-
-def _open(folder: str | os.PathLike[str]) -> Directory:
-    """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
-    path = os.fsdecode(folder)
-    with kernel.typed("cannot read from the folder", absolute(path)):
-        return Directory.open(path)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from attrs import define, field
 
 from atomik import _hidden_names, errors
-from atomik._folder.directory import Directory
-from atomik._folder.paths import absolute, is_folder
+from atomik._folder.directory import Directory, open_as_given
+from atomik._folder.paths import is_folder
 from atomik._folder.place import Place
 from atomik._hidden_names import JOURNAL_NAME, PREFIX, journal_name
 from atomik._protocol import journal as _journal
@@ -176,7 +176,7 @@ class _Recovery:
     def attempt(self, path: str, action: Callable[[Directory], bool]) -> bool:
         """Open the folder at `path` for `action`, and keep a failure for the end."""
         try:
-            with _open(path) as directory:
+            with open_as_given(path, "cannot recover") as directory:
                 return action(directory)
         except OSError as exc:
             if not kernel.is_failure(exc):
@@ -251,12 +251,6 @@ class _Recovery:
 def _plain(path: str) -> str:
     """Avoids "/data/./.atomik-journal" in reports."""
     return path[:-1] if path.endswith("/.") else path
-
-
-def _open(path: str) -> Directory:
-    """The folder at a path as it was given: the absolute one of a relative path may lead through a closed folder."""
-    with kernel.typed("cannot recover", absolute(path)):
-        return Directory.open(path)
 
 
 def _search(top: Directory) -> Iterator[tuple[str, OSError | None]]:

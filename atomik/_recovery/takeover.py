@@ -95,7 +95,6 @@ class DeadTransaction:
 
     @property
     def intent(self) -> Intent:
-        """What it was about to do."""
         return self.content.intent
 
     def tell(self, path: str, action: str, detail: str = "") -> None:

@@ -59,9 +59,9 @@ def refuse_mounts(place: Place, found: Status, path: str) -> None:
     """A mount point cannot be displaced, and a mount inside a displaced folder would move away with it, to be deleted with
     its content later.  `found` is the status of `place`; `path` is the destination, for the message."""
     if kernel.is_folder(found.mode):
-        from atomik._folder.mounts import has_foreign_mount
+        from atomik._folder.mounts import mount_at_or_below
 
-        inside = has_foreign_mount(place, lambda: _find_mount(place))
+        inside = mount_at_or_below(*place, lambda: _find_mount(place))
     else:  # where mounts cannot be found out, the kernel refuses (EBUSY)
         inside = str(place) if found.mount != place.directory.mount else None
     if inside is not None:

@@ -43,7 +43,6 @@ class OfTwoNames(OfExisting):
     content = True
 
     def name(self, other: Place) -> None:
-        """Say which the other name is."""
         self.other = other
         #: whether it is among the destinations
         self.registered = False

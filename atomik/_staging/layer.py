@@ -142,7 +142,6 @@ class StagedLayer:
             raise
 
     def close(self) -> None:
-        """Let go of the descriptors."""
         self.folder.close()
         self.private.close()
         if self._layer is not None:

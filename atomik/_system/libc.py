@@ -123,7 +123,6 @@ class Status(NamedTuple):
 
     @property
     def dev(self) -> int:
-        """``st_dev``."""
         return os.makedev(self.major, self.minor)
 
     @property
@@ -239,12 +238,10 @@ def listxattrat(dir_fd: int, name: bytes, flags: int) -> int:
 
 
 def start_writeback(fd: int) -> int:
-    """sync_file_range(2) of all of the file, SYNC_FILE_RANGE_WRITE."""
     return _sync_file_range(fd, _ZERO, _ZERO, 2)
 
 
 def write_back(fd: int) -> int:
-    """sync_file_range(2) of all of the file, SYNC_FILE_RANGE_WRITE_AND_WAIT."""
     return _sync_file_range(fd, _ZERO, _ZERO, 7)
 
 
@@ -260,32 +257,26 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def make_mounts_private() -> int:
-    """mount(2) of "/", MS_REC | MS_PRIVATE."""
     return _mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
 
 
 def mount_overlay(target: bytes, options: bytes, flags: int) -> int:
-    """mount(2) of an overlay."""
     return _mount(b"overlay", target, b"overlay", ctypes.c_ulong(flags), options)
 
 
 def copy_mount(path_fd: int) -> int:
-    """open_tree(2) of what a descriptor holds, OPEN_TREE_CLONE."""
     return _open_tree(path_fd, b"", _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)
 
 
 def attach_mount(tree_fd: int, path_fd: int) -> int:
-    """move_mount(2) of a detached mount onto what a descriptor holds."""
     return _move_mount(tree_fd, b"", path_fd, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
 
 
 def end_with_parent(signal: int) -> int:
-    """prctl(2), PR_SET_PDEATHSIG."""
     return _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
 
 
 def adopt_orphans() -> int:
-    """prctl(2), PR_SET_CHILD_SUBREAPER."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
 
 

@@ -132,7 +132,6 @@ class _Clone:
             kernel.port.close(reached[1])
 
     def run(self) -> None:
-        """Copy everything below the top."""
         while True:
             level = self.source.level
             if level.folders is None:

@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from atomik import errors
 from atomik._folder.directory import identify
-from atomik._folder.mounts import has_foreign_mount
+from atomik._folder.mounts import mount_at_or_below
 from atomik._system import kernel
 
 from .walk import Level, TreeWalk, mount_error
@@ -70,7 +70,7 @@ def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes 
 
 
 def _delete_folders(place: Place, progress: Progress | None, known: bytes | None) -> None:
-    if mount := has_foreign_mount(place):
+    if mount := mount_at_or_below(*place):
         raise mount_error("delete", mount)
     with TreeWalk(place.directory, "delete", loosen=True) as down:
         down.level.folders = [place.name]

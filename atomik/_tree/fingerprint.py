@@ -87,7 +87,6 @@ class Recorder:
         self.folders["/".join(names)] = _value(itself, state, len(entries), top=not names)
 
     def value(self) -> bytes:
-        """The value for the tree."""
         whole = _new_hash(32)
         for path in sorted(self.folders, key=lambda path: path.split("/") if path else []):
             whole.update(os.fsencode(path) + b"\0" + self.folders[path])

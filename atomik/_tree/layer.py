@@ -131,7 +131,7 @@ class Layer:
             return None if old is None else LayerChange("remove", path, old)
         if not stat.S_ISDIR(new.st_mode):
             if old is not None and self._unchanged(name, upper, lower, new, old):
-                return LayerChange("put", path, old, new, same=True) if _times(new) != _times(old) else None
+                return LayerChange("put", path, old, new, same=True) if new.st_mtime_ns != old.st_mtime_ns else None
             known = (old is not None and new.st_nlink == 1) or not kernel.port.has_xattrs(name, upper)
             return LayerChange("put", path, old, new, origin=None if known else origin_of(self.marks(name, upper)))
         marks = self.marks(name, upper)
@@ -426,10 +426,6 @@ def redirected(parent: str, target: bytes) -> str:
 
 def _alike(one: Metadata, other: Metadata) -> bool:
     return (one.mode, one.uid, one.gid, one.xattrs) == (other.mode, other.uid, other.gid, other.xattrs)
-
-
-def _times(found: os.stat_result) -> int:
-    return found.st_mtime_ns
 
 
 def _both_times(found: os.stat_result) -> tuple[int, int]:

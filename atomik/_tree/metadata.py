@@ -214,11 +214,9 @@ class Opened:
         self.fd = fd
 
     def stat(self) -> os.stat_result:
-        """fstat(2)."""
         return kernel.port.fstat(self.fd)
 
     def chmod(self, mode: int) -> None:
-        """Set the mode."""
         kernel.port.fchmod(self.fd, mode)
 
     def chown(self, uid: int, gid: int) -> None:
@@ -226,19 +224,15 @@ class Opened:
         kernel.port.fchown(self.fd, uid, gid)
 
     def list_xattrs(self) -> list[str]:
-        """The names of its extended attributes."""
         return kernel.port.listxattr(self.fd)
 
     def xattr(self, name: str) -> bytes:
-        """The value of one."""
         return kernel.port.getxattr(self.fd, name)
 
     def set_xattr(self, name: str, value: bytes) -> None:
-        """Set one."""
         kernel.port.setxattr(self.fd, name, value)
 
     def remove_xattr(self, name: str) -> None:
-        """Remove one."""
         kernel.port.removexattr(self.fd, name)
 
 
@@ -254,23 +248,18 @@ class Named(Opened):
         kernel.port.chmod(address(self.fd), mode)
 
     def chown(self, uid: int, gid: int) -> None:
-        """Set owner and group; -1 leaves one as it is."""
         kernel.port.lchown(self.name, uid, gid, self.dir_fd)
 
     def list_xattrs(self) -> list[str]:
-        """The names of its extended attributes."""
         return kernel.port.listxattr_of(address(self.fd))
 
     def xattr(self, name: str) -> bytes:
-        """The value of one."""
         return kernel.port.getxattr_of(address(self.fd), name)
 
     def set_xattr(self, name: str, value: bytes) -> None:
-        """Set one."""
         kernel.port.setxattr_of(address(self.fd), name, value)
 
     def remove_xattr(self, name: str) -> None:
-        """Remove one."""
         kernel.port.removexattr_of(address(self.fd), name)
 
 
@@ -450,7 +439,7 @@ _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 2, 4, 8, 16, 32
 
 
 def _entries(acl: bytes) -> list[tuple[int, int]]:
-    """(tag, permissions) of each entry."""
+    """(tag, permissions) of each."""
     return [
         (int.from_bytes(acl[at : at + 2], "little"), int.from_bytes(acl[at + 2 : at + 4], "little"))
         for at in range(4, len(acl) - 7, 8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from atomik._folder.directory import Directory
-from atomik._folder.mounts import has_foreign_mount, mount_of, same_mount, why_exdev
+from atomik._folder.mounts import mount_at_or_below, mount_of, same_mount, why_exdev
 from atomik._folder.place import Place
 from atomik._system import kernel as kernel_module
 from atomik._tree import delete
@@ -37,12 +37,12 @@ def test_mount_is_seen(mounted_inside: tuple[Directory, Path, Path]) -> None:
     folder, home, point = mounted_inside
     for name in ("tre", "tree2"):
         (home / name).mkdir()
-        assert has_foreign_mount(Place(folder, name)) is None
-    assert has_foreign_mount(Place(folder, "tree")) == str(point)
+        assert mount_at_or_below(folder, name) is None
+    assert mount_at_or_below(folder, "tree") == str(point)
     with held(point.parent) as above:
-        assert has_foreign_mount(Place(above, point.name)) == str(point)
+        assert mount_at_or_below(above, point.name) == str(point)
     with held(point) as on_it:
-        assert has_foreign_mount(Place(on_it, "kept")) is None
+        assert mount_at_or_below(on_it, "kept") is None
 
 
 @mounts
@@ -51,17 +51,17 @@ def test_hidden_mount_is_not_seen(mounted_inside: tuple[Directory, Path, Path]) 
     _, home, point = mounted_inside
     with attached("tmpfs", home, "tmpfs", 0, "size=1m"), held(home) as folder:
         (home / "tree").mkdir()
-        assert has_foreign_mount(Place(folder, "tree")) is None
+        assert mount_at_or_below(folder, "tree") is None
         point.mkdir(parents=True)
         # The path is there now, and nothing is mounted on it that could be seen.
-        assert has_foreign_mount(Place(folder, "tree")) is None
+        assert mount_at_or_below(folder, "tree") is None
 
 
 def test_no_proc(tmp_path: Path) -> None:
     """Without /proc nothing is known of mounts, and deleting works."""
     make_small(tmp_path / "tree")
     with kernel(Without("readlink", errno.ENOENT)), held(tmp_path) as here:
-        assert has_foreign_mount(Place(here, "tree")) is None
+        assert mount_at_or_below(here, "tree") is None
         delete.delete_tree(Place(here, "tree"))
     assert os.listdir(tmp_path) == []
 
@@ -94,7 +94,7 @@ def test_mounts_are_told_apart_without_statx(
             for name, same in (("tree", True), ("tree/bound", False), ("tree/a", True)):
                 assert same_mount(kernel_module.port.statx(folder.fd, name), folder) is same, name
             with held(home / "tree") as tree:
-                assert has_foreign_mount(Place(tree, "bound")) == str(home / "tree" / "bound")
+                assert mount_at_or_below(tree, "bound") == str(home / "tree" / "bound")
                 assert mount_of(tree)[0] == mount_of(folder)[0]
             with held(home / "tree" / "bound") as bound:
                 assert mount_of(bound)[0] == str(home / "tree" / "bound")
@@ -128,7 +128,7 @@ def test_mountinfo_may_be_closed(tmp_path: Path, number: int) -> None:
             return super().open(path, flags, dir_fd)
 
     with held(tmp_path) as here, kernel(Closed()):
-        assert has_foreign_mount(Place(here, "x")) is None
+        assert mount_at_or_below(here, "x") is None
         assert mount_of(here)[1] == ""
 
 
