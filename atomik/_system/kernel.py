@@ -1,12 +1,13 @@
 """The port to the kernel: every system call that atomik makes is one method here, and nothing else is.
 
-The rest of the package calls ``_kernel.port.METHOD(…)``.  Tests replace it by another `Kernel` (`install`): one
+The rest of the package calls ``kernel.port.METHOD(…)``.  Tests replace the port by another `Kernel` (`install`): one
 that records, one that fails the n-th call, one that dies at it.  So "fail at every call" is a loop, and a call
-that bypasses the port is a bug (tests/crash has strace as the witness).
+that bypasses the port is a bug (a test in tests/crash compares with strace).
 
-A method does one thing: the call, with descriptors and names as given, and an `OSError` with errno and names when
-it fails.  No policy, no retry (but EINTR, PEP 475), no translation; what an errno means is decided by the callers.
-`MUTATING` names the methods that change something on disk or in the lock table.
+A method does one thing: the call, with descriptors and names as given.  If it fails, it raises an `OSError` with errno and
+names.  It has no policy, retries nothing (except after EINTR, PEP 475) and translates nothing; the callers decide what an
+errno means (`errno_of`), and may use `typed` to make it one of atomik's errors.  `MUTATING` names the methods that change
+something on disk or in the lock table.
 """
 
 from __future__ import annotations
@@ -341,13 +342,11 @@ class Kernel:
         flags, _, _, project, _ = _FSXATTR.unpack(found)
         return project, bool(flags & _PROJECT_INHERITED)
 
-    def copy_range(self, src_fd: int, dst_fd: int, count: int, src_at: int, dst_at: int) -> int:
-        """copy_file_range(2) (Linux 4.5; across filesystems since 5.3)."""
-        return os.copy_file_range(src_fd, dst_fd, count, src_at, dst_at)
+    #: copy_file_range(2) (Linux 4.5; across filesystems since 5.3): source, target, count, and the offsets in both.
+    copy_range = staticmethod(os.copy_file_range)
 
-    def seek(self, fd: int, offset: int, whence: int) -> int:
-        """lseek(2), with SEEK_DATA and SEEK_HOLE for sparse files."""
-        return os.lseek(fd, offset, whence)
+    #: lseek(2), with SEEK_DATA and SEEK_HOLE for sparse files.
+    seek = staticmethod(os.lseek)
 
     # --- durability ----------------------------------------------------------------------------------------------
     #: fsync(2): the file or folder, with what is needed to find it.
@@ -424,9 +423,8 @@ class Kernel:
     #: fchmod(2).
     fchmod = staticmethod(os.fchmod)
 
-    def fchown(self, fd: int, uid: int, gid: int) -> None:
-        """fchown(2); -1 leaves an id as it is."""
-        os.fchown(fd, uid, gid)
+    #: fchown(2); -1 leaves an id as it is.
+    fchown = staticmethod(os.fchown)
 
     def lchown(self, name: str, uid: int, gid: int, dir_fd: int) -> None:
         """fchownat(2) that does not follow a link."""
@@ -446,9 +444,8 @@ class Kernel:
         if c.fchmodat2(path_fd, b"", mode, c.AT_EMPTY_PATH) < 0:
             _raise(())
 
-    def chmod(self, path: str, mode: int) -> None:
-        """chmod(2) of ``/proc/self/fd/N``: what can be opened with O_PATH only, which fchmod(2) refuses (EBADF)."""
-        os.chmod(path, mode)
+    #: chmod(2) of ``/proc/self/fd/N``: what can be opened with O_PATH only, which fchmod(2) refuses (EBADF).
+    chmod = staticmethod(os.chmod)
 
     #: flistxattr(2).
     listxattr = staticmethod(os.listxattr)
@@ -462,9 +459,9 @@ class Kernel:
     #: fremovexattr(2).
     removexattr = staticmethod(os.removexattr)
 
-    def listxattr_of(self, path: str) -> list[str]:
-        """listxattr(2) of ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own."""
-        return os.listxattr(path)
+    #: The same four by ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own attributes.
+    listxattr_of, getxattr_of = staticmethod(os.listxattr), staticmethod(os.getxattr)
+    setxattr_of, removexattr_of = staticmethod(os.setxattr), staticmethod(os.removexattr)
 
     def has_xattrs(self, name: str, dir_fd: int) -> bool:
         """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc, else flistxattr(2): whether it has any; of a
@@ -481,18 +478,6 @@ class Kernel:
                     raise
             return _has_xattrs_when_opened(name, dir_fd)
         return bool(size)
-
-    def getxattr_of(self, path: str, name: str) -> bytes:
-        """getxattr(2) of ``/proc/self/fd/N``."""
-        return os.getxattr(path, name)
-
-    def setxattr_of(self, path: str, name: str, value: bytes) -> None:
-        """setxattr(2) of ``/proc/self/fd/N``."""
-        os.setxattr(path, name, value)
-
-    def removexattr_of(self, path: str, name: str) -> None:
-        """removexattr(2) of ``/proc/self/fd/N``."""
-        os.removexattr(path, name)
 
     # --- looking -------------------------------------------------------------------------------------------------
     #: fstat(2).
