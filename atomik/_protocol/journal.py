@@ -138,11 +138,11 @@ class LiveJournal:
             self.close()
 
 
-def lock(fd: int) -> bool:
+def lock(fd: int, *, shared: bool = False) -> bool:
     """Take the lock on an open journal; False while another process has it."""
     forked.guard(fd)
     try:
-        kernel.port.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kernel.port.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         if kernel.errno_of(exc) is None:
             raise
@@ -295,17 +295,19 @@ def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def load(place: Place) -> tuple[int, Journal | None] | None:
+def load(place: Place, *, dry: bool = False) -> tuple[int, Journal | None] | None:
     """Open and read the journal at `place`: (descriptor, contents; None when the intent is torn), or None when there is
-    nothing.  Raises `JournalError` for whatever may not be trusted; nothing was touched then.
+    nothing.  Raises `JournalError` for whatever may not be trusted; nothing was touched then.  With `dry` it is opened for
+    reading, and every `suspicion` counts, because to judge it takes a file.
     """
     found = place.stat()
     if found is None:
         return None
     # Checked before it is opened: opening another user's device or FIFO could have side effects.
-    _vouch(found, place)
+    _vouch(found, place, dry=dry)
+    how = os.O_RDONLY if dry else os.O_RDWR
     try:
-        fd = kernel.port.open(place.name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
+        fd = kernel.port.open(place.name, how | os.O_NOFOLLOW | os.O_NONBLOCK, place.fd)
     except OSError as exc:
         answer = kernel.errno_of(exc)
         if answer == errno.ENOENT:
@@ -316,7 +318,7 @@ def load(place: Place) -> tuple[int, Journal | None] | None:
         raise errors.JournalError(*errors.os_args(exc.errno or errno.EACCES, text, str(place))) from exc
     try:
         now = kernel.port.fstat(fd)
-        _vouch(now, place)
+        _vouch(now, place, dry=dry)
         try:
             return fd, _records.decode(_read(fd, now.st_size))
         except _records.BadJournal as exc:
@@ -350,14 +352,18 @@ def _read(fd: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _vouch(found: os.stat_result, place: Place) -> None:
+def suspicion(found: os.stat_result) -> str:
+    """Why a journal may be another user's work, by its owner and mode alone; "" if it is not."""
+    if found.st_uid not in (0, os.geteuid()):
+        return f"it belongs to user {found.st_uid}: let them run 'atomik recover'"
+    return "others may write to it" if found.st_mode & _OTHERS else ""
+
+
+def _vouch(found: os.stat_result, place: Place, *, dry: bool) -> None:
     if not kernel.is_file(found.st_mode):
         _refuse(place, "it is not a regular file")
-    strange, open_to_others = found.st_uid not in (0, os.geteuid()), bool(found.st_mode & _OTHERS)
-    if (strange or open_to_others) and not as_given(found, place.directory, new_txid(), _OTHERS):
-        why = (
-            f"it belongs to user {found.st_uid}: let them run 'atomik recover'" if strange else "others may write to it"
-        )
+    why = suspicion(found)
+    if why and (dry or not as_given(found, place.directory, new_txid(), _OTHERS)):
         _refuse(place, why)
     if found.st_size > _records.MAX_SIZE:
         _refuse(place, f"it is larger ({found.st_size} bytes) than any journal")

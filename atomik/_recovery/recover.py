@@ -81,7 +81,9 @@ def recover(
     :param bool discard: also delete what was staged with ``resume=True`` and is not in use, and displaced originals that
         cannot be put back because someone else published in their place since; and give up parts of a transaction that
         cannot be undone: their folder cannot be found, or the kernel keeps refusing (an immutable file, an xfs project id).
-    :param bool dry_run: change nothing, only report what there is ("live", "hot", "prepared", "abandoned", "kept" …).
+    :param bool dry_run: change nothing, only report what there is ("live", "hot", "prepared", "abandoned", "kept" …).  It
+        writes nothing at all, and so works on a read-only mount.  A journal whose owner or mode is not as atomik makes it is
+        "left": whether the filesystem gives that to every file, only a recovery finds out.
     :param decide: a function that decides about prepared transactions of dead processes (``transaction(coordinator=…)``).  It
         gets the transaction's id and its coordinator, and returns True to commit or False to undo.
     :param float lock_timeout: seconds to wait for a transaction that is still running; None waits as long as it takes.
@@ -322,15 +324,18 @@ def _survey(directory: Directory) -> Iterator[Recovered]:
 
 
 def _survey_journal(directory: Directory, name: str) -> list[Recovered]:
-    loaded = _journal.load(Place(directory, name))
+    path, place = directory.child(name), Place(directory, name)
+    found = place.stat()
+    if found is not None and kernel.is_file(found.st_mode) and (why := _journal.suspicion(found)):
+        return [Recovered(path, "left", "", f"{why}; only a recovery finds out whether that means anything here")]
+    loaded = _journal.load(place, dry=True)
     if loaded is None:
         return []
     fd, content = loaded
     try:
-        alive = not _journal.lock(fd)
+        alive = not _journal.lock(fd, shared=True)
     finally:
         _journal.close(fd)
-    path = directory.child(name)
     if content is None:
         return [Recovered(path, "live" if alive else "hot", "", "never complete")]
     intent = content.intent

@@ -6,22 +6,26 @@ That it may be killed at every call is proved in tests/crash; hostile folders in
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import atomik
-from atomik import errors
+from atomik import _hidden_names, errors
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import forked as _forked
+from atomik._system.kernel import MUTATING
 from tests.crash.deaths import die_at
-from tests.support.kernels import Acting, Faulty, Recording, installed
-from tests.support.lab import mounts
+from tests.support.kernels import ALL, Acting, Call, Faulty, Recording, Watching, installed
+from tests.support.lab import mounting, mounts, namespace
 from tests.support.lab.need import need
-from tests.support.state import left_in
+from tests.support.state import left_in, tree
 
 
 @pytest.fixture
@@ -163,6 +167,75 @@ def test_a_dry_run_changes_nothing(pair: tuple[Path, Path]) -> None:
     assert report.clean, "nothing in it wants attention"
     assert report.items[0].detail == "replace x; replace x; create y"
     atomik.recover(*pair)
+
+
+class ReadOnly(Watching):
+    """A filesystem that is mounted read-only: whatever would change it, or opens something for that, is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(ALL)
+        self.refused: list[Call] = []
+
+    def around(self, call: Call, go: Callable[[], Any]) -> Any:
+        """Refuse it; locks are in memory."""
+        writes = call.name in MUTATING - {"flock"} or (call.name == "open" and call.args[1] & (os.O_WRONLY | os.O_RDWR))
+        if not writes:
+            return go()
+        self.refused.append(call)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def _something_of_each_kind(pair: tuple[Path, Path]) -> None:
+    """What a folder may hold of ours: a hot journal, one that others may write to, private folders, slots, kept originals."""
+
+    def stage() -> None:
+        with atomik.transaction() as tx:
+            (tx.folder(pair[0] / "set") / "f").write_text("staged")
+            (tx.folder(pair[0] / "kept", resume=True) / "f").write_text("staged")
+            tx.symlink(pair[0] / "link", "x")
+
+    die_at(stage, "symlink", 1)
+    hot(*pair)
+    below = pair[0] / "below"
+    below.mkdir()
+    (below / JOURNAL_NAME).write_bytes((pair[0] / JOURNAL_NAME).read_bytes())
+    (below / JOURNAL_NAME).chmod(0o602)
+    for number, mode in enumerate((0o700, 0o755)):
+        private = below / _hidden_names.private_folder_name(f"{number:016x}")
+        private.mkdir(mode)
+        (private / _hidden_names.slot_name(f"{number:016x}", "0")).touch()
+    for number in range(2, 4):
+        slot = _hidden_names.slot_name(f"{number:016x}", "0")
+        (below / (slot if number == 2 else _hidden_names.kept_name(slot))).touch()
+
+
+@pytest.mark.leftovers("some of each kind")
+def test_a_dry_run_writes_nothing(pair: tuple[Path, Path]) -> None:
+    """Not even a file to find out whether an owner and a mode mean anything, and it opens nothing for writing."""
+    _something_of_each_kind(pair)
+    before = tree(pair[0].parent)
+    with installed(ReadOnly()) as kernel:
+        report = atomik.recover(*pair, recursive=True, dry_run=True)
+    assert kernel.refused == []
+    assert tree(pair[0].parent) == before
+    found = sorted(action for _, action in actions(report))
+    assert found == "abandoned abandoned hot hot kept left left resumable slot".split()
+    (doubtful,) = (item for item in report.items if item.detail.startswith("others may write"))
+    assert "only a recovery finds out" in doubtful.detail
+
+
+@pytest.mark.root
+@pytest.mark.leftovers("some of each kind")
+def test_a_dry_run_of_a_mount_that_is_read_only(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """It says the same as on one that can be written to; a recovery says why it cannot be."""
+    need(namespace.missing_root())
+    _something_of_each_kind(pair)
+    expected = [(item.action, item.detail) for item in atomik.recover(*pair, recursive=True, dry_run=True).items]
+    with mounts.bind(pair[0].parent, tmp_path / "mount") as mount, mounting.read_only(mount):
+        report = atomik.recover(mount / "a", mount / "b", recursive=True, dry_run=True)
+        with pytest.raises(errors.AtomikOSError, match="read-only: remount"):
+            atomik.recover(mount / "b")
+    assert [(item.action, item.detail) for item in report.items] == expected
 
 
 def test_it_is_logged(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
