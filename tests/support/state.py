@@ -9,6 +9,7 @@ import os
 import pickle
 import pkgutil
 import struct
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,11 +127,33 @@ def in_children(*work: Callable[[], Any]) -> list[Any]:
             os._exit(_child(writer, function, (), None))
         os.close(writer)
         started.append((pid, reader))
-    return [_answer(pid, reader) for pid, reader in started]
+    return _answers(started)
+
+
+def _answers(started: list[tuple[int, int]]) -> list[Any]:
+    """The answer of each child; all are waited for before an exception of one of them is raised."""
+    answers: list[Any] = []
+    failed: list[BaseException] = []
+    for pid, reader in started:
+        try:
+            answers.append(_answer(pid, reader))
+        except BaseException as exc:
+            failed.append(exc)
+    if len(failed) > 1:
+        raise BaseExceptionGroup("several children failed", failed)
+    if failed:
+        raise failed[0]
+    return answers
 
 
 class Rounds:
-    """A meeting point of processes: each says which round it is in, and waits for the others, spinning."""
+    """A meeting point of processes: each says which round it is in, and waits for the others.
+
+    Waiting spins first, so that all go on at nearly the same moment; then it sleeps, so that whoever is waited for gets
+    the processor however low its priority.
+    """
+
+    PATIENCE = 120.0  # seconds: whoever has not come by then is dead
 
     def __init__(self, members: int) -> None:
         self._shared = mmap.mmap(-1, 8 * members)
@@ -138,9 +161,22 @@ class Rounds:
 
     def meet(self, member: int, number: int) -> None:
         """Return when all members have come to round `number` (from 1)."""
-        struct.pack_into("q", self._shared, 8 * member, number)
-        while any(struct.unpack_from("q", self._shared, 8 * other)[0] < number for other in range(self._members)):
-            os.sched_yield()
+        self.say(member, number)
+        for other in range(self._members):
+            self.wait(other, number)
+
+    def wait(self, other: int, number: int) -> None:
+        """Return when `other` has come to round `number`."""
+        deadline = time.monotonic() + self.PATIENCE
+        turns = 0
+        while self.of(other) < number:
+            turns += 1
+            if turns < 200:
+                os.sched_yield()
+            elif time.monotonic() < deadline:
+                time.sleep(0.0005)
+            else:
+                raise TimeoutError(f"process {other} never came to round {number}: it is in round {self.of(other)}")
 
     def say(self, member: int, number: int) -> None:
         """Set the round without waiting."""
