@@ -459,9 +459,17 @@ class Kernel:
     #: fremovexattr(2).
     removexattr = staticmethod(os.removexattr)
 
-    #: The same four by ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own attributes.
-    listxattr_of, getxattr_of = staticmethod(os.listxattr), staticmethod(os.getxattr)
-    setxattr_of, removexattr_of = staticmethod(os.setxattr), staticmethod(os.removexattr)
+    #: listxattr(2) of ``/proc/self/fd/N``, for an O_PATH descriptor; with one of a link, the link's own.
+    listxattr_of = staticmethod(os.listxattr)
+
+    #: getxattr(2), in the same way.
+    getxattr_of = staticmethod(os.getxattr)
+
+    #: setxattr(2), in the same way.
+    setxattr_of = staticmethod(os.setxattr)
+
+    #: removexattr(2), in the same way.
+    removexattr_of = staticmethod(os.removexattr)
 
     def has_xattrs(self, name: str, dir_fd: int) -> bool:
         """listxattrat(2) (Linux 6.13), else llistxattr(2) through /proc, else flistxattr(2): whether it has any; of a

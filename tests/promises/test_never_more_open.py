@@ -107,7 +107,7 @@ class Observer(_kernel.Kernel):
             setattr(self, name, self._observed(getattr(_kernel.Kernel, name), name))
 
     def _observed(self, real: Callable[..., object], name: str) -> Callable[..., object]:
-        bound = real if name not in ("fchown", "create") else real.__get__(self)  # type: ignore[attr-defined]
+        bound = real if name != "create" else real.__get__(self)  # type: ignore[attr-defined]
 
         def call(*args: object) -> object:
             result = bound(*args)

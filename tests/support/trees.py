@@ -154,14 +154,14 @@ class Before(_kernel.Kernel):
 
     def __init__(self, name: str, at: int, work: Callable[[], object], every: bool = False) -> None:
         count = 0
-        real = getattr(_kernel.Kernel, name)
+        real = getattr(super(), name)
 
         def call(*args: object) -> object:
             nonlocal count
             count += 1
             if count == at or every:
                 work()
-            return real(self, *args)
+            return real(*args)
 
         setattr(self, name, call)
 
