@@ -16,6 +16,7 @@ from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._staging.destinations import UNTOUCHED
+from atomik._staging.observe import parse_digest
 from atomik._system import kernel
 
 TYPE_CHECKING = False
@@ -140,10 +141,14 @@ class Applier:
 
     def _put(
         self, path: str, pieces: Iterator[bytes] | Sequence[bytes], mode: int | None, expect: str | None, *,
-        overwrite: bool = True,
+        overwrite: bool = True, read: bool = False,
     ) -> None:  # fmt: skip
+        """Stage the content; `read`: what `expect` says was read just now, wherever an earlier change takes it from."""
         digest = sha256()
-        with self.tx.file(path, "wb", overwrite, permissions=mode, expect=expect) as f:
+        with self.tx.file(path, "wb", overwrite, permissions=mode, expect=None if read else expect) as f:
+            item = self.tx._intake.items[-1]
+            if read and expect is not None and item.expected_at is not None:  # else this change set wrote it
+                item.expectation = parse_digest(expect)
             for piece in pieces:
                 digest.update(piece)
                 f.write(piece)
@@ -154,7 +159,8 @@ class Applier:
         expect_content: str | None = None,
     ) -> None:  # fmt: skip
         full = self._place(path, change, source=True)
-        data, staged = self._content(self._workspace.locate(full, folder=False, parents=False))
+        place = self._workspace.locate(full, folder=False, parents=False)
+        data = self._content(place)
         seen = f"sha256:{sha256(data).hexdigest()}"
         if expect_content not in (None, "any", seen) and expect_content.lower() != seen:
             _conflict(
@@ -165,11 +171,11 @@ class Applier:
             text = f"'old' occurs {found} times, not {count} times; read the file again, or correct 'old' and 'count'"
             _conflict(full, text, count, found)
         self._place(path, change)
-        # The commit requires that the file is still what was read, unless an earlier change staged it.
-        self._put(full, (data.replace(old, new),), None, None if staged else seen)
+        # The commit requires that the file is still what was read, also one that an earlier change moves here.
+        self._put(full, (data.replace(old, new),), None, seen, read=True)
 
-    def _content(self, place: Place) -> tuple[bytes, bool]:
-        """The content of a regular file as the changes so far leave it, and whether one of them put it there."""
+    def _content(self, place: Place) -> bytes:
+        """The content of a regular file as the changes so far leave it."""
         path, leaves = str(place), self._workspace.destinations.leaves(place)
         if leaves is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "an earlier change removes it", path)
@@ -182,7 +188,8 @@ class Applier:
                     path,
                 )
             with self.tx.open(path, "rb") as staged:
-                return staged.read(), True
+                content: bytes = staged.read()
+                return content
         with kernel.typed("cannot read the file", path):
             found = place.status()
             if found is not None and not kernel.is_file(found.mode):
@@ -190,7 +197,7 @@ class Applier:
                 errors.fail(errors.WrongKindError, errno.EINVAL, text, path)
             fd = kernel.port.open(place.name, _READ, place.fd)
             with open(fd, "rb") as f:
-                return f.read(), False
+                return f.read()
 
     def _remove(self, change: Change, path: tuple[str, ...], expect_content: str | None = None) -> None:
         self._place(path, change, source=True)

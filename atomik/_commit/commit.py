@@ -443,7 +443,7 @@ class Commit:
             expect = item.expectation
             if expect is not None and not isinstance(expect, str) and not expect.absent and not item.unchanged:
                 displaced = self._displaced_places() if displaced is None else displaced
-                self._check_displaced(item, expect, displaced.get(item.place))
+                self._check_displaced(item, expect, displaced.get(item.expected_at or item.place))
 
     def _publish_alone(self, item: Item) -> None:
         """One step, and the last writer wins: where the destination came or went in between, plan again."""

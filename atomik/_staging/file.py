@@ -125,9 +125,9 @@ class StagedFile(Item):
         """Modes "a" and "r+" begin with a copy of what is there."""
         from .observe import look_at
 
-        start = self.start()
-        if self.options.expect is None and not self.follows:  # lines that others wrote in the meantime must not be lost
-            self.expectation = look_at(self.place, digest=False)
+        start, at = self.start(), self.expected_at
+        if self.options.expect is None and at is not None:  # lines that others wrote in the meantime must not be lost
+            self.expectation = look_at(at, digest=False)
         found = None if start is None else start.status()
         if start is None or found is None:
             if mode == "a":

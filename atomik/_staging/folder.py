@@ -105,14 +105,14 @@ class StagedFolder(Item):
 
         from .observe import Observation, look_at
 
-        start = self.start()
+        start, at = self.start(), self.expected_at
         # What others changed in the meantime must not be lost.
-        expected = self.options.expect is None and not self.follows
+        expected = self.options.expect is None and at is not None
         if start is not None and start.stat() is None:
             start = None
         if start is None or self.no_content:  # with names that are not copied, the clone does not see all
-            if expected:
-                self.expectation = look_at(self.place, digest=False)
+            if expected and at is not None:
+                self.expectation = look_at(at, digest=False)
             if start is None:
                 return  # start empty
         source = start.open()

@@ -311,6 +311,14 @@ class Item:
             return self.place
         return self.displaces.slot_to_read() if isinstance(self.displaces, Item) else self.displaces
 
+    @property
+    def expected_at(self) -> Place | None:
+        """The name at which what it must find exists until the commit: its destination, or the one from which an earlier
+        operation takes it there; None for what the transaction itself staged."""
+        if not self.follows:
+            return self.place
+        return None if isinstance(self.displaces, Item) else self.displaces
+
     # --- the destination -----------------------------------------------------------------------------------------
     def step_kind(self) -> str:
         """The kind of object, as `Step` knows it; "" where it is not known yet."""
@@ -419,11 +427,20 @@ class Item:
         """
         self.refuse_companions()
         if self.follows and self.place in found:
+            self._refuse_changed_start()
             self._finish_following()
         else:
             found[self.place] = self._find_destination(alone=alone)
         if self.backup is not None:
             self.find_backup(found)
+
+    def _refuse_changed_start(self) -> None:
+        """What an earlier operation leaves there, and this one started from, must still be what it was."""
+        at, expect = self.expected_at, self.expectation
+        if at is not None and expect is not None and not isinstance(expect, str):
+            why = expect._mismatch(at)
+            if why is not None:
+                self.conflict(f"what it started from, at {str(at)!r}, is not what was read: {why}", at)
 
     def find_backup(self, found: dict[Place, Found | None]) -> None:
         """Add what exists at the name for the previous version."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import atomik
+from atomik import errors
 from atomik._api.apply import Applier
 from atomik._api.changeset import ChangeSetError, parse
+from tests.support.kernels import Acting, installed
 from tests.support.state import left_in
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +192,44 @@ def test_a_change_between_reading_and_the_commit_is_a_conflict(folder: Path) -> 
     with pytest.raises(atomik.errors.ConflictError):
         tx.commit()
     assert Path("x").read_text() == "theirs, a"
+
+
+@pytest.mark.parametrize("at_last", [False, True])
+@pytest.mark.parametrize("moves", [["b"], ["b", "c"], ["a/b"]], ids="-".join)
+def test_a_change_of_what_an_earlier_change_moves_is_a_conflict(
+    folder: Path, moves: list[str], *, at_last: bool
+) -> None:
+    """The replacement expects what it read, wherever that is until the commit; their version is kept where it was."""
+    Path("x").write_text("a")
+    names = ["x", *moves]
+    changes = [{"op": "move", "from": source, "to": to} for source, to in pairwise(names)]
+    changes += [{"op": "replace", "path": moves[-1], "old": old, "new": new} for old, new in ("ab", "bc")]
+    tx = atomik.transaction()
+    Applier(tx, ".").stage(parse(json.dumps({"changes": changes}).encode()))
+    kernel = Acting("rename", lambda _: Path("x").write_text("theirs, a"), when=lambda _: kernel.acted == 0)
+    if not at_last:
+        Path("x").write_text("theirs, a")
+    with installed(kernel) if at_last else contextlib.nullcontext(), pytest.raises(errors.ConflictError) as caught:
+        tx.commit()
+    assert "its content is sha256:" in str(caught.value)
+    assert os.listdir() == ["x"]
+    assert Path("x").read_text() == "theirs, a"
+
+
+def test_what_is_written_and_moved_and_replaced(folder: Path) -> None:
+    """What the change set itself wrote is nobody else's, and so is a copy."""
+    Path("x").write_text("a")
+    apply([
+        {"op": "write", "path": "new", "text": "a"},
+        {"op": "move", "from": "new", "to": "moved"},
+        {"op": "replace", "path": "moved", "old": "a", "new": "b"},
+        {"op": "copy", "from": "x", "to": "copy"},
+        {"op": "replace", "path": "copy", "old": "a", "new": "b"},
+        {"op": "move", "from": "x", "to": "y"},
+        {"op": "replace", "path": "y", "old": "a", "new": "b"},
+        {"op": "replace", "path": "y", "old": "b", "new": "c"},
+    ])  # fmt: skip
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"moved": "b", "copy": "b", "y": "c"}
 
 
 def test_overwriting(folder: Path) -> None:

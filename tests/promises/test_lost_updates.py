@@ -166,6 +166,61 @@ def test_an_append_that_created(folder: Path) -> None:
     assert Path("log").read_text() == "quick\n"
 
 
+#: how something gets to the name "new" before an operation starts from it
+BEFORE: dict[str, Callable[[atomik.Transaction], object]] = {
+    "move": lambda tx: tx.move("old", "new"),
+    "moves": lambda tx: (tx.move("old", "between"), tx.move("between", "new")),
+    "exchange": lambda tx: (
+        (Path("new").mkdir() if Path("old").is_dir() else Path("new").touch()) or tx.exchange("old", "new")
+    ),
+    "backup": lambda tx: (tx.folder if Path("old").is_dir() else tx.file)("old", backup="new"),
+}
+
+
+@pytest.mark.parametrize("at_last", [False, True])
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("output", ["folder", "append", "change"])
+def test_what_an_earlier_operation_puts_there(folder: Path, output: str, before: str, *, at_last: bool) -> None:
+    """An output that starts from it is checked against the name at which it is until the commit."""
+    if output == "folder":
+        Path("old").mkdir()
+    theirs = Path("old/page" if output == "folder" else "old")
+    theirs.write_text("v1")
+    time.sleep(0.02)  # a tick of the clock
+    tx = atomik.transaction(overwrite=True)
+    BEFORE[before](tx)
+    if output == "folder":
+        (tx.folder("new", copy=True) / "page").write_text("ours")
+    else:
+        tx.file("new", "a" if output == "append" else "r+").write("ours")
+    kernel = Acting("rename", lambda _: theirs.write_text("theirs"), when=lambda _: kernel.acted == 0)
+    if not at_last:
+        theirs.write_text("theirs")
+    with installed(kernel) if at_last else contextlib.nullcontext(), pytest.raises(errors.ConflictError) as caught:
+        tx.commit()
+    assert caught.value.filename == str(folder / "new")
+    assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("output", ["folder", "append"])
+def test_what_an_earlier_operation_puts_there_and_nobody_changed(folder: Path, output: str, before: str) -> None:
+    """Then both count."""
+    if output == "folder":
+        Path("old").mkdir()
+    Path("old/page" if output == "folder" else "old").write_text("v1")
+    with atomik.transaction(overwrite=True) as tx:
+        BEFORE[before](tx)
+        if output == "folder":
+            (tx.folder("new", copy=True) / "other").write_text("ours")
+        else:
+            tx.file("new", "a").write("ours")
+    if output == "folder":
+        assert sorted(os.listdir("new")) == ["other", "page"]
+    else:
+        assert Path("new").read_text() == "v1ours"
+
+
 @pytest.mark.parametrize("output", ["folder", "append", "update in place"])
 def test_the_last_writer_may_win(folder: Path, output: str) -> None:
     """``expect="any"`` says that the change is not wanted."""
