@@ -30,7 +30,7 @@ KEPT = "-kept"
 PRIVATE_FOLDER, JOURNAL, SLOT, TWIN, KEPT_ORIGINAL = "private folder", "journal", "slot", "twin", "kept original"
 RESUMABLE, PINNED = "resumable", "pinned"
 
-#: So many bytes of the destination's name are part of a resumable output's.
+#: How many bytes of the destination's name are part of the name of a resumable output's private folder.
 _SHOWN = 80
 
 _HEX = "0123456789abcdef"
@@ -95,7 +95,7 @@ def is_txid(text: str) -> bool:
 def is_servers(name: str) -> bool:
     """Whether libfuse or the NFS client has made the name, for something that was deleted while it was open, or just after.
 
-    libfuse may forget to delete it when it is closed at the same time.  In a private folder it was one of ours."""
+    libfuse may forget to delete it when it is closed at the same time.  In a private folder such a file was ours."""
     for prefix, digits in ((".fuse_hidden", 16), (".nfs", 24)):
         if name.startswith(prefix) and len(name) == len(prefix) + digits:
             return not name[len(prefix) :].strip(_HEX)

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class Counting:
-    """Turns "so many more" into "so many so far", of a total that is known only at the end.
+    """Adds up the counts of what is newly done, for a phase whose total is known only at the end.
 
-    It reports a count when the next one comes, so that the last count is reported once, with the total.
+    It reports a sum when the next count comes, so that the last sum is reported once, with the total.
     """
 
     def __init__(self, progress: Progress, phase: str) -> None:
@@ -31,7 +31,7 @@ class Counting:
         self._done += count
 
     def finish(self) -> None:
-        """That was all of it."""
+        """Report the last sum, which is the total."""
         if self._done:
             self._progress(self._phase, self._done, self._done)
 

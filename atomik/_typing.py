@@ -1,8 +1,8 @@
 """What classes and functions need of `typing` while the program runs, without loading it.
 
 `typing` and what it loads (`re`, above all) took a fifth of the processor time from ``import atomik`` to the end of the first
-`file()`, and nothing there needs them.  Type checkers read the real names; they know ``TYPE_CHECKING = False`` as well,
-which all modules say instead of importing it.
+`file()`, and nothing there needs them.  Type checkers read the real names.  They also understand ``TYPE_CHECKING = False``,
+which every module uses instead of importing the name.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def rename(
     :param flag: `Flag.RENAME_NOREPLACE`, `Flag.RENAME` (replace, as rename(2)) or `Flag.RENAME_EXCHANGE`.
     :param int src_dir_fd: the descriptor of an open folder.
     :param int dst_dir_fd: the descriptor of an open folder.
-    :param replace: the same for programs of the package renameat2: true is `Flag.RENAME`, false `Flag.RENAME_NOREPLACE`.
+    :param replace: for programs written for the package renameat2: true is `Flag.RENAME`, false `Flag.RENAME_NOREPLACE`.
     :param whiteout: leave a whiteout of an overlay at `src` (RENAME_WHITEOUT; needs CAP_MKNOD).
     :raises atomik.errors.InvalidDestinationError: a NUL in a name, or a name that is too long.
     :raises atomik.errors.FileAlreadyExistsError: `dst` exists (EEXIST, or ENOTEMPTY for a folder).

@@ -2,8 +2,9 @@
 
 * `shortcuts`: `file`, `folder`, `path` … and the `output` that they return; each is a `transaction` with one output.
 * `transaction`: staging goes to `_staging.intake`, the end to `_commit.commit`.  `in_worker`: the same for ``async with``.
-* `probe`, by its `trials` and the rules in `promises`; `snapshot`; `swap`; `run_in` and its `private_layer`; `apply`.
+* `probe`, by its `trials` and the rules in `promises`; `snapshot`; `swap`; `run_in` and its `private_layer`; `apply`, whose
+  input `changeset` parses.
 
-Paths and options go in; file objects, paths and receipts come out, and errors of `atomik.errors`.  Nothing here touches a
-name: outputs do that while they are staged, and the commit when they are published.
+Paths and options go in; file objects, paths and receipts come out, and errors of `atomik.errors`.  Destinations are changed
+only by commits.
 """

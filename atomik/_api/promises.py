@@ -156,8 +156,10 @@ _PROMISED = frozenset(
 
 
 def _p10(can: Capabilities, trials: Trials) -> Promise:
-    reason = "" if can.syncfs or can.volatile else "no events for changes on other machines, or below"
-    return _answer("P10", "watchers hear last that a name is complete", _first(trials, "be heard"), reason=reason)
+    reason = "" if can.syncfs or can.volatile else "no events for changes on other machines, or in the filesystem below"
+    return _answer(
+        "P10", "the last event of a name says that it is complete", _first(trials, "be heard"), reason=reason
+    )
 
 
 _RULES = (_p1, _p2, _p3, _p4, _p5, _p6, _p7, _p8, _p9, _p10)

@@ -223,7 +223,7 @@ def _roll_back(fresh: Callable[[], Directory]) -> str:
             tx.file(at.child("b"), "wb").write(b"new")
     except _StopError:
         return _expect(at, "a", b"old") or _expect(at, "b", b"old")
-    return "a failing program was not heard"
+    return "an exception in the middle of the commit did not stop it"
 
 
 def _recover(fresh: Callable[[], Directory]) -> str:

@@ -5,5 +5,5 @@
 * `machinery`: what only a commit with a journal needs.  `later`: displaced folders are deleted by a thread.
 
 Items go in, and what was published comes out, or an exception with everything as it was.  No user code runs under the locks
-but the progress function.
+except the progress function and listeners of the log.
 """

@@ -72,8 +72,8 @@ def plan(
 ) -> list[Step]:
     """The steps that do what the operations ask for, in order; `found` has what exists at each of their names.
 
-    `separate`: each has a name of its own, and none brings what exists to another name.  Who knows that may say so, and give
-    an iterator: very many operations need not exist at the same time.
+    `separate`: each has a name of its own, and none brings what exists to another name.  A caller that knows this may pass an
+    iterator, so that very many operations need not exist at the same time.
 
     Raises `Refusal`.
     """

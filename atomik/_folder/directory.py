@@ -70,7 +70,7 @@ class Directory:
         self.fs = _filesystem.of(fd, found)
 
     def __del__(self) -> None:
-        """The net under an interrupt: a descriptor that is lost would keep its lock."""
+        """After an interrupt: a descriptor that is lost would keep its lock."""
         try:
             if self.fd >= 0:
                 self._abandon()
@@ -86,12 +86,12 @@ class Directory:
 
     @classmethod
     def open(cls, path: str, dir_fd: int | None = None, *, follow: bool = True) -> Directory:
-        """Open the folder at `path` (see `_resolve`); with `dir_fd` and not `follow`, a single name below it that must
+        """Open the folder at `path` (see `resolve`); with `dir_fd` and without `follow`, a single name below it that must
         be a real folder.
 
-        A relative path starts at the working folder, however one gets there: the folders above it may be closed, and
-        its path longer than the kernel takes.  Read permission is needed, because fsync and flock want a readable
-        descriptor (EBADF on O_PATH).
+        A relative path starts at the working folder itself: the folders above that may not be searchable, and its absolute
+        path may be too long for the kernel.  Read permission is needed, because fsync and flock want a readable descriptor
+        (EBADF on O_PATH).
         """
         if dir_fd is not None:
             return cls._held(path, kernel.port.open, path, _OPEN if follow else _OPEN | os.O_NOFOLLOW, dir_fd)
@@ -176,7 +176,7 @@ class Directory:
         return self.path + name if self.path[-1:] == "/" else f"{self.path}/{name}"
 
     def close(self) -> None:
-        """Close the descriptor, which drops its lock; to be repeated after an interrupt, and harmless when repeated."""
+        """Close the descriptor, which drops its lock.  It may be repeated, and must be after an interrupt."""
         fd, guarded = self.fd, forked.guarded
         try:
             # One line each: an interrupt comes before all of it, and nothing is lost, or after all.  In between, the lock
@@ -220,7 +220,8 @@ class Directory:
         return (start < 0 and self._leads_here(self.path, start)) or self._leads_here(relative, start, closed=False)
 
     def _leads_here(self, path: str, start: int, *, closed: bool = True) -> bool:
-        """Whether a path leads to this folder; no, if it is too long, or `closed` and the way to it cannot be searched."""
+        """Whether a path leads to this folder; False if it is too long and, with `closed`, if a folder on it cannot be
+        searched."""
         try:
             now = kernel.port.statx_path(path, start)
         except OSError as exc:

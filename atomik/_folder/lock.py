@@ -64,9 +64,9 @@ GIVE_WAY = 1.0
 #: Seconds for which an earlier ticket may stay unused before another waiter tries the lock.
 PATIENCE = 0.25
 
-#: Seconds between two looks of the first in line, and at most; longer waiting makes for longer pauses.
+#: Seconds between two attempts of the first in line, at the beginning and at most; the longer it waits, the longer it pauses.
 _PAUSE, _LONGEST_PAUSE = 0.0003, 0.02
-#: So many before us are counted.
+#: At most this many waiters before us are counted.
 _COUNTED = 8
 
 #: folder -> tickets before this one are not waited for: their owners did not take the lock when it was free

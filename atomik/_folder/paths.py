@@ -1,4 +1,4 @@
-"""From what a user says to the absolute path of a folder and a name in it; nothing here changes anything."""
+"""From the path that a user passes to the absolute path of a folder and a name in it; nothing here changes anything."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def absolute(path: str | os.PathLike[str], option: str = "path") -> str:
 def followed(path: str) -> str:
     """Where a link at `path` leads in the end, there or not; anything else is left as it is.
 
-    A link of another user is not followed where `_resolve` would not follow it either.
+    A link of another user is not followed where `resolve` would not follow it either.
     """
     with kernel.typed("cannot follow the link", path):
         target, owners = follow(path)
@@ -101,7 +101,7 @@ def split(path: str, *, folder: bool) -> tuple[str, str]:
 
 
 def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
-    """The same for a path with something remarkable in it, or the error for it."""
+    """The same for a path with something unusual in it, or the error for it."""
     if not path:
         errors.fail(
             errors.InvalidDestinationError, errno.ENOENT, "the destination is empty; name a file or folder", path
@@ -124,7 +124,8 @@ def _split_odd(path: str, *, folder: bool) -> tuple[str, str]:
 
 
 def refuse_reserved(name: str, path: str) -> None:
-    """Refuse to make something of one of atomik's names: it would be taken for what it is not, and block its folder."""
+    """Refuse a destination with one of atomik's own names: it would be taken for something of atomik's, and block its
+    folder."""
     if name.startswith(PREFIX):
         text = f"names that begin with {PREFIX!r} are reserved for atomik; choose another"
         errors.fail(errors.InvalidDestinationError, errno.EINVAL, text, path)

@@ -6,8 +6,9 @@ Answers of the kernel that say "there is no such thing here" are listed here onc
 `NO_FLAG`      renameat2(2) has no flags here: EINVAL of FUSE, NFS and ZFS before 2.2, ENOSYS before Linux 3.15 and of
                sandboxes (see `Kernel.rename`), EOPNOTSUPP of some network filesystems
 `NO_TMPFILE`   O_TMPFILE: EOPNOTSUPP; EINVAL, ENOSYS or EISDIR on FUSE and old kernels.  Not ENOENT: the folder is gone
-`is_no_link`   link(2): whatever does not speak of the two names or of space.  EPERM of filesystems without hard links
-               and of fs.protected_hardlinks, EACCES of AppArmor, EIO of rclone, ERANGE of CryFS, EMLINK of a full inode
+`is_no_link`   link(2): every errno that is not about the two names or about space.  EPERM of filesystems without hard
+               links and of fs.protected_hardlinks, EACCES of AppArmor, EIO of rclone, ERANGE of CryFS, EMLINK of an inode
+               with as many links as it can have
 =============  =====================================================================================================
 """
 
@@ -154,7 +155,7 @@ def chmod(path_fd: int, mode: int, path: str) -> None:
         return port.chmod(f"/proc/self/fd/{path_fd}", mode)
     except OSError as exc:
         number = kernel.errno_of(exc)
-        # EPERM of the owner's right is the same on every way; EACCES is AppArmor's, for /proc itself.
+        # EPERM: not the owner, which no other call changes.  EACCES comes from AppArmor, for /proc itself.
         if number == errno.EPERM or number not in kernel.NO_PROC:
             raise
     try:
@@ -179,7 +180,7 @@ def chmod(path_fd: int, mode: int, path: str) -> None:
 
 
 def set_mode(place: Place, mode: int) -> int:
-    """Set the mode of the folder at a place, which need not be readable; the permissions that it had."""
+    """Set the mode of the folder at a place, which need not be readable; returns the permissions that it had."""
     port = kernel.port
     fd = port.open(place.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, place.fd)
     try:
@@ -191,7 +192,7 @@ def set_mode(place: Place, mode: int) -> int:
 
 
 def remove_empty(place: Place) -> bool:
-    """Remove the empty folder that held a place for us; False when it is no empty folder."""
+    """Remove the empty folder that reserved a name for us; False if it is not an empty folder."""
     try:
         kernel.port.rmdir(place.name, place.fd)
     except OSError as exc:

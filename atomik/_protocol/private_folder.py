@@ -148,7 +148,7 @@ class PrivateFolder:
         return self.parent.child(self.name)
 
     def hand_over(self) -> None:
-        """Its transaction is committed; `dissolve` is called later, with a descriptor of the parent for that."""
+        """Its transaction is committed, and `dissolve` will be called later: keep a descriptor of the parent for that."""
         self.parent = self.parent.reopened()
 
     def empty(self, progress: Callable[[int], None] | None = None) -> None:

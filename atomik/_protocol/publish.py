@@ -123,7 +123,7 @@ def _name_at_destination(step: Step) -> None:
 
 
 def _announce_file(step: Step) -> None:
-    """The same for what may be no file: a device is not to be opened."""
+    """The same for what may not be a file: a device must not be opened."""
     there = step.dest.status()
     if there is not None and kernel.is_file(there.mode):
         _announce(step.dest.fd, step.dest.name)
@@ -213,7 +213,7 @@ def _by_links(step: Step) -> None:
 
 
 def _create_by_link(step: Step) -> None:
-    # To see that the name is free needs no identity; to undo it does.
+    # Only undoing it needs an identity that both names share.
     if (step.alone or step.dest.directory.fs.links_are_one is not False) and link(step.slot, step.dest):
         step.method = LINK
         kernel.port.unlink(step.slot.name, step.slot.fd)

@@ -11,7 +11,7 @@ All integers are little-endian.  A payload ends in zeros that make the record a 
 so that one cannot end another's journal.  The intent names each folder by its path below a common ancestor *and* by its
 identity, so that recovery can go from any one of them to the others, wherever the tree is mounted, and notices when a
 path leads elsewhere; and the journal itself by its identity, so that a copy is not taken for a journal.  It may name a
-coordinator: the coordinator (such as a database) that decides the outcome.
+coordinator, such as a database, which decides the outcome.
 
 Version 2, the one that is written, added the coordinator and the exchange of two destinations; version 1 is still read.
 

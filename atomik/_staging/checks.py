@@ -40,8 +40,8 @@ def refuse_other_kind(mode: int, kind: str, path: str) -> None:
 
 
 def refuse_device_link(place: Place, path: str) -> None:
-    """Nor does anything replace a link to a device, or into /proc, as /dev/stdout is: programs that write to it would fill
-    the file that took its place."""
+    """Nothing replaces a link to a device or into /proc, such as /dev/stdout: programs that write to it would fill the file
+    that took its place."""
     try:
         target = kernel.port.readlink(place.name, place.fd)
         device = target.startswith("/proc/") or kernel.is_device(kernel.port.statx_path(place.name, place.fd).mode)

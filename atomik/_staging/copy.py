@@ -74,7 +74,7 @@ class Copy(Item):
         if found is None:
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to copy", full, self.path)
         self._there = kind_of(found.mode)
-        #: what the logs that hold changes for the source are called behind its name
+        #: what follows the source's name in the names of the logs that hold changes for it
         self._logs = [
             log.removeprefix(source.name)
             for log in (companions.logs(source.fd, source.name, sure=True) if self._there == "file" else ())
@@ -87,7 +87,7 @@ class Copy(Item):
             errors.fail(errors.NestedDestinationError, errno.EINVAL, text, full, self.path)
 
     def open(self, source: Place, staged: StagedFolder | None) -> None:
-        """Make the copy in a slot; `staged` is what the source is the slot of, if that is a folder."""
+        """Make the copy in a slot; `staged` is the folder that was staged at the source, if the source is its slot."""
         from atomik._tree.clone import copy_entry
 
         assert self.owner is not None

@@ -75,7 +75,8 @@ class Destinations:
             self._register(*first)
 
     def forget(self) -> None:
-        """The transaction is over: what leads from here to the items, and from them back, would wait for the collector."""
+        """The transaction is over: without the references from here to the items there is no cycle, and all of it is freed at
+        once."""
         self._first, self._taken = None, Destinations._taken
 
     def last(self, place: Place) -> Entry | None:
@@ -99,8 +100,8 @@ class Destinations:
         return place if entry is None else entry.origin
 
     def register(self, place: Place, new: Item | Entry) -> None:
-        """Take an operation in, or refuse it: nested, or on a second filesystem.  An item that displaces no folder at its own
-        destination says itself what it leaves there: one object less for each of very many."""
+        """Accept an operation, or refuse it: nested, or on a second filesystem.  An item that displaces no folder at its own
+        destination is kept without an `Entry`, which saves one object for each of very many."""
         if self._first is None and self._taken is Destinations._taken:
             self._first = place, new
             return
@@ -119,7 +120,7 @@ class Destinations:
         taken[1][name] = new
 
     def _admit(self, place: Place, entry: Entry) -> tuple[Directory, dict[str, Item | Entry]]:
-        """The names that are taken in the folder, once nothing speaks against one more."""
+        """Check whether one more name may be taken in the folder; returns the names that are taken there."""
         directory = place.directory
         path = entry.item.path if place == entry.item.place else str(place)
         if directory.place_key not in self._taken:

@@ -1,4 +1,4 @@
-"""`Transaction.exchange`: two names change what exists at them, in one step."""
+"""`Transaction.exchange`: what exists at two names changes places, in one step."""
 
 from __future__ import annotations
 

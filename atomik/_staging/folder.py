@@ -64,7 +64,7 @@ class StagedFolder(Item):
     __slots__ = ()
 
     kind = "folder"
-    #: names in the folder that are no content
+    #: names in the folder that do not count as content
     no_content: Collection[str] = ()
 
     def open(self, base: str | None, copy: bool, progress: Counting | None = None) -> str:

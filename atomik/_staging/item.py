@@ -61,7 +61,7 @@ class ItemState(Enum):
     DISCARDED = "discarded"
 
 
-_new = tuple.__new__  # at half the price of calling the class
+_new = tuple.__new__  # in half the time of calling the class
 
 #: As names of the module: before Python 3.12, to look a member up in its class is a call.
 OPEN, SEALED, DONE, DISCARDED = ItemState
@@ -122,7 +122,8 @@ def kind_of(mode: int) -> str:
 class Item:
     """One operation of a transaction.
 
-    ``path`` is the destination, absolute; ``kind`` one of "file", "folder", "path", "symlink", "removal", "move";
+    ``path`` is the destination, absolute; ``kind`` one of "file", "folder", "path", "symlink", "removal", "move", "copy",
+    "exchange", "expectation";
     ``order`` decides when it is swapped (lower first, then as staged); ``state`` is an `ItemState`.
     """
 

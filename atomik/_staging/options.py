@@ -1,4 +1,4 @@
-"""What a caller may say about an output, and what became of it once checked."""
+"""The options of an output: as a caller passes them, and as they are after the check."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from atomik._protocol.resumable import Resumable, Settle
 
 
-_new = tuple.__new__  # at half the price of calling the class
+_new = tuple.__new__  # in half the time of calling the class
 
 
 class Workspace:

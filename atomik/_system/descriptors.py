@@ -84,7 +84,8 @@ def _refuse(soft: int, hard: int, path: str) -> NoReturn:
 
 
 def let_go(fd: int) -> None:
-    """The descriptor is closed; after the last one that needed it the limit is what it was, if nobody else changed it."""
+    """Call it when the descriptor is closed.  After the last one that needed the higher limit, the old limit is restored,
+    unless someone else changed it."""
     global _before, low  # noqa: PLW0603
     _high.discard(fd)
     if _high or _before is None:

@@ -28,7 +28,7 @@ def guard(fd: int) -> None:
 
 
 def release(fd: int) -> None:
-    """It does no more."""
+    """The descriptor holds no lock any more."""
     guarded.pop(fd, None)
 
 

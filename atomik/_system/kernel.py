@@ -105,10 +105,10 @@ _NO_FD = 0x7FFFFFFF
 
 
 def sandboxed(call: str) -> str | None:
-    """Whether a sandbox (or the kernel's age) keeps this process from making a system call at all, as opposed to an
-    answer about one file: the words for an error; None when the call arrives.
+    """Why a sandbox, or the kernel's age, keeps this process from making a system call at all, in words for an error; None
+    if the call reaches the kernel, so that its answer is about the file.
 
-    The call is made with a descriptor that is not open; `_HARMLESS` has those that are known.
+    The call is made with a descriptor that is not open; `_HARMLESS` has the calls that can be tried.
     """
     c = libc()
     try:
@@ -171,7 +171,7 @@ _NEEDED = (
 
 @functools.cache
 def refused_calls() -> str:
-    """Which call that everything needs is refused by a sandbox: the words for an error, "" if none."""
+    """Which of the calls that everything needs is refused by a sandbox, in words for an error; "" if none is."""
     return next((why for call in _NEEDED if (why := sandboxed(call))), "")
 
 
@@ -378,8 +378,8 @@ class Kernel:
 
     def write_back(self, fd: int) -> None:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE_AND_WAIT: the content was given to the device, and an error of writeback
-        is reported.  It may still be in the device's cache, and what is needed to find it only in memory: durable it is
-        behind the next sync that forces the filesystem's log, and only on filesystems where that is known
+        is reported.  It may still be in the device's cache, and the metadata needed to find it may be only in memory.  It is
+        durable after the next sync that forces the filesystem's log, on filesystems where that is known
         (`Filesystem.one_log`).  WB_SYNC_ALL since Linux 5.2."""
         if libc().write_back(fd) < 0:
             _raise((), "sync_file_range")
@@ -388,9 +388,9 @@ class Kernel:
     flock = staticmethod(fcntl.flock)
 
     def announce_writer(self, fd: int, ticket: int) -> None:
-        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on one byte of an open folder, which delays nobody, has nothing
-        to do with flock(2) and goes with the descriptor: a sign for those who ask with `writer_is_waiting` or `earlier`.
-        The byte is the `ticket`, a moment; 0 takes the sign away."""
+        """fcntl(2), F_OFD_SETLK (Linux 3.15): a read lock on one byte of an open folder.  It delays nobody, is independent
+        of flock(2), and ends with the descriptor; `writer_is_waiting` and `earlier` see it.  The byte's offset is the
+        `ticket`, a moment in time; 0 removes the lock."""
         kind, length = (fcntl.F_RDLCK, 1) if ticket else (fcntl.F_UNLCK, 0)
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, int(ticket), length, 0))
 
@@ -411,8 +411,8 @@ class Kernel:
         return None if kind == fcntl.F_UNLCK else at
 
     def pin(self, fd: int) -> None:
-        """fcntl(2), F_OFD_SETLK: a read lock on an open folder that says "this version is being read"; it delays nobody,
-        and goes with the last copy of the descriptor."""
+        """fcntl(2), F_OFD_SETLK: a read lock on an open folder that says "this version is being read".  It delays nobody, and
+        ends with the last copy of the descriptor."""
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, _PINNED, 1, 0))
 
     def is_pinned(self, fd: int) -> bool:
@@ -759,7 +759,7 @@ def close_all(fds: list[int]) -> None:
 
 
 def told(path: str, size: int = 64) -> bytes:
-    """What a small file of /proc or /sys says; nothing where it cannot be opened."""
+    """The content of a small file in /proc or /sys; empty if it cannot be opened."""
     try:
         fd = port.open(path, os.O_RDONLY)
     except OSError as exc:

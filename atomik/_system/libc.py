@@ -51,7 +51,7 @@ errno = ctypes.get_errno
 def _bind(*names: str) -> Callable[..., int]:
     """The first of the C functions that there is, or syscall(2) in its place.
 
-    Arguments are not declared, because ctypes converts declared ones at twice the price of the call.  So the callers pass
+    Argument types are not declared, because converting declared ones would double the time of a call.  So the callers pass
     what C takes as it is: int for int, bytes for names, and pointers made by `ctypes.byref`.
     """
     for name in names:
@@ -101,7 +101,8 @@ def _buffer(size: int, second: int = 0) -> _Buffer:
     return memory, first, other
 
 
-#: Buffers that no call is using: the kernel writes, without the lock of the interpreter, where nobody else may read.
+#: Buffers that no call is using.  The kernel writes into them while the interpreter's lock is released, so no two calls may
+#: share one.
 _statuses: list[_Buffer] = []
 _handles: list[_Buffer] = []
 
@@ -144,11 +145,11 @@ class Status(NamedTuple):
 _STATX = struct.Struct("=I4xQIIIH2xQ88x8xIIQ")
 _unpack_status = _STATX.unpack_from
 _STATX_SIZE = 256
-# Not the times: when those of a file have been asked for, Linux (6.13) gives it an exact time at its next change, and every
-# later change on the machine a later one.  Where a filesystem is in an image file, that makes the image's inode change with
-# every write to it, and each sync a twelfth dearer (ext4 in a loop device).
+# Not the times: once a program has asked for the times of a file, Linux (6.13) gives it an exact time at its next change, and
+# later changes on the machine must get later times.  If a filesystem is in an image file, the image's inode then changes with
+# every write to it, which makes each sync about 8 % slower (ext4 in a loop device).
 _WANTED = STATX_IDENTITY | STATX_MNT_ID | STATX_MNT_ID_UNIQUE
-_new = tuple.__new__  # at half the price of calling the class
+_new = tuple.__new__  # in half the time of calling the class
 
 
 def statx(fd: int, name: bytes, flags: int) -> Status | None:
@@ -205,8 +206,8 @@ def handle(fd: int, name: bytes, flags: int) -> bytes | None:
 
 
 def mount_of(fd: int, name: bytes, flags: int) -> int | None:
-    """The mount id of name_to_handle_at(2), which it tells even where the handle is too long (EOVERFLOW); None where it
-    does not."""
+    """The mount id of name_to_handle_at(2), which it returns even where the handle is too long (EOVERFLOW); None if it does
+    not."""
     memory, at, mount_id = _buffer(_HANDLE_SIZE + 4, _HANDLE_SIZE)
     _BYTES.pack_into(memory, 0, MAX_HANDLE)
     _BYTES.pack_into(memory, _HANDLE_SIZE, _NO_MOUNT)

@@ -62,7 +62,7 @@ def clone(
 
     `seen` is told what there was, as it was before it was copied.
 
-    With `share` the copy gets the same files, as hard links, where the kernel allows it: it is to take the original's place.
+    With `share` the copy gets the same files, as hard links, where the kernel allows it: it will take the original's place.
     """
     _refuse_mounts(src)
     source, target = TreeWalk(src, "copy"), TreeWalk(dst, "copy", loosen=True)
@@ -389,7 +389,7 @@ class _Clone:
 
 
 def _set_times(found: os.stat_result, call: Callable[..., None], target: int | str, *above: int) -> None:
-    """The times of the original, but where a sandbox refuses utimensat(2) to everybody: there a copy has its own."""
+    """Set the times of the original; where a sandbox refuses utimensat(2) altogether, the copy keeps its own."""
     try:
         call(target, (found.st_atime_ns, found.st_mtime_ns), *above)
     except OSError as exc:

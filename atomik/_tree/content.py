@@ -31,7 +31,7 @@ def copy_content(src_fd: int, dst_fd: int) -> None:
 
 
 class Copier:
-    """Which ways are open between two filesystems."""
+    """Copies content, and remembers which methods do not work between two filesystems."""
 
     def __init__(self) -> None:
         self.reflink = self.ranges = True

@@ -17,7 +17,7 @@ tree                                                  ext4                    xf
 40,000 files in 200 folders, just mounted, busy disk  3.0   3.0   2.7   1.8   4.8   3.5   3.3   2.5   4.9   4.3   2.6   2.6
 ====================================================  ======================  ======================  ======================
 
-Whoever does not want to wait for a disk says ``cleanup="later"`` (`_commit.later`), which is worth more.
+To avoid the wait, pass ``cleanup="later"`` (`_commit.later`), which saves more than threads.
 
 ``progress`` is called with the number of objects deleted since the last call.
 """
@@ -48,8 +48,8 @@ RESCANS = 16
 
 
 def delete_tree(place: Place, progress: Progress | None = None, *, known: bytes | None = None) -> None:
-    """Remove what is at `place`, file or folder tree; with `known`, a tree only if its top has this identity, for
-    in a folder that others may write to another can take its place at any moment.
+    """Remove what is at `place`, file or folder tree; with `known`, a tree only if its top has this identity, because
+    in a folder that others may write to, another tree can take its place at any moment.
 
     Folders that their owner may not read, search or write are given these permissions first.  A mount in the tree is
     looked for before anything is deleted; one that appears later stops the deletion, with its content untouched.

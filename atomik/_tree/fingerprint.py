@@ -74,7 +74,7 @@ class Recorder:
         self.folders: dict[str, bytes] = {}
 
     def entry(self, name: str, found: os.stat_result) -> bytes:
-        """What an entry counts for that is no folder."""
+        """The bytes that stand for an entry that is not a folder."""
         return _entry(name, found, self.inodes)
 
     def folder(
@@ -94,7 +94,7 @@ class Recorder:
 
 
 def _entry(name: str, found: os.stat_result | None, inodes: bool) -> bytes:
-    """What an entry of a folder counts for; of a folder only the name does, because the rest is in its own value."""
+    """The bytes that stand for an entry; for a folder only its name, because the rest is in its own value."""
     if found is None:
         return os.fsencode(name) + b"/\0"
     inode = found.st_ino if inodes else 0

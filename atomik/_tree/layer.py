@@ -14,8 +14,8 @@ file with the attribute ``whiteout``.  An *opaque* folder hides what the lower l
 folder of the lower layer shows through instead: the folder was renamed.  ``origin`` names the file that was copied up.
 
 Of a folder that both layers have, only what the program changed in it is a change, and the folder itself is one only if its
-mode, owner or attributes are.  It then is to be published as a whole, with a copy of what shows through: there is no step
-that changes the attributes of a folder that stays, because none could be undone by a rename.
+mode, owner or attributes are.  It is then published as a whole, with a copy of what shows through: no step changes the
+attributes of a folder that stays, because that could not be undone by a rename.
 
 Nothing here touches the lower layer.
 """

@@ -174,7 +174,7 @@ class _Work:
             raise interrupt
 
     def failure(self) -> tuple[int, OSError] | None:
-        """The first."""
+        """The first failure of a sync; any other exception is raised."""
         for number, exc in self.failed:
             if number >= 0 and isinstance(exc, OSError):
                 return number, exc

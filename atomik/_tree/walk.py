@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from atomik._folder.directory import Directory
 
-#: How many levels are held open, by each `TreeWalk`: a copy has two, and a program may have 256 descriptors for all it does.
-#: Going back above them costs three calls a level, which ordinary trees are not deep enough for: 5,000 files 16 levels
-#: deep are copied and deleted in the same time with 12 as with 32.
+#: How many levels each `TreeWalk` holds open: a copy has two walks, and a program may be limited to 256 descriptors.
+#: Going back up beyond them costs three calls for each level, but few trees are that deep: 5,000 files 16 levels deep are
+#: copied and deleted in the same time with 12 as with 32.
 HELD = 12
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW

@@ -1,5 +1,5 @@
-"""The command ``atomik``: `commands` reads the command line, `run` writes outputs, `signals` ends them cleanly, `report` and
-`progress` print.
+"""The command ``atomik``: `commands` reads the command line, `run`, `run_in` and `apply` do the work, `signals` ends them
+cleanly, `report` and `progress` print.
 
 `main` claims the standard descriptors before anything else is imported.  A list of arguments goes in and an exit
 code comes out; nothing here is for use by other code.

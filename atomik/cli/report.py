@@ -1,8 +1,8 @@
 """What the command line prints: results and errors, for people or (``--json``) for machines.
 
 Results go to standard output (``run``: JSON on standard error, because standard output is the program's), messages to
-standard error.  A message that cannot be written is not worth failing for.  A result is: `UnheardError`, which says
-nothing about the work itself, because that is done by then.
+standard error.  A message that cannot be written is no reason to fail.  A result that cannot be written is: `UnheardError`
+is raised, which says nothing about the work itself, because that is done by then.
 
 Names are written as the bytes they are, whatever the locale; in messages, which are one line each, control characters
 are escaped.
