@@ -217,7 +217,7 @@ class Commit:
         if self.steps:
             if self._needs_journal:
                 self._write_journal()
-            else:  # one output, with an expectation that was met by what is not there
+            else:  # one step that needs no journal, such as that of backup= without a previous version
                 self.steps[0].alone = False
         for slot, beside in self._moved:  # now that a journal records it, because nothing else would
             rename(slot, beside, 0)
