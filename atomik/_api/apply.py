@@ -15,6 +15,8 @@ from hashlib import sha256
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
+from atomik._folder.resolve import real
+from atomik._staging import companions
 from atomik._staging.destinations import UNTOUCHED
 from atomik._staging.observe import parse_digest
 from atomik._system import kernel
@@ -45,12 +47,18 @@ class Applier:
         #: destination → the change that staged it last, and the SHA-256 of what it wrote
         self.changes: dict[str, Change] = {}
         self.digests: dict[str, str] = {}
+        #: destination → the change that copied a file to it, and what the logs of that are called if it is a database
+        self._half: dict[str, tuple[Change, list[str]]] = {}
 
     def stage(self, changes: Sequence[Change]) -> None:
         """Stage all of them; an error names the change, and leaves the transaction to be aborted."""
         for change in changes:
             with naming(change):
                 getattr(self, f"_{change.op}")(change, **change.fields)
+        for path, (change, logs) in self._half.items():
+            with naming(change):
+                place = self._workspace.locate(path, folder=False, parents=False)
+                companions.refuse_half_copy(logs, place, self._workspace, path)
 
     def as_dict(self, receipt: Receipt) -> dict[str, Any]:
         """The receipt for JSON: each destination once, with the index of the last change and the digest of what it wrote."""
@@ -84,6 +92,7 @@ class Applier:
         if not source:
             self.changes[path] = change
             self.digests.pop(path, None)
+            self._half.pop(path, None)
         return path
 
     def _enter(self, place: Place, *, make: bool) -> Directory:
@@ -127,6 +136,7 @@ class Applier:
         if data is None:
             assert source is not None
             with _reading(source) as fd:
+                self._half[full] = change, _logs_of(source)
                 self._put(full, _pieces(fd, source), mode, expect, overwrite=overwrite)
         else:
             self._put(full, (data,), mode, expect, overwrite=overwrite)
@@ -233,6 +243,12 @@ def _reading(path: str) -> Iterator[int]:
         yield fd
     finally:
         kernel.port.close(fd)
+
+
+def _logs_of(path: str) -> list[str]:
+    whole = real(path)
+    with Directory.open(os.path.dirname(whole)) as above:
+        return companions.log_suffixes(Place(above, os.path.basename(whole)))
 
 
 def _pieces(fd: int, path: str) -> Iterator[bytes]:

@@ -101,11 +101,21 @@ def refuse_left_log(source: Place, workspace: Workspace, path: str) -> None:
             _refuse(text, source.directory.child(log), path)
 
 
+def log_suffixes(source: Place) -> list[str]:
+    """What follows a database's name in the names of the logs that hold changes for it."""
+    return [log.removeprefix(source.name) for log in logs(source.fd, source.name, sure=True)]
+
+
 def refuse_half_copy(suffixes: Sequence[str], place: Place, workspace: Workspace, path: str) -> None:
     """Refuse the copy of a database whose log was not copied with it; asked at the commit, as above."""
     for suffix in suffixes:
         if workspace.destinations.leaves(Place(place.directory, place.name + suffix)) == UNTOUCHED:
-            _refuse("a log next to the source has changes for this database, which the copy would lack", path)
+            refuse_copy(path)
+
+
+def refuse_copy(*paths: str) -> NoReturn:
+    """Refuse to copy a database without its log."""
+    _refuse("a log next to the source has changes for this database, which the copy would lack", *paths)
 
 
 def _untouched(place: Place, log: str, workspace: Workspace) -> bool:

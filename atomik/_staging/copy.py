@@ -75,10 +75,7 @@ class Copy(Item):
             errors.fail(errors.MissingPathError, errno.ENOENT, "there is nothing to copy", full, self.path)
         self._there = kind_of(found.mode)
         #: what follows the source's name in the names of the logs that hold changes for it
-        self._logs = [
-            log.removeprefix(source.name)
-            for log in (companions.logs(source.fd, source.name, sure=True) if self._there == "file" else ())
-        ]
+        self._logs = companions.log_suffixes(source) if self._there == "file" else []
         if self._there != "folder" and self.path.endswith("/"):
             text = "only the name of a folder may end with a slash; remove the slash"
             errors.fail(errors.InvalidDestinationError, errno.EISDIR, text, self.path)

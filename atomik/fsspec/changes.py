@@ -28,6 +28,7 @@ import stat
 from atomik import errors
 from atomik._api.shortcuts import transaction
 from atomik._folder.place import Place
+from atomik._staging import companions
 from atomik._system import kernel
 from atomik.flags import State
 
@@ -51,6 +52,8 @@ class Changes:
         self._tx: Transaction | None = None
         #: paths whose writing failed, with the reason
         self.failed: dict[str, str] = {}
+        #: copies of databases, each with what the logs are called behind its name without which it would lack changes
+        self._databases: dict[str, list[str]] = {}
         self._ground: tuple[int, int, str] | None = None
 
     @property
@@ -109,6 +112,7 @@ class Changes:
                 _delete(place)
                 errors.fail(errors.FileAlreadyExistsError, errno.EEXIST, "it already exists", path)
             self.failed.pop(path, None)
+            self._databases.pop(path, None)
             above = self.view.at_or_above(os.path.dirname(path))
             if above is not None:
                 self._own(above)
@@ -163,9 +167,24 @@ class Changes:
             ) is None:
                 self._move_real(source, target, source if change is None else change.where or source)
                 return
+            left = self._databases.pop(source, None) or logs_of(self.view.where(source, follow=False))
             place = self._take(source, target)
             self.remove(source)
             self.put(target, place)
+            self.copied(target, left)
+
+    def copied(self, path: str, logs: list[str]) -> None:
+        """A database was copied to `path`: by the commit, its logs must be as well."""
+        if logs:
+            self._databases[self.view.resolve(path)] = logs
+
+    def _refuse_half_copies(self) -> None:
+        for path, logs in self._databases.items():
+            for log in (path + suffix for suffix in logs):
+                key = self.view.at_or_above(log)
+                changed = key == log or (key is not None and self.view.stat(log, follow=False) is not None)
+                if not changed and self.view.stat(path) is not None:
+                    companions.refuse_copy(path)
 
     def _move_real(self, source: str, target: str, origin: str) -> None:
         self._detach(source)
@@ -253,6 +272,7 @@ class Changes:
                         f"cannot commit without {path!r}: {reason}; write it again, remove it, or leave by an exception"
                     )
                     raise errors.TransactionStateError(text)
+                self._refuse_half_copies()
                 origins = {change.where for change in self._changes.values() if change.moved}
                 for path, change in self._changes.items():
                     if change.where is not None:
@@ -291,6 +311,16 @@ def _delete(place: str | None) -> None:
 
 def _is_folder(path: str) -> bool:
     return os.path.isdir(path) and not os.path.islink(path)
+
+
+def logs_of(path: str | None) -> list[str]:
+    """What the logs of a database are called behind its name: those that hold changes which a copy of it would lack."""
+    if path is None or _is_folder(path):
+        return []
+    from atomik._folder.directory import Directory
+
+    with Directory.open(os.path.dirname(path)) as above:
+        return companions.log_suffixes(Place(above, os.path.basename(path)))
 
 
 def copy(source: str, target: str) -> None:

@@ -25,6 +25,9 @@ fsspec's local filesystem does.
 
 Storage options: ``auto_mkdir=False``, ``durable=True`` (see `atomik.transaction`), ``lock_timeout=60.0``.
 
+A database is not copied or moved without its log (SQLite's ``-wal`` and ``-journal``): that is a `ConflictError`, outside a
+transaction at once, inside one unless the log is copied as well.
+
 Limits: `link`, `symlink`, `mkdir`, `chmod` outside a transaction are the plain system calls.  An instance, and so its
 transaction, belongs to the process and the thread that asked fsspec for it; hand the instance itself to other threads.
 No other process can take part in a transaction, so an instance cannot be pickled while one is open.
@@ -46,10 +49,12 @@ from fsspec.utils import isfilelike, stringify_path
 from atomik import errors
 from atomik import transaction as begin
 from atomik._api.shortcuts import file
+from atomik._folder.resolve import real
 from atomik._hidden_names import PREFIX
+from atomik._staging import companions
 from atomik._system import kernel
 
-from .changes import Changes, copy
+from .changes import Changes, copy, logs_of
 from .transaction import AtomikTransaction
 from .writers import TextWriter, Writer
 
@@ -331,8 +336,13 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
             return
         from atomik._tree.content import copy_content
 
+        logs, changes = logs_of(real(source)), self._changes
+        if logs and changes is None:
+            companions.refuse_copy(source, self._strip_protocol(path))
         with open(source, "rb") as reader, self.open(path, "wb") as writer:
             copy_content(reader.fileno(), writer.fileno())
+        if changes is not None:
+            changes.copied(self._strip_protocol(path), logs)
 
     def get_file(self, path1: Any, path2: Any, callback: Any = None, **keywords: Any) -> None:  # noqa: ARG002
         """As of the local filesystem; `path2` is a path outside any transaction, and is written plainly."""
@@ -432,6 +442,8 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
 
     def _move_across(self, source: str, target: str) -> None:
         """To another filesystem: the copy appears in one step, and then the original is removed in one step."""
+        if logs_of(source):
+            companions.refuse_copy(source, target)
         with begin(overwrite=True, durable=self.durable, lock_timeout=self.lock_timeout) as tx:
             copy(source, str(tx.path(target)))
         self._remove([source], recursive=True)

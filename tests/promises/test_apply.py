@@ -252,6 +252,25 @@ def test_overwriting(folder: Path) -> None:
     assert (Path("a").read_text(), Path("b").read_text(), Path("l").is_symlink()) == ("a", "a", False)
 
 
+def test_a_database_is_written_with_its_log(folder: Path) -> None:
+    """From a file elsewhere, as by a copy; the log may come before or after it."""
+    Path("root").mkdir()
+    content = {"data": b"SQLite format 3\0, and so on", "data-wal": b"\x37\x7f\x06\x82, and so on"}
+    for name, each in content.items():
+        Path(name).write_bytes(each)
+    os.symlink("data", "link")
+    changes = [{"op": "write", "path": name, "from": str(folder / name)} for name in content]
+    for first in (changes[0], {**changes[0], "from": str(folder / "link")}):
+        with pytest.raises(errors.ConflictError, match=r"changes\[0\] \(write\): a log next to the source"):
+            apply([first], "root")
+        assert os.listdir("root") == []
+    for both in (changes, changes[::-1]):
+        apply(both, "root")
+        assert {name: Path("root", name).read_bytes() for name in os.listdir("root")} == content
+        shutil.rmtree("root")
+        Path("root").mkdir()
+
+
 @pytest.mark.sweep
 def test_killed_at_every_call(folder: Path) -> None:
     """After the recovery all changes are there, or none."""

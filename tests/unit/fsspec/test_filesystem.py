@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pickle
@@ -728,3 +729,98 @@ def test_instances(folder: Path) -> None:
     found.pipe(paths, b"x")
     assert Path("a/b").read_bytes() == b"x"
     assert not Path(fsspec.__file__).is_relative_to(Path(atomik.__file__).parent)
+
+
+# --- databases -------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def database(folder: Path) -> dict[str, bytes]:
+    """One whose last changes are in its log; the names say nothing."""
+    content = {"data": b"SQLite format 3\0, and so on", "data-wal": b"\x37\x7f\x06\x82, and so on"}
+    for name, each in content.items():
+        Path(name).write_bytes(each)
+    return content
+
+
+def _cp(fs: Any, source: str, target: str) -> None:
+    fs.cp(source, target)
+
+
+def _cp_link(fs: Any, source: str, target: str) -> None:
+    os.makedirs("elsewhere")
+    Path(f"elsewhere/{source}").symlink_to(f"../{source}")
+    fs.cp(f"elsewhere/{source}", target)
+
+
+def _cp_folder(fs: Any, source: str, target: str) -> None:
+    fs.makedirs("d", exist_ok=True)
+    fs.cp(source, "d")
+
+
+def _put(fs: Any, source: str, target: str) -> None:
+    fs.put(source, target)
+
+
+def _mv(fs: Any, source: str, target: str) -> None:
+    fs.mv(source, target)
+
+
+def _mv_into_what_is_staged(fs: Any, source: str, target: str) -> None:
+    fs.makedirs("d", exist_ok=True)
+    fs.mv(source, f"d/{source}")
+
+
+def _mv_and_on(fs: Any, source: str, target: str) -> None:
+    _mv_into_what_is_staged(fs, source, target)
+    fs.mv(f"d/{source}", target)
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("work", [_cp, _cp_link, _cp_folder, _put, _mv, _mv_into_what_is_staged, _mv_and_on])
+def test_a_database_is_not_parted_from_its_log(
+    database: dict[str, bytes], fs: Any, work: Callable[[Any, str, str], None], *, within: bool
+) -> None:
+    """The copy would lack its last changes: a conflict, and everything is as it was."""
+    with (
+        pytest.raises(atomik.errors.ConflictError, match="log"),
+        fs.transaction if within else contextlib.nullcontext(),
+    ):
+        work(fs, "data", "copy")
+    assert {name: Path(name).read_bytes() for name in os.listdir() if name.startswith("data")} == database
+    assert not any((*Path().rglob("copy"), *Path().rglob("d/data")))
+
+
+@pytest.mark.parametrize("order", [("", "-wal"), ("-wal", "")])
+@pytest.mark.parametrize("work", [_cp, _put, _mv, _mv_into_what_is_staged, _mv_and_on])
+def test_a_database_goes_with_its_log(
+    database: dict[str, bytes], fs: Any, work: Callable[[Any, str, str], None], order: tuple[str, str]
+) -> None:
+    """In one transaction, in any order."""
+    with fs.transaction:
+        for suffix in order:
+            work(fs, f"data{suffix}", f"copy{suffix}")
+    found = {path.name: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    copied = {name.replace("data", "copy"): content for name, content in database.items()}
+    assert found == (database | copied if work in (_cp, _put) else database if "staged" in work.__name__ else copied)
+
+
+def test_a_folder_is_copied_with_its_databases(database: dict[str, bytes], fs: Any) -> None:
+    """In a transaction, where all of it is there at once."""
+    os.mkdir("old")
+    for name in database:
+        os.rename(name, f"old/{name}")
+    with pytest.raises(atomik.errors.ConflictError):
+        fs.cp("old", "new", recursive=True)
+    shutil.rmtree("new")
+    with fs.transaction:
+        fs.cp("old", "new", recursive=True)
+    assert {name: Path("new", name).read_bytes() for name in os.listdir("new")} == database
+
+
+def test_a_copy_of_a_database_that_is_replaced_or_removed_again(database: dict[str, bytes], fs: Any) -> None:
+    """Then it lacks nothing."""
+    with fs.transaction:
+        fs.cp("data", "copy")
+        fs.pipe_file("copy", b"no database")
+        fs.cp("data", "other")
+        fs.rm("other")
+    assert sorted(os.listdir()) == ["copy", "data", "data-wal"]
