@@ -8,13 +8,15 @@ off for another.
 
 from __future__ import annotations
 
+import functools
 import os
-import weakref
 
 from atomik._system import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from weakref import WeakValueDictionary
+
     from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
@@ -78,8 +80,12 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
-#: the same where ids are given to another mount later: while a folder is open, its mount keeps its id
-_open: weakref.WeakValueDictionary[tuple[int, int], Filesystem] = weakref.WeakValueDictionary()
+@functools.cache
+def _open() -> WeakValueDictionary[tuple[int, int], Filesystem]:
+    """The same where ids are given to another mount later: while a folder is open, its mount keeps its id."""
+    from weakref import WeakValueDictionary
+
+    return WeakValueDictionary()
 
 
 def of(fd: int, status: Status) -> Filesystem:
@@ -87,9 +93,9 @@ def of(fd: int, status: Status) -> Filesystem:
     (Linux 6.8), else for as long as a folder is open there."""
     if not status.unique_mount:
         key = (status.mount, status.dev)
-        found = _open.get(key)
+        found = _open().get(key)
         if found is None:
-            found = _open[key] = _ask(fd)
+            found = _open()[key] = _ask(fd)
         return found
     found = _remembered.get(status.mount)
     if found is None:
@@ -172,5 +178,5 @@ def _waits_for_all_pages(release: str = os.uname().release) -> bool:
 def forget() -> None:
     """Forget all mounts (tests)."""
     _remembered.clear()
-    _open.clear()
+    _open.cache_clear()
     kernel.refused_calls.cache_clear()

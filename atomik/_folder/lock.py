@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import time
 from _thread import get_ident
@@ -75,6 +74,8 @@ _passed_over: dict[tuple[int, int, int], int] = {}
 while_waiting: dict[int, Callable[[], None]] = {}
 _FOLDERS = 256
 
+_NEVER = float("inf")
+
 
 def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLOCK_MONOTONIC) -> float:
     """Seconds of the clock of all deadlines, which test tools do not patch."""
@@ -83,7 +84,7 @@ def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLO
 
 def deadline_of(timeout: float | None) -> float:
     """The moment at which `timeout` seconds are over; never, for None."""
-    return math.inf if timeout is None else now() + timeout
+    return _NEVER if timeout is None else now() + timeout
 
 
 def try_lock(self: Lockable, *, shared: bool = False) -> bool:

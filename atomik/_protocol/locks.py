@@ -15,12 +15,15 @@ owner, or to one that locks in another way; recovering it takes locks of its own
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
 
 from atomik._folder.directory import Directory
 from atomik._folder.lock import deadline_of
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 _key = operator.attrgetter("key")
 
