@@ -527,7 +527,7 @@ class Commit:
             item.conflict(f"not what was expected: {why} at the last moment", place)
 
     def _explained(self, action: Callable[[Step], None], step: Step) -> None:
-        """Do it.  If somebody else's object came to a name at the last moment, and an expectation was about that name, say
+        """Do it.  If someone else's object came to a name at the last moment, and an expectation was about that name, say
         what differs."""
         try:
             action(step)

@@ -89,7 +89,7 @@ def _open() -> WeakValueDictionary[tuple[int, int], Filesystem]:
 
 
 def of(fd: int, status: Status) -> Filesystem:
-    """The filesystem of an open folder, remembered by the id of its mount: for ever where that is never given to another
+    """The filesystem of an open folder, remembered by the id of its mount: forever where that is never given to another
     (Linux 6.8), else for as long as a folder is open there."""
     if not status.unique_mount:
         key = (status.mount, status.dev)

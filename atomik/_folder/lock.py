@@ -125,7 +125,7 @@ def unlock(self: Lockable) -> None:
 
 def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *, shared: bool = False) -> None:
     """Take the folder's lock within `timeout` seconds, or before `deadline` when several folders share the time; None
-    waits for ever.
+    waits forever.
 
     Raises `LockTimeoutError`: ETIMEDOUT if another holder kept it all the time, EDEADLK at once if this thread holds it.
     """

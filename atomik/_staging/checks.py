@@ -95,7 +95,7 @@ def _find_mount(place: Place) -> str | None:
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:
-    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
+    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay forever."""
     if directory.append_only:
         text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
         errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; remove the flag, or write elsewhere", path)

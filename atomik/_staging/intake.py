@@ -69,7 +69,7 @@ class Intake:
 
     #: why nothing more can be staged; "" while it can
     closed = ""
-    #: the tree as the items so far leave it, once somebody has asked
+    #: the tree as the items so far leave it, once someone has asked
     view: Staged | None = None
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:

@@ -113,7 +113,7 @@ _mode.__name__ = "octal mode"
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not value >= 0:  # NaN neither: it would wait for ever
+    if not value >= 0:  # NaN neither: it would wait forever
         raise ValueError
     return value
 
