@@ -9,7 +9,7 @@
     unlock_all(parents)
 
 Locks are taken in one global order, by (st_dev, st_ino) (I8).  A journal that is found under the locks belongs to a dead
-owner, or to one that locks in another way; recovering it takes locks of its own, so ours are released first.
+owner, or to one that uses other locks; recovering it takes locks of its own, so ours are released first.
 """
 
 from __future__ import annotations

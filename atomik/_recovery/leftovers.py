@@ -180,7 +180,7 @@ def _make_last(private_folder: Directory, directory: Directory) -> None:
         try:
             return kernel.port.syncfs(private_folder.fd)
         except OSError as exc:
-            if kernel.errno_of(exc) != errno.ENOSYS:  # which is how a sandbox's no reads
+            if kernel.errno_of(exc) != errno.ENOSYS:  # a sandbox refuses it
                 raise
     private_folder.sync()
     directory.sync()

@@ -144,7 +144,7 @@ def refuse_backup(place: Place, *, folder: bool) -> NoReturn:
 
 
 def backup_name(name: str, place: Place, path: str) -> str:
-    """The name under which the previous version of `place` is to stay, refused if it cannot be one."""
+    """The name that the previous version of `place` will get; refused if it cannot be one."""
     from atomik._folder.paths import split
     from atomik._folder.resolve import real
 

@@ -730,7 +730,7 @@ def errno_of(exc: OSError) -> int | None:
 
 
 def is_failure(exc: OSError) -> bool:
-    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13), nor for what
+    """Whether something failed, as the kernel or atomik says; False for what a signal handler raised (I13), and for what
     a function of the program did, also if that calls atomik."""
     return errno_of(exc) is not None or (isinstance(exc, AtomikError) and not _is_of_the_program(exc))
 
