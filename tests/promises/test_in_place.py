@@ -6,7 +6,6 @@ import asyncio
 import os
 import stat
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from tests.support.kernels import Acting, installed
 from tests.support.lab import mounts as lab
 from tests.support.lab.mounting import attached
 from tests.support.lab.need import need
-from tests.support.state import left_in, tree
+from tests.support.state import eventually, left_in, tree
 from tests.support.trees import mounts
 from tests.support.users import as_user, root
 
@@ -168,7 +167,7 @@ def test_a_folder_that_was_moved_meanwhile(public: Path) -> None:
 
 
 def test_names_of_atomiks_are_no_content(public: Path) -> None:
-    """Names of atomik's that are in the folder stay; those in the new version are refused."""
+    """Neither ours in the folder, which stay, nor such ones in the new version, which are refused."""
     with (
         pytest.raises(errors.InvalidDestinationError, match="belongs to atomik"),
         atomik.folder(public, overwrite=True, in_place=True, durable=False) as new,
@@ -443,10 +442,7 @@ def test_deleting_later(public: Path) -> None:
     publish(public, NEW, cleanup="later")
     assert seen(public) == NEW
     publish(public, OLD)
-    deadline = time.monotonic() + 20
-    while left_in(public) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not left_in(public)
+    assert eventually(lambda: not left_in(public))
 
 
 def test_a_killed_commit_is_undone(public: Path) -> None:

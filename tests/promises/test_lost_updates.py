@@ -1,10 +1,9 @@
-"""What started from a copy, or expects what was observed, never silently loses someone else's change."""
+"""What started from a copy, or expects what was observed, never takes somebody else's change away in silence."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import pytest
 import atomik
 from atomik import errors
 from tests.support.kernels import ALL, Acting, installed
-from tests.support.state import left_in
+from tests.support.state import left_in, tick
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +23,7 @@ def site() -> None:
     Path("site/news").mkdir(parents=True)
     Path("site/news/page").write_text("v1")
     Path("site/index").symlink_to("news/page")
-    time.sleep(0.02)  # a tick of the clock
+    tick(Path.cwd())
 
 
 def same_size_and_times() -> None:
@@ -186,7 +185,7 @@ def test_what_an_earlier_operation_puts_there(folder: Path, output: str, before:
         Path("old").mkdir()
     theirs = Path("old/page" if output == "folder" else "old")
     theirs.write_text("v1")
-    time.sleep(0.02)  # a tick of the clock
+    tick(Path.cwd())
     tx = atomik.transaction(overwrite=True)
     BEFORE[before](tx)
     if output == "folder":
@@ -241,7 +240,7 @@ def test_the_last_writer_may_win(folder: Path, output: str) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("mode", ["a", "w"])
 def test_what_comes_where_nothing_was(folder: Path, mode: str) -> None:
-    """Someone else creates the file between any two calls: it is started from, a conflict, or too late; never lost."""
+    """Somebody else creates the file between any two calls: it is started from, a conflict, or too late; never lost."""
     at, came = 0, True
     options: Any = {"expect": atomik.observe("log")} if mode == "w" else {}
     while came:

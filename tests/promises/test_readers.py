@@ -101,5 +101,5 @@ def test_who_publishes_into_what_he_reads_is_told_at_once(
     started = time.monotonic()
     with atomik.reading(folder if lock == "parent" else place), pytest.raises(errors.LockTimeoutError):
         publish(place, "second")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert (place / PARTS[0]).read_text() == "first"

@@ -26,7 +26,7 @@ from atomik import errors
 from atomik._api.run_in import refuse_where_impossible
 from tests.support.lab.mounting import attached
 from tests.support.seccomp import needs_seccomp, refuse
-from tests.support.state import NOBODY, in_child, left_in
+from tests.support.state import NOBODY, eventually, in_child, left_in
 from tests.support.trees import mounts
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def test_a_program_that_is_not_there(here: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         atomik.run_in(here / "F", ["false"], check=True)
     with pytest.raises(subprocess.TimeoutExpired):
-        atomik.run_in(here / "F", ["sleep", "9"], timeout=0.1)
+        atomik.run_in(here / "F", ["sleep", "99"], timeout=0.1)
     assert os.listdir(here) == ["F"]
 
 
@@ -300,11 +300,11 @@ def test_a_stranger_sees_whole_states_only(here: Path) -> None:
         for version in range(1, 6):
             script = f'for name in *; do rm "$name"; sleep 0.002; echo {version} > "$name"; done'
             in_child(lambda script=script: atomik.run_in(here / "F", ["sh", "-ec", script], cwd=here / "F", check=True))
+            assert eventually(lambda version=version: f"{version}\n" in seen or wrong)
     finally:
         stop.set()
         reader.join()
     assert wrong == []
-    assert len(seen) > 2
 
 
 def killed(command: list[str], folder: Path, seconds: float) -> None:
@@ -314,9 +314,7 @@ def killed(command: list[str], folder: Path, seconds: float) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(ours.pid, signal.SIGKILL)
     ours.wait()
-    deadline = time.monotonic() + 30
-    while _runs(ours.pid) and time.monotonic() < deadline:  # one that is dying holds its locks a moment longer
-        time.sleep(0.005)
+    assert eventually(lambda: not _runs(ours.pid))  # one that is dying holds its locks a moment longer
 
 
 def _runs(group: int) -> bool:
@@ -336,7 +334,7 @@ def test_killed_at_any_moment(here: Path) -> None:
     (here / "F/a").unlink()
     for name in names:
         (here / "F" / name).write_text("0\n")
-    chosen, seen = random.Random(7), set()
+    chosen = random.Random(7)
     started = time.monotonic()
     command = [*COMMAND, "run", "--in", str(here / "F"), "--", "sh", "-c", script]
     subprocess.run([*command, "0"], cwd=here / "F", env=ENVIRONMENT, check=True)
@@ -345,10 +343,8 @@ def test_killed_at_any_moment(here: Path) -> None:
         killed([*command, str(version)], here / "F", chosen.uniform(0.2, 1.6) * whole)
         found = {(here / "F" / name).read_text() for name in names}
         assert len(found) == 1
-        seen |= found
         atomik.recover(here)
         assert os.listdir(here) == ["F"]
-    assert len(seen) > 1, "no run came to its end"
 
 
 # --- other people's changes ------------------------------------------------------------------------------------------
@@ -387,7 +383,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_their_change_is_kept(here: Path, change: str) -> None:
-    """What someone else changed in the folder in the meantime is a ConflictError, and their version is there afterwards."""
+    """What somebody else changed in the folder in the meantime is a ConflictError, and their version is there afterwards."""
     theirs: dict[str, Any] = {}
 
     def do() -> None:
@@ -401,7 +397,7 @@ def test_their_change_is_kept(here: Path, change: str) -> None:
 
 
 def test_the_last_writer_wins_if_asked(here: Path) -> None:
-    """With `overwrite_changes` the result replaces what someone else changed."""
+    """With `overwrite_changes` the result replaces what somebody else changed."""
     write = lambda: (here / "F/a").write_text("theirs")  # noqa: E731
     found = meanwhile(here, "echo mine > b", write, overwrite_changes=True)
     assert found.receipt is not None
@@ -415,7 +411,7 @@ LEAVING = "(trap '' TERM; sleep {seconds}; echo late > late) > /dev/null 2>&1 & 
 def test_background_refused(here: Path) -> None:
     """By default nothing is published while a process of the program's is alive; the error names it."""
     with pytest.raises(errors.StillRunningError, match=r"sleep|sh") as caught:
-        atomik.run_in(here / "F", ["sh", "-c", "echo new > a;" + LEAVING.format(seconds=30)], cwd=here / "F")
+        atomik.run_in(here / "F", ["sh", "-c", "echo new > a;" + LEAVING.format(seconds=120)], cwd=here / "F")
     assert caught.value.pids
     assert ((here / "F/a").read_text(), os.listdir(here)) == ("old", ["F"])
     for pid in caught.value.pids:
@@ -449,7 +445,7 @@ def test_background_killed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.sweep
 def test_a_daemon_that_hides_is_found_by_the_command(here: Path) -> None:
     """A process in another mount namespace, or one that may not be inspected, is still a descendant of ``atomik run``."""
-    script = "import os, time, ctypes\nif os.fork(): os._exit(0)\nctypes.CDLL(None).unshare(0x20000)\ntime.sleep(2)"
+    script = "import os, time, ctypes\nif os.fork(): os._exit(0)\nctypes.CDLL(None).unshare(0x20000)\ntime.sleep(8)"
     if os.geteuid():
         script = script.replace("unshare(0x20000)", "prctl(4, 0, 0, 0, 0)")
     done = subprocess.run(

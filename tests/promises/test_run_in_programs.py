@@ -35,7 +35,7 @@ def python(code: str) -> list[str]:
 @both
 def test_a_daemon(here: Path, changes_only: bool) -> None:
     """A process that the program leaves behind is refused, waited for, or ended; it cannot change what is published later."""
-    script = "setsid sh -c 'sleep 0.3; echo late > a; sleep 60' > /dev/null 2>&1 & echo new > b"
+    script = "setsid sh -c 'sleep 60; echo late > a' > /dev/null 2>&1 & echo new > b"
     options: Any = {"cwd": here / "F", "changes_only": changes_only}
     with pytest.raises(errors.StillRunningError) as caught:
         atomik.run_in(here / "F", ["sh", "-c", script], **options)
@@ -70,7 +70,7 @@ def test_it_changes_its_working_folder(run: Callable[..., Any], open_folder: Pat
 @both
 @pytest.mark.parametrize("script", ["rmdir F", "mv F G", "rm -rf F", "mv F/a F/b; ln -s F G; rm -rf G/ F"])
 def test_the_folder_itself_stays(here: Path, script: str, changes_only: bool) -> None:
-    """It can be neither removed nor renamed; a program that tries fails, and nothing happens to the folder."""
+    """It can neither be removed nor renamed; a program that tries fails, and nothing has happened to the folder."""
     done = atomik.run_in(
         here / "F", ["sh", "-c", script], cwd=here, stderr=subprocess.DEVNULL, changes_only=changes_only
     )

@@ -14,7 +14,7 @@ import pytest
 
 import atomik
 from tests.crash.deaths import every_death
-from tests.support.state import NOBODY, in_child, left_in
+from tests.support.state import NOBODY, eventually, in_child, left_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +44,8 @@ def publisher(request: pytest.FixtureRequest, open_folder: Path) -> Iterator[sub
     """A program that replaces ``ds`` every 10 ms, or as fast as it can."""
     environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
     arguments = [str(open_folder / "ds"), request.param, str(open_folder / "number")]
-    os.umask(0o022)
-    program = subprocess.Popen(
-        [sys.executable, "-c", PUBLISHER, *arguments], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    command = [sys.executable, "-c", PUBLISHER, *arguments]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, umask=0o022)
     assert program.stdout is not None
     with program.stdout:
         assert program.stdout.readline() == "publishes\n"
@@ -58,49 +56,56 @@ def publisher(request: pytest.FixtureRequest, open_folder: Path) -> Iterator[sub
 
 
 def read_slowly(folder: Path, seconds: float) -> tuple[set[str], int]:
-    """What the files say, read one by one over this many seconds; and how many there were."""
+    """What the files say, read one by one in so many seconds, and for as long as it takes the publisher to go on; and how
+    many there were."""
+    number = folder / "number"
     with atomik.snapshot(folder / "ds") as path:
-        found = []
+        before, found = int(number.read_text()), []
         for each in range(FILES):
             found.append((path / str(each)).read_text())
             time.sleep(seconds / FILES)
+        assert eventually(lambda: int(number.read_text()) > before + 1), "the publisher waited for the reader"
+        found.append((path / "0").read_text())
         names = os.listdir(path)
     return set(found), len(names)
 
 
 @pytest.mark.parametrize("who", [None, pytest.param(NOBODY, marks=pytest.mark.root)], ids=["same user", "other user"])
 def test_a_reader_that_takes_a_second(publisher: subprocess.Popen[str], open_folder: Path, who: int | None) -> None:
-    """It sees one version; the publisher goes on all the time, and keeps only what is being read."""
+    """It sees one version; the publisher goes on all the time, and keeps no more than is read."""
     if who is not None and os.geteuid():
         pytest.skip("needs root to become another user")
     open_folder.chmod(0o755)
     for _ in range(3):
-        before = int((open_folder / "number").read_text())
         if who is None:
             versions, names = read_slowly(open_folder, 1.0)
         else:
             versions, names = in_child(read_slowly, open_folder, 1.0, become=who)
         assert (len(versions), names) == (1, FILES), "two versions, or one that was being deleted"
-        assert int((open_folder / "number").read_text()) > before + 1, "the publisher waited for the reader"
     _only_one_is_left(publisher, open_folder)
 
 
 def _only_one_is_left(publisher: subprocess.Popen[str], folder: Path) -> None:
     """When the readers have ended, so have the versions that they read."""
-    deadline = time.monotonic() + 10
-    while any(name.endswith("-pinned") for name in os.listdir(folder)):
-        assert time.monotonic() < deadline, "the publisher does not delete what nobody reads any more"
-        time.sleep(0.05)
+    gone = eventually(lambda: not any(name.endswith("-pinned") for name in os.listdir(folder)))
+    assert gone, "the publisher does not delete what nobody reads any more"
     assert publisher.poll() is None
 
 
 def test_readers_and_publisher_are_killed(publisher: subprocess.Popen[str], open_folder: Path) -> None:
     """A killed reader keeps nothing; a killed publisher deletes nothing that is read."""
+    ready, tell = os.pipe()
     reader = os.fork()
     if not reader:
-        with atomik.snapshot(open_folder / "ds"):
-            signal.pause()
-    time.sleep(0.2)
+        try:
+            with atomik.snapshot(open_folder / "ds"):
+                os.write(tell, b"x")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    assert os.read(ready, 1) == b"x"
+    os.close(ready)
     os.kill(reader, signal.SIGKILL)
     os.waitpid(reader, 0)
     _only_one_is_left(publisher, open_folder)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import atomik
 from tests.filesystems.grounds import Lacking, forgetful, no_flags, no_tmpfile
 from tests.support.inotify import watching
 from tests.support.kernels import installed
+from tests.support.state import eventually
 from tests.support.users import NOBODY, as_user, root
 
 if TYPE_CHECKING:
@@ -191,19 +191,10 @@ def _publish_all() -> None:
             tx.file("two").write("2")
 
 
-def _eventually(true: Callable[[], bool], seconds: float = 10) -> bool:
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 @pytest.mark.parametrize("second", ["file", "folder"])
 @pytest.mark.parametrize("first", ["file", "folder"])
 def test_an_exchange(folder: Path, first: str, second: str) -> None:
-    """The last event of a file says that it is there, at either name; of two folders, that of one does."""
+    """A file is heard of last as there, at whichever name; of two folders, one is."""
     for name, kind in (("a", first), ("b", second)):
         (folder / name).touch() if kind == "file" else (folder / name).mkdir()
     with watching(folder) as watch:
@@ -228,16 +219,15 @@ def test_inotifywait(folder: Path) -> None:
             heard.update(line.strip() for line in watcher.stdout)
 
         try:
-            while "Watches established" not in watcher.stderr.readline():
-                pass
+            while "Watches established" not in (said := watcher.stderr.readline()):
+                assert said, "inotifywait has ended"
             listener = threading.Thread(target=listen)
             listener.start()
             _publish_all()
-            time.sleep(0.3)
+            assert eventually(lambda: {"conf", "one", "two"} <= heard), heard
         finally:
             watcher.terminate()
         listener.join()
-    assert {"conf", "one", "two"} <= heard
 
 
 def test_watchdog(folder: Path) -> None:
@@ -260,8 +250,8 @@ def test_watchdog(folder: Path) -> None:
     observer.start()
     try:
         _publish_all()
-        assert _eventually(lambda: all(believed.get(name) for name in ("conf", "one", "two"))), believed
-        time.sleep(0.7)  # it holds moves back for half a second
+        (folder / "last").touch()  # it tells of everything in order
+        assert eventually(lambda: "last" in believed), believed
         assert all(believed[name] for name in ("conf", "one", "two")), believed
     finally:
         observer.stop()
@@ -272,10 +262,9 @@ def test_watchfiles(folder: Path) -> None:
     """watchfiles: the last batch of each name is not just a deletion."""
     watchfiles = pytest.importorskip("watchfiles", reason="needs watchfiles")
     last: dict[str, set[str]] = {}  # what the last batch says of each name; within one there is no order
-    ready, stop = threading.Event(), threading.Event()
+    stop = threading.Event()
 
     def watch() -> None:
-        ready.set()
         for changes in watchfiles.watch(
             folder, stop_event=stop, debounce=50, step=10, rust_timeout=200, yield_on_timeout=True
         ):
@@ -286,12 +275,11 @@ def test_watchfiles(folder: Path) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    ready.wait()
-    time.sleep(0.3)
     try:
+        assert eventually(lambda: (folder / "first").write_text("x") and "first" in last), last  # now it watches
         _publish_all()
-        assert _eventually(lambda: {"conf", "one", "two"} <= last.keys()), last
-        time.sleep(0.5)
+        (folder / "last").touch()  # of what comes in one batch, nothing comes in a later one
+        assert eventually(lambda: {"conf", "one", "two", "last"} <= last.keys()), last
     finally:
         stop.set()
         thread.join()
@@ -323,10 +311,11 @@ def test_lsyncd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source / "first").write_text("x")
     monkeypatch.chdir(source)
     with _lsyncd(source, target, tmp_path):
-        assert _eventually((target / "first").exists), (tmp_path / "log").read_text()
+        assert eventually((target / "first").exists), (tmp_path / "log").read_text()
         _publish_all()
         wanted = ("conf", "one", "two")
-        assert _eventually(lambda: all((target / name).exists() for name in wanted)), (tmp_path / "log").read_text()
+        assert eventually(lambda: all((target / name).exists() for name in wanted)), (tmp_path / "log").read_text()
         _publish_all()
-        time.sleep(1.5)
+        (source / "last").touch()
+        assert eventually((target / "last").exists), (tmp_path / "log").read_text()
         assert all((target / name).exists() for name in wanted), (tmp_path / "log").read_text()

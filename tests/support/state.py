@@ -50,7 +50,7 @@ def left_in(top: Path) -> list[str]:
 
 
 def tree(top: Path | str) -> dict[str, Any]:
-    """What is below `top`, to compare: type, mode, owner and content of everything, except for times and inodes."""
+    """What is below `top`, to compare: type, mode, owner and content of everything, but for times and inodes."""
     found: dict[str, Any] = {}
     for where, folders, files in os.walk(top):
         for name in (*folders, *files):
@@ -144,6 +144,32 @@ def _answers(started: list[tuple[int, int]]) -> list[Any]:
     if failed:
         raise failed[0]
     return answers
+
+
+def eventually(true: Callable[[], object], seconds: float = 60.0) -> bool:
+    """Whether it becomes true: asked again and again, for far longer than a busy machine needs."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def tick(folder: Path) -> None:
+    """Wait until the filesystem's clock has gone on: what changes from now on has another ctime than what is there."""
+    scratch = folder / "tick"
+    scratch.touch()
+    before = scratch.stat().st_ctime_ns
+
+    def ticked() -> bool:
+        scratch.chmod(0o600)
+        return scratch.stat().st_ctime_ns > before
+
+    try:
+        assert eventually(ticked), "the clock of the filesystem stands still"
+    finally:
+        scratch.unlink()
 
 
 class Rounds:

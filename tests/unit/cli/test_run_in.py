@@ -144,9 +144,12 @@ def test_kept_on_failure(site: Path) -> None:
 
 def test_background(site: Path) -> None:
     """``--background wait`` waits for a daemon; without it one is refused, in the words of the command line."""
-    script = "setsid sh -c 'sleep 0.4; echo late > site/a' > /dev/null 2>&1 & :"
+    os.mkfifo("gate")
+    script = "setsid sh -c 'read x < gate; echo late > site/a' > /dev/null 2>&1 & :"
     done = call("--in", "site", "--", "sh", "-c", script)
     assert (done.returncode, (site / "a").read_text()) == (125, "old\n")
+    Path("gate").write_text("go on\n")
+    script = "setsid sh -c 'sleep 0.4; echo late > site/a' > /dev/null 2>&1 & :"
     assert b"pass --background wait or kill" in done.stderr
     assert call("--in", "site", "--background", "wait", "--", "sh", "-c", script).returncode == 0
     assert (site / "a").read_text() == "late\n"
@@ -176,7 +179,8 @@ def test_stopped(site: Path, number: signal.Signals, ending: str) -> None:
 def test_stopped_while_it_waits(site: Path) -> None:
     """A signal while atomik waits for what the program left: nothing is published."""
     os.mkfifo("told")
-    script = "setsid sh -c 'echo half > site/a; echo $$ > told; exec sleep 60' > /dev/null 2>&1 & :"
+    half = "while kill -0 $1; do sleep 0.01; done; echo half > site/a; echo $$ > told; exec sleep 60"
+    script = f"setsid sh -c '{half}' sh $$ > /dev/null 2>&1 & :"
     ours = subprocess.Popen(
         [*COMMAND, "run", "--in", "site", "--background", "wait", "--", "sh", "-c", script], env=ENVIRONMENT,
         stderr=subprocess.PIPE,

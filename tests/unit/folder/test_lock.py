@@ -40,7 +40,7 @@ def pair(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def stranger(folder: Path) -> Iterator[int]:
-    """Someone who has never heard of atomik holds a lock on the folder."""
+    """Somebody who has never heard of atomik holds a lock on the folder."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     yield fd
@@ -71,7 +71,7 @@ def test_no_time_at_all(timeout: float) -> None:
 
 
 def test_no_wait_when_none_is_wanted(folder: Path) -> None:
-    """lock_timeout=0 takes a free lock nevertheless."""
+    """lock_timeout=0 takes a free lock all the same."""
     publish(folder, timeout=0.0)
     assert len(os.listdir(folder)) == 2
 
@@ -319,7 +319,7 @@ def test_another_thread_is_waited_for(two: tuple[Directory, Directory]) -> None:
     time.sleep(0.1)
     assert waiting.is_alive()
     two[0].unlock()
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -381,7 +381,7 @@ def _wait_and_measure(two: tuple[Directory, Directory], shared: bool) -> None:
     waiting.start()
     waiting.join()
     assert failed == [errno.ETIMEDOUT]
-    assert 0.3 <= lock.now() - start < 3
+    assert 0.3 <= lock.now() - start < 60
 
 
 def test_where_every_clock_stands_still_the_sleep_counts(
@@ -400,27 +400,31 @@ def test_where_every_clock_stands_still_the_sleep_counts(
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()
-    waiting.join(10)
+    waiting.join(60)
     assert failed == [errno.ETIMEDOUT]
 
 
 def test_a_greedy_writer_lets_others_have_their_turn(tmp_path: Path) -> None:
     """A process that takes the lock again and again keeps nobody out for long."""
-    directory = Directory.open(str(tmp_path))
+    directory, parent = Directory.open(str(tmp_path)), os.getpid()
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
         greedy = Directory.open(str(tmp_path))
-        while os.getppid() != 1:
+        while os.getppid() == parent:
             greedy.lock(None)
+            os.write(tell, b"x") if tell >= 0 else None
+            tell = -1
             time.sleep(0.002)
             greedy.unlock()
         os._exit(0)
     waited = []
+    os.close(tell)
     try:
-        time.sleep(0.2)
+        assert os.read(ready, 1) == b"x"
         for _ in range(10):
             start = lock.now()
-            directory.lock(20)
+            directory.lock(60)
             waited.append(lock.now() - start)
             directory.unlock()
             time.sleep(0.01)
@@ -428,7 +432,8 @@ def test_a_greedy_writer_lets_others_have_their_turn(tmp_path: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         directory.close()
-    assert max(waited) < 2, waited
+        os.close(ready)
+    assert max(waited) < 30, waited
 
 
 def in_line(path: Path, order: list[str], name: str) -> threading.Thread:
@@ -483,16 +488,18 @@ def waiting_child(path: Path) -> Iterator[int]:
 
 def test_one_that_does_not_take_its_turn_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stopped process, or anybody who may read the folder, holds a writer up for a moment, and only once."""
-    monkeypatch.setattr(lock, "PATIENCE", 0.05)
     directory = Directory.open(str(tmp_path))
     directory.lock(0)
     with waiting_child(tmp_path):
         directory.unlock()
-        for waits in (True, False):
-            start = lock.now()
-            directory.lock(30)
-            assert (lock.now() - start >= 0.05) == waits
-            directory.unlock()
+        monkeypatch.setattr(lock, "PATIENCE", 0.05)
+        start = lock.now()
+        directory.lock(30)
+        assert lock.now() - start >= 0.05
+        directory.unlock()
+        monkeypatch.setattr(lock, "PATIENCE", 60.0)
+        directory.lock(30)  # LockTimeoutError if it waited once more
+        directory.unlock()
     directory.close()
 
 
@@ -518,7 +525,7 @@ def test_without_time_to_wait_nobody_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["announce_writer", "earlier"])
 def test_without_tickets_luck_decides(two: tuple[Directory, Directory], call: str) -> None:
-    """NFS: waiting cannot be announced, and everybody still gets the lock."""
+    """NFS: nobody can be told, and everybody gets the lock all the same."""
     two[0].lock(0)
     with installed(Faulty.every(call, errno.ENOLCK)) as kernel:
         waiting = threading.Thread(target=two[1].lock, args=(30,))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ import pytest
 from atomik import errors
 from atomik._folder.directory import Directory
 from atomik._tree.fingerprint import fingerprint, first_difference
+from tests.support.state import tick
 from tests.support.trees import (
     Before,
     Without,
@@ -47,7 +47,7 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "tree" / "sub" / "deeper" / "page").write_text("v1")
     for path in (tmp_path / "tree").rglob("*"):  # long ago, so that no test depends on the tick of the clock
         os.utime(path, ns=(10**18, 10**18), follow_symlinks=False)
-    time.sleep(0.02)  # a tick of the clock: what follows has another ctime
+    tick(tmp_path)
     return tmp_path / "tree"
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,9 +51,18 @@ class Syncing(_kernel.Kernel):
 def test_each_once(fds: list[int], count: int) -> None:
     """Every file is synced once, whatever their number, and `progress` reaches it; threads only for many."""
     told: list[int] = []
-    with kernel(Syncing(lambda _: time.sleep(0.005))) as noting:
+    met = threading.Event()  # two threads: each has a file
+
+    def meet(_: int) -> None:
+        if len(noting.threads) > 1:
+            met.set()
+        if count >= sync.FEW:
+            met.wait(60)
+
+    threads = threading.active_count()
+    with kernel(Syncing(meet)) as noting:
+        assert isinstance(noting, Syncing)
         assert sync.sync_files(fds[:count], told.append) is None
-    assert isinstance(noting, Syncing)
     assert sorted(noting.synced) == fds[:count]
     assert sum(told) == count
     assert 0 not in told
@@ -60,11 +70,11 @@ def test_each_once(fds: list[int], count: int) -> None:
         assert len(noting.threads) == min(count, 1)
     else:
         assert 1 < len(noting.threads) <= sync.THREADS
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("where", [0, 1, MANY // 2, MANY - 1])
-def test_a_failure(fds: list[int], where: int) -> None:
+def test_a_failure(fds: list[int], where: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that failed is named, no file is synced twice, and what was not begun is left."""
 
     class Failing(Syncing):
@@ -72,46 +82,64 @@ def test_a_failure(fds: list[int], where: int) -> None:
             super().fsync(fd)
             if fd == fds[where]:
                 raise OSError(errno.EIO, "broken")
+            if fds.index(fd) > where:  # begun before the failure was known
+                known.wait(60)
 
-    with kernel(Failing(lambda _: time.sleep(0.001))) as noting:
+    class Left(deque[tuple[int, int]]):
+        def clear(self) -> None:
+            super().clear()
+            known.set()
+
+    known, threads = threading.Event(), threading.active_count()
+    monkeypatch.setattr(sync, "deque", Left)
+    with kernel(Failing()) as noting:
         failed = sync.sync_files(fds)
         assert failed is not None
         assert (failed[0], failed[1].errno, _kernel.errno_of(failed[1])) == (where, errno.EIO, errno.EIO)
     assert isinstance(noting, Syncing)
     assert len(noting.synced) == len(set(noting.synced))
     assert where == MANY - 1 or len(noting.synced) < MANY
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_all_fail(fds: list[int]) -> None:
     """One error is enough."""
+    threads = threading.active_count()
     with kernel(Without("fsync", errno.ENOSPC)):
         failed = sync.sync_files(fds)
     assert failed is not None
     assert failed[1].errno == errno.ENOSPC
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("exception", [KeyboardInterrupt(), TimeoutError(errno.EIO, "alarm")])
 def test_interrupt(fds: list[int], exception: BaseException) -> None:
     """What a signal handler raises goes on unchanged, twice in a row too, after all threads have ended."""
 
+    came: list[int] = []
+    twice = threading.Event()
+
     def handler(*_: object) -> None:
-        raise exception
+        came.append(1)
+        if len(came) == 2:
+            twice.set()
+        if len(came) <= 2:
+            raise exception
 
     def slow(_: int) -> None:
-        time.sleep(0.05)
+        if threading.current_thread() is not threading.main_thread():
+            assert twice.wait(60)
+        elif not came:
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            twice.wait(60)
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
         with kernel(Syncing(slow)) as noting:
-            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
             with pytest.raises(type(exception)) as caught:
-                try:
-                    sync.sync_files(fds)
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
+                sync.sync_files(fds)
             assert caught.value is exception
+            assert len(came) >= 2
             assert isinstance(noting, Syncing)
             ended = len(noting.synced)
             assert not any(thread.is_alive() for thread in threading.enumerate() if thread.name == "atomik-sync")
@@ -125,14 +153,18 @@ def test_interrupt(fds: list[int], exception: BaseException) -> None:
 def test_an_unexpected_exception_in_a_thread(fds: list[int]) -> None:
     """What is not an answer of the kernel is raised by the caller's thread."""
 
+    struck, threads = threading.Event(), threading.active_count()
+
     def strike(_: int) -> None:
-        time.sleep(0.001)
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is threading.main_thread():
+            assert struck.wait(60)
+        else:
+            struck.set()
             raise MemoryError("no")
 
     with kernel(Syncing(strike)), pytest.raises(MemoryError):
         sync.sync_files(fds)
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_without_threads(fds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +186,7 @@ def test_failing_progress(fds: list[int]) -> None:
     def progress(_: int) -> None:
         raise ValueError("bar")
 
+    threads = threading.active_count()
     with kernel(Syncing(lambda _: time.sleep(0.002))), pytest.raises(ValueError, match="bar"):
         sync.sync_files(fds, progress)
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
