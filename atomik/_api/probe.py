@@ -32,7 +32,7 @@ from .trials import TRIALS, Outcome, attempt, run_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
 _REFUSALS = frozenset({*_metadata.REFUSED, errno.EXDEV, errno.EISDIR, errno.ENOENT, errno.ENOTTY, errno.ENOLCK})
@@ -176,11 +176,20 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
         except errors.UnsupportedFilesystemError as exc:  # no flock
             unknown["flock"] = _in_short(exc)
             private_folder = opened.enter_context(_folder_without_lock(workspace.sibling(directory)))
+        except errors.AccessDeniedError as exc:
+            if not kernel.port.may_write(".", directory.fd):
+                raise
+            left = [str(failure) for failure in workspace.release(keep_parents=True)]
+            return _refused(path, _in_short(exc), untried=_WITHOUT_FOLDER, left=left)
         return _try_all(_Scratch(workspace, directory, private_folder, unknown))
 
 
-def _refused(path: str, why: str) -> Capabilities:
-    """What is known where a sandbox refuses a call that every output needs."""
+#: what atomik does without a private folder: where a sandbox allows none, nothing can be tried, and this is not refused
+_WITHOUT_FOLDER = ("create", "overwrite", "lose the race", "write unseen", "stay closed", "be heard")
+
+
+def _refused(path: str, why: str, untried: Sequence[str] = (), left: Sequence[str] = ()) -> Capabilities:
+    """What is known where a sandbox refuses what every output needs, but perhaps for those that are `untried`."""
     with kernel.typed("cannot try out the filesystem", path):
         directory = Directory.open(path)
     try:
@@ -193,8 +202,10 @@ def _refused(path: str, why: str) -> Capabilities:
         )  # fmt: skip
     finally:
         directory.close()
-    refused = Outcome(works=False, why=why, refused=True)
-    return evolve(found, promises=promises_of(found, dict.fromkeys(TRIALS, refused)))
+    refused, not_tried = Outcome(works=False, why=why, refused=True), Outcome(None, why)
+    trials = {name: not_tried if name in untried else refused for name in TRIALS}
+    trials["clean up"] = evolve(refused, left="".join(left[:1]))
+    return evolve(found, promises=promises_of(found, trials))
 
 
 def _in_short(exc: OSError) -> str:

@@ -73,6 +73,8 @@ class Filesystem:
         self.trusted = trusted
         self.noreplace: bool | None = trusted or None
         self.exchange: bool | None = trusted or None
+        #: folders in which no sandbox keeps us from removing what we make (see `place.refuse_unremovable`)
+        self.removable: set[tuple[tuple[int, int], bool]] = set()
 
 
 _remembered: dict[int, Filesystem] = {}

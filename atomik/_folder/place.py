@@ -26,6 +26,8 @@ from .directory import Directory, identify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from atomik._system.libc import Status
 
 NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -111,6 +113,44 @@ def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
     if dst.directory.exists(dst.name):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(dst))
     rename(src, dst, 0)  # nothing better is left; of folders it replaces at most an empty one
+
+
+#: so many folders are remembered
+_MANY = 1000
+
+
+def refuse_unremovable(place: Place, *, ours: bool = False) -> None:
+    """Refuse to make names in the folder of `place` that a sandbox would not let us remove, as Landlock can: before any is
+    made, where something exists at `place`, else right after our new folder there (`ours`)."""
+    port, (directory, name), known = kernel.port, place, place.directory.fs.removable
+    if (directory.key, ours) in known:
+        return
+    if ours:
+        _ask_removal(directory, "folders", port.rename_to_itself, name)
+        _ask_removal(directory, "files", port.unlink_folder, name)
+    else:
+        _ask_removal(directory, "files", port.rename_to_itself, name)
+    if len(known) >= _MANY:
+        known.clear()
+    known.add((directory.key, ours))
+
+
+def _ask_removal(directory: Directory, what: str, call: Callable[[str, int], None], name: str) -> None:
+    try:
+        call(name, directory.fd)
+    except OSError as exc:
+        number = kernel.errno_of(exc)
+        if number is None:
+            raise
+        if number not in (errno.EACCES, errno.EPERM):
+            return
+        text = (
+            f"a sandbox (Landlock, AppArmor) does not let this process both make and remove {what} here, as staging does; "
+            "grant LANDLOCK_ACCESS_FS_MAKE_REG, MAKE_DIR, REMOVE_FILE and REMOVE_DIR"
+        )
+        if what == "folders":
+            text += f", and remove the empty folder {name!r}, which has to stay"
+        errors.fail(errors.AccessDeniedError, errno.EACCES, text, directory.path)
 
 
 def is_no_link(number: int | None) -> bool:

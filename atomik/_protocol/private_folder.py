@@ -24,7 +24,7 @@ from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.lock import refuse_without_locks
 from atomik._folder.pin import is_pinned
-from atomik._folder.place import Place, delete_file, rename
+from atomik._folder.place import Place, delete_file, refuse_unremovable, rename
 from atomik._folder.resolve import is_private
 from atomik._hidden_names import journal_name, new_txid, pinned_name, private_folder_name, slot_name
 from atomik._system import forked, kernel
@@ -86,6 +86,7 @@ class PrivateFolder:
             port.mkdir(name, 0o700, parent.fd)
         except OSError as exc:
             self._tried = kernel.errno_of(exc) is None
+            refuse_no_folders(kernel.errno_of(exc), parent)
             raise
         try:
             self.folder = folder = Directory.open(name, parent.fd, follow=False)
@@ -102,7 +103,10 @@ class PrivateFolder:
             refuse_without_locks(kernel.errno_of(exc), parent.path)
             raise
         found = Place(parent, name).status()
-        return found is not None and found.place_key == folder.place_key
+        if found is None or found.place_key != folder.place_key:
+            return False
+        refuse_unremovable(Place(parent, name), ours=True)
+        return True
 
     @property
     def name(self) -> str:
@@ -199,6 +203,16 @@ class PrivateFolder:
         if folder is not None:
             folder.close()
             del self.folder
+
+
+def refuse_no_folders(number: int | None, parent: Directory) -> None:
+    """The error where only a sandbox keeps us from making a folder; `number` is the errno of mkdir(2)."""
+    if number in (errno.EACCES, errno.EPERM) and kernel.port.may_write(".", parent.fd):
+        text = (
+            "a sandbox (Landlock, AppArmor) or the server does not let this process make folders here, which groups, folders "
+            "and paths are staged in; grant LANDLOCK_ACCESS_FS_MAKE_DIR"
+        )
+        errors.fail(errors.AccessDeniedError, errno.EACCES, text, parent.path)
 
 
 def remove_empty(parent: Directory, name: str, folder: Directory) -> None:

@@ -24,13 +24,13 @@ from collections.abc import Callable
 from atomik import _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.lock import refuse_without_locks
-from atomik._folder.place import Place, rename
+from atomik._folder.place import Place, refuse_unremovable, rename
 from atomik._hidden_names import JOURNAL_NAME, new_txid, pinned_name, resumable_name, slot_name, twin_name
 from atomik._system import forked, kernel
 from atomik._system.hashes import blake2b
 from atomik._tree.delete import delete_tree
 
-from .private_folder import PrivateFolder, as_given, is_suspect
+from .private_folder import PrivateFolder, as_given, is_suspect, refuse_no_folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Resumable(PrivateFolder):
         self._lock()
         if not self._is_there():
             return False
+        self._refuse_unremovable()
         settle_journal(self.destination.directory, JOURNAL_NAME, self._settle)
         settle_journal(self.folder, self.journal, self._settle)
         if not self._is_there():
@@ -123,6 +124,7 @@ class Resumable(PrivateFolder):
             kernel.port.mkdir(name, 0o700, parent.fd)
         except OSError as exc:
             if kernel.errno_of(exc) != errno.EEXIST:
+                refuse_no_folders(kernel.errno_of(exc), parent)
                 raise
         try:
             self.folder = folder = Directory.open(name, parent.fd, follow=False)
@@ -163,6 +165,17 @@ class Resumable(PrivateFolder):
             kernel.sleep(_PAUSE)
         text = f"another job{_owner(folder)} is staging this output with resume=True; wait until it has ended"
         errors.fail(errors.ConflictError, errno.EBUSY, text, str(self.destination), folder.path)
+
+    def _refuse_unremovable(self) -> None:
+        try:
+            refuse_unremovable(Place(self.parent, self.name), ours=True)
+        except BaseException:
+            try:
+                self.leave()
+            except OSError as exc:
+                if not kernel.is_failure(exc):
+                    raise  # else the error to tell is why nothing can be staged
+            raise
 
     def _is_there(self) -> bool:
         found = self.parent.stat(self.name)

@@ -7,7 +7,7 @@ import os
 import stat
 
 from atomik import errors
-from atomik._folder.place import NO_TMPFILE
+from atomik._folder.place import NO_TMPFILE, refuse_unremovable
 from atomik._protocol.publish import is_no_name, refuse_exdev
 from atomik._system import kernel
 from atomik._typing import cast
@@ -230,6 +230,7 @@ class StagedFile(Item):
         """
         parent = self.place.directory
         if self.stage is parent and parent.fs.trusted and not parent.append_only and parent.try_lock(shared=True):
+            refuse_unremovable(self.place)
             self._name_at(self.workspace.sibling(parent))
         else:
             self.name_it()

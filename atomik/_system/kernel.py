@@ -295,6 +295,16 @@ class Kernel:
                 return
         _raise((src, dst), "renameat2")
 
+    def rename_to_itself(self, name: str, dir_fd: int) -> None:
+        """renameat(2) of a name to the same one, which changes nothing and is no event: Landlock answers as it would to its
+        removal."""
+        Kernel.rename(self, name, dir_fd, name, dir_fd, 0)
+
+    def unlink_folder(self, name: str, dir_fd: int) -> None:
+        """unlinkat(2) of a folder of ours as if it were a file, which is EISDIR; Landlock answers as it would to the removal
+        of a file."""
+        os.unlink(name, dir_fd=dir_fd)
+
     def unlink(self, name: str, dir_fd: int) -> None:
         """unlinkat(2) of anything but a folder."""
         os.unlink(name, dir_fd=dir_fd)

@@ -25,9 +25,10 @@ JOB = Path(__file__).with_name("job.py")
 
 #: system calls → the methods of the port that make them
 MADE_BY = {
-    ("renameat2", "renameat", "rename"): "rename",  # the C library makes renameat of a renameat2 without flags
+    # the C library makes renameat of a renameat2 without flags
+    ("renameat2", "renameat", "rename"): "rename rename_to_itself",
     ("linkat", "link"): "link link_fd",
-    ("unlinkat", "unlink", "rmdir"): "unlink rmdir",
+    ("unlinkat", "unlink", "rmdir"): "unlink rmdir unlink_folder",
     ("mkdirat", "mkdir"): "mkdir",
     ("symlinkat", "symlink"): "symlink",
     ("mknodat", "mknod"): "mknod",

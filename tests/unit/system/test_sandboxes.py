@@ -16,6 +16,7 @@ from atomik._folder import filesystem
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place, chmod, link, rename_back
 from atomik._system import kernel
+from tests.support import landlock
 from tests.support.seccomp import CALLS, needs_seccomp, refuse
 from tests.support.state import _load_everything, in_child
 
@@ -108,6 +109,81 @@ def test_what_everything_needs_is_refused_before_anything_is_made(here: Director
 
     behind(number, call, *["renameat2"] * (call == "renameat"), do=try_it)
     assert sorted(os.listdir(here.path)) == ["file", "folder", "link"]
+
+
+_LEAVES = pytest.mark.leftovers("what a sandbox keeps from being removed")
+
+
+# --- Landlock ----------------------------------------------------------------------------------------------------------
+def _file(here: Directory) -> None:
+    atomik.write_text(here.child("new"), "new")
+
+
+def _overwrite(here: Directory) -> None:
+    atomik.write_text(here.child("file"), "new", overwrite=True)
+
+
+def _folder(here: Directory) -> None:
+    with atomik.folder(here.child("new")) as new:
+        (new / "x").touch()
+
+
+def _path(here: Directory) -> None:
+    with atomik.path(here.child("new")) as new:
+        new.touch()
+
+
+def _move(here: Directory) -> None:
+    with atomik.transaction() as tx:
+        tx.move(here.child("file"), here.child("new"))
+
+
+def _resumed(here: Directory) -> None:
+    with atomik.folder(here.child("new"), resume=True) as new:
+        (new / "x").touch()
+
+
+#: the right that is missing → what works nevertheless, and what the errors of the others say
+_LANDLOCK: dict[str, tuple[set[Callable[[Directory], None]], str]] = {
+    "REMOVE_FILE": ({_file}, "make and remove files here"),
+    "REMOVE_DIR": ({_file, _overwrite}, "make and remove folders here.*which has to stay"),
+    "MAKE_DIR": ({_file, _overwrite}, "make folders here.*LANDLOCK_ACCESS_FS_MAKE_DIR"),
+}
+
+
+@pytest.mark.parametrize("right", ["REMOVE_FILE", pytest.param("REMOVE_DIR", marks=_LEAVES), "MAKE_DIR"])
+def test_landlock_without_a_right(here: Directory, right: str) -> None:
+    """What is staged could not be made, or not be removed: refused by name, before anything is made.  That folders cannot be
+    removed shows only when there is one of ours: it stays, and the error names it."""
+    if landlock.version() < 3:
+        pytest.skip("needs Landlock")
+    works, said = _LANDLOCK[right]
+
+    def try_it() -> None:
+        landlock.enter(right)
+        filesystem.forget()
+        before, old = set(os.listdir(here.path)), Path(here.child("file")).read_bytes()
+        for work in (_overwrite, _group, _folder, _path, _move, _resumed, _file):
+            if work in works:
+                work(here)
+                continue
+            with pytest.raises(errors.AccessDeniedError, match=said) as caught:
+                work(here)
+            assert caught.value.filename == here.path
+            left = set(os.listdir(here.path)) - before
+            assert all(name in str(caught.value) for name in left)
+            assert bool(left) == (right == "REMOVE_DIR")
+            before |= left
+            assert Path(here.child("file")).read_bytes() == (b"new" if _overwrite in works else old)
+        can = atomik.probe(here.path)
+        promises = {promise.name: promise.holds for promise in can.promises}
+        assert promises["P4"] == "no"
+        assert promises["P9"] == ("no" if right == "REMOVE_DIR" else "unknown")
+        assert "sandbox" in can.promises[3].reason
+        assert (right == "REMOVE_DIR") == bool(set(os.listdir(here.path)) - before - {"new"})
+
+    _load_everything()
+    in_child(try_it)
 
 
 def _group(here: Directory) -> None:
