@@ -38,6 +38,7 @@ import time
 from _thread import get_ident
 
 from atomik import errors
+from atomik._hidden_names import random_bytes
 from atomik._system import forked, kernel
 
 TYPE_CHECKING = False
@@ -195,7 +196,7 @@ def _pause(self: Lockable, ticket: int, moment: float, since: float, deadline: f
     """Sleep, the longer the more are before us and the longer it has lasted; the seconds that the clock did not notice."""
     pause = max(_PAUSE * (1 + _how_many(self, ticket)), (moment - since) / 8)
     # Random, so that several waiters do not keep step with each other.
-    wanted = min(pause, _LONGEST_PAUSE) * (0.5 + os.urandom(1)[0] / 256)
+    wanted = min(pause, _LONGEST_PAUSE) * (0.5 + random_bytes(1)[0] / 256)
     return _sleep(max(0.0, min(deadline - moment, wanted)))
 
 

@@ -26,15 +26,15 @@ _HERE = machine.interface(os.uname().machine, struct.calcsize("P"))
 _NAMES = (
     "linkat", "syncfs", "flock", "utimensat", "openat", "unshare", "inotify_init1", "mount", "mkdirat", "unlinkat",
     "newfstatat", "fcntl", "getdents64", "pread64", "pwrite64", "lseek", "fsync", "renameat", "fstatfs", "ioctl",
-    "copy_file_range", "clock_nanosleep",
+    "copy_file_range", "clock_nanosleep", "getrandom",
 )  # fmt: skip
 _OTHERS = {
     "x86_64": dict(zip(
-        _NAMES, (265, 306, 73, 280, 257, 272, 294, 165, 258, 263, 262, 72, 217, 17, 18, 8, 74, 264, 138, 16, 326, 230),
+        _NAMES, (265, 306, 73, 280, 257, 272, 294, 165, 258, 263, 262, 72, 217, 17, 18, 8, 74, 264, 138, 16, 326, 230, 318),
         strict=True,
     )),
     "generic": dict(zip(
-        _NAMES, (37, 267, 32, 88, 56, 97, 26, 40, 34, 35, 79, 25, 61, 67, 68, 62, 82, 38, 44, 29, 285, 115), strict=True,
+        _NAMES, (37, 267, 32, 88, 56, 97, 26, 40, 34, 35, 79, 25, 61, 67, 68, 62, 82, 38, 44, 29, 285, 115, 278), strict=True,
     )),
 }  # fmt: skip
 

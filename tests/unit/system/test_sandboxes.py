@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import atomik
-from atomik import errors
+from atomik import _hidden_names, errors
 from atomik._folder import filesystem
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place, chmod, link, rename_back
@@ -216,6 +216,28 @@ def test_what_another_call_does_as_well(here: Directory, number: int, call: str)
     assert sorted(os.listdir(here.path)) == ["file", "folder", "link", "renamed"]
     assert os.listdir(here.child("folder")) == ["x"]
     assert Path(here.child("file")).read_text() == "content and more"
+
+
+@pytest.mark.parametrize("number", REFUSED)
+def test_random_numbers(here: Directory, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device has them as well; where that is missing too, the error says so, with the path, and nothing is left."""
+
+    def try_it() -> None:
+        _hidden_names._random.clear()
+        _overwrite(here)
+        _group(here)
+        monkeypatch.setattr(_hidden_names, "_DEVICE", "/missing")
+        _hidden_names._random.clear()
+        if number != errno.EACCES:  # os.urandom turns to the device by itself
+            return
+        for work in (_folder, _move, _overwrite):
+            with pytest.raises(errors.AtomikOSError, match=r"refuses getrandom.*allow one of them") as caught:
+                work(here)
+            assert str(caught.value.filename).startswith(here.path)
+
+    Path(here.child("file")).write_text("old")
+    behind(number, "getrandom", do=try_it)
+    assert Path(here.child("file")).read_text() == "never"
 
 
 def _stop(phase: str, done: int, _: int) -> None:
