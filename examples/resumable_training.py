@@ -58,7 +58,7 @@ def main() -> None:
     while True:
         job = subprocess.Popen([sys.executable, __file__, "--train", str(folder / "model")])
         try:
-            code = job.wait(timeout=0.25 + 0.05 * kills)
+            code = job.wait(timeout=0.25 * 1.25**kills)
         except subprocess.TimeoutExpired:
             os.kill(job.pid, signal.SIGKILL)
             job.wait()

@@ -434,7 +434,7 @@ CHANGE = st.one_of(
 
 
 @pytest.mark.sweep
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
 @given(st.lists(CHANGE, max_size=5))
 def test_whatever_it_says_outside_stays(folder: Path, changes: list[dict[str, Any]]) -> None:
     """Random change sets over hostile names: nothing outside of the root changes, and a refused one changes nothing."""

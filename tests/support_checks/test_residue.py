@@ -63,7 +63,7 @@ def test_nothing_is_left_of_a_user_that_was_stopped(end: signal.Signals) -> None
     theirs = residue.Residue(frozenset(loops), frozenset(connections), frozenset())
     assert not residue.left_of(theirs)
     assert [has_ended(server) for server in servers] == [True] * len(servers)
-    assert root not in Path("/proc/1/mountinfo").read_text()
+    assert root not in namespace.mounts_outside()
     sweep()
     assert not Path(root).exists()
 
@@ -87,9 +87,9 @@ def children_of(pid: int) -> list[int]:
 
 
 def has_ended(pidfd: int) -> bool:
-    """Whether the process ends within five seconds; closes its descriptor."""
+    """Whether the process ends within a minute; closes its descriptor."""
     try:
-        return bool(select.select([pidfd], [], [], 5)[0])
+        return bool(select.select([pidfd], [], [], 60)[0])
     finally:
         os.close(pidfd)
 

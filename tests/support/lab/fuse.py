@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-_PATIENCE_MS = 5000
+_PATIENCE_MS = 60_000
 _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT)
 
 Handler = Callable[[Request], bytes | None]

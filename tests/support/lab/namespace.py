@@ -121,6 +121,15 @@ def lab_mounts() -> list[str]:
     return ours
 
 
+def mounts_outside() -> str:
+    """The mounts of process 1, which never entered; nothing where that is this process itself, or shows them to nobody."""
+    if os.getpid() == 1:
+        return ""
+    with contextlib.suppress(PermissionError):
+        return Path("/proc/1/mountinfo").read_text()
+    return ""
+
+
 def drop_inherited_mounts() -> None:
     """In a forked server: leave the shared namespace and let go of all the lab's mounts.
 

@@ -51,12 +51,12 @@ def look() -> Residue:
     return Residue(_loops(), _connections(), frozenset(namespace.mount_points()))
 
 
-def left_since(before: Residue, *, patience: float = 5.0) -> Residue:
+def left_since(before: Residue, *, patience: float = 60.0) -> Residue:
     """What is there now and was not before; empty (false) is good. Looks again for ``patience`` seconds."""
     return _after_a_while(lambda: look() - before, patience)
 
 
-def left_of(taken: Residue, *, patience: float = 5.0) -> Residue:
+def left_of(taken: Residue, *, patience: float = 60.0) -> Residue:
     """What is still there of ``taken`` (some process's ``look() - before``); empty (false) is good."""
     return _after_a_while(lambda: look() & taken, patience)
 

@@ -174,7 +174,7 @@ def test_another_user_who_may_only_read(open_folder: Path) -> None:
         publish("three", open_folder / "ds")
         os.write(tell, b"x")
 
-    publisher = threading.Thread(target=publish_meanwhile)
+    publisher = threading.Thread(target=publish_meanwhile, daemon=True)
     publisher.start()
     assert in_child(read, become=NOBODY) == ["one", "one"]
     publisher.join()

@@ -675,7 +675,7 @@ class TestLikeTheLocalFileSystem:
 
         return fresh
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
     @given(steps=st.lists(ONE | TWO, max_size=12))
     def test_transaction(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
         """Inside a transaction each step ends and shows the same, and the commit makes the same tree."""
@@ -688,7 +688,7 @@ class TestLikeTheLocalFileSystem:
         assert tree(ours) == tree(plain)
         assert not left_in(ours)
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
     @given(steps=st.lists(ONE | TWO, max_size=10))
     def test_dropped(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
         """A transaction that ends by an exception has changed nothing, whatever it did."""
@@ -701,7 +701,7 @@ class TestLikeTheLocalFileSystem:
             raise Boom
         assert tree(ours) == before
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
     @given(steps=st.lists(ONE | TWO, max_size=12))
     def test_single(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
         """Without a transaction each step does the same at once."""
