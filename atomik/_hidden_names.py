@@ -18,6 +18,7 @@ TXID and ID are 16 lower-case hexadecimal digits, N is a decimal number of at mo
 
 from __future__ import annotations
 
+import errno
 import os
 
 PREFIX = ".atomik-"
@@ -69,9 +70,9 @@ def random_bytes(count: int) -> bytes:
             raise
         text = (
             f"no random numbers for the names of temporary files: a sandbox refuses getrandom, and {_DEVICE} cannot be "
-            f"read ({exc.strerror}); allow one of them"
+            f"read ({exc.strerror}); allow one of the two"
         )
-        raise OSError(exc.errno, text) from exc
+        raise OSError(errno.ENOSYS, text) from exc
 
 
 os.register_at_fork(after_in_child=_random.clear)  # otherwise parent and child would use the same ids

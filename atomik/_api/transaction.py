@@ -532,7 +532,8 @@ class Transaction:
         self._intake.closed = _ABORTED.value
         interrupt = self._end(cause)
         if _events.heard(_events.INFO):
-            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=len(self._intake.items))
+            tx, items = self._intake.workspace.txid_if_any(), len(self._intake.items)
+            _events.emit(_events.INFO, "transaction.aborted", tx=tx, items=items)
         if interrupt is not None:
             raise interrupt
 
@@ -711,12 +712,12 @@ class Transaction:
         """Log the last event of a commit that failed, unless a place that knows more has done so."""
         if self._commit is not None and self._commit.told:
             return
-        cause = str(exc) or type(exc).__name__
+        cause, tx = str(exc) or type(exc).__name__, self._intake.workspace.txid_if_any()
         if self._state is _ABORTED:
             items = len(self._intake.items)
-            _events.emit(_events.INFO, "transaction.aborted", tx=self.txid, items=items, cause=cause)
+            _events.emit(_events.INFO, "transaction.aborted", tx=tx, items=items, cause=cause)
         elif isinstance(exc, errors.DurabilityError):
-            _events.emit(_events.WARNING, "transaction.in_doubt", tx=self.txid, error=cause, cause=str(exc.__cause__))
+            _events.emit(_events.WARNING, "transaction.in_doubt", tx=tx, error=cause, cause=str(exc.__cause__))
 
     def _commit_error(self, exc: OSError) -> errors.CommitError:
         """Rolled back.  The path: of the destination that was being swapped, or what the system's error names."""
@@ -724,7 +725,7 @@ class Transaction:
         items = self._intake.items
         path = (self._commit and self._commit.at) or named or (items[0].path if items else None)
         text = "the commit failed and everything was rolled back"
-        return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path))
+        return errors.CommitError(*errors.describe(exc.errno or errno.EIO, text, path, None, exc.strerror))
 
     # --- with ----------------------------------------------------------------------------------------------------
     def __enter__(self) -> Self:

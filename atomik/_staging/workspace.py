@@ -60,6 +60,15 @@ class Workspace:
             vars(self).setdefault("_txid", new_txid())  # one of two threads is the first
         return self._txid
 
+    def txid_if_any(self) -> str:
+        """The same for events about a failure, which may be that there are no random numbers for an id."""
+        try:
+            return self.txid
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return ""
+
     # --- paths ---------------------------------------------------------------------------------------------------
     def locate(self, path: str, *, folder: bool, parents: bool | None) -> Place:
         """The place of a destination: its parent held open, its name checked; `parents` None: the call has no such option."""

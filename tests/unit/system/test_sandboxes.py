@@ -231,7 +231,7 @@ def test_random_numbers(here: Directory, number: int, monkeypatch: pytest.Monkey
         if number != errno.EACCES:  # os.urandom turns to the device by itself
             return
         for work in (_folder, _move, _overwrite):
-            with pytest.raises(errors.AtomikOSError, match=r"refuses getrandom.*allow one of them") as caught:
+            with pytest.raises(errors.AtomikOSError, match=r"refuses getrandom.*allow one of the two") as caught:
                 work(here)
             assert str(caught.value.filename).startswith(here.path)
 
