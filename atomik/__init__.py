@@ -28,8 +28,6 @@ Every output goes through the same phases: stage, seal, plan, prepare, publish, 
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from . import errors, flags, rename
 from ._api.output import Output
 from ._api.shortcuts import edit, file, folder, path, transaction, update, write_bytes, write_text
@@ -127,6 +125,8 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists, 
         module = _LATER.get(name)
         if module is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
         _kernel.refuse_fake()
         loaded = import_module(f".{module}", __name__)
         value = loaded if name == "testing" else getattr(loaded, name)

@@ -6,11 +6,10 @@ A progress function is called with (phase, done, total).  A total of 0 is unknow
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from importlib.util import find_spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Literal, TypeAlias
 
     Progress: TypeAlias = Callable[[str, int, int], None]
@@ -58,6 +57,8 @@ class Bar:
     """
 
     def __init__(self) -> None:
+        from importlib.util import find_spec
+
         if find_spec("rich") is not None:
             import rich.progress  # noqa: F401  now, and not in the middle of a commit (I14)
 

@@ -63,7 +63,7 @@ def main() -> None:
         subprocess.run([sys.executable, root / "main.py"], stdout=subprocess.PIPE, text=True, check=True).stdout
         == "2\n"
     )
-    print("both files were renamed in, and the other edit is there")
+    print("the function was renamed in both files, and the other edit was kept")
 
 
 if __name__ == "__main__":

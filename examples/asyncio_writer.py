@@ -111,7 +111,7 @@ async def main() -> None:
     state = await cancelled_during(folder, "swapping", 1)
     print(f"cancelled between two swaps: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
     state = await cancelled_during(folder, "syncing", 3)
-    print(f"cancelled behind the mark: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
+    print(f"cancelled after the mark: {state.value}, there: {sorted(path.name for path in folder.glob('*.txt'))}")
     count = int((folder / "count.txt").read_text())
     assert len((folder / "lines.txt").read_text().splitlines()) == count, "the two files do not belong together"
 

@@ -113,7 +113,7 @@ def main() -> None:
         publish(client, dataset, 2, functools.partial(write_part_and_die, mark))
         assert mark.exists()
         assert versions(dataset) == {"2"}
-        print("a worker was killed while it wrote a part: the dataset is whole all the same")
+        print("a worker was killed while it wrote a part: the dataset is complete nevertheless")
 
         before = dataset.stat().st_ino
         try:

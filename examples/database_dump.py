@@ -59,7 +59,7 @@ def main() -> None:
     assert dump(shop, dumped) == 0
     print(f"a dump of {rows(dumped)} orders")
     assert dump(shop, dumped, fail_at=500) == 1
-    print(f"a dump failed half way: the one before, of {rows(dumped)} orders, is still there")
+    print(f"a dump failed half-way: the previous one, of {rows(dumped)} orders, is still there")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Report:
 
 # --- reading the tree ----------------------------------------------------------------------------------------------
 def read_tree(tree: Path, left_out: set[Path]) -> Report:
-    """Read every file below `tree`, but for the folders in `left_out`."""
+    """Read every file below `tree`, except in the folders `left_out`."""
     unreadable: list[OSError] = []
     paths: list[str] = []
     packages: set[str] = set()
@@ -123,7 +123,7 @@ def package_of(path: str, packages: set[str]) -> str:
 
 
 class Meter:
-    """A line that tells how far the work is, where standard error is a terminal."""
+    """A line that shows how far the work is, if standard error is a terminal."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done, self.shown = what, total, 0, -1
@@ -157,7 +157,7 @@ def publish(report: Report, output: Path, *, overwrite: bool, sabotage: str = ""
                 (site / name).write_text(page, encoding="utf-8")
                 if sabotage == "block":
                     raise RuntimeError("the second page could not be drawn")
-        if sabotage == "commit":  # somebody else takes a name that we need, after all our work is done
+        if sabotage == "commit":  # someone else creates one of the files, after all our work is done
             with tx.file(output / "notes.txt", overwrite=False) as file:
                 file.write("too late")
             (output / "notes.txt").write_text("theirs\n")
@@ -188,7 +188,7 @@ def by_extension(report: Report) -> list[tuple[str, int, int]]:
 
 
 # --- the web site --------------------------------------------------------------------------------------------------
-#: so many kinds of files in the chart
+#: how many kinds of files the chart shows
 KINDS = 10
 
 STYLE = """
@@ -355,12 +355,12 @@ def prove_failures(report: Report, output: Path) -> None:
     assert fingerprint(output) == before, "a run that failed half-way changed something"
     theirs = output / "notes.txt"
     if os.path.lexists(theirs):
-        print(f"  not tried, for there is a {theirs.name}: a name lost to somebody else")
+        print(f"  not tried, because {theirs.name} exists: someone else creates one of the files first")
         return
     try:
-        what = "a name lost to somebody else at the commit"
+        what = "someone else creates one of the files before the commit"
         prove_failure(what, FileExistsError, report, output, overwrite=True, sabotage="commit")
-        assert theirs.read_text() == "theirs\n", "somebody else's file was touched"
+        assert theirs.read_text() == "theirs\n", "someone else's file was touched"
     finally:
         theirs.unlink(missing_ok=True)
     assert fingerprint(output) == before, "a run that lost a race changed something"
@@ -390,7 +390,7 @@ def prove_overwrite(report: Report, output: Path) -> None:
         stale.unlink(missing_ok=True)
     assert all(before[name][0] != after[name][0] for name in OUTPUTS), "something was not replaced"
     assert not [name for name in after if name.startswith(".atomik")], "something was left over"
-    print(f"  replaced all: {', '.join(OUTPUTS)}; a page that only the old site had is gone with it")
+    print(f"  replaced all: {', '.join(OUTPUTS)}; a page that only the old site had is gone too")
 
 
 def print_summary(report: Report) -> None:
@@ -440,7 +440,7 @@ def run(tree: Path, left_out: set[Path], output: Path, *, overwrite: bool) -> in
     else:
         receipt = publish(report, output, overwrite=overwrite)
         print(f"published {len(receipt.items)} outputs in {shown(str(output))}: {', '.join(OUTPUTS)}")
-        print(f"  commit {receipt.duration * 1e3:.0f} ms, of it swapping {receipt.visible * 1e3:.2f} ms")
+        print(f"  commit {receipt.duration * 1e3:.0f} ms, of which {receipt.visible * 1e3:.2f} ms for the swaps")
     prove_failures(report, output)
     if overwrite or not there:
         prove_overwrite(report, output)

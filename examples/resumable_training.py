@@ -32,7 +32,7 @@ def train(model: Path) -> None:
         state = {"step": 0, "slope": 0.0, "offset": 0.0}
         if checkpoint.exists():  # new.resumed says that there is something; a checkpoint says how far it is
             state = json.loads(checkpoint.read_text())
-        print(f"{'goes on' if new.resumed else 'begins'} at step {state['step']}", flush=True)
+        print(f"{'continues' if new.resumed else 'begins'} at step {state['step']}", flush=True)
         while state["step"] < STEPS:
             state = improve(state, points)
             if state["step"] % 10 == 0:

@@ -99,7 +99,7 @@ def main() -> None:
     try:
         publish(path, [("Aachen", 6.08, 50.77), ("Łódź", 19.46, 51.77)])
     except UnicodeEncodeError as exc:
-        print(f"a version failed half way through its table ({exc.object!r}): the old one is whole")
+        print(f"a version failed half-way through its table ({exc.object!r}): the old one is complete")
     assert read_shapefile(path) == before
 
 

@@ -28,7 +28,7 @@ def main() -> None:
 
     with zipfile.ZipFile(output) as archive:
         assert archive.testzip() is None, "the archive is damaged"
-        print(f"{output}: {len(archive.namelist())} files, all sound")
+        print(f"{output}: {len(archive.namelist())} files, all intact")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ program that only learns "cancelled" would not check.
 
 The thread is not a daemon thread: an interpreter that ends, for example after a second Ctrl-C, waits for it.
 
-asyncio is used as it is, trio directly when it runs the task.  Neither is imported before.  anyio runs on both; if it
+asyncio is used if it runs the task, trio if that does.  Neither is imported before.  anyio runs on both; if it
 is imported, its shield keeps it from delivering the same cancellation again and again while the task waits.
 """
 
@@ -61,7 +61,7 @@ class Ending:
     async def run(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it, and raise what the caller is to see."""
+        """End it, and raise what the caller should see."""
         loop = running()
         self._caller = _events.caller()
         if kind is None:
@@ -220,7 +220,7 @@ class _TrioEvent:
 
 
 def running() -> _Asyncio | _Trio:
-    """The loop that runs this task; RuntimeError where there is none of these two."""
+    """The loop that runs this task; RuntimeError if it is neither of these two."""
     trio = sys.modules.get("trio")
     if trio is not None:
         try:

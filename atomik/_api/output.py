@@ -31,7 +31,7 @@ class Output(Generic[_T]):
     __slots__ = ("__weakref__", "output", "transaction")
 
     output: _T
-    #: the `Transaction` behind it
+    #: the `Transaction` of this one output
     transaction: Transaction
 
     def __init__(self, transaction: Transaction, stage: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> None:

@@ -298,7 +298,7 @@ _MANY = 1000
 
 def _fixed(directory: Directory) -> str:
     """What the kernel refuses to do with entries whose project id is not the one that their folder passes on, "" where there
-    are none.  It lets nothing of another project in, and what is renamed within the folder counts as new there."""
+    are none.  It lets in nothing that has another project id, and a rename within the folder counts as coming in."""
     port = kernel.port
     own = port.project(directory.fd)
     if own is None or not own[1]:
@@ -331,7 +331,7 @@ def _project_of(directory: Directory, name: str) -> int | None:
 
 
 def _redirects_by_default() -> bool:
-    """Whether an overlay whose options say nothing redirects."""
+    """Whether an overlay has redirect_dir=on by default."""
     return kernel.told("/sys/module/overlay/parameters/redirect_dir", 1) == b"Y"
 
 
@@ -366,7 +366,7 @@ class _Scratch:
     _folders: list[Place] = field(factory=list)
 
     def ask(self, name: str, attempt: Callable[[], object]) -> Outcome:
-        """Whether it works; a failure that is none of the filesystem's abilities (a full disk …) is no answer."""
+        """Whether it works; a failure that is not about the filesystem's abilities (a full disk …) is no answer."""
         try:
             attempt()
         except OSError as exc:

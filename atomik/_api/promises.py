@@ -37,7 +37,7 @@ class Promise:
 
 
 def _first(trials: Trials, *names: str) -> Outcome | None:
-    """The first of the trials that did not work, those that say nothing last; None if all worked."""
+    """The first of the trials that did not work, before those that could not be made; None if all worked."""
     failed = [trials[name] for name in names if not trials[name].works]
     return min(failed, key=lambda outcome: outcome.works is None, default=None)
 

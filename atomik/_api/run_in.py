@@ -141,7 +141,7 @@ def run_in(
 
 
 class Private:
-    """A folder as one program is to see it, while everybody else sees the original; and the processes in there.
+    """A folder as one program will see it, while everybody else sees the original; and the program's processes.
 
     Made before the program runs, and everything that can be refused is refused then.
     """

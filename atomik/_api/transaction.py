@@ -18,7 +18,7 @@ import operator
 import os
 import sys
 import time
-import weakref
+from _weakref import ref  # weakref itself takes longer to load than any module of atomik
 
 from atomik import _events, errors
 from atomik._commit import plan as _plan
@@ -103,7 +103,7 @@ class Transaction:
         if coordinator:
             self._coordinator = _checked_coordinator(coordinator)
         self._state = _OPEN  # last: from here on there is something to release
-        _live[id(self)] = weakref.ref(self)
+        _live[id(self)] = ref(self)
         if self._intake.heard:
             _events.emit(_events.DEBUG, "transaction.begun", tx=self.txid)
 
@@ -822,7 +822,7 @@ def _is_ours(exc: BaseException) -> bool:
 
 
 #: the open transactions of this process; a plain dict, because a WeakSet costs more than the rest of beginning one
-_live: dict[int, weakref.ref[Transaction]] = {}
+_live: dict[int, ref[Transaction]] = {}
 
 
 def _drop_open() -> None:

@@ -306,7 +306,7 @@ _PUBLISHED = (("a", False, False), ("b", False, True), ("b", True, True), ("c", 
 
 
 def _be_heard(fresh: Callable[[], Directory]) -> str:
-    """Somebody watches the folder, while a file is created and overwritten, and a folder, as far as they are not refused."""
+    """The folder is watched while a file and a folder are created and overwritten, unless that is refused."""
     at = fresh()
     _put(at, "c", b"old")
     fd = _watch(at)

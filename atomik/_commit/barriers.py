@@ -54,7 +54,7 @@ class Barriers:
         self._how: tuple[str, ...] = ()
         #: a sandbox refuses syncfs
         self._refused = False
-        #: so many files have given up their descriptors
+        #: how many files have given up their descriptors
         self._sealed = 0
 
     @property

@@ -527,7 +527,7 @@ class Commit:
             item.conflict(f"not what was expected: {why} at the last moment", place)
 
     def _explained(self, action: Callable[[Step], None], step: Step) -> None:
-        """Do it.  If somebody else's object came to a name at the last moment, and an expectation was about that name, say
+        """Do it.  If someone else's object came to a name at the last moment, and an expectation was about that name, say
         what differs."""
         try:
             action(step)
@@ -709,9 +709,11 @@ class Commit:
 
     def _make_undone_durable(self, *, begun: bool) -> None:
         """Make the rollback durable, and say so in the journal before any of its names goes: one that lingers must not
-        start an undo over newer work (I3).  Through descriptors of their own: one on which a sync has failed proves nothing
-        any more (I9).  What was staged has its name in the journal and needs its own no more; where none are to be had, that
-        makes room."""
+        start an undo over newer work (I3).
+
+        The syncs use new descriptors, because one on which a sync has failed proves nothing any more (I9).  The files' own
+        are closed before, which makes room for these: the files have names in the journal.
+        """
         if begun and self.barriers.durable:
             for item in self.items if self._journal is not None else ():
                 item.close()
@@ -854,7 +856,7 @@ def _delete_known(slot: Place, step: Step) -> None:
 
 
 def _may_hold_original(step: Step) -> bool:
-    """Whether the slot holds what was displaced, as far as can be told; not so when only the sync of the undo failed."""
+    """Whether the slot holds what was displaced, as far as is known; not if only the sync of the undo failed."""
     try:
         return step.slot.identity() not in (None, step.new)
     except OSError as exc:

@@ -2,7 +2,7 @@
 
 A `Job` has the private folders of a transaction that is committed, and descriptors of its own for the folders in which they
 lie; `hand_over` gives it to the thread, which is started when there is work, ends when there is none, and is joined by the
-interpreter at exit.  If the process dies, the private folders are left as by any death behind the commit mark, and recovery
+interpreter at exit.  If the process dies, the private folders are left as by any death after the commit mark, and recovery
 deletes them: their locks go with the process, and the journal in them says "committed".  A forked child forgets the jobs of
 its parent (I11).
 

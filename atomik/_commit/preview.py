@@ -49,7 +49,7 @@ def preview(items: Sequence[Item], *, undecided: bool) -> tuple[PlannedChange, .
 
 
 def _changes(item: Item) -> bool:
-    """Whether the item would change a name, as far as it is known before the commit; every check of its destination."""
+    """Whether the item would change a name, as far as that is known before the commit; checks its destination."""
     if item.options.if_changed and item.state is SEALED and item.would_change_nothing():
         return False
     if not item.follows:

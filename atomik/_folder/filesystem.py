@@ -8,13 +8,15 @@ off for another.
 
 from __future__ import annotations
 
+import functools
 import os
-import weakref
 
 from atomik._system import kernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from weakref import WeakValueDictionary
+
     from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
@@ -80,18 +82,22 @@ class Filesystem:
 _remembered: dict[int, Filesystem] = {}
 
 
-#: the same where ids are given to another mount later: while a folder is open, its mount keeps its id
-_open: weakref.WeakValueDictionary[tuple[int, int], Filesystem] = weakref.WeakValueDictionary()
+@functools.cache
+def _open() -> WeakValueDictionary[tuple[int, int], Filesystem]:
+    """The same where ids are given to another mount later: while a folder is open, its mount keeps its id."""
+    from weakref import WeakValueDictionary
+
+    return WeakValueDictionary()
 
 
 def of(fd: int, status: Status) -> Filesystem:
-    """The filesystem of an open folder, remembered by the id of its mount: for ever where that is never given to another
+    """The filesystem of an open folder, remembered by the id of its mount: forever where that is never given to another
     (Linux 6.8), else for as long as a folder is open there."""
     if not status.unique_mount:
         key = (status.mount, status.dev)
-        found = _open.get(key)
+        found = _open().get(key)
         if found is None:
-            found = _open[key] = _ask(fd)
+            found = _open()[key] = _ask(fd)
         return found
     found = _remembered.get(status.mount)
     if found is None:
@@ -174,5 +180,5 @@ def _waits_for_all_pages(release: str = os.uname().release) -> bool:
 def forget() -> None:
     """Forget all mounts (tests)."""
     _remembered.clear()
-    _open.clear()
+    _open.cache_clear()
     kernel.refused_calls.cache_clear()

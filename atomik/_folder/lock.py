@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import time
 from _thread import get_ident
@@ -76,6 +75,8 @@ _passed_over: dict[tuple[int, int, int], int] = {}
 while_waiting: dict[int, Callable[[], None]] = {}
 _FOLDERS = 256
 
+_NEVER = float("inf")
+
 
 def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLOCK_MONOTONIC) -> float:
     """Seconds of the clock of all deadlines, which test tools do not patch."""
@@ -84,7 +85,7 @@ def now(read: Callable[[int], float] = time.clock_gettime, clock: int = time.CLO
 
 def deadline_of(timeout: float | None) -> float:
     """The moment at which `timeout` seconds are over; never, for None."""
-    return math.inf if timeout is None else now() + timeout
+    return _NEVER if timeout is None else now() + timeout
 
 
 def try_lock(self: Lockable, *, shared: bool = False) -> bool:
@@ -125,7 +126,7 @@ def unlock(self: Lockable) -> None:
 
 def lock(self: Lockable, timeout: float | None, deadline: float | None = None, *, shared: bool = False) -> None:
     """Take the folder's lock within `timeout` seconds, or before `deadline` when several folders share the time; None
-    waits for ever.
+    waits forever.
 
     Raises `LockTimeoutError`: ETIMEDOUT if another holder kept it all the time, EDEADLK at once if this thread holds it.
     """

@@ -56,7 +56,7 @@ def absolute(path: str | os.PathLike[str], option: str = "path") -> str:
 
 
 def followed(path: str) -> str:
-    """Where a link at `path` leads in the end, there or not; anything else is left as it is.
+    """Where a link at `path` leads in the end, whether that exists or not; any other path is returned unchanged.
 
     A link of another user is not followed where `resolve` would not follow it either.
     """

@@ -70,7 +70,7 @@ def follow(path: str) -> tuple[str, set[int]]:
     """Where a link at `path` leads in the end, there or not, and the owners of the links on the way, for `refuse_traps`
     once it is known whose the folder is; anything else is left as it is.
 
-    Raises OSError for a chain of links without end, and `AccessDeniedError` for one that leads through a trap.
+    Raises OSError for links that lead in a circle, and `AccessDeniedError` for one that leads through a trap.
     """
     owners: set[int] = set()
     for _ in range(_LINKS):

@@ -214,7 +214,7 @@ def _create(
 
 
 def _refuse_renumbered(folder: Directory) -> None:
-    """Where an object that is renamed gets another inode number, neither its place nor the journal's own can be told."""
+    """Where an object that is renamed gets another inode number, it cannot be followed, and neither can the journal."""
     if folder.fs.renumbers:
         text = (
             "the filesystem gives renamed objects new inode numbers, so a transaction with several steps could not be undone "

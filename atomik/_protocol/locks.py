@@ -9,18 +9,21 @@
     unlock_all(parents)
 
 Locks are taken in one global order, by (st_dev, st_ino) (I8).  A journal that is found under the locks belongs to a dead
-owner, or to one that locks in another way; recovering it takes locks of its own, so ours are released first.
+owner, or to one that uses other locks; recovering it takes locks of its own, so ours are released first.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
 
 from atomik._folder.directory import Directory
 from atomik._folder.lock import deadline_of
 from atomik._hidden_names import JOURNAL_NAME
 from atomik._system import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 _key = operator.attrgetter("key")
 

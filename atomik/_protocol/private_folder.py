@@ -156,7 +156,7 @@ class PrivateFolder:
         self.parent = self.parent.reopened()
 
     def empty(self, progress: Callable[[int], None] | None = None) -> None:
-        """Delete what it holds, but for the journal: as long as that is there, it leads recovery to all private folders."""
+        """Delete what it holds, except the journal: as long as that is there, it leads recovery to all private folders."""
         folder: Directory | None = getattr(self, "folder", None)
         if folder is not None and folder.fd >= 0:
             clear(folder, self.name, progress, journal=False)
@@ -165,7 +165,7 @@ class PrivateFolder:
         """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
 
         Tried twice, because a failure may have been temporary.  Raises OSError (ENOTEMPTY when something of
-        somebody else's is inside) with the descriptor closed.
+        someone else's is inside) with the descriptor closed.
         """
         try:
             self._dissolve(progress)

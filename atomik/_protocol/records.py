@@ -113,7 +113,7 @@ class Journal(NamedTuple):
 
     intent: Intent
     outcome: int | None
-    #: where an outcome belongs, right behind the intent.  One that is there already is written again in its place: a second
+    #: where an outcome belongs, right after the intent.  One that is there already is written again in its place: a second
     #: one behind it could survive a power cut without the first, and contradict what recovery then decides
     end: int
 

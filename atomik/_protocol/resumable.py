@@ -54,7 +54,7 @@ def settle_journal(directory: Directory, name: str, settle: Settle) -> None:
 def derived_id(parent: Directory, name: str) -> str:
     """The id of the resumable output `name` in a folder.
 
-    By the folder's identity, not its path: renamed, it keeps what was staged for it; and what somebody moves here from
+    By the folder's identity, not its path: renamed, it keeps what was staged for it; and what someone moves here from
     another folder is not taken for it.
     """
     return blake2b((parent.identity("") or b"") + b"\0" + os.fsencode(name), digest_size=8).hexdigest()

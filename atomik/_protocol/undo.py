@@ -77,7 +77,7 @@ def _return_moved(step: Step) -> Undone:
         if step.slot.identity() is None:
             rename(away, step.slot, 0)
         result = Undone.UNDONE
-    raise AssertionError  # there are twins without end
+    raise AssertionError  # `Step.twins` never ends
 
 
 def _undo_remove(step: Step) -> Undone:
@@ -118,6 +118,6 @@ def _undo_replace(step: Step) -> Undone:
 
 
 def give_back(step: Step) -> None:
-    """Undo a step that displaced a foreign object, which thereby returns."""
+    """Undo a step that displaced a foreign object, so that the object returns."""
     foreign = Step(step.op, step.kind, step.dest, step.slot, step.new, step.slot.identity(), allow_gap=step.allow_gap)
     undo(foreign)

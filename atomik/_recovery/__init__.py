@@ -1,4 +1,4 @@
-"""What a dead owner left; and readers, who must not see half of it.
+"""Recovery of what dead processes left, and readers, who must not see half of it.
 
 * `unfinished_journal`: from a journal that was found to its folders, trusted or refused, and locked.
 * `takeover`: undoes or finishes that transaction, and cleans up.  `leftovers`: what no journal mentions.

@@ -173,14 +173,14 @@ def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None
 
 
 def _make_last(private_folder: Directory, directory: Directory) -> None:
-    """A one-item write killed right behind its swap left the displaced original here, and the swap perhaps in memory
+    """A one-item write killed right after its swap left the displaced original here, and the swap perhaps in memory
     only: what is visible now must be durable before the original is deleted (I3).  With ``tmp_dir`` the destination may
     be in any folder of the filesystem, so the whole filesystem is synced, where that is possible."""
     if private_folder.fs.syncfs:
         try:
             return kernel.port.syncfs(private_folder.fd)
         except OSError as exc:
-            if kernel.errno_of(exc) != errno.ENOSYS:  # which is how a sandbox's no reads
+            if kernel.errno_of(exc) != errno.ENOSYS:  # a sandbox refuses it
                 raise
     private_folder.sync()
     directory.sync()

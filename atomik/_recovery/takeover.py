@@ -387,7 +387,7 @@ def _remove_private_folder(private_folder: Directory, name: str) -> None:
 
 def remove_folder(parent: Directory, name: str, folder: Directory) -> str:
     """Remove a private folder with what is in it; "removed", "pinned" where readers still use something in it, or "left" when
-    somebody else's things are in it."""
+    someone else's things are in it."""
     try:
         return "removed" if _private_folder.remove(parent, name, folder) else "pinned"
     except OSError as exc:

@@ -95,7 +95,7 @@ def _find_mount(place: Place) -> str | None:
 
 
 def refuse_append_only(directory: Directory, path: str) -> None:
-    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay for ever."""
+    """In a folder with chattr +a nothing can be removed or renamed, so what is staged there would stay forever."""
     if directory.append_only:
         text = "the folder is append-only (chattr +a): all that can be done there is to create one file at a time"
         errors.fail(errors.AccessDeniedError, errno.EPERM, f"{text}; remove the flag, or write elsewhere", path)
@@ -144,7 +144,7 @@ def refuse_backup(place: Place, *, folder: bool) -> NoReturn:
 
 
 def backup_name(name: str, place: Place, path: str) -> str:
-    """The name under which the previous version of `place` is to stay, refused if it cannot be one."""
+    """The name that the previous version of `place` will get; refused if it cannot be one."""
     from atomik._folder.paths import split
     from atomik._folder.resolve import real
 

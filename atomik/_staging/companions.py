@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .options import ItemOptions
     from .workspace import Workspace
 
-#: what a database's log is called, behind the database's own name
+#: what follows a database's name in the name of its log
 _LOGS = ("-wal", "-journal", ".wal")
 #: names under which a file that is written by `Transaction.file` is taken for a database
 _DATABASES = (".db", ".db3", ".sqlite", ".sqlite3", ".s3db", ".sl3", ".duckdb", ".gpkg", ".mbtiles")

@@ -57,7 +57,7 @@ class Destinations:
     _first: tuple[Place, Item | Entry] | None = None
     #: the names taken in each folder, each with what the operations leave there
     _taken: dict[_Key, tuple[Directory, dict[str, Item | Entry]]] = {}  # noqa: RUF012  replaced by `_unfold`
-    #: the folders in which something of ours is or will be, each with the path that brought it in
+    #: the folders in which something of ours is or will be, each with the path that needs it
     _used: dict[_Key, tuple[Directory, str]] = {}  # noqa: RUF012
 
     def _unfold(self) -> None:

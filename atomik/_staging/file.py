@@ -106,7 +106,7 @@ class StagedFile(Item):
                 number = kernel.errno_of(exc)
                 if number not in _NO_TMPFILE:
                     raise
-                if number != errno.EPERM:  # which an immutable folder says too, and that is no word about the others
+                if number != errno.EPERM:  # an immutable folder gives it too, which says nothing about other folders
                     fs.tmpfile = False
             else:
                 if not fs.tmpfile:

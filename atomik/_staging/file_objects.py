@@ -55,7 +55,7 @@ _close = io.RawIOBase.close
 class _Raw(io.RawIOBase):
     """The unbuffered layer: errors of write(2) name the destination, and closing leaves the descriptor open.
 
-    Not an `io.FileIO`, which looks at the file before it is written: a file whose times somebody has looked at costs
+    Not an `io.FileIO`, which looks at the file before it is written: a file whose times someone has looked at costs
     the filesystem more when it changes (see `libc`).
     """
 

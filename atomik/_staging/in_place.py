@@ -204,7 +204,7 @@ class StagedInPlace(StagedFolder):
                 part.expectation = look_at(part.place, digest=expect.digest is not None)
 
     def _new(self) -> dict[str, Entry]:
-        """What will be there, as far as it is built."""
+        """What will be there, as far as it has been built."""
         entries: dict[str, Entry] | None = getattr(self, "_entries", None)
         if entries is not None or self.slot is None:
             return entries or {}

@@ -69,7 +69,7 @@ class Intake:
 
     #: why nothing more can be staged; "" while it can
     closed = ""
-    #: the tree as the items so far leave it, once somebody has asked
+    #: the tree as the items so far leave it, once someone has asked
     view: Staged | None = None
 
     def __init__(self, syncs: Syncs, *, overwrite: bool, progress: Progress | None) -> None:
@@ -200,7 +200,7 @@ class Intake:
             self._register_backup(item, there if found is None else kind_of(found.mode), before)
 
     def _register_backup(self, item: Item, there: str | None, before: Entry | None) -> None:
-        """The name under which the previous version is to stay, where there is one (`there` is its kind), is a destination
+        """The name that the previous version will get, if there is one (`there` is its kind), is a destination
         like the others."""
         item.choose_backup()
         place = item.backup_place
@@ -324,7 +324,7 @@ class Intake:
             self.failed.pop(item.path, None)
 
     def counting(self, phase: str) -> Counting | None:
-        """What turns "so many more" into "so many so far", for the user's progress function."""
+        """What adds up counts for the user's progress function."""
         if self.progress is None:
             return None
         from atomik._progress import Counting

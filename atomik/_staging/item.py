@@ -164,7 +164,7 @@ class Item:
         self.kept: Resumable | None = None
         self.not_preserved: tuple[str, ...] = ()
         self.unchanged = False
-        #: the name under which the previous version is to stay
+        #: the name that the previous version will get
         self.backup: str | None = None
         #: the kind of what existed at the destination when it was last checked; "" for nothing
         self.found = ""
@@ -518,7 +518,7 @@ class Item:
 
     # --- the previous version ------------------------------------------------------------------------------------
     def choose_backup(self) -> None:
-        """Decide, early, under which name the previous version is to stay."""
+        """Decide, early, which name the previous version will get."""
         backup = self.options.backup
         if backup is not None:
             name = decoded(backup(self.path) if callable(backup) else backup, "backup")
@@ -526,7 +526,7 @@ class Item:
 
     @property
     def backup_place(self) -> Place | None:
-        """Where the previous version is to stay."""
+        """Where the previous version will be kept."""
         return None if self.backup is None else Place(self.place.directory, self.backup)
 
     def check_backup(self) -> Status | None:

@@ -87,7 +87,7 @@ class Observation(Values):
         return None
 
     def _mismatch_in_tree(self, place: Place) -> str | None:
-        """Whatever changes in the folder itself is in the value of its tree, but for what a rename changes."""
+        """Whatever changes in the folder itself is in the value of its tree, except for what a rename changes."""
         from atomik._tree.fingerprint import fingerprint, first_difference
 
         folder = _folder(place)

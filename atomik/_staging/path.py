@@ -119,7 +119,7 @@ class StagedProgram(Written):
         return super().content_path() if self.slot is not None else self.path_beside(self.place.name)
 
     def path_beside(self, name: str) -> str:
-        """Where the program writes what is to have that name."""
+        """Where the program writes what will have that name."""
         assert self._work is not None
         return os.path.join(self.workspace.path_of(self._work), name)
 

@@ -216,7 +216,7 @@ class Workspace:
         return self.sibling(made.folder)
 
     def sibling(self, directory: Directory) -> Place:
-        """A new slot in that very folder: next to the destinations, for what may only be renamed within its parent."""
+        """A new slot in the folder itself: next to the destinations, for what may only be renamed within its parent."""
         return _new(Place, (directory, f"{self._slots or self._name_slots()}{self._number()}"))
 
     def _name_slots(self) -> str:
@@ -250,7 +250,7 @@ class Workspace:
         with more than `most`, nor where a listing might leave out what a status would find."""
         for folder in folders:
             if folder.fs.trusted:
-                with kernel.port.scandir(folder.fd) as entries:  # no more of them than that
+                with kernel.port.scandir(folder.fd) as entries:  # at most that many
                     names = {entry.name for entry in itertools.islice(entries, most + 1)}
                 if len(names) <= most:
                     self.listed[folder] = names

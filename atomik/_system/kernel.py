@@ -539,7 +539,7 @@ class Kernel:
     def scandir(self, fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
         """getdents64(2) of an open folder, as it is now; the entries are good inside the block.
 
-        So the folder is opened again: some FUSE servers (disorderfs) list for ever what was there when it was opened.  Where
+        So the folder is opened again: some FUSE servers (disorderfs) list forever what was there when it was opened.  Where
         that is refused (without search permission, or when the folder is gone), it is read from the beginning: btrfs lists
         what was there at the last rewind."""
         fresh = fd
@@ -740,7 +740,7 @@ def errno_of(exc: OSError) -> int | None:
 
 
 def is_failure(exc: OSError) -> bool:
-    """Whether something failed, as the kernel or atomik says; not so for whatever a signal handler raised (I13), nor for what
+    """Whether something failed, as the kernel or atomik says; False for what a signal handler raised (I13), and for what
     a function of the program did, also if that calls atomik."""
     return errno_of(exc) is not None or (isinstance(exc, AtomikError) and not _is_of_the_program(exc))
 
@@ -815,7 +815,7 @@ _MODULE = type(errno)
 
 def refuse_fake(path: str | None = None) -> None:
     """pyfakefs replaces the module `os` by objects of its own, everywhere.  Half of our calls would go to its files in
-    memory and half to the real disk, and what is imported in that time would keep the fake for ever."""
+    memory and half to the real disk, and what is imported in that time would keep the fake forever."""
     if type(os) is not _MODULE:
         text = (
             "a test has replaced the module os by a fake (pyfakefs), but atomik calls the kernel and cannot write to "

@@ -55,7 +55,7 @@ class Overlay(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a child is to see.
+    """What a child will see.
 
     ``parent_fd``: the folder that holds both.  ``source`` (a path below it) is shown instead of ``target``, another;
     with ``overlay`` it is the upper layer, and the target shows through.  ``shown``, ``hidden``: their (st_dev, st_ino).

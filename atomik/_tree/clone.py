@@ -308,7 +308,7 @@ class _Clone:
         return True
 
     def _shared(self, name: str) -> bool:
-        """Whether the copy got the file itself; not so one of another user's (fs.protected_hardlinks)."""
+        """Whether the copy got the file itself; another user's file cannot be linked (fs.protected_hardlinks)."""
         try:
             kernel.port.link(name, self._from, name, self._to)
         except OSError as exc:

@@ -25,7 +25,6 @@ To avoid the wait, pass ``cleanup="later"`` (`_commit.later`), which saves more 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from atomik import errors
 from atomik._folder.directory import identify
@@ -36,11 +35,12 @@ from .walk import Level, TreeWalk, mount_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import NoReturn, TypeAlias
 
     from atomik._folder.place import Place
 
-Progress = Callable[[int], None]
+    Progress: TypeAlias = Callable[[int], None]
 
 #: How often a folder is emptied again when entries keep appearing in it, or when the filesystem's listing skips
 #: entries while others are deleted (some network filesystems do).

@@ -8,7 +8,7 @@ Calling sequence::
     if fingerprint(directory) != before:
         print(first_difference(directory, folders))        # "news/page"
 
-It covers every name below `directory` and what lstat(2) tells of it: type, mode, owner, group, inode, size, and the times
+It covers every name below `directory` and what lstat(2) says about it: type, mode, owner, group, inode, size, and the times
 of its last change (mtime and ctime), as far as the clock of the filesystem tells two changes apart (about 4 ms before
 Linux 6.13).  With ``digest`` it also covers the content of the files and the targets of the links.
 

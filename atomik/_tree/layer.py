@@ -199,7 +199,7 @@ class Layer:
             return _alike(self._metadata(first), self._metadata(second))
 
     def _unchanged(self, name: str, upper: int, lower: int, new: os.stat_result, old: os.stat_result) -> bool:
-        """Whether what was copied up is as it was, but for its times."""
+        """Whether what was copied up is as it was, except for its times."""
         of_both = [(each.st_mode, each.st_uid, each.st_gid, each.st_rdev) for each in (new, old)]
         if of_both[0] != of_both[1] or (stat.S_ISREG(new.st_mode) and new.st_size != old.st_size):
             return False

@@ -172,7 +172,7 @@ def _read(fd: int, *, path_only: bool) -> tuple[dict[str, bytes], tuple[str, ...
 
 
 def _is_servers_no(number: int | None, fd: int) -> bool:
-    """Whether an EIO is how a FUSE server (rclone) says that it has no attributes, and no word of a device."""
+    """Whether an EIO is how a FUSE server (rclone) says that it has no attributes, and not an error of a device."""
     return number == errno.EIO and is_fuse(kernel.port.filesystem_magic(fd))
 
 
@@ -344,7 +344,7 @@ class _Dressing:
         return stat.S_ISLNK(self.found.st_mode)
 
     def _goal(self) -> int:
-        """The mode that the object is to end with."""
+        """The mode that the object will end with."""
         if self.permissions is not None:
             return self.permissions
         wanted, mode, acl = self.wanted, self.wanted.mode, self.wanted.xattrs.get(ACL)

@@ -21,7 +21,7 @@ one by one, writeback started before          16        16        252       671
 
 With 10 files threads cost more than they save (6 ms to 4 on ext4), with 30 they are level, with 100 they save a fifth.
 On btrfs they cost more at any number, because each fsync writes a log of its own: 300 files take 1.3 times as long with 8
-threads as one by one, and 2.4 times with 2; without threads they take 0.93 times as long.  So there are none there.
+threads as one by one, and 2.4 times with 2; without threads they take 0.93 times as long.  So no threads are used there.
 
 No fsync is ever repeated (I9): the kernel reports a failed writeback only once, and a second fsync would seem to succeed.
 
@@ -63,7 +63,7 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
 
 # --- open files ------------------------------------------------------------------------------------------------------
 def sync_files(fds: Sequence[int], progress: Progress | None = None) -> tuple[int, OSError] | None:
-    """fsync every file once; after a failure no more are begun, and the answer is (index of the file, error).
+    """fsync every file once; after a failure no other is begun, and the answer is (index of the file, error).
 
     `progress` is called by the calling thread.  Whatever is raised (Ctrl-C), no thread is at work any more when this
     returns.
@@ -160,7 +160,7 @@ class _Work:
             self.left.clear()
 
     def stop(self) -> None:
-        """Take no more files, and wait for the threads, even if exceptions arrive."""
+        """Start no other file, and wait for the threads, even if exceptions arrive."""
         self.left.clear()
         interrupt = None
         while self.threads:

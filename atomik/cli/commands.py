@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, ATTENTION = 0, 1, 2, 3
 _RUN_FAILED = 125
+
+# Nobody has translated the words of argparse.  For each that it says, gettext would look for a catalog on the disk, and load
+# `locale` for that.
+argparse._ = str  # type: ignore[attr-defined]
 _INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13
 
 
@@ -109,7 +113,7 @@ _mode.__name__ = "octal mode"
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not value >= 0:  # NaN neither: it would wait for ever
+    if not value >= 0:  # NaN neither: it would wait forever
         raise ValueError
     return value
 
@@ -118,30 +122,41 @@ _seconds.__name__ = "number of seconds"
 
 
 def parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The command line; with `only` one of its commands, because describing all takes longer than writing a small file."""
+    """The command line; with `only` that of one command, because describing all takes longer than writing a small file."""
+    if only is not None:
+        return _described(only, _Parser(prog=f"atomik {only}", **_texts(only)))
     from atomik import __version__
 
     top = _Parser(prog="atomik", description="Write files, folders, or groups of them, all or nothing.")
     top.add_argument("--version", action="version", version=f"atomik {__version__}")
     # Without prog=, argparse formats a usage to find out what it is, and loads every compressor with shutil for that.
     commands = top.add_subparsers(dest="name", metavar="COMMAND", required=True, prog="atomik")
-
-    def command(
-        name: str, describe: Callable[[argparse.ArgumentParser], None], text: str, more: str = "", **keywords: Any
-    ) -> None:
-        if only in (None, name):
-            added = commands.add_parser(name, help=text, description=f"{text}\n{more}", **keywords)
-            added.add_argument("--json", action="store_true", help="print the result as one JSON object")
-            describe(added)
-
-    command("write", _add_write, "Write standard input to a file, all or nothing.", _WRITE)
-    command("run", _add_run, "Run a program and publish its outputs if it exits with 0.", _RUN, usage=_RUN_USAGE)
-    command("apply", _add_apply, "Apply a change set (JSON) to files below a folder, all or nothing.", _APPLY)
-    command("swap", _add_swap, "Exchange two files, folders or links in one step.")
-    command("recover", _add_recover, "Undo or finish the transactions that dead processes left in folders.")
-    command("doctor", _add_doctor, "Show what a folder's filesystem can do, and which promises hold there.")
+    for name in _COMMANDS:
+        _described(name, commands.add_parser(name, help=_HELP[name], **_texts(name)))
     return top
 
+
+def _texts(name: str) -> dict[str, Any]:
+    """What argparse says about a command, besides its arguments."""
+    texts = {"description": f"{_HELP[name]}\n{_MORE.get(name, '')}"}
+    return texts | {"usage": _RUN_USAGE} if name == "run" else texts
+
+
+def _described(name: str, command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The command with its arguments."""
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    _ARGUMENTS[name](command)
+    return command
+
+
+_HELP = {
+    "write": "Write standard input to a file, all or nothing.",
+    "run": "Run a program and publish its outputs if it exits with 0.",
+    "apply": "Apply a change set (JSON) to files below a folder, all or nothing.",
+    "swap": "Exchange two files, folders or links in one step.",
+    "recover": "Undo or finish the transactions that dead processes left in folders.",
+    "doctor": "Show what a folder's filesystem can do, and which promises hold there.",
+}
 
 _LOCK_TIMEOUT = "how long to wait for other transactions in the folder, 60 by default; inf: as long as it takes"
 
@@ -183,6 +198,8 @@ _APPLY = """
 
 Each change sees the result of the earlier ones.  --schema prints the whole format.
 """
+
+_MORE = {"write": _WRITE, "run": _RUN, "apply": _APPLY}
 
 
 def _add_write(add: argparse.ArgumentParser) -> None:
@@ -318,7 +335,10 @@ def _parse(given: list[str]) -> argparse.Namespace:
     if run and "--" in given:  # by hand: argparse would take a second "--" away from the program
         at = given.index("--")
         given, program = given[:at], given[at + 1 :]
-    known = parser(given[0] if given and given[0] in _COMMANDS else None).parse_args(given)
+    if given and given[0] in _COMMANDS:
+        known = parser(given[0]).parse_args(given[1:], argparse.Namespace(name=given[0]))
+    else:
+        known = parser().parse_args(given)
     if run:
         _check_inside(known)
     if run and not (program and (known.outputs or known.inside is not None)):
@@ -477,4 +497,13 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Report], int]] = {
     "swap": _swap,
     "recover": _recover,
     "doctor": _doctor,
+}
+
+_ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "write": _add_write,
+    "run": _add_run,
+    "apply": _add_apply,
+    "swap": _add_swap,
+    "recover": _add_recover,
+    "doctor": _add_doctor,
 }

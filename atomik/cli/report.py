@@ -13,7 +13,6 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Sequence
 
 from .progress import Progress
 
@@ -66,12 +65,13 @@ class Report:
         else:
             self._put(text, sys.stderr)
 
-    def done(self, what: Receipt | Sequence[PlannedChange], value: dict[str, Any] | None = None) -> None:
+    def done(self, what: Receipt | tuple[PlannedChange, ...], value: dict[str, Any] | None = None) -> None:
         """What a commit did, or would do; `value` says it for a machine, where it is more than the receipt."""
-        if not isinstance(what, Sequence):
+        if not isinstance(what, tuple):
             for leftover in what.leftovers:
                 self.tell(f"could not clean up: {leftover}")
-            self.result(what.as_dict() if value is None else value)
+            if self._machine:
+                self.result(what.as_dict() if value is None else value)
         else:
             plan = [change.as_dict() for change in what]
             self.result({"dry_run": True, "plan": plan}, "\n".join(map(str, what)))

@@ -52,7 +52,7 @@ class Changes:
         self._tx: Transaction | None = None
         #: paths whose writing failed, with the reason
         self.failed: dict[str, str] = {}
-        #: copies of databases, each with what the logs are called behind its name without which it would lack changes
+        #: copies of databases, each with the suffixes of the logs without which it would lack changes
         self._databases: dict[str, list[str]] = {}
         self._ground: tuple[int, int, str] | None = None
 
@@ -79,7 +79,7 @@ class Changes:
                 return workspace.path_of(workspace.slot(folder))
 
     def check_parent(self, path: str) -> None:
-        """Raise unless the folder that is to hold `path` is there."""
+        """Raise unless the folder that will hold `path` exists."""
         parent = above = os.path.dirname(self.view.resolve(path, follow=False))
         while (found := self.view.stat(above)) is None:
             above = os.path.dirname(above)
@@ -314,7 +314,7 @@ def _is_folder(path: str) -> bool:
 
 
 def logs_of(path: str | None) -> list[str]:
-    """What the logs of a database are called behind its name: those that hold changes which a copy of it would lack."""
+    """The suffixes of the logs of a database that hold changes which a copy of it would lack."""
     if path is None or _is_folder(path):
         return []
     from atomik._folder.directory import Directory

@@ -109,7 +109,7 @@ class Writer(io.BufferedIOBase):
     # --- ending ------------------------------------------------------------------------------------------------------
     @property
     def closed(self) -> bool:
-        """Whether it can be written no more."""
+        """Whether it cannot be written any more."""
         return self._sealed or self._over
 
     def close(self) -> None:

@@ -122,7 +122,7 @@ class Run:
     def row(
         self, work: str, against: str, limit: float | None, case: str, over: str, under: str, *, least: bool = False
     ) -> Iterator[Row]:
-        """A row of ratios, if anything was measured for it; with `least` the goal is to be so many times faster."""
+        """A row of ratios, if anything was measured for it; with `least` the goal is to be that many times faster."""
         found: dict[str, Ratio] = {
             kind: times.ratio(over, under)
             for kind, times in self.times.get(case, {}).items()

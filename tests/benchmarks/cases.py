@@ -105,7 +105,7 @@ def group(folder: Path, count: int, rounds: int, *, overwrite: bool, durable: bo
 
 
 def _jobs(names: list[str], *, overwrite: bool, durable: bool) -> dict[str, Callable[[Path], object]]:
-    """Who writes such files into a folder."""
+    """The function that writes such files into a folder."""
 
     def ours(where: Path) -> None:
         with atomik.transaction(overwrite=overwrite, durable=durable) as tx:

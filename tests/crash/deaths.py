@@ -83,7 +83,7 @@ WAYS = (recover_one, recover_last, next_transaction, next_one_item, next_reader)
 
 
 def gets_well(world: World, expected: Expected, point: CrashPoint, way: Callable[[World], object]) -> str:
-    """After `point`: one of the ways gives all old or all new; recovery of all changes that no more, and cleans up."""
+    """After `point`: one of the ways gives all old or all new; recovery of all does not change that, and cleans up."""
     way(world)
     seen = expected.which(world, f"{point}, after {way.__name__}")
     if point.returned:
@@ -111,7 +111,7 @@ def killed_everywhere(
 
 
 def die_at(function: Callable[[], object], call: str, nth: int = 1, *, after: bool = True) -> None:
-    """Run `function` in a child that is killed right behind (or before) its `nth` call of that name."""
+    """Run `function` in a child that is killed right after (or before) its `nth` call of that name."""
     child = os.fork()
     if child == 0:
         left = count(nth, -1)

@@ -235,7 +235,7 @@ class Checker:
         self.runs = 0
 
     def check(self, sequence: Sequence, rng: random.Random, *, points: int) -> None:
-        """One sequence, with so many failures and deaths."""
+        """One sequence, with this many failures and deaths."""
         try:
             self._check(sequence, rng, points)
         except BaseException as exc:

@@ -79,7 +79,7 @@ class World:
             (folder / "source set" / "x").write_text("moved")
 
     def look(self) -> Seen:
-        """What an observer sees.  Empty folders that ``parents=True`` made are nothing to see, nor are the "passing"
+        """What an observer sees.  Empty folders that ``parents=True`` made do not count, nor do the "passing"
         things by which a later writer looked in."""
         seen: Seen = {}
         for where, folders, files in os.walk(self.top):

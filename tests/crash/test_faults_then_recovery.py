@@ -1,4 +1,4 @@
-"""Every call fails with an errno, once or for ever: the error says what is so, and recovery settles the rest.
+"""Every call fails with an errno, once or forever: the error says what is so, and recovery settles the rest.
 
 * no error: everything is new.
 * `DurabilityError`: everything is new.

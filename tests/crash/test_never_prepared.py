@@ -116,7 +116,7 @@ def test_without_hard_links(folder: Path) -> None:
 
 
 def test_a_well_known_name_that_the_user_deleted_proves_nothing(folder: Path) -> None:
-    """What was published is undone all the same, from the other folder's journal."""
+    """What was published is undone nevertheless, from the other folder's journal."""
     for number in range(1, 1_000):
         build(folder)
         before = tree(folder)

@@ -75,7 +75,7 @@ def _simple_first(case: Case) -> tuple[int, bool, int, str]:
 
 
 def _first_order(names: Sequence[str]) -> bool:
-    """Whether these operations stand in the order of `OPERATIONS`: of each combination one transaction has that."""
+    """Whether these operations are in the order of `OPERATIONS`: of each combination one transaction has that."""
     return list(names) == sorted(names, key=_ORDER.__getitem__)
 
 

@@ -3,7 +3,7 @@
 What is assumed of a disk (docs/explanation/proof.md has the same in words):
 
 * a change that was synced is there: bytes by fsync of the file, entries by fsync of their folder, all of it by syncfs;
-* of the others any part is there, in any combination, but for two rules.  Changes of one entry come in their order: a later
+* of the others any part is there, in any combination, with two exceptions.  Changes of one entry come in their order: a later
   one is there only with the earlier ones.  And a change of two entries (a rename, an exchange) is there as a whole; except
   that a file renamed to another folder may have both names when only the new one's folder was synced, as btrfs has it;
 * a record of a journal that was not synced is there, or not, or is as many zeros.

@@ -163,7 +163,7 @@ class Explorer:
 
     # --- running -------------------------------------------------------------------------------------------------
     def _run(self, sabotaged: int | None) -> _Run | None:
-        """Commit it, or fail after so many swaps; None when it was refused."""
+        """Commit it, or fail after this many swaps; None if it was refused."""
         kernel = MemoryKernel(planted())
         self.mutant(kernel, False)
         committed = True

@@ -242,7 +242,7 @@ class MemoryKernel(Kernel):
         return "/" + "/".join(reversed(names))
 
     def plant(self, top: str, tree: dict[str, bytes | str | None]) -> None:
-        """What a user puts into a staged folder: by calls that atomik does not see, so nothing of it is synced."""
+        """What a user puts into a staged folder: by calls that atomik does not see, so none of it is synced."""
         above = self._need(self._real(top), None)
         at = {"": above}
         for path in sorted(tree):

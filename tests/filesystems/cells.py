@@ -53,7 +53,7 @@ def _refused(exc: errors.AtomikError, folder: Path, old: dict[str, str]) -> Cell
 
 
 def check_message(exc: errors.AtomikError, folder: Path) -> None:
-    """An errno, a path below the folder, and what to do: something behind a semicolon."""
+    """An errno, a path below the folder, and what to do, which follows a semicolon."""
     assert isinstance(exc, OSError), repr(exc)
     assert exc.errno, repr(exc)
     assert str(exc.filename).startswith(str(folder)), repr(exc)

@@ -1,4 +1,4 @@
-"""What is expected of every cell: it passes, but for the refusals named here."""
+"""What is expected of every cell: it passes, except for the refusals named here."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _WEAKER = frozenset({"transaction-weaker", "rollback-weaker", "recover-weaker"})
 
 
 def foretold(can: atomik.Capabilities, scenario: str) -> bool | None:
-    """Whether the scenario passes, by what the doctor says; None where it says nothing about that."""
+    """Whether the scenario passes according to the doctor; None if it says nothing about that."""
     holds = {promise.name: promise.holds for promise in can.promises}
     blind = "mount" in can.promises[0].reason  # nothing tells what is a mount, and some of what is moved may be one
     if (can.fixed and scenario in _MOVING) or (blind and scenario in ("move-file", "move-over")):

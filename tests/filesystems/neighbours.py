@@ -1,4 +1,4 @@
-"""A folder shared with somebody else, and what that somebody does there."""
+"""A folder shared with another user, and what that user does there."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def before(folder: Path) -> None:
         (folder / name).write_text(text)
     with contextlib.suppress(OSError):  # exFAT and rclone have no links
         (folder / "latest").symlink_to("report.csv")
-    with contextlib.suppress(OSError):  # nor have some servers modes
+    with contextlib.suppress(OSError):  # and some servers have no modes
         (folder / "report.csv").chmod(0o640)
         (folder / "site").chmod(0o750)
 
@@ -114,7 +114,7 @@ def file_race(folder: Path) -> tuple[Changes, Any]:
             with pytest.raises(errors.FileAlreadyExistsError, match="new"), atomik.file(folder / "new") as f:
                 f.write("ours")
         except errors.UnsupportedFilesystemError:
-            (folder / "new").unlink(missing_ok=True)  # the rival's, so that the tree is the one before
+            (folder / "new").unlink(missing_ok=True)  # the rival's, so that the tree is as it was before
             raise
     assert kernel.acted
     return {"new": "theirs"}, None

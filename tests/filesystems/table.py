@@ -70,7 +70,7 @@ def _abilities(probed: Mapping[str, atomik.Capabilities]) -> str:
 
 
 def matrix(results: Results) -> str:
-    """Every scenario on every ground; a letter stands for the grounds of a column, which would not fit above it."""
+    """Every scenario on every filesystem; letters head the columns, because the names would not fit there."""
     columns = _columns(results)
     letters = [f"{'' if at < 26 else 'A'}{string.ascii_uppercase[at % 26]}" for at in range(len(columns))]
     told = ("; ".join(EVERYWHERE[name].about for name in names) for _, names in columns)

@@ -159,7 +159,7 @@ def test_a_read_only_file_is_replaced_and_stays_read_only(folder: Path) -> None:
 
 
 def test_a_read_only_folder_is_replaced_by_its_user(folder: Path) -> None:
-    """A 0555 folder can be renamed within its parent only; it is overwritten, kept, moved and removed all the same."""
+    """A 0555 folder can be renamed within its parent only; it is overwritten, kept, moved and removed nevertheless."""
     os.chown(folder, VICTIM, VICTIM)
     in_child(_read_only_folders, folder, become=VICTIM)
     assert not left_in(folder)

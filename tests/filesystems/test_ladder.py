@@ -134,7 +134,7 @@ def test_one_file_on_the_link_rung_survives_death_at_every_call(folder: Path, wh
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("what", ["no flags", "no exchange"])
 def test_lower_rungs_roll_back_from_every_failure(folder: Path, what: str, number: int) -> None:
-    """Whichever call fails, everything is as it was, or (behind the mark) everything is new."""
+    """Whichever call fails, everything is as it was, or (after the mark) everything is new."""
     with lacking(what):
         prepare(folder)
         old = look(folder)

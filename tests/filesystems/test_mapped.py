@@ -1,4 +1,4 @@
-"""A server that gives everything one owner and mode, as FAT does: atomik's own things are known all the same."""
+"""A server that gives everything one owner and mode, as FAT does: atomik recognises its own files nevertheless."""
 
 from __future__ import annotations
 

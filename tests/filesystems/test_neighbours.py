@@ -46,7 +46,7 @@ SECRET = "not for the stranger"
 
 @pytest.fixture(autouse=True)
 def no_blocking() -> Iterator[None]:
-    """Whatever blocks for ever on somebody's FIFO or lock is killed by the alarm."""
+    """What blocks forever on another user's FIFO or lock is killed by the alarm."""
     signal.alarm(500)
     yield
     signal.alarm(0)
@@ -154,7 +154,7 @@ def _attack_at_every_call(work: Callable[[Shared], None], attack: Attack, uid: i
 
 @pytest.mark.parametrize("work", [write_several, write_copy])
 def test_a_staging_folder_that_was_swapped(work: Callable[[Shared], None]) -> None:
-    """Right behind its mkdir the staging folder makes room for one that the stranger can read: nothing goes in there."""
+    """Right after its mkdir the private folder is replaced by one that the stranger can read: nothing is written there."""
     with shared() as place:
         (place.inner / "out").write_text("old")
 
@@ -242,7 +242,7 @@ def test_the_path_is_plain_where_nobody_else_can_lead_it_elsewhere() -> None:
 
 
 def test_without_proc_a_path_that_others_can_lead_elsewhere_is_refused() -> None:
-    """There is none to give out then; tmp_dir= is the way."""
+    """Then there is no path to return; tmp_dir= is the way out."""
     with shared() as place:
         before = place.untouched()
 
@@ -276,7 +276,7 @@ def _staged_in(folder: Path) -> Path:
 
 
 def test_a_sample_that_is_swapped_vouches_for_nothing() -> None:
-    """A staging folder of the stranger's is none, whatever becomes of the file that is made in it to see whose it is."""
+    """A stranger's folder is no private folder, whatever happens to the file that is made in it to see whose it is."""
     with shared() as place:
 
         def swap_claim(call: Call) -> None:
@@ -300,7 +300,7 @@ def test_a_sample_that_is_swapped_vouches_for_nothing() -> None:
 
 
 def test_a_tree_in_the_place_of_a_slot_is_left_alone() -> None:
-    """Right before a one-item write deletes what it displaced, somebody else's folder gets that name."""
+    """Right before a write of one output deletes what it displaced, another user's folder gets that name."""
     with shared() as place:
         (place.inner / "out").write_text("old")
         (place.inner / "roots").mkdir()
@@ -547,7 +547,7 @@ def _remove_theirs(folder: Path) -> None:
 
 
 def test_a_lock_held_for_ever() -> None:
-    """Who may read a folder may lock it: a transaction gives up after its timeout; single writes do not wait."""
+    """Everyone who may read a folder may lock it: a transaction gives up after its timeout; single writes do not wait."""
     with shared() as place:
         fd = os.open(place.base, os.O_RDONLY)
         try:

@@ -44,7 +44,7 @@ def test_a_held_folder_lists_new_names(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["disorderfs", "sshfs", "bindfs"])
 def test_a_server_s_held_folder_lists_new_names(name: str) -> None:
-    """disorderfs lists for ever what was there when the folder was opened, and sshfs tells no types of entries."""
+    """disorderfs lists forever what was there when the folder was opened, and sshfs tells no types of entries."""
     need(servers.missing(name))
     with servers.serving(name) as point:
         (point / "work").mkdir()
@@ -184,7 +184,7 @@ def test_a_server_with_ideas_of_its_own(name: str) -> None:
 
 
 def test_nothing_is_left_where_open_files_are_renamed_instead_of_deleted() -> None:
-    """libfuse hears of a close a little later: what is deleted before that is there under another name, maybe for ever."""
+    """libfuse learns of a close a little later: what is deleted before that stays under another name, perhaps forever."""
     need(servers.missing("fuse2fs"))
     with servers.serving("fuse2fs") as point:
         for _ in range(100):

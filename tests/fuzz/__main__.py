@@ -1,6 +1,6 @@
 """The coverage-guided run: ``python -m tests.fuzz journal --runs 10000000``, with atheris (the extra ``fuzz``).
 
-It tries so many inputs, or stops at the first that breaks a rule of `targets`, which is written to a file in DIR;
+It tries that many inputs, or stops at the first that breaks a rule of `targets`, which is written to a file in DIR;
 ``--input FILE`` tries that one again.  It may be stopped at any time: with ``--keep DIR``, the same command goes on from
 there, with the inputs that were interesting and the number of those tried.  ``--record`` writes those numbers into the
 documentation.

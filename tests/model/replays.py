@@ -48,7 +48,7 @@ def _both(*folders: Path) -> None:
 
 
 def _stranger(path: Path, before: int) -> contextlib.AbstractContextManager[Acting]:
-    """Somebody replaces `path` right before the rename of this number."""
+    """Someone replaces `path` right before the rename of this number."""
     theirs = path.parent / "theirs"
     theirs.write_bytes(b"a stranger's")
     acting = Acting("rename", lambda _: os.replace(theirs, path))
@@ -57,7 +57,7 @@ def _stranger(path: Path, before: int) -> contextlib.AbstractContextManager[Acti
 
 
 def _killed_with_stranger(root: Path, ops: tuple[Operation, ...], path: str) -> None:
-    """A stranger comes between look and swap, and we die right behind the swap."""
+    """A stranger's object comes between check and swap, and we die right after the swap."""
 
     def publish_it() -> None:
         with _stranger(root / path, 1):
@@ -193,7 +193,7 @@ def _never_prepared(patch: pytest.MonkeyPatch) -> None:
 
 
 def _another_transaction_meanwhile(root: Path) -> None:
-    """We die with the journal in one of two folders; in the other one somebody does for good what we had been about to do."""
+    """We die with the journal in one of two folders; in the other one someone does for good what we had been about to do."""
     plant(root, {"a": None, "a/x": b"x", "a/y": b"y", "b": None, "b/x": b"x", "b/y": b"y"})
     phase = Phase((Exchange("a/x", "a/y"), Exchange("b/x", "b/y")), durable=False)
     at = 1

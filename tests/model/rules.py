@@ -63,7 +63,7 @@ RULES = (
 )
 
 #: No counterexample on the disk of the model: a rename there is whole, so a slot's first name is never missed.  The library
-#: syncs it all the same, for disks on which it is not; the strictest disk demands it (the mutant "private folders").
+#: syncs it nevertheless, for disks where that is not so; the strictest disk demands it (the mutant "private folders").
 NEEDLESS = Rule(
     25, "NO_B1_SLOTS", "I1", "the names of the slots are durable before the first swap", mutant="private folders"
 )

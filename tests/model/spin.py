@@ -31,7 +31,7 @@ class Result:
 
 
 class Checker:
-    """The checker for transactions of so many steps, compiled in a folder."""
+    """The checker for transactions of this many steps, compiled in a folder."""
 
     def __init__(self, steps: int, folder: Path) -> None:
         self.folder = folder / f"steps-{steps}"

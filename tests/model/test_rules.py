@@ -60,7 +60,7 @@ def test_the_model_holds(checker: spin.Checker, crashes: int) -> None:
 
 @pytest.mark.sweep
 def test_the_parts_are_the_whole(checker: spin.Checker) -> None:
-    """Searched by the kind of the first step, there are as many states, but for the few before the choice of it."""
+    """Searched by the kind of the first step, there are as many states, except for the few before the choice of it."""
     whole = checker.check(others=False).states
     parts = sum(checker.check(others=False, kinds=kind).states for kind in "1234")
     assert whole <= parts < whole + 100

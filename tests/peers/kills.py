@@ -40,7 +40,7 @@ def plant(root: Path) -> None:
 
 
 def found(root: Path) -> dict[str, str]:
-    """What is there, but for a package's own store."""
+    """What is there, except for a package's own store."""
     return {
         str(path.relative_to(root)): path.read_text(errors="replace") for top in "ab" for path in (root / top).rglob("*")
         if path.is_file()

@@ -142,7 +142,7 @@ class Campaign:
         raise AssertionError("the plan never ends")
 
     def plan(self) -> Iterator[tuple[str, History, str]]:
-        """Which recordings, in which order; without end."""
+        """Which recordings, in which order; it never ends."""
         number = 0
         while True:
             for at, history in enumerate(NAMED.values()):

@@ -237,7 +237,7 @@ class Exchange:
 
 @define(frozen=True)
 class Bring:
-    """What somebody wrote beside the root a moment ago, and did not sync, comes to ``path``: by a move, or by an exchange
+    """What someone wrote beside the root a moment ago, and did not sync, comes to ``path``: by a move, or by an exchange
     with what is there."""
 
     path: str

@@ -166,7 +166,7 @@ class StrictDisk(Watching):
         self.checked += 1
         if transaction.journal is None:
             exchange = call.name == "rename" and call.args[4] == 2
-            source = call.paths[1 if exchange else 0]  # the slot is named behind the destination, for watchers
+            source = call.paths[1 if exchange else 0]  # the slot is the second argument, for watchers
             if f".atomik-{txid}" in source:
                 self._require_tree(source)
             return
@@ -199,7 +199,7 @@ class StrictDisk(Watching):
                 self._break(f"I2: the outcome is written before the names in {self._say(key)} are durable")
 
     def _before_fsync(self, key: Key) -> None:
-        """A journal that lasts must not name a folder that does not: recovery would look for it in vain."""
+        """A journal that lasts must not name a folder that does not: recovery would look for it and not find it."""
         if any(key == one.journal and not one.swapped for one in self._known.values()):
             for folder, reasons in self._names.items():
                 if "made" in reasons:

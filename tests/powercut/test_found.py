@@ -43,7 +43,7 @@ def test_again_when_that_recovery_was_cut_as_well(tmp_path: Path) -> None:
 
 
 def test_a_mark_that_recovery_writes_again_is_in_its_place(tmp_path: Path) -> None:
-    """A second mark behind the first could survive a power cut alone, on a page of its own.  Recovery then undid everything
+    """A second mark after the first could survive a power cut alone, on a page of its own.  Recovery then undid everything
     and wrote "undone" where the first had been, and from then on the journal said both: no recovery would trust it."""
     old = {"a": None, "a/f": b"old"}
     plant(tmp_path, old)

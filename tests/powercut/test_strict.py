@@ -149,7 +149,7 @@ def test_files_that_cannot_get_a_name_keep_the_order(name: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_stands_already_is_made_durable(count: int, tmp_path: Path) -> None:
-    """With if_changed and equal content nothing is swapped; what is there lasts all the same."""
+    """With if_changed and equal content nothing is swapped, but what is there is made durable."""
     names = [tmp_path / str(number) for number in range(count)]
     for name in names:
         name.write_text("equal")

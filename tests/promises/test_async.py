@@ -158,7 +158,7 @@ def test_events_name_the_code_that_called(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_no_loop_is_an_error_at_the_beginning(tmp_path: Path) -> None:
-    """Where neither asyncio nor trio runs the coroutine, nothing is begun that could not be ended."""
+    """If neither asyncio nor trio runs the coroutine, nothing is begun, because it could not be ended."""
     tx = atomik.transaction()
 
     async def main() -> None:
@@ -258,7 +258,7 @@ def test_cancelled_at_every_call_of_the_commit(tmp_path: Path, backend: str, dur
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_cancelled_while_it_waits_for_a_lock(old: Path, backend: str) -> None:
-    """Somebody else holds the folder, for ever: a cancellation ends the waiting at once."""
+    """Someone else holds the folder, forever: a cancellation ends the waiting at once."""
     fd = os.open(old, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     tx = atomik.transaction(overwrite=True, lock_timeout=None)
@@ -325,7 +325,7 @@ def test_cancelled_in_the_block(old: Path, backend: str) -> None:
 
 
 def test_a_timeout_rolls_back(old: Path) -> None:
-    """asyncio.timeout() around a commit that waits for somebody's lock: TimeoutError, everything as it was."""
+    """asyncio.timeout() around a commit that waits for someone's lock: TimeoutError, everything as it was."""
     fd = os.open(old, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
 

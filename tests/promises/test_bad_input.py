@@ -400,7 +400,7 @@ def test_exception_in_the_block(folder: Path, kind: type[BaseException]) -> None
 
 @pytest.mark.parametrize("at", range(1, 7))
 def test_ctrl_c_between_two_swaps(folder: Path, at: int) -> None:
-    """KeyboardInterrupt right behind any swap but the last mark: everything old again."""
+    """KeyboardInterrupt right after any swap, before the mark: everything is old again."""
     from tests.promises.test_faults import prepare, six_items
 
     prepare()
@@ -468,7 +468,7 @@ def test_full_disk_in_its_own_block_spoils_the_transaction(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "among others"])
 def test_destination_appears_meanwhile(folder: Path, alone: bool) -> None:
-    """Somebody else's new file is left alone."""
+    """Someone else's new file is left alone."""
     for stage in (stage_file, stage_folder, stage_symlink):
         Path("x").unlink(missing_ok=True)
         with pytest.raises(errors.FileAlreadyExistsError, match="already exists") as caught, atomik.transaction() as tx:
@@ -571,7 +571,7 @@ def test_destination_replaced_at_the_last_moment(folder: Path) -> None:
 
 
 def test_theirs_on_top_of_ours_stays(folder: Path) -> None:
-    """Somebody replaces what we have just published, then the transaction fails: their version is kept."""
+    """Someone replaces what we have just published, then the transaction fails: their version is kept."""
     for name in ("a", "b"):
         Path(name).write_text("old")
 
@@ -664,7 +664,7 @@ def test_no_permission_on_the_parent(open_folder: Path, unprivileged: Callable[.
 
 
 def test_unreadable_parent(open_folder: Path, unprivileged: Callable[..., Any]) -> None:
-    """A folder that may be written but not read cannot be synced nor locked: said when staged."""
+    """A folder that may be written but not read can be neither synced nor locked: refused when staged."""
     (open_folder / "blind").mkdir()
     (open_folder / "blind").chmod(0o333)
 

@@ -99,7 +99,7 @@ class NoOverlay(Kernel):
 
 
 def test_told_beforehand(here: Path) -> None:
-    """Whether it works is tried without a program, for the clone and for the layer; nothing stays of the trials."""
+    """Whether it works is tried without a program, for the clone and for the layer; nothing is left of the trials."""
     folder = here / "F"
     assert (PrivateCopy.why_not(folder), PrivateLayer.why_not(folder)) == ("", "")
     with kernel(NoOverlay()):
@@ -348,7 +348,7 @@ SWEPT = [pytest.param(which, marks=pytest.mark.sweep) if at > 3 else which for a
 
 @pytest.mark.parametrize("which", SWEPT)
 def test_conflict(here: Path, which: str) -> None:
-    """What the program and somebody else changed stays as the other left it, unless the caller wants it otherwise."""
+    """What the program and someone else changed stays as the other left it, unless the caller wants it otherwise."""
     (here / "F/sub/in").mkdir(parents=True)
     (here / "F/sub/in/c").write_text("c")
     mine, theirs = CONFLICTS[which]

@@ -368,7 +368,7 @@ def test_without_proc(folder: Path) -> None:
 @root
 @needs_seccomp
 def test_a_mount_below_on_an_old_kernel() -> None:
-    """Linux 5.4 has neither openat2(2) nor mount ids in statx(2): a bind mount is not part of the folder all the same."""
+    """Linux 5.4 has neither openat2(2) nor mount ids in statx(2), but a bind mount is not taken for a part of the folder."""
     need(namespace.missing_root())
     home = namespace.scratch("site")
     for name in ("site/uploads", "uploads"):
@@ -477,7 +477,7 @@ def ntfs() -> Iterator[Path]:
 @root
 @pytest.mark.filesystems
 def test_everybody_may_write_to_everything() -> None:
-    """NTFS, CIFS or FAT with their usual options say nothing about owners: what a killed group left is recovered there."""
+    """NTFS, CIFS and FAT with their usual options have no owners: what a killed group left is recovered there too."""
     with ntfs() as folder:
         for name in ("one", "two"):
             (folder / name).write_text("old")

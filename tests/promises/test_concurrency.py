@@ -130,7 +130,7 @@ def test_transactions_never_interleave(folder: Path, rounds: int) -> None:
         mixed = 0
         for number in range(rounds):
             meeting.meet(who, number + 1)
-            names = ("a", "b") if who else ("b", "a")  # the locks are taken in one order all the same (I8)
+            names = ("a", "b") if who else ("b", "a")  # the locks are taken in one order nevertheless (I8)
             with atomik.transaction(overwrite=True, durable=False) as tx:
                 for name in names:
                     tx.file(name).write(f"{who} {number}")

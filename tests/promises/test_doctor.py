@@ -336,7 +336,7 @@ def test_a_filesystem_without_locks(folder: Path, number: int) -> None:
 
 
 def test_files_cannot_be_synced(folder: Path) -> None:
-    """A filesystem that answers fsync of files with EINVAL: P5 is a no, and what is to be durable is refused."""
+    """A filesystem that answers fsync of files with EINVAL: P5 is a no, and durable outputs are refused."""
 
     def no_sync(call: Any) -> int | None:
         return None if stat.S_ISDIR(os.fstat(call.args[0]).st_mode) else errno.EINVAL

@@ -121,7 +121,7 @@ REFUSED: dict[Callable[[atomik.Transaction], None], tuple[type[errors.AtomikOSEr
 
 @pytest.mark.parametrize("ask", REFUSED)
 def test_refused_when_it_is_asked_for(ground: Path, ask: Callable[[atomik.Transaction], None]) -> None:
-    """And what was staged before that is committed all the same."""
+    """And what was staged before that is committed nevertheless."""
     kind, cure = REFUSED[ask]
     before = sorted(os.walk("."))
     with atomik.transaction() as tx:

@@ -149,7 +149,7 @@ def test_a_commit_that_failed_before_its_swaps_is_told(folder: Path, names: list
 
 @pytest.mark.parametrize("names", [["a"], ["b", "a"]])
 def test_what_is_visible_and_perhaps_not_durable_is_told(folder: Path, names: list[str]) -> None:
-    """A warning: somebody must look at the disk."""
+    """It is a warning, because someone must check the disk."""
 
     def strike(call: Call) -> int | None:
         is_folder = os.path.isdir(call.paths[0])

@@ -1,4 +1,4 @@
-"""``expect=``: what somebody else changed is never lost, and the error says what differs, whenever they come."""
+"""``expect=``: what someone else changed is never lost, and the error says what differs, whenever they come."""
 
 from __future__ import annotations
 

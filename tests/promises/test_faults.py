@@ -219,7 +219,7 @@ def check(field: Field, exc: BaseException | None, kernel: Faulty, number: int) 
         assert not isinstance(exc, errors.RollbackError), where
         assert isinstance(exc.filename, str), where
         assert exc.filename.startswith(str(field.top)), where
-        # What is there and is said not to be (or the reverse) is somebody else's doing, or a server's that lies.
+        # If something is there that should not be, or the reverse, another program did it, or the server lies.
         kinds = (errors.ConflictError, errors.UnsupportedFilesystemError)
         believed = isinstance(exc, kinds) or kernel.struck[0].name == "mkdir"
         no_links = kernel.struck[0].name == "symlink" and exc.errno == errno.EOPNOTSUPP  # symlink(2) says it by EPERM
@@ -260,7 +260,7 @@ def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], 
     ids=lambda job: job.__name__,
 )
 def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], None], late: bool) -> None:
-    """KeyboardInterrupt before or right behind any call that changes something: all old or all new, nothing left.
+    """KeyboardInterrupt before or right after any call that changes something: all old or all new, nothing left.
 
     Behind a call that opens something, the descriptor is lost with the interrupt; no Python program can help that.
     """
@@ -287,7 +287,7 @@ def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], Non
 @pytest.mark.parametrize("number", [*ERRNOS, KeyboardInterrupt, SystemExit], ids=[*by_name, "Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("first", ["third swap", "last swap", "B2", "mark"])
 def test_a_second_fault_during_rollback(field: Callable[..., Field], first: str, number: Any) -> None:
-    """One call fails, and then another one while all is being undone: all old all the same, nothing left.
+    """One call fails, and then another one while all is being undone: everything is old nevertheless, nothing is left.
 
     The one exception is a sync: it is never repeated, so whether the undo lasts is in doubt; recovery settles it.
     """

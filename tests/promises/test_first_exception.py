@@ -79,7 +79,7 @@ def test_while_the_journal_is_removed_again(folder: Path) -> None:
 
 
 def test_while_the_placeholder_is_removed_again(folder: Path) -> None:
-    """The empty folder that held the place goes all the same."""
+    """The empty folder that reserved the name is removed nevertheless."""
     with installed(InTheGap()), pytest.raises(KeyboardInterrupt), atomik.folder(folder / "new", allow_gap=True) as new:
         (new / "file").touch()
     assert os.listdir(folder) == []

@@ -105,7 +105,7 @@ def test_a_replaced_link_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_a_followed_link_is_not_replaced(tmp_path: Path) -> None:
-    """Nor is one that is not there, nor an ordinary file."""
+    """A link that was followed and an ordinary file are not reported as replaced links."""
     (tmp_path / "link").symlink_to("target")
     with atomik.transaction(overwrite=True) as tx:
         tx.file(tmp_path / "link", follow_symlinks=True).write("x")
@@ -195,7 +195,7 @@ def test_no_lock_timeout_waits_for_ever(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_sys_exit_in_the_block_publishes_nothing(tmp_path: Path, status: int) -> None:
-    """Also sys.exit(0): it is an exception.  The program ends with that status all the same."""
+    """Also sys.exit(0): it is an exception.  The program ends with that status nevertheless."""
     program = "import atomik, sys\nwith atomik.file('a') as f:\n    f.write('x')\n    sys.exit(int(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
     command = [sys.executable, "-W", "error", "-c", program, str(status)]

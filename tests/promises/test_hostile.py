@@ -130,7 +130,7 @@ def _of_another_user(place: Path) -> None:
 
 
 def _made_by_hand(place: Path) -> None:
-    """Valid in every byte, but about folders and objects that its maker has only heard of."""
+    """Valid in every byte, but about folders and objects that its author never had."""
     (place / "one").write_text("victim")
     _journal(place, Intent(TXID, (Folder((), b"h?", True),), _steps("one")))
 
@@ -403,7 +403,7 @@ def contents(place: Path) -> list[str]:
 
 
 def test_a_claim_renamed_to_another_id_keeps_its_contents(hot: Path) -> None:
-    """Somebody renamed it: nothing in it is deleted, and the transaction waits for it."""
+    """Someone renamed it: nothing in it is deleted, and the transaction waits for it."""
     private_folder = claim_of(hot)
     moved = private_folder.rename(hot / CLAIM)
     inside = os.listdir(moved)

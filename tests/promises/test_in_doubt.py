@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Stuck(_kernel.Kernel):
-    """Ctrl-C comes in the sync behind the swap, and from then on `renames` renames fail."""
+    """Ctrl-C comes in the sync after the swap, and from then on `renames` renames fail."""
 
     def __init__(self, renames: int) -> None:
         self.renames, self.swapped, self.struck = renames, False, False
@@ -165,7 +165,7 @@ class _Full(_kernel.Kernel):
 
 
 def test_a_rollback_makes_room_for_the_descriptors_that_it_needs(folder: Path) -> None:
-    """At the hard limit of open files a rollback closes what it needs no more, and does not end in doubt."""
+    """At the hard limit of open files a rollback closes what it does not need any more, and does not end in doubt."""
     (folder / "log").write_text("old")
     kernel, output = _Full(54321), atomik.file("log", "a", overwrite=True)
     output.output.write("x" * (54321 - 3))

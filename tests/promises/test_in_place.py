@@ -167,7 +167,7 @@ def test_a_folder_that_was_moved_meanwhile(public: Path) -> None:
 
 
 def test_names_of_atomiks_are_no_content(public: Path) -> None:
-    """Neither ours in the folder, which stay, nor such ones in the new version, which are refused."""
+    """Names of atomik's that are in the folder stay; those in the new version are refused."""
     with (
         pytest.raises(errors.InvalidDestinationError, match="belongs to atomik"),
         atomik.folder(public, overwrite=True, in_place=True, durable=False) as new,

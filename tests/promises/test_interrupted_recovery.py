@@ -49,7 +49,7 @@ def publish(folder: Path) -> None:
 
 
 def build(folder: Path, committed: bool) -> None:
-    """A transaction in two folders died behind its third swap, or behind its mark."""
+    """A transaction in two folders died after its third swap, or after its mark."""
     for name in ("a/one", "b/two", "b/set/f", "a/gone"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
@@ -68,7 +68,7 @@ def check(folder: Path, committed: bool, what: str) -> None:
     assert not left_in(folder), what
 
 
-#: calls that make a descriptor: an exception right behind one comes before anybody knows its number
+#: calls that make a descriptor: an exception right after one comes before anybody knows its number
 _OPENING = frozenset({"open", "open_beneath", "create", "open_tmpfile", "scandir"})
 
 

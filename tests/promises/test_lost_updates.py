@@ -1,4 +1,4 @@
-"""What started from a copy, or expects what was observed, never takes somebody else's change away in silence."""
+"""What started from a copy, or expects what was observed, never silently loses someone else's change."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_the_last_writer_may_win(folder: Path, output: str) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("mode", ["a", "w"])
 def test_what_comes_where_nothing_was(folder: Path, mode: str) -> None:
-    """Somebody else creates the file between any two calls: it is started from, a conflict, or too late; never lost."""
+    """Someone else creates the file between any two calls: it is started from, a conflict, or too late; never lost."""
     at, came = 0, True
     options: Any = {"expect": atomik.observe("log")} if mode == "w" else {}
     while came:

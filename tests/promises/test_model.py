@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
     # --- others --------------------------------------------------------------------------------------------------
     @rule(path=paths, node=foreign)
     def stranger(self, path: str, node: Tree | None) -> None:
-        """Somebody who has not heard of atomik replaces or removes what is there."""
+        """Someone who has not heard of atomik replaces or removes what is there."""
         self._put(path, node)
         self.tree = self._with(self.tree, path, node)
 

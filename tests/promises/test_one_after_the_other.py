@@ -82,7 +82,7 @@ def test_a_file_after_a_removal_starts_empty(folder: Path) -> None:
 
 
 def test_what_is_still_being_written_is_no_start(folder: Path) -> None:
-    """It would be half of it."""
+    """A copy would have only a part of it."""
     with atomik.transaction(overwrite=True) as tx:
         first = tx.file("log")
         with pytest.raises(errors.TransactionStateError, match="still being written"):

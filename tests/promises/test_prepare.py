@@ -98,7 +98,7 @@ def test_a_block_decides(ground: Path, inside: bool, fails: bool) -> None:
 
 @pytest.mark.parametrize("end", ["commit", "abort"])
 def test_nothing_to_do(ground: Path, end: str) -> None:
-    """Nothing was staged, or it nets out to nothing: it can be decided all the same."""
+    """If nothing was staged, or the net change is nothing, it can still be decided."""
     for staging in (lambda tx: None, lambda tx: (tx.move("a/f", "a/g"), tx.move("a/g", "a/f"))):
         tx = atomik.transaction(durable=False)
         staging(tx)

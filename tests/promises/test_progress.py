@@ -42,7 +42,7 @@ def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
 
 
 def test_one_item_tells_its_two_barriers(tmp_path: Path) -> None:
-    """A one-item write has two barriers to tell of."""
+    """A write of one output reports two barriers."""
     told: Told = []
     with atomik.file(tmp_path / "a", progress=lambda *event: told.append(event)) as f:
         f.write("x")

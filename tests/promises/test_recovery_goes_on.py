@@ -110,7 +110,7 @@ def test_a_marked_transaction_is_finished_in_all_its_folders(pair: tuple[Path, P
 
 
 def test_a_tree_is_searched(pair: tuple[Path, Path]) -> None:
-    """Every folder below, but not behind a link."""
+    """Every folder below, but not those that a link leads to."""
     deep = pair[1] / "deep" / "er"
     deep.mkdir(parents=True)
     die_at(lambda: publish(pair[0]), "rename")
@@ -129,7 +129,7 @@ def test_a_tree_is_searched(pair: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM])
 def test_what_cannot_be_undone_can_be_given_up(pair: tuple[Path, Path], number: int) -> None:
-    """The folder is not blocked for ever: the error says the way out, and discard=True takes it."""
+    """The folder is not blocked forever: the error names the way out, discard=True, and that works."""
     die_at(lambda: publish(pair[0]), "rename")
     with installed(Faulty.every("rename", number)):
         with pytest.raises(errors.RollbackError, match=r"give it up with recover\(discard=True\)") as caught:

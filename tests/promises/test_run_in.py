@@ -383,7 +383,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_their_change_is_kept(here: Path, change: str) -> None:
-    """What somebody else changed in the folder in the meantime is a ConflictError, and their version is there afterwards."""
+    """What someone else changed in the folder in the meantime is a ConflictError, and their version is there afterwards."""
     theirs: dict[str, Any] = {}
 
     def do() -> None:
@@ -397,7 +397,7 @@ def test_their_change_is_kept(here: Path, change: str) -> None:
 
 
 def test_the_last_writer_wins_if_asked(here: Path) -> None:
-    """With `overwrite_changes` the result replaces what somebody else changed."""
+    """With `overwrite_changes` the result replaces what someone else changed."""
     write = lambda: (here / "F/a").write_text("theirs")  # noqa: E731
     found = meanwhile(here, "echo mine > b", write, overwrite_changes=True)
     assert found.receipt is not None

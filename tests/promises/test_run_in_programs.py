@@ -70,7 +70,7 @@ def test_it_changes_its_working_folder(run: Callable[..., Any], open_folder: Pat
 @both
 @pytest.mark.parametrize("script", ["rmdir F", "mv F G", "rm -rf F", "mv F/a F/b; ln -s F G; rm -rf G/ F"])
 def test_the_folder_itself_stays(here: Path, script: str, changes_only: bool) -> None:
-    """It can neither be removed nor renamed; a program that tries fails, and nothing has happened to the folder."""
+    """It can be neither removed nor renamed; a program that tries fails, and nothing happens to the folder."""
     done = atomik.run_in(
         here / "F", ["sh", "-c", script], cwd=here, stderr=subprocess.DEVNULL, changes_only=changes_only
     )

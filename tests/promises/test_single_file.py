@@ -24,7 +24,7 @@ both = pytest.mark.parametrize("durable", [True, False], ids=["durable", "not"])
 overwriting = pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "new"])
 
 
-#: what strikes, and whether it does so behind the call; a call that was made does not fail
+#: what strikes, and whether it does so after the call; a call that was made does not fail
 FAULTS = [
     *((number, False) for number in (errno.EIO, errno.ENOENT, errno.EACCES)),
     *((interrupt, late) for interrupt in (KeyboardInterrupt, SystemExit) for late in (False, True)),
@@ -42,7 +42,7 @@ def write(text: str = "new", **options: Any) -> atomik.Receipt:
 @both
 @overwriting
 def test_alone_or_in_a_transaction_is_the_same(folder: Path, durable: bool, overwrite: bool) -> None:
-    """`file` is a transaction with one output: the receipt tells the same, but for the id and the times."""
+    """`file` is a transaction with one output: the receipt tells the same, except for the id and the times."""
 
     def in_a_transaction() -> atomik.Receipt:
         with atomik.transaction(overwrite=overwrite, durable=durable) as tx:
@@ -65,7 +65,7 @@ def test_alone_or_in_a_transaction_is_the_same(folder: Path, durable: bool, over
 
 @overwriting
 def test_listening_changes_no_call(folder: Path, overwrite: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Whether somebody hears the log decides nothing: the calls are the same, in the same order."""
+    """Whether someone listens to the log decides nothing: the calls are the same, in the same order."""
     seen = []
     with installed(Recording()) as kernel:
         for _ in range(2):  # the first use of a filesystem, and the first overwrite in a folder, find out about it
@@ -248,7 +248,7 @@ def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: st
 
 @both
 def test_a_lost_race(folder: Path, durable: bool) -> None:
-    """Somebody publishes right before the link: their version is kept, or is replaced, as was asked."""
+    """Someone publishes right before the link: their version is kept, or is replaced, as was asked."""
     for overwrite in (False, True):
         with installed(
             Acting("link_fd", lambda call: Path("x").write_text("theirs"), when=lambda call: call.number == 1)
@@ -312,7 +312,7 @@ def test_a_moved_folder_and_a_journal(folder: Path) -> None:
 
 
 def test_a_slot_that_cannot_be_unlinked_is_told(folder: Path) -> None:
-    """The commit is good all the same; the receipt names what is left, and recovery takes it away."""
+    """The commit is good nevertheless; the receipt names what is left, and recovery removes it."""
     Path("x").write_text("old")
     with installed(Faulty.every("unlink", errno.EIO)):
         receipt = write()
@@ -330,7 +330,7 @@ def test_a_slot_that_cannot_be_unlinked_is_told(folder: Path) -> None:
 def test_every_call_fails(folder: Path, durable: bool, overwrite: bool, fault: Any, late: bool) -> None:
     """New or old as the outcome says, no descriptor and no name left; a failed sync is never a success.
 
-    Errors strike the calls that only look as well.  An interrupt behind a call that opens loses the descriptor before
+    Errors strike the calls that only look as well.  An interrupt after a call that opens loses the descriptor before
     anybody has it, so there is nothing to test.
     """
     among = ALL if isinstance(fault, int) else MUTATING - {"open_tmpfile"}

@@ -56,8 +56,8 @@ def publisher(request: pytest.FixtureRequest, open_folder: Path) -> Iterator[sub
 
 
 def read_slowly(folder: Path, seconds: float) -> tuple[set[str], int]:
-    """What the files say, read one by one in so many seconds, and for as long as it takes the publisher to go on; and how
-    many there were."""
+    """What the files say, read one by one over this many seconds, or longer until the publisher has gone on; and how many
+    there were."""
     number = folder / "number"
     with atomik.snapshot(folder / "ds") as path:
         before, found = int(number.read_text()), []
@@ -72,7 +72,7 @@ def read_slowly(folder: Path, seconds: float) -> tuple[set[str], int]:
 
 @pytest.mark.parametrize("who", [None, pytest.param(NOBODY, marks=pytest.mark.root)], ids=["same user", "other user"])
 def test_a_reader_that_takes_a_second(publisher: subprocess.Popen[str], open_folder: Path, who: int | None) -> None:
-    """It sees one version; the publisher goes on all the time, and keeps no more than is read."""
+    """It sees one version; the publisher goes on all the time, and keeps only what is being read."""
     if who is not None and os.geteuid():
         pytest.skip("needs root to become another user")
     open_folder.chmod(0o755)

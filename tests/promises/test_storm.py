@@ -56,7 +56,7 @@ def test_two_exceptions(ground: Field, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENES)
 def test_one_exception_everywhere(ground: Field, name: str) -> None:
-    """At every line, and before and behind every call."""
+    """At every line, and before and after every call."""
     _calm(singles(ground, SCENES[name]), at_least=500)
 
 
@@ -85,7 +85,7 @@ def test_what_only_the_end_of_the_object_cleans_up(ground: Field) -> None:
 
 
 class _Ringing(_kernel.Kernel):
-    """Sends itself a signal right behind the first call of one name."""
+    """Sends itself a signal right after the first call of one name."""
 
     def __init__(self, name: str, when: Callable[..., bool] = lambda *args: True) -> None:
         def ringing(*args: Any) -> Any:
@@ -132,7 +132,7 @@ def test_a_time_limit_is_not_the_kernels_answer(folder: Path, call: str, overwri
 
 
 def test_an_exception_at_the_mark(folder: Path) -> None:
-    """What the caller sees behind the mark stays so: nobody undoes it later."""
+    """What the caller sees after the mark stays: nothing undoes it later."""
     for name in "ab":
         Path(name).write_text("OLD")
 

@@ -36,7 +36,7 @@ def mine(open_folder: Path, unprivileged: Callable[..., Any]) -> Path:
 def test_folders_without_write_permission(
     mine: Path, unprivileged: Callable[..., Any], old_mode: int | None, new_mode: int, others: int
 ) -> None:
-    """A folder that its owner may not write to can be renamed within its parent only; it is published all the same."""
+    """A folder that its owner may not write to can be renamed within its parent only; it is published nevertheless."""
 
     def work() -> None:
         os.chdir(mine)
@@ -102,7 +102,7 @@ def test_path_of_a_folder_without_write_permission(mine: Path, unprivileged: Cal
 
 
 def test_owner_that_cannot_be_kept(open_folder: Path, unprivileged: Callable[..., Any]) -> None:
-    """Who overwrites somebody else's file becomes its owner, and the receipt says so; his own group gets nothing."""
+    """A user who overwrites another's file becomes its owner, and the receipt says so; the user's own group gets nothing."""
     (open_folder / "x").write_text("root's")
     os.chmod(open_folder / "x", 0o640)
 

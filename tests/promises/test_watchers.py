@@ -194,7 +194,7 @@ def _publish_all() -> None:
 @pytest.mark.parametrize("second", ["file", "folder"])
 @pytest.mark.parametrize("first", ["file", "folder"])
 def test_an_exchange(folder: Path, first: str, second: str) -> None:
-    """A file is heard of last as there, at whichever name; of two folders, one is."""
+    """The last event of a file says that it is there, at either name; of two folders, that of one does."""
     for name, kind in (("a", first), ("b", second)):
         (folder / name).touch() if kind == "file" else (folder / name).mkdir()
     with watching(folder) as watch:

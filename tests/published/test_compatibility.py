@@ -79,7 +79,7 @@ def test_existing_file_is_not_overwritten(folder: Path) -> None:
 
 
 def test_race_for_a_file(folder: Path) -> None:
-    """Created by somebody else while the block runs."""
+    """It is created by someone else while the block runs."""
     with pytest.raises(FileAlreadyExistsError, match="already exists"), file("x") as f:
         Path("x").write_text("theirs")
         f.write("ours")

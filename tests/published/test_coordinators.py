@@ -70,7 +70,7 @@ def test_files_and_sqlite(tmp_path: Path) -> None:
 
 
 def test_the_database_fails_behind_its_commit(tmp_path: Path) -> None:
-    """An interrupt right behind the moment that decides: both are there, and the interrupt goes on."""
+    """An interrupt right after the moment that decides: both are there, and the interrupt is raised."""
     example, folder = load("files_and_sqlite"), tmp_path / "gallery"
     (fresh(folder) / "pictures").mkdir()
 

@@ -58,7 +58,7 @@ def whole(root: Path) -> str:
 
 
 def recover(root: Path) -> None:
-    """Recover, and see that nothing is left over and nothing more is to do."""
+    """Recover, and check that nothing is left over and nothing more has to be done."""
     atomik.recover(root / "a", root / "b", lock_timeout=10)
     left = [name for folder in ("a", "b") for name in os.listdir(root / folder) if name.startswith(".atomik")]
     assert not left, left

@@ -16,7 +16,7 @@ calls (or passes them to the kernel that was installed before it, so they can be
 * `Recording`: every call with its arguments, and the paths that its descriptors led to at that moment.
 * `Faulty`: raises at the calls that a plan chooses: `Faulty.at` the n-th one (once or from then on), `Faulty.every` call
   of some names.  ``KeyboardInterrupt()`` may be given in the place of an errno.
-* `Acting`: calls a function before or after chosen calls: the place for "somebody else does X between these two".
+* `Acting`: calls a function before or after chosen calls: the place for "someone else does X between these two".
 
 Calls are numbered from 1, each kernel by itself and only those that it was asked to look at (``among``; by default
 `MUTATING`).  A fault strikes *before* the call, so that nothing has happened, with one exception: close(2) always

@@ -50,7 +50,7 @@ CALLS = (
 
 
 def refuse(number: int, *calls: str) -> None:
-    """Answer the calls with `number` from now on, in this process and its children, for ever; 0: as if they were done."""
+    """Answer the calls with `number` from now on, in this process and its children, forever; 0: as if they were done."""
     code = [(_LOAD, 0, 0, 0)]
     for call in calls:
         if call == "O_TMPFILE":  # openat(2) with the flag in its third argument

@@ -50,7 +50,7 @@ def left_in(top: Path) -> list[str]:
 
 
 def tree(top: Path | str) -> dict[str, Any]:
-    """What is below `top`, to compare: type, mode, owner and content of everything, but for times and inodes."""
+    """What is below `top`, to compare: type, mode, owner and content of everything, except for times and inodes."""
     found: dict[str, Any] = {}
     for where, folders, files in os.walk(top):
         for name in (*folders, *files):

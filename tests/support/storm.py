@@ -1,6 +1,6 @@
 """A storm of exceptions: one at any point of a publication or a recovery, or two, and what must be true afterwards.
 
-A *point* is a line of the package (by a trace function), or the moment right before or right behind a system call of the
+A *point* is a line of the package (by a trace function), or the moment right before or right after a system call of the
 port.  Signal handlers run there (and in fewer places), inside whatever ``try`` surrounds the point, and may raise anything::
 
     points = count(scene, folder)                       # an undisturbed run, and how many points it has
@@ -181,7 +181,7 @@ def _fail_block(tell: Callable[[Any], Any]) -> None:
 
 
 class _Dying(_kernel.Kernel):
-    """Kills the process at the third swap, or right behind the sync of the mark."""
+    """Kills the process at the third swap, or right after the sync of the mark."""
 
     def __init__(self, *, marked: bool) -> None:
         self.left, self.marked, self.marking = 3, marked, False
@@ -328,7 +328,7 @@ class Storm:
     over = False
 
     def stop(self) -> None:
-        """Throw no more."""
+        """Raise nothing any more."""
         self.over = True
 
     # Trace functions are made anew by every access to the method; the frames keep them.
@@ -388,7 +388,7 @@ def _finalizing(frame: FrameType | None) -> bool:
 
 
 class _Around(Watching):
-    """Points right before and right behind every system call."""
+    """Points right before and right after every system call."""
 
     def __init__(self, storm: Storm) -> None:
         super().__init__(ALL)
@@ -693,7 +693,7 @@ def pairs(ground: Field, scene: Scene, *, step: int, second: int, seed: int = 1)
 
 
 def timed(ground: Field, seconds: float, seed: int) -> Iterator[Trial]:
-    """Scene after scene under `Timers`, for so many seconds."""
+    """Scene after scene under `Timers`, for this many seconds."""
     rng = random.Random(seed)
     lasts = {}
     for scene in SCENES.values():

@@ -48,7 +48,7 @@ def test_what_misses_its_goal_is_bold() -> None:
 
 
 def test_every_row_has_its_case(tmp_path: Path) -> None:
-    """The rows name the cases as they are noted: one made-up figure for each, and every row shows one."""
+    """The rows name the cases as they are recorded: with one made-up figure for each, every row shows one."""
     run = Run(quick=True, home=tmp_path, kinds=["ext4"])
     for case in ("running", "importing", "first_use", "commands"):
         assert hasattr(cases, case)

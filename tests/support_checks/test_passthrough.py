@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_honours_exchanges() -> None:
-    """EXCHANGE swaps both contents, seen through the mount and behind it."""
+    """EXCHANGE swaps both contents, seen through the mount and below it."""
     need(passthrough.missing_fuse())
     with passthrough.passthrough(Renames.HONOURS) as mirror:
         linux.renameat2(*two_files(mirror.folder), linux.RENAME_EXCHANGE)

@@ -82,7 +82,7 @@ def test_the_callers_line_behind_context_managers(folder: Path, records: list[lo
 
 
 def test_without_a_caller(records: list[logging.LogRecord], monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the interpreter ends there may be no caller left; the event is told all the same."""
+    """When the interpreter ends there may be no caller left; the event is logged nevertheless."""
     monkeypatch.setattr(_events, "_PACKAGE", "")
     _events.emit(_events.INFO, "something.happened", path="a")
     assert (records[0].pathname, records[0].lineno, records[0].getMessage()) == (

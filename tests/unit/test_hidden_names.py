@@ -39,7 +39,7 @@ def test_what_is_made_is_understood() -> None:
     ],
 )  # fmt: skip
 def test_other_names_are_not_ours(name: str) -> None:
-    """Whatever differs in a single character is somebody else's."""
+    """A name that differs in a single character is not atomik's."""
     assert names.parse(name) is None
 
 

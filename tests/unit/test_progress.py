@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pty
 import subprocess
@@ -14,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import atomik
-from atomik import _progress
 from atomik._progress import Bar, Counting
 
 #: Nothing but the maker with that name is found.
@@ -37,7 +37,7 @@ print("done")
 
 @pytest.mark.parametrize("maker", ["rich", "tqdm"])
 def test_a_bar_on_a_terminal(tmp_path: Path, maker: str) -> None:
-    """Every phase shows with its name; what is drawn is wiped away."""
+    """Every phase is shown with its name; what is drawn is removed."""
     pytest.importorskip(maker)
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
@@ -69,7 +69,7 @@ def test_no_bar_in_a_pipe(tmp_path: Path, maker: str) -> None:
 
 def test_neither_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install, before anything is staged."""
-    monkeypatch.setattr(_progress, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'atomik\[progress\]'"):
         atomik.file(tmp_path / "a", progress=True)
 
@@ -94,7 +94,7 @@ def test_an_aborted_transaction_closes_its_bar(tmp_path: Path) -> None:
 
 
 def test_counting() -> None:
-    """The total is known at the end; of nothing, nothing is told."""
+    """The total is known at the end; if nothing is done, nothing is reported."""
     told: list[tuple[str, int, int]] = []
     counting = Counting(lambda *event: told.append(event), "cloning")
     counting.finish()

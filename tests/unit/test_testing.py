@@ -88,7 +88,7 @@ def test_points_can_be_left_out(folder: Path, prepare: Callable[[], None]) -> No
 
 @pytest.mark.parametrize("wrong", [{"first": 0}, {"step": 0}, {"step": -1}])
 def test_points_that_never_come(wrong: dict[str, int]) -> None:
-    """A count that would prove nothing, or for ever, is refused."""
+    """A count that would prove nothing, or never end, is refused."""
     with pytest.raises(ValueError, match="counted from 1"):
         crash_points(lambda: None, lambda point: None, **wrong)
 

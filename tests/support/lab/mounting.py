@@ -1,7 +1,7 @@
 """Mount, unmount and look: the small steps from which :mod:`tests.support.lab.mounts` is built.
 
 :func:`attached` is the one place that lets go of mounts. What is still busy when
-its block ends is detached all the same, and reported, because it means that the code
+its block ends is detached nevertheless, and reported, because it means that the code
 under test has left a file open.
 """
 

@@ -241,7 +241,7 @@ def recording(
 
     The recording ends with the block, before the unmount: the last crash states
     are those of a machine that lost power right then. ``recording.events`` and
-    ``recording.pristine`` are there afterwards, as long as somebody holds the recording.
+    ``recording.pristine`` are there afterwards, as long as someone holds the recording.
     """
     pristine = images.fresh_image(kind, size) if image is None else image
     live = namespace.scratch("live") / f"{kind}.img"

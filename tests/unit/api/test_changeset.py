@@ -197,7 +197,7 @@ def test_what_the_parser_takes_is_valid(given_changes: list[dict[str, Any]]) -> 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([*OPERATIONS]), st.data())
 def test_what_is_valid_the_parser_takes(op: str, data: st.DataObject) -> None:
-    """And the other way round, but for what only the parser can see."""
+    """And the other way round, except for what only the parser can see."""
     required, one_of, optional = OPERATIONS[op]
     called = {"source": "from", "expect_content": "expect"}
     fields = [

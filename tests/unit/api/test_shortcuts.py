@@ -320,7 +320,7 @@ def test_parents(folder: Path) -> None:
 
 
 def test_made_parents_in_use_stay(folder: Path) -> None:
-    """A folder into which somebody put something in the meantime stays."""
+    """A folder into which someone put something in the meantime stays."""
     with pytest.raises(ZeroDivisionError), atomik.file("a/b/c", parents=True):
         Path("a/theirs").touch()
         raise ZeroDivisionError
@@ -339,7 +339,7 @@ def test_made_parents_are_durable(folder: Path) -> None:
 
 
 def test_tmp_dir(folder: Path) -> None:
-    """tmp_dir holds what is staged, and nothing of it afterwards."""
+    """tmp_dir holds what is staged, and afterwards nothing."""
     Path("tmp").mkdir()
     Path("out").mkdir()
     for overwrite in (False, True):
@@ -482,7 +482,7 @@ def test_update(folder: Path) -> None:
 
 @pytest.mark.parametrize("how", ["replaced", "in place", "removed", "same length and time"])
 def test_update_that_would_lose_a_change(folder: Path, how: str) -> None:
-    """Somebody else's change in between is a conflict, and stays."""
+    """Someone else's change in between is a conflict, and stays."""
     Path("x").write_text("old")
     times = os.stat("x")
     with pytest.raises(errors.ConflictError, match="repeat"), atomik.update("x") as f:

@@ -85,7 +85,7 @@ def test_what_is_removed_or_moved(folder: Path) -> None:
 
 
 def test_a_resumable_output(folder: Path) -> None:
-    """What it displaces is where it was staged: the next job there begins anew all the same."""
+    """What it displaces is where it was staged: the next job there starts from nothing."""
     publish("one")
     with atomik.snapshot("ds") as path:
         for version in ("two", "three"):
@@ -156,7 +156,7 @@ def test_a_reader_that_is_killed(folder: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_another_user_who_may_only_read(open_folder: Path) -> None:
-    """Root publishes in a folder of its own; the reader may not write there, nor enter what is put aside."""
+    """Root publishes in a folder of its own; the reader may not write there, nor enter the private folder."""
     open_folder.chmod(0o755)
     publish("one", open_folder / "ds")
     ready, told = os.pipe()

@@ -302,7 +302,7 @@ def test_the_exception_of_a_block_is_not_hidden_by_a_failing_removal(folder: Pat
 
 
 def test_forgotten_handle_publishes_nothing(folder: Path) -> None:
-    """The file object may go before the transaction: what was written is sealed at the commit all the same."""
+    """The file object may go before the transaction: what was written is still sealed at the commit."""
     with atomik.transaction() as tx:
         tx.file("a").write("kept")
         gc.collect()

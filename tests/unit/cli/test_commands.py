@@ -165,7 +165,7 @@ class TestWrite:
         assert os.listdir() == []
 
     def test_closed_output(self, folder: Path) -> None:
-        """Without a standard output to report to, the work is done all the same."""
+        """Without a standard output to report to, the work is done nevertheless."""
         assert shell("echo x | atomik write --json out >&-").returncode == 0
         assert Path("out").read_text() == "x\n"
 
@@ -276,7 +276,7 @@ class TestRun:
         assert b"Traceback" not in done.stderr
 
     def test_the_programs_own_dashes(self, folder: Path) -> None:
-        """Everything behind the first -- is the program's, a second -- and options of ours too."""
+        """Everything after the first -- is the program's, a second -- and options of ours too."""
         done = call(
             "run", "--file", "out", "--", "sh", "-c", 'printf "%s|" "$@" > {out}', "sh", "--", "--file", "-x", "--"
         )

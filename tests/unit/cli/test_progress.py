@@ -41,7 +41,7 @@ def test_line() -> None:
 
 
 def test_drawn_and_wiped(screen: Screen) -> None:
-    """Also while the work itself says nothing for long; at the end the line is gone."""
+    """Also while the work itself says nothing for long; at the end the line is removed."""
     with Progress(screen) as progress:
         progress.start()
         progress("syncing", 1, 3)

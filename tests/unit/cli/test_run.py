@@ -169,7 +169,7 @@ class TestOptions:
     """Options that reach the library."""
 
     def test_allow_gap(self, folder: Path) -> None:
-        """``--allow-gap`` is taken by both commands; where no gap is needed there is none."""
+        """Both commands accept ``--allow-gap``; if no gap is needed, there is none."""
         assert call("write", "--allow-gap", "a", input=b"a").returncode == 0
         done = call("run", "--json", "--allow-gap", "--folder", "d", "--stdout", "o", "--", "echo", "x")
         methods = {item.get("method", item.get("rung")) for item in json.loads(done.stderr)["items"]}

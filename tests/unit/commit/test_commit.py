@@ -66,7 +66,7 @@ def test_others_that_create_and_remove_for_ever(folder: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["x", "d"])
 def test_an_exchange_that_did_nothing(folder: Path, name: str) -> None:
-    """A trusted filesystem that says yes and does nothing is found out behind the exchange."""
+    """A trusted filesystem that reports success and does nothing is detected after the exchange."""
 
     class Idle(Watching):
         def around(self, call: Call, go: Any) -> Any:
@@ -149,7 +149,7 @@ def step(here: Directory, op: str, **more: Any) -> Step:
 
 
 def test_replaced_right_after_it_was_published(here: Directory) -> None:
-    """I4: theirs on top of ours is a conflict."""
+    """I4: another program's object in the place of ours is a conflict."""
     Path("slot").write_text("new")
     Path("dest").write_text("old")
     kernel = Acting("rename", Once(lambda: theirs("dest")), after=True)
@@ -185,7 +185,7 @@ def test_one_item_replaced_while_a_lower_method_is_at_work(folder: Path) -> None
 
 
 def test_undo_of_what_others_removed(here: Directory) -> None:
-    """A new object that somebody removes at the last moment needs no undo."""
+    """A new object that someone removes at the last moment needs no undo."""
     Path("slot").write_text("new")
     made = step(here, "create")
     _publish.publish(made)
@@ -195,7 +195,7 @@ def test_undo_of_what_others_removed(here: Directory) -> None:
 
 
 def test_undo_of_a_removal_that_others_made(here: Directory) -> None:
-    """What somebody else took away is not ours to bring back."""
+    """What another program removed is not brought back."""
     Path("dest").write_text("old")
     made = step(here, "remove")
     os.rename("dest", "elsewhere")
@@ -204,7 +204,7 @@ def test_undo_of_a_removal_that_others_made(here: Directory) -> None:
 
 
 def test_undo_of_a_method_with_a_gap_in_between(here: Directory) -> None:
-    """The empty folder that held the place is taken away; one with something in it is somebody's."""
+    """The empty folder that reserved the name is removed; one with something in it is kept."""
     os.mkdir("slot")
     made = Step(
         "create", "folder", Place(here, "dest"), Place(here, "slot"), Place(here, "slot").identity(), allow_gap=True
@@ -235,7 +235,7 @@ def test_spilling_fails(folder: Path) -> None:
 
 
 def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new version is in place and durable; what it displaced is deleted all the same."""
+    """The new version is in place and durable; what it displaced is deleted nevertheless."""
     displaced_in = _commit.Commit.displaced_in
 
     def interrupted(self: _commit.Commit) -> object:
@@ -259,7 +259,7 @@ def test_ctrl_c_right_behind_the_commit_leaves_nothing(folder: Path, monkeypatch
 
 
 def test_what_fails_every_time_does_not_hang_the_program(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end is begun anew after every interrupt, but not for ever; what is left goes when the transaction does."""
+    """The end is started again after every interrupt, but not forever; the rest is removed with the transaction object."""
 
     def interrupted(self: _commit.Commit) -> None:
         raise KeyboardInterrupt
@@ -308,7 +308,7 @@ def test_a_newcomer_among_many_is_found_before_anything_is_swapped(folder: Path)
 
 
 def test_a_newcomer_behind_the_listing_is_found_by_the_swap(folder: Path) -> None:
-    """What somebody publishes between the listing and the swap is kept, and the other items are undone (P2, P3)."""
+    """What someone publishes between the listing and the swap is kept, and the other items are undone (P2, P3)."""
     come = Acting("rename", Once(lambda: theirs("f13")))
     with installed(come), pytest.raises(errors.FileAlreadyExistsError) as caught, atomik.transaction() as tx:
         for number in range(20):

@@ -25,7 +25,7 @@ from atomik._protocol.undo import undo
 from atomik._staging.item import Found, Operation
 
 NAMES = "abc"
-#: What exists at the three names, but for the order of the names: the operations go through all of them.
+#: What exists at the three names, except for the order of the names: the operations go through all of them.
 WORLDS = list(itertools.combinations_with_replacement(("", "file", "folder"), len(NAMES)))
 
 #: Object at each name; an object is (kind, identity).

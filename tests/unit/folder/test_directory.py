@@ -334,7 +334,7 @@ def interrupted(number: int, function: Callable[[], None]) -> bool:
 
 
 def test_a_folder_that_was_forgotten_is_closed(folder: Path) -> None:
-    """By the process that opened it: in a child the number may be somebody else's."""
+    """Only the process that opened it: in a child the number may belong to something else."""
     before = descriptors()
     held: list[Directory] = [Directory.open(str(folder))]
     fd = held[0].fd

@@ -40,7 +40,7 @@ def pair(folder: Path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def stranger(folder: Path) -> Iterator[int]:
-    """Somebody who has never heard of atomik holds a lock on the folder."""
+    """Someone who has never heard of atomik holds a lock on the folder."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     yield fd
@@ -71,7 +71,7 @@ def test_no_time_at_all(timeout: float) -> None:
 
 
 def test_no_wait_when_none_is_wanted(folder: Path) -> None:
-    """lock_timeout=0 takes a free lock all the same."""
+    """lock_timeout=0 takes a free lock nevertheless."""
     publish(folder, timeout=0.0)
     assert len(os.listdir(folder)) == 2
 
@@ -525,7 +525,7 @@ def test_without_time_to_wait_nobody_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("call", ["announce_writer", "earlier"])
 def test_without_tickets_luck_decides(two: tuple[Directory, Directory], call: str) -> None:
-    """NFS: nobody can be told, and everybody gets the lock all the same."""
+    """NFS: waiting cannot be announced, and everybody still gets the lock."""
     two[0].lock(0)
     with installed(Faulty.every(call, errno.ENOLCK)) as kernel:
         waiting = threading.Thread(target=two[1].lock, args=(30,))

@@ -79,7 +79,7 @@ class TestSingleWrites:
     @pytest.mark.parametrize("compression", [None, "gzip"])
     @pytest.mark.parametrize("mode", ["wb", "w"])
     def test_failed_block_of_an_url(self, folder: Path, mode: str, compression: str | None) -> None:
-        """`fsspec.open` closes its file when the block fails as when it does not; the old file stays all the same."""
+        """`fsspec.open` closes its file when the block fails as when it does not; the old file stays nevertheless."""
         Path("a").write_text("old")
         data: Any = "new" if mode == "w" else b"new"
         opened = fsspec.open(f"atomik://{folder}/a", mode, compression=compression)
@@ -171,7 +171,7 @@ class TestSingleWrites:
         assert Path("a").read_text() == "one\ntwo\nthree\n"
 
     def test_file_object(self, folder: Path, fs: Any) -> None:
-        """The object is a file as others: position, size, flags, closed for ever."""
+        """The object is a file as others: position, size, flags, closed forever."""
         with fs.open("a", "wb") as file:
             assert (file.writable(), file.readable(), file.seekable(), file.closed) == (True, False, True, False)
             assert file.write(b"hello") == 5
@@ -305,7 +305,7 @@ class TestTransaction:
         with pytest.raises(FileExistsError), fs.transaction:
             fs.pipe("a", b"a")
             fs.mkdir("made")
-            Path("made").mkdir()  # somebody else
+            Path("made").mkdir()  # someone else
         Path("made").rmdir()
         assert tree(folder) == before
         assert not fs._intrans

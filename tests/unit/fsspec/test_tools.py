@@ -216,7 +216,7 @@ class TestRemovalOfWhatFailed:
         assert Path(path).stat().st_size > 100_000
 
     def test_a_commit_that_fails(self, folder: Path, table: Any, fs: Any) -> None:
-        """What somebody put there in the meantime stays as well."""
+        """What someone put there in the meantime stays as well."""
         path = f"{folder}/out.parquet"
         (Path(path)).mkdir()
         with pytest.raises(atomik.errors.WrongKindError):

@@ -257,7 +257,7 @@ def test_it_tells_what_is_to_be_done(folder: Path) -> None:
 
 
 def test_it_is_locked_by_its_owner(folder: Path) -> None:
-    """Somebody who finds it can see that its owner lives."""
+    """Someone who finds it can see that its owner lives."""
 
     def look() -> None:
         directory = Directory.open(str(folder))

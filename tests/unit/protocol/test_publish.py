@@ -55,7 +55,7 @@ def method(receipt: atomik.Receipt | None) -> list[str]:
 @pytest.mark.parametrize("lacks", POOR)
 @pytest.mark.usefixtures("unknown")
 def test_files_everywhere(folder: Path, lacks: tuple[str, ...]) -> None:
-    """Without any flags, files are created, replaced and removed all the same, alone and in groups; the receipt says how."""
+    """Without any flags, files are created, replaced and removed nevertheless, alone and in groups; the receipt says how."""
     replaced = "link" if "exchange" in lacks else "renameat2"
     with installed(Poor(*lacks)):
         with atomik.file("a") as f:
@@ -273,7 +273,7 @@ def test_a_server_that_lies_about_exchange(folder: Path) -> None:
 
 
 def test_a_trusted_filesystem_is_not_given_up(folder: Path) -> None:
-    """One EINVAL on ext4 is about two names, and does not take the flag from the filesystem for ever."""
+    """One EINVAL on ext4 is about two names, and does not take the flag from the filesystem forever."""
     Path("d").mkdir()
     once = [True]
 

@@ -146,7 +146,7 @@ def test_every_flipped_bit_is_noticed() -> None:
 
 
 def record(kind: int, payload: bytes, version: int = _records.VERSION, magic: bytes = b"AtmK") -> bytes:
-    """A record as somebody else might write it, with a right checksum, which does not authenticate."""
+    """A record as someone else might write it, with a right checksum, which does not authenticate."""
     payload += bytes(-(_records.HEAD_SIZE + len(payload) + 16) % 64)
     body = struct.pack("<4sHHQ", magic, version, kind, len(payload)) + payload
     return body + blake2b(body, digest_size=16).digest()

@@ -25,13 +25,13 @@ def _handler() -> None:
 
 
 class Raced(_kernel.Kernel):
-    """Somebody creates the destination right before the rename; with `alarm`, a handler raises there as well."""
+    """Someone creates the destination right before the rename; with `alarm`, a handler raises there as well."""
 
     def __init__(self, place: str, *, alarm: bool) -> None:
         self.place, self.alarm = place, alarm
 
     def rename(self, src: str, src_fd: int, dst: str, dst_fd: int, flags: int) -> None:
-        """Be slower than somebody else."""
+        """Another program is quicker."""
         with open(self.place, "x"):
             pass
         if self.alarm:

@@ -44,7 +44,7 @@ def refused(action: Callable[[], object]) -> str:
 
 
 def test_a_transaction_waits_for_its_readers(folder: Path) -> None:
-    """While somebody reads, nothing of several items is published."""
+    """While someone reads, nothing of several items is published."""
     with atomik.reading(folder):
         assert in_child(lambda: refused(lambda: publish(folder, timeout=0.05))) == str(folder)
     publish(folder)
@@ -91,7 +91,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_reader_that_comes_later_gives_way_to_a_waiting_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or readers whose locks overlap would keep it out for ever."""
+    """Otherwise readers whose locks overlap would keep it out forever."""
     monkeypatch.setattr(_lock, "GIVE_WAY", 30.0)
     publish(folder, "old")
     seen: list[set[str]] = []

@@ -45,7 +45,7 @@ def publish(*folders: Path, text: str = "new") -> None:
 
 
 def hot(*folders: Path, swaps: int = 1) -> None:
-    """A transaction over these folders died after so many swaps."""
+    """A transaction over these folders died after this many swaps."""
     die_at(lambda: publish(*folders), "rename", swaps)
 
 
@@ -279,7 +279,7 @@ def test_it_happens_by_itself(pair: tuple[Path, Path], start: int, what: str) ->
 # --- strangers -------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def stranger(pair: tuple[Path, Path]) -> tuple[Path, Path]:
-    """A transaction died after all its swaps, and then somebody replaced one of its files."""
+    """A transaction died after all its swaps, and then someone replaced one of its files."""
     hot(*pair, swaps=3)
     (pair[0] / "theirs").write_text("theirs")
     (pair[0] / "theirs").rename(pair[0] / "x")
@@ -301,7 +301,7 @@ def test_a_strangers_object_stays_and_the_original_is_kept(stranger: tuple[Path,
 
 
 def test_what_is_kept_is_told_until_it_is_discarded(stranger: tuple[Path, Path]) -> None:
-    """Each recovery tells of it again; discard=True deletes it."""
+    """Each recovery reports it again; discard=True deletes it."""
     for _ in range(3):
         assert len(atomik.recover(*stranger).kept) == 1
     assert {action for _, action in actions(atomik.recover(*stranger, dry_run=True))} == {"kept"}
@@ -493,7 +493,7 @@ def test_another_folder_in_the_place_of_a_parent_is_not_touched(pair: tuple[Path
 
 
 def test_a_lost_claim_is_an_error_and_not_half_an_undo(pair: tuple[Path, Path]) -> None:
-    """Somebody moved atomik's folder, and in it the originals: nothing is undone before it is back."""
+    """Someone moved atomik's folder, and in it the originals: nothing is undone before it is back."""
     hot(*pair, swaps=2)
     (private_folder,) = (path for path in pair[1].iterdir() if path.is_dir())
     private_folder.rename(pair[1].parent / "elsewhere")
@@ -541,7 +541,7 @@ def test_a_copied_tree_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> No
 
 @pytest.mark.leftovers("a copy that is refused")
 def test_a_copied_journal_is_refused_in_its_own_folder(folder: Path) -> None:
-    """It tells of a time that is over: the transaction has been committed since."""
+    """It is out of date: the transaction has been committed since."""
     (folder / "x").write_text("old")
     saved: list[bytes] = []
     with installed(Acting("rename", lambda _: saved.append((folder / JOURNAL_NAME).read_bytes()))):
@@ -555,7 +555,7 @@ def test_a_copied_journal_is_refused_in_its_own_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize("change", [20, 100, -1])
 def test_a_damaged_journal_is_refused_and_nothing_touched(pair: tuple[Path, Path], change: int) -> None:
-    """Neither undone nor dropped: nobody can tell what was swapped."""
+    """It is neither undone nor dropped, because it is unknown what was swapped."""
     hot(*pair, swaps=2)
     journal = pair[0] / JOURNAL_NAME
     good = journal.read_bytes()
@@ -646,7 +646,7 @@ def test_a_recovery_that_fails_says_so_and_can_be_repeated(pair: tuple[Path, Pat
 
 
 def test_what_cannot_be_cleaned_up_stops_nobody(pair: tuple[Path, Path]) -> None:
-    """A failure behind the outcome is reported, and left for another time."""
+    """A failure after the outcome is reported, and left for another time."""
     hot(*pair)
     with installed(Faulty.every("rmdir", 16)), atomik.reading(pair[0]):
         assert contents(*pair) == ["old", "old"]
@@ -663,7 +663,7 @@ def test_errors_name_the_folder(folder: Path) -> None:
 
 
 def test_openat2_may_be_missing(pair: tuple[Path, Path]) -> None:
-    """Before Linux 5.6, or behind a filter, plain opening serves: the identity is what is trusted."""
+    """Before Linux 5.6, or under a seccomp filter, plain opening is enough: the identity is what is trusted."""
     for number in (38, 1):
         hot(*pair, swaps=2)
         with installed(Faulty.every("open_beneath", number)):

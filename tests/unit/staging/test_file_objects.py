@@ -192,7 +192,7 @@ def test_other_libraries_write_to_it(folder: Path) -> None:
 
 
 def test_detached_buffer(folder: Path) -> None:
-    """Who detaches the buffer takes flushing upon himself; the content is published all the same."""
+    """A user who detaches the buffer has to flush it; the content is published nevertheless."""
     with atomik.file("x") as f:
         f.write("text")
         buffer = f.detach()

@@ -109,7 +109,7 @@ def test_absent(folder: Path, expect: str) -> None:
 
 
 def test_absent_and_then_there(folder: Path) -> None:
-    """Created by somebody else between staging and commit."""
+    """Created by someone else between staging and commit."""
     seen = observe("x")
     with pytest.raises((errors.ConflictError, errors.FileAlreadyExistsError)), atomik.file("x", expect=seen):
         Path("x").write_text("theirs")
@@ -162,7 +162,7 @@ def test_observing_what_cannot_be(folder: Path) -> None:
 
 
 def test_a_fifo_does_not_block(folder: Path) -> None:
-    """Neither observing nor updating waits for somebody at the other end."""
+    """Neither observing nor updating waits for a process at the other end."""
     os.mkfifo("x")
     with pytest.raises(errors.AtomikError), atomik.update("x"):
         pass

@@ -73,7 +73,7 @@ def test_what_others_remove_first(folder: Path, others: int, durable: bool) -> N
 
 
 def test_what_may_be_missing_in_a_folder_that_is_replaced(folder: Path) -> None:
-    """It is looked for in the new folder, and refused there; it is not passed over because the old one has none."""
+    """It is looked for in the new folder, and refused there, although the old folder does not have it."""
     Path("d").mkdir()
     Path("d/old").touch()
     with atomik.transaction(overwrite=True) as tx:

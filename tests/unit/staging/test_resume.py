@@ -111,7 +111,7 @@ def test_a_second_job_is_told_who_has_it(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_a_transaction_that_fails_keeps_it(folder: Path) -> None:
-    """Also behind the first swap, and what was sealed already."""
+    """Also after the first swap, and what was sealed already."""
     Path("ds").mkdir()
     Path("ds", "old").touch()
     for make in ("folder", "path"):
@@ -210,7 +210,7 @@ def test_with_tmp_dir(folder: Path) -> None:
 
 
 def test_base_is_copied_once_and_completely(folder: Path) -> None:
-    """A clone that was stopped half way is begun again."""
+    """A clone that was stopped half-way is begun again."""
     os.mkdir("base")
     for name in ("one", "two"):
         Path("base", name).write_text(name)
@@ -259,7 +259,7 @@ def test_what_others_may_have_put_there_is_not_trusted(folder: Path, what: str) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_another_users(open_folder: Path) -> None:
-    """Neither root goes on with a user's, nor a user with root's; recover says whose it is."""
+    """Root does not continue a user's, nor a user root's; recover says whose it is."""
 
     def job() -> str:
         try:
@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_leave_its_parent_is_refused_early(open_folder: Pat
 
 @pytest.mark.leftovers("an original that has no place to go back to")
 def test_a_displaced_original_is_never_taken_for_what_was_staged(folder: Path) -> None:
-    """Somebody published there in the middle: the original stays where the output was staged until it is discarded."""
+    """Someone published there in the middle: the original stays where the output was staged until it is discarded."""
     Path("ds").mkdir()
     Path("ds", "old").touch()
 

@@ -54,7 +54,7 @@ def workspace() -> Iterator[Workspace]:
     ],
 )
 def test_split(path: str, is_folder: bool, expected: tuple[str, str]) -> None:
-    """Nothing is folded away, for ".." behind a symlink is another folder."""
+    """Nothing is folded away, because ".." after a symlink is another folder."""
     assert split(path, folder=is_folder) == expected
 
 
@@ -127,7 +127,7 @@ def test_private_folder_taken_away_for_ever(here: Directory) -> None:
 
 
 def test_a_stranger_took_our_name(here: Directory) -> None:
-    """Nobody guesses 64 random bits; if the name is taken all the same, it is left alone."""
+    """Nobody guesses 64 random bits; if the name is taken nevertheless, it is left alone."""
     os.mkdir(NAME)
     Path(NAME, "theirs").touch()
     made = PrivateFolder(here, "0" * 16)
@@ -179,7 +179,7 @@ def test_two_transactions_do_not_share_names(folder: Path) -> None:
 
 
 def test_made_parents_in_a_race(folder: Path) -> None:
-    """Somebody makes the same folder at the same moment: their version is kept when ours is given up."""
+    """Someone makes the same folder at the same moment: their version is kept when ours is given up."""
     kernel = Acting("mkdir", lambda call: os.mkdir("a"), when=lambda call: call.paths[0].endswith("/a"))
     with pytest.raises(ZeroDivisionError), installed(kernel), atomik.file("a/b/c", parents=True):
         raise ZeroDivisionError

@@ -78,7 +78,7 @@ def test_where_the_hard_limit_is_near(tmp_path: Path) -> None:
 
 
 def test_a_small_limit_that_is_used_up_by_others(tmp_path: Path) -> None:
-    """EMFILE below the number from which atomik looks: the limit is raised all the same."""
+    """EMFILE below the number from which atomik checks: the limit is raised nevertheless."""
     kernel.libc()  # whose import needs a descriptor
 
     def work() -> None:

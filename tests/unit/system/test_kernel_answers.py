@@ -115,7 +115,7 @@ def test_a_kernel_that_injects_faults_answers(here: Directory) -> None:
 
 
 def test_what_acts_beside_the_call_is_no_answer(here: Directory) -> None:
-    """A function that a test runs before a call stands for somebody else, as a handler does."""
+    """A function that a test runs before a call represents another program, as a handler does."""
 
     def fail(_: object) -> None:
         raise OSError(errno.EIO, "somebody else's")

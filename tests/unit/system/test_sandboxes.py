@@ -351,7 +351,7 @@ def test_syncfs_and_flock(here: Directory, number: int) -> None:
 
 @pytest.mark.parametrize("number", REFUSED)
 def test_chmod_without_proc(here: Directory, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither /proc nor fchmodat2(2): a folder is opened for it; of a file the error says what is missing."""
+    """Without /proc and fchmodat2(2) a folder is opened for it; for a file the error says what is missing."""
 
     def no_proc(path: str, mode: int) -> None:
         raise FileNotFoundError(errno.ENOENT, "no /proc", path)

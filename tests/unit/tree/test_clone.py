@@ -582,7 +582,7 @@ def test_a_mode_that_is_refused_later(tmp_path: Path, number: int) -> None:
 
 
 def test_an_attribute_that_is_refused_later(tmp_path: Path) -> None:
-    """A file behind the first of its folder whose attributes do not fit is copied without them, and that is told."""
+    """A file after the first of its folder whose attributes do not fit is copied without them, and that is reported."""
     (tmp_path / "src").mkdir()
     for name in "abc":
         (tmp_path / "src" / name).write_text(name)
@@ -601,7 +601,7 @@ def test_an_attribute_that_is_refused_later(tmp_path: Path) -> None:
 
 
 def test_observed_in_the_same_walk(tmp_path: Path) -> None:
-    """What a clone tells of its source is the fingerprint, and the values of the folders in it."""
+    """What a clone records of its source is the fingerprint, and the values of the folders in it."""
     make_rich(tmp_path / "src")
     (tmp_path / "src/a-b").mkdir()
     (tmp_path / "src/a").mkdir(exist_ok=True)

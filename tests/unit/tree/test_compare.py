@@ -104,7 +104,7 @@ class TestComparing:
         assert not same(folder / "a", folder / "c")
 
     def test_stops_at_the_first_difference(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of files that differ at the start no more is read than that."""
+        """Of files that differ at the start, only the start is read."""
         monkeypatch.setattr(_compare, "_CHUNK", 1000)
         (folder / "a").write_bytes(b"x" * 5000)
         (folder / "b").write_bytes(b"y" * 5000)
@@ -259,7 +259,7 @@ class TestIfChanged:
 
     def test_unchanged_is_made_durable(self, folder: Path) -> None:
         """What stays was perhaps written without a sync, so it gets one; with ``durable=False`` nothing is synced."""
-        Path("a").write_text("text")  # by somebody who did not sync
+        Path("a").write_text("text")  # by someone who did not sync
         with installed(Recording()) as kernel:
             receipt = write("a", "text", if_changed=True)
         synced = [os.fspath(path) for call in kernel.calls if call.name == "fsync" for path in call.paths]

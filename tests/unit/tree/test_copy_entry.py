@@ -96,7 +96,7 @@ def test_folder(here: Directory, tmp_path: Path) -> None:
 
 
 def test_progress_of_a_clone(tmp_path: Path) -> None:
-    """`clone` tells of each object below the top, one by one."""
+    """`clone` reports each object below the top, one by one."""
     make_small(tmp_path / "old")
     (tmp_path / "new").mkdir()
     told: list[int] = []

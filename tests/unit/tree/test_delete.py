@@ -173,7 +173,7 @@ def test_delete_of_another_owner(tmp_path: Path) -> None:
 
 
 def test_delete_what_appears(here: Directory, tmp_path: Path) -> None:
-    """An entry that somebody adds while the folder is removed goes with it."""
+    """An entry that someone adds while the folder is removed is removed too."""
     make_small(tmp_path / "tree")
     late = tmp_path / "tree" / "sub" / "late"
     with kernel(Before("rmdir", 2, late.mkdir)):
@@ -182,7 +182,7 @@ def test_delete_what_appears(here: Directory, tmp_path: Path) -> None:
 
 
 def test_delete_gives_up(here: Directory, tmp_path: Path) -> None:
-    """Somebody who adds entries for ever is not raced for ever: ENOTEMPTY with the path."""
+    """If someone keeps adding entries, it gives up: ENOTEMPTY with the path."""
     (tmp_path / "tree").mkdir()
     with (
         kernel(Before("rmdir", 0, (tmp_path / "tree" / "late").touch, every=True)),

@@ -48,7 +48,7 @@ def _handler(exception: BaseException) -> None:
 
 
 class Alarm(_kernel.Kernel):
-    """A handler that raises before the n-th call, but for close(2), which closes whatever is raised."""
+    """A handler that raises before the n-th call, except for close(2), which closes whatever is raised."""
 
     def __init__(self, at: int, exception: BaseException) -> None:
         self.left, self.exception = at, exception

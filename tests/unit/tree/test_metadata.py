@@ -123,7 +123,7 @@ def test_nothing_there(here: Directory) -> None:
 
 
 def test_link(here: Directory, tmp_path: Path) -> None:
-    """A link has none either, whatever it points at."""
+    """A link has none either, whatever it leads to."""
     (tmp_path / "file").touch()
     (tmp_path / "good").symlink_to("file")
     (tmp_path / "dangling").symlink_to("nowhere")

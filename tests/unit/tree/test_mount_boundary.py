@@ -52,7 +52,7 @@ class Old(_kernel.Kernel):
 
 @contextmanager
 def bound() -> Iterator[tuple[Path, Path]]:
-    """(home, the folder behind a bind mount of the same filesystem in home/site/uploads)."""
+    """(home, the folder that is bind-mounted from the same filesystem at home/site/uploads)."""
     home = namespace.scratch("bind")
     uploads, point = home / "uploads", home / "site" / "uploads"
     point.mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_without_a_mount(tmp_path: Path) -> None:
 
 @mounts
 def test_replaced_without_the_table_of_mounts() -> None:
-    """In a sandbox that closes /proc/self/mountinfo a folder with a mount inside is refused all the same, and untouched."""
+    """In a sandbox that closes /proc/self/mountinfo a folder with a mount inside is refused nevertheless, and untouched."""
     with bound() as (home, uploads), kernel(Old(told=True)):
         with pytest.raises(errors.MountPointError) as caught, atomik.folder(home / "site", overwrite=True) as new:
             (new / "page").write_text("new")

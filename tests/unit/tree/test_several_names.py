@@ -1,4 +1,4 @@
-"""Files with several names: what a layer tells of them.  The layers here are made by hand, as overlayfs writes them down."""
+"""Files with several names: what a layer says about them.  The layers here are made by hand, as overlayfs makes them."""
 
 from __future__ import annotations
 

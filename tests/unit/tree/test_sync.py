@@ -108,7 +108,7 @@ def test_sync_deep(memory: Path) -> None:
 
     class Free(_kernel.Kernel):
         def fsync(self, fd: int) -> None:
-            """Only look, for 10,000 real ones say no more."""
+            """Only counted, because 10,000 real ones would not show more."""
             os.fstat(fd)
 
     with held(memory / "deep") as folder, held(memory) as parent:
