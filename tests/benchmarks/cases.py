@@ -457,7 +457,7 @@ def _environment() -> dict[str, str]:
 
 
 def unheard_event() -> Figures:
-    """Seconds of an event that nobody hears."""
+    """Seconds that an event without a listener takes."""
     from atomik import _events
 
     times = 100_000

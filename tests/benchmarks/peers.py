@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @cache
 def atomik_003(home: Path) -> Any:
-    """atomik 0.0.3rc1 from the package index, under another name; None when it cannot be had."""
+    """atomik 0.0.3rc1 from the package index, under another name; None if it cannot be installed."""
     target = home / "atomik-0.0.3"
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), "atomik==0.0.3rc1"]
     if subprocess.run(command, capture_output=True, check=False).returncode != 0:

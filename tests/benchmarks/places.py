@@ -37,7 +37,7 @@ def place(kind: str, size: int) -> Iterator[Path]:
 
 
 def kinds() -> list[str]:
-    """The filesystems that can be had here."""
+    """The filesystems that can be made here."""
     if namespace.missing_root() is not None:
         return ["here"]
     return [kind for kind in KINDS if mounts.missing(kind) is None]

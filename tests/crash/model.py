@@ -138,7 +138,7 @@ class World:
         self.root = top / "world"
 
     def build(self, plan: dict[str, tuple[str, int]]) -> Names:
-        """Make it anew; what is there then."""
+        """Create it again; returns what is there then."""
         shutil.rmtree(self.root, ignore_errors=True)
         for name in FOLDERS:
             (self.root / name).mkdir(parents=True)
@@ -459,7 +459,7 @@ def ground() -> Iterator[Path]:
 
 
 def main() -> int:
-    """Go on until the time is over, or something was found."""
+    """Continue until the time is over, or something was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.crash.model", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))

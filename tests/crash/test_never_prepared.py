@@ -65,7 +65,7 @@ def deaths(top: Path, job: Callable[[], object], folders: tuple[str, ...] = ("a"
 
 
 def expect(top: Path, what: object) -> None:
-    """What the stranger wrote, everything else as it was, nothing of ours."""
+    """What the stranger wrote is there, everything else is as it was, and nothing of atomik's is left."""
     assert not left_in(top), what
     texts = {str(path.relative_to(top)): path.read_text() for path in top.rglob("*") if path.is_file()}
     strange = {f"a/{name}": "a stranger's" for name in ("created", "replaced", "removed", "from")}
@@ -74,7 +74,7 @@ def expect(top: Path, what: object) -> None:
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_one_folder_at_a_time(folder: Path, order: str) -> None:
-    """Recovery of the first folder removes the private folder that the journal in the second one speaks of."""
+    """Recovery of the first folder removes the private folder that the journal in the second one names."""
     for point in deaths(folder, lambda: publish(folder)):
         overwrite(folder)
         for name in order:

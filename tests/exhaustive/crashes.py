@@ -215,7 +215,7 @@ Key = tuple[frozenset[tuple[Entry, int, Made]], frozenset[tuple[int, bytes]]]
 
 
 def key_of(disk: Disk) -> Key:
-    """Equal for disks on which nothing can be told apart: the same names lead to the same inodes, and these hold the same.
+    """Equal for disks that no program can distinguish: the same names lead to the same inodes, and these hold the same.
 
     Inode numbers belong to it, because a journal records them; what has no name does not.
     """

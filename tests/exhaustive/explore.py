@@ -133,7 +133,7 @@ def on(kernel: MemoryKernel) -> Iterator[MemoryKernel]:
 
 @define
 class Explorer:
-    """One case.  ``mutant`` is told of each kernel before it is used, and may spoil it."""
+    """One case.  ``mutant`` gets each kernel before it is used, and may spoil it."""
 
     case: Case
     mutant: Callable[[MemoryKernel, bool], object] = lambda kernel, recovering: None
@@ -217,7 +217,7 @@ class Explorer:
             self._judge(disk, afterwards, "power cut after the end")
 
     def _kill(self, now: Disk, cut: Cut, allowed: list[Tree], *, published: bool) -> None:
-        """The process dies here, the machine goes on: recovered from what is visible; that is cut in its turn."""
+        """The process dies here, the machine goes on: recovered from what is visible; that recovery is cut too."""
         self.counts.kills += 1
         recovery = self._recovered(self.known.key(now), now)
         self._check(recovery, allowed, "killed")

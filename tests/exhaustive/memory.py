@@ -256,7 +256,7 @@ class MemoryKernel(Kernel):
                 self._change(Bytes(ino, 0, node))
 
     def _real(self, path: str) -> str:
-        """The path without a descriptor of ours in front."""
+        """The path without the descriptor that it begins with."""
         head = f"/proc/{os.getpid()}/fd/"
         if path.startswith(head):
             number, _, rest = path[len(head) :].partition("/")
@@ -372,7 +372,7 @@ class MemoryKernel(Kernel):
         self._of(fd)
 
     def announce_writer(self, fd: int, ticket: int) -> None:
-        """Nobody is there to hear it."""
+        """Nobody listens for it."""
 
     def writer_is_waiting(self, fd: int) -> bool:
         return False

@@ -39,7 +39,7 @@ def acting_as(uid: int) -> Iterator[None]:
 @define
 class Shared:
     """``base``: the stranger's folder, open to all; ``inner``: a folder in it, the stranger's too; ``outside``: a folder
-    that the stranger cannot touch, and wants to."""
+    that the stranger cannot touch, and would like to."""
 
     base: Path
     inner: Path
@@ -161,7 +161,7 @@ def _aside(place: Shared) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """In the same folder: a folder that one may not write to cannot be moved to another."""
+    """In the same folder, because a folder that its user may not write to cannot be moved to another."""
     return path.with_name(f"aside-{random.getrandbits(64):x}")
 
 

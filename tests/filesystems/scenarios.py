@@ -536,7 +536,7 @@ def _forked_command(folder: Path, words: tuple[str, ...], text: str) -> subproce
 
 
 def _kill_everywhere(folder: Path, publish: Callable[[Path], Any], changes: Changes) -> None:
-    """At every fifth call (the crash suite takes each of them), starting anew from what was there."""
+    """At every fifth call (the crash suite takes each of them), starting again from what was there."""
     old = look(folder)
     new = apply(old, changes)
 

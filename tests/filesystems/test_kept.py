@@ -189,7 +189,7 @@ def _read_only_folders(folder: Path) -> None:
 
 # --- what is inherited -----------------------------------------------------------------------------------------------
 def test_new_objects_inherit_as_plain_ones_do(folder: Path) -> None:
-    """In a set-group-id folder with a default ACL, and under any umask: like open(2) and mkdir(2) beside it."""
+    """In a set-group-id folder with a default ACL, and under any umask: like what open(2) and mkdir(2) create there."""
     _need_acls(folder)
     os.chown(folder, -1, 2345)
     folder.chmod(0o2775)

@@ -88,7 +88,7 @@ def write_folder(place: Shared) -> None:
 
 
 def write_path(place: Shared) -> None:
-    """The same with a path for another program, in a folder of one's own below the stranger's."""
+    """The same with a path for another program, in a folder of the user's own below the stranger's."""
     with atomik.path(place.inner / "below" / "out", overwrite=True, durable=False, parents=True) as name:
         name.write_text(SECRET)
 
@@ -223,7 +223,7 @@ def test_what_is_written_by_path_stays_inside(kind: str, above: bool) -> None:
 
 
 def test_the_path_is_plain_where_nobody_else_can_lead_it_elsewhere() -> None:
-    """In a folder of one's own, also below a sticky one, and for one's own group; not where others may rename."""
+    """In a folder of the user's own, also below a sticky one, and for the user's own group; not where others may rename."""
     with shared() as place:
         own = place.outside / "empty"
         assert _staged_in(own).parent.parent == own
@@ -421,7 +421,7 @@ def _stage(kind: str, folder: Path, overwrite: bool) -> None:
 
 
 def test_a_read_only_folder_is_closed_while_it_waits() -> None:
-    """A 0555 folder waits beside its destination, for its user may not move it: others cannot look in before the swap."""
+    """A 0555 folder waits beside its destination, because its user may not move it; others cannot look in before the swap."""
     with shared() as place:
         seen: list[str] = []
 
@@ -467,7 +467,7 @@ def _refusal(path: Path, tmp_dir: Path | None) -> str:
 
 
 def test_honest_links_are_followed() -> None:
-    """One's own links, root's, and a stranger's into his own folder lead where they say."""
+    """The user's own links, root's, and a stranger's into the stranger's folder are followed."""
     with shared(owner=VICTIM) as place:
         for name, owner, target in (
             ("mine", VICTIM, place.outside), ("roots", 0, place.outside), ("theirs", STRANGER, place.inner),

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder, in memory where that can be had: it is about shapes and not about disks."""
+    """An empty folder, in memory if possible, because it is about shapes and not about disks."""
     with in_memory() as place:
         monkeypatch.chdir(place)
         yield place
 
 
 def _depth(top: Path) -> int:
-    """How many folders "d" lie in each other below `top`, each with a file beside the next."""
+    """How many nested folders "d" there are below `top`, each with a file next to the next folder."""
     fd, depth = os.open(top, os.O_RDONLY), 0
     try:
         while "d" in (names := os.listdir(fd)):

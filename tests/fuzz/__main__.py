@@ -97,7 +97,7 @@ def _make_quick(commands: Any, instrument: Callable[[Any], Any]) -> None:
 
 @define
 class _Counted:
-    """Counts the inputs for which the rules hold, in a file too; a broken rule ends the count, which begins anew."""
+    """Counts the inputs for which the rules hold, in a file too; a broken rule ends the count, which then starts again."""
 
     rule: Callable[[bytes], None]
     file: Path

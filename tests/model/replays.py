@@ -193,7 +193,7 @@ def _never_prepared(patch: pytest.MonkeyPatch) -> None:
 
 
 def _another_transaction_meanwhile(root: Path) -> None:
-    """We die with the journal in one of two folders; in the other one someone does for good what we had been about to do."""
+    """We die with the journal in one of two folders; another program does in the other one what we were about to do."""
     plant(root, {"a": None, "a/x": b"x", "a/y": b"y", "b": None, "b/x": b"x", "b/y": b"y"})
     phase = Phase((Exchange("a/x", "a/y"), Exchange("b/x", "b/y")), durable=False)
     at = 1

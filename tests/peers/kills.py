@@ -95,7 +95,7 @@ def _command(peer: Peer, what: str, root: Path) -> list[str]:
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """Its temporary files are on the same filesystem, and its store if it has one beside."""
+    """Its temporary files are on the same filesystem, and so is its store, if it has one outside."""
     return {**os.environ, "TMPDIR": str(root / "tmp"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(_REPOSITORY)}
 
 

@@ -129,7 +129,7 @@ class Campaign:
         self.counts = {kind: Counts() for kind in self.kinds}
 
     def run(self) -> Finding | None:
-        """Go on until the time is over, or something is found."""
+        """Continue until the time is over, or something is found."""
         end = time.monotonic() + 60 * self.minutes
         for kind, history, noise in self.plan():
             if time.monotonic() >= end:

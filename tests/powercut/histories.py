@@ -288,7 +288,7 @@ class Phase:
 
 @define(frozen=True)
 class History:
-    """A tree, and what happens to it.  ``tmp``: folders for staging, which recovery is told of as well."""
+    """A tree, and what happens to it.  ``tmp``: folders for staging, which recovery gets too."""
 
     name: str
     tree: Tree = field(repr=False)

@@ -28,7 +28,7 @@ def test_folders_move_with_what_is_in_them() -> None:
 
 
 def test_differences_are_named() -> None:
-    """Missing, surplus and changed names are told apart."""
+    """Missing, surplus and changed names are distinguished."""
     said = difference({"a": b"1", "b": b"2"}, {"b": b"3", "c": None})
     assert "a is there" in said
     assert "c is missing" in said

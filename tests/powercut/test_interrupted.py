@@ -47,7 +47,7 @@ def in_the_middle(pid: int) -> tuple[str, frozenset[str], list[int]]:
     ids=str,
 )
 def test_a_campaign_that_is_stopped_leaves_nothing(end: signal.Signals, run: str) -> None:
-    """Whatever ends it, and wherever it is: what it had mounted, attached and started is gone; counts are still told."""
+    """Whatever ends it, and wherever it is: what it had mounted, attached and started is gone; counts are still printed."""
     need(missing_recorder(), disks.missing_disk("ext4"))
     campaign = subprocess.Popen(
         [sys.executable, "-m", "tests.powercut", "--kinds", "ext4", run],

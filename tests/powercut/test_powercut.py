@@ -75,7 +75,7 @@ def test_all_old_or_all_new_in_every_crash_state(kind: str, name: str, noise: st
     ],
 )
 def test_a_recovery_that_is_cut_comes_to_the_same(kind: str, name: str, noise: str) -> None:
-    """Recovery is recorded and cut in its turn: recovered again, every crash state shows what it would have shown."""
+    """Recovery is recorded and cut too: recovered again, every crash state shows what it would have shown."""
     ready(kind)
     campaign = explored(kind, name, noise, 20, 2)
     assert campaign.counts[kind].recovery_states

@@ -308,7 +308,7 @@ def hostile(folder: Path) -> Path:
 
 
 def make_hostile(folder: Path) -> Path:
-    """A root with all that may lead out of it, and beside it what must not be touched."""
+    """A root with all that may lead out of it, and next to it what must not be touched."""
     root = folder / "root"
     (root / "inner").mkdir(parents=True)
     (folder / "outside").mkdir()

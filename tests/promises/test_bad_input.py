@@ -85,7 +85,7 @@ def test_missing_parent(folder: Path, stage: Callable[..., object]) -> None:
     ids=["recover", "reading", "probe", "observe", "swap", "rename", "tmp_dir"],
 )
 def test_the_cure_is_one_that_the_call_has(folder: Path, call: Callable[[], object]) -> None:
-    """Nobody is told to pass parents=True to what does not take it, or makes no use of it here."""
+    """No message advises parents=True where that is not an option, or would not help."""
     with pytest.raises(errors.MissingPathError) as caught:
         call()
     assert "parents=True" not in str(caught.value)
@@ -368,7 +368,7 @@ def test_an_order_that_the_journal_has_no_room_for(folder: Path, order: Any, kin
 
 
 def test_staging_after_the_end(folder: Path) -> None:
-    """A transaction that is over takes nothing more in, and says which way it ended."""
+    """A transaction that is over accepts nothing more, and says how it ended."""
     for end, word in (("commit", "committed"), ("abort", "aborted")):
         tx = atomik.transaction()
         getattr(tx, end)()

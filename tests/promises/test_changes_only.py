@@ -288,7 +288,7 @@ CLOSED = dict.fromkeys((
 @pytest.mark.sweep
 @pytest.mark.parametrize("script", CLOSED)
 def test_closed_to_the_owner(run: Callable[..., Any], open_folder: Path, script: str) -> None:
-    """Files that their owner may not read or write are as without a layer; folders too, or the cure is told."""
+    """Files that their owner may not read or write are as without a layer; folders too, or the error names the cure."""
 
     def work() -> None:
         for name in ("plain", "inside"):
@@ -348,7 +348,7 @@ SWEPT = [pytest.param(which, marks=pytest.mark.sweep) if at > 3 else which for a
 
 @pytest.mark.parametrize("which", SWEPT)
 def test_conflict(here: Path, which: str) -> None:
-    """What the program and someone else changed stays as the other left it, unless the caller wants it otherwise."""
+    """What the program and someone else changed is kept as someone else left it, unless the caller asks for the opposite."""
     (here / "F/sub/in").mkdir(parents=True)
     (here / "F/sub/in/c").write_text("c")
     mine, theirs = CONFLICTS[which]

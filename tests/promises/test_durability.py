@@ -318,7 +318,7 @@ def test_a_spilled_file_that_follows_a_later_mode_is_synced_again(folder: Path) 
 
 @pytest.mark.parametrize("number", range(1, 6))
 def test_a_failed_sync_is_never_repeated(folder: Path, number: int) -> None:
-    """I9: the kernel reports an error once; to ask again would be told "fine" without its being so."""
+    """I9: the kernel reports an error once; asking again would get a wrong "fine"."""
     kernel = Faulty.at(number, errno.EIO, among={"fsync"})
     syncs = Recording({"fsync"})
     with installed(syncs), installed(kernel), pytest.raises(atomik.errors.AtomikOSError):

@@ -201,7 +201,7 @@ def test_standard_logging(folder: Path, quiet: None) -> None:
 
 
 def test_nobody_listens(folder: Path, quiet: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that nobody hears is not built: `emit` is reached a fixed number of times, whatever the number of items."""
+    """An event without a listener is not built: `emit` is reached a fixed number of times, whatever the number of items."""
 
     def count(items: int) -> int:
         reached: list[str] = []
@@ -290,7 +290,7 @@ CONFIGURED = {
 
 @pytest.mark.parametrize("how", CONFIGURED)
 def test_configured_structlog(folder: Path, how: str) -> None:
-    """However the program configured structlog, it hears what its own loggers would."""
+    """However the program configured structlog, it gets what its own loggers would get."""
     code = f"import atomik, structlog\n{CONFIGURED[how]}\nwith atomik.file('a') as f: f.write('x')\n"
     done = run(code, folder)
     assert done.stderr == ""

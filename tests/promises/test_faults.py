@@ -189,7 +189,7 @@ class Field:
 
 @pytest.fixture
 def field(folder: Path) -> Iterator[Callable[[Callable[[], None]], Field]]:
-    """Makes a `Field`; in memory where that can be had, for thousands of real syncs would take minutes."""
+    """Makes a `Field`; in memory if possible, because thousands of real syncs would take minutes."""
     memory = Path("/dev/shm")
     top = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else folder, prefix="atomik-faults-"))
     yield lambda job: Field(top / "field", job)
@@ -357,7 +357,7 @@ def test_in_doubt_names_journal_and_cure(field: Callable[..., Field]) -> None:
 
 
 def test_a_full_disk_is_told_once_and_the_next_try_works(folder: Path) -> None:
-    """After a failed commit, nothing hinders the same one from going well."""
+    """After a failed commit, the same transaction can be repeated and succeeds."""
     prepare()
     with contextlib.suppress(errors.CommitError), installed(Faulty.every("rename", errno.ENOSPC)):
         six_items()

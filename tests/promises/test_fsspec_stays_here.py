@@ -133,7 +133,7 @@ TRIES: dict[str, Callable[[Any, Any, Any], object]] = {
 
 @pytest.mark.parametrize("attempt", TRIES)
 def test_forked_child(folder: Path, fs: Any, attempt: str) -> None:
-    """multiprocessing forks: a child is told at once, and what its parent has staged stays."""
+    """multiprocessing forks: a child gets an error at once, and what its parent has staged stays."""
     Path("old").write_text("old")
     with fs.transaction:
         fs.pipe("a", b"parent")

@@ -238,7 +238,7 @@ def test_nothing_to_start_from(tmp_path: Path) -> None:
 
 
 def test_a_device_is_no_destination(tmp_path: Path) -> None:
-    """And nobody is told to remove it."""
+    """And the message does not advise to remove it."""
     with pytest.raises(errors.WrongKindError, match=r"use open\(\)") as caught:
         atomik.file("/dev/null", overwrite=True)
     assert "remove" not in str(caught.value)

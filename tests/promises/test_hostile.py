@@ -307,7 +307,7 @@ def _private_folder_of_ours(place: Path) -> None:
 
 
 def _private_folder_with_links(place: Path) -> None:
-    """The same, with a link in the place of its journal."""
+    """The same, with a link instead of its journal."""
     _private_folder_of_ours(place)
     (place.parent / "victim").write_text("secret")
     (place / CLAIM / f"{CLAIM}-journal").symlink_to(place.parent / "victim")

@@ -43,7 +43,7 @@ class Stuck(_kernel.Kernel):
 @pytest.mark.leftovers("the original that could not be brought back")
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_the_original_survives_recovery(folder: Path, kind: str) -> None:
-    """A RollbackError names where the original is; recover() reports it, and deletes it only when told to."""
+    """A RollbackError names where the original is; recover() reports it, and deletes it only with discard=True."""
     dest = folder / "dest"
     if kind == "file":
         dest.write_text("old")

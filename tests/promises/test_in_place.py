@@ -148,7 +148,7 @@ def test_options_that_cannot_go_with_it(public: Path, wrong: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", ["", "/", "a\0b", "x" * 300, "public/index", "link"])
 def test_what_is_no_folder(public: Path, name: str) -> None:
-    """An error of ours, at once."""
+    """An atomik error, at once."""
     Path("link").symlink_to("nowhere")
     with pytest.raises(errors.AtomikError):
         atomik.folder(name, overwrite=True, in_place=True)

@@ -131,7 +131,7 @@ def test_a_folder_that_nobody_changed(folder: Path) -> None:
 
 
 def test_two_publishers_of_copies(folder: Path) -> None:
-    """The one that started first and ends last is told; its work can be repeated."""
+    """The one that started first and ends last gets the conflict; its work can be repeated."""
     site()
     with pytest.raises(errors.ConflictError), atomik.folder("site", overwrite=True, copy=True) as slow:
         with atomik.folder("site", overwrite=True, copy=True) as quick:

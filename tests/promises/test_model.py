@@ -180,7 +180,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(pick=st.integers(0, 1))
     def commit(self, pick: int) -> None:
-        """It goes well exactly when every destination still allows it; all new then, else all old."""
+        """It succeeds exactly if every destination still allows it: then everything is new, otherwise everything is old."""
         one = self._take(pick)
         possible, new = True, self.tree
         for op in one.ops:

@@ -67,7 +67,7 @@ CAPABILITIES = [one for n in range(5) for one in itertools.combinations((CHOWN, 
 
 
 def rights(found: os.stat_result, value: bytes | None) -> list[int]:
-    """What each of `SUBJECTS` may do (acl(5)); an owner may do all, for he can change the mode."""
+    """What each of `SUBJECTS` may do (acl(5)); an owner may do everything, because owners can change the mode."""
     bits = found.st_mode
     entries = [struct.unpack_from("<HHi", value, at) for at in range(4, len(value), 8)] if value else []
     mask = next((perm for tag, perm, _ in entries if tag == MASK), 7)
@@ -249,7 +249,7 @@ def test_a_mode_that_cannot_be_narrowed(tmp_path: Path, number: int) -> None:
 
 
 def test_permissions(tmp_path: Path) -> None:
-    """Asked for permissions take the place of the old mode at once, and are an error where they cannot be had."""
+    """Permissions that were asked for replace the old mode at once, and are an error if they cannot be set."""
     new = tmp_path / "new"
     new.touch()
     new.chmod(0o600)

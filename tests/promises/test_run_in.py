@@ -234,7 +234,7 @@ def state(top: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ending", ["exit 3", "kill -9 $$", "kill -TERM $$"])
 def test_a_failing_program_changes_nothing(run: Callable[..., Any], open_folder: Path, ending: str) -> None:
-    """Bytes, inodes and times are as they were, whatever it did; its exit status is told."""
+    """Bytes, inodes and times are as they were, whatever it did; its exit status is returned."""
 
     def work() -> None:
         fill(open_folder / "F")

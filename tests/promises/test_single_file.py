@@ -248,7 +248,7 @@ def test_a_folder_comes_at_the_last_moment(folder: Path, durable: bool, when: st
 
 @both
 def test_a_lost_race(folder: Path, durable: bool) -> None:
-    """Someone publishes right before the link: their version is kept, or is replaced, as was asked."""
+    """Someone publishes right before the link: their version is kept or replaced, as the caller asked."""
     for overwrite in (False, True):
         with installed(
             Acting("link_fd", lambda call: Path("x").write_text("theirs"), when=lambda call: call.number == 1)

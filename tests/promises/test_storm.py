@@ -152,7 +152,7 @@ def test_an_exception_at_the_mark(folder: Path) -> None:
 
 
 def test_a_handler_that_publishes_itself(folder: Path) -> None:
-    """It is told at once that its own thread holds the folder."""
+    """It gets an error at once: its own thread holds the folder."""
     said: list[tuple[type[BaseException] | None, float]] = []
 
     def save(*_: object) -> None:

@@ -128,7 +128,7 @@ def test_root_keeps_the_owner(open_folder: Path, unprivileged: Callable[..., Any
 
 
 def test_sticky_folder(open_folder: Path, unprivileged: Callable[..., Any]) -> None:
-    """In a sticky folder another user's file can be neither replaced nor removed; one's own can."""
+    """In a sticky folder another user's file can be neither replaced nor removed; the user's own can."""
     sticky = open_folder / "sticky"
     sticky.mkdir()
     sticky.chmod(0o1777)

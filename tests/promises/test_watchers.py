@@ -205,7 +205,7 @@ def test_an_exchange(folder: Path, first: str, second: str) -> None:
 
 
 def test_inotifywait(folder: Path) -> None:
-    """The usual ``inotifywait -e close_write -e moved_to`` hears of everything."""
+    """The usual ``inotifywait -e close_write -e moved_to`` reports everything."""
     if shutil.which("inotifywait") is None:
         pytest.skip("needs inotifywait (inotify-tools)")
     command = ["inotifywait", "-m", "-e", "close_write", "-e", "moved_to", "--format", "%f", "."]

@@ -293,7 +293,7 @@ def test_a_program_of_renameat2(folder: Path) -> None:
 
 @pytest.mark.root
 def test_whiteout(folder: Path) -> None:
-    """What an overlay understands as "nothing here" stays in the place of the source."""
+    """What an overlay takes for "nothing here" stays at the source."""
     from atomik.flags import Flags
     from atomik.rename import renameat2
 

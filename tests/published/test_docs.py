@@ -175,7 +175,7 @@ def fences(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_every_block_of_a_page_is_run_or_said_not_to_be_code(page: Path) -> None:
-    """No block of code escapes by carrying no language, or one that nobody runs."""
+    """Every block of code has a language, and one that is run."""
     for info in fences(page):
         directive = re.match(r"\{([\w-]+)\}\s*(\S*)", info)
         if directive is None:
@@ -198,7 +198,7 @@ def test_the_pictures_are_drawn_from_their_sources() -> None:
 
 
 def test_every_picture_is_shown_and_described() -> None:
-    """No picture is drawn for nobody, and each has words for those who cannot see it."""
+    """Every picture is used, and has a text for readers who cannot see it."""
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     for picture in (DOCS / "pictures").glob("*.svg"):
         assert f"{{picture}} {picture.stem}\n" in text, picture.name
@@ -275,7 +275,7 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
 
 
 def test_every_example_in_a_help_text_is_among_them() -> None:
-    """None escapes."""
+    """Every one is checked."""
     for module in (ROOT / "atomik").rglob("*.py"):
         for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>> " in (ast.get_docstring(node) or ""):

@@ -71,7 +71,7 @@ def test_writing_does_without_typing(tmp_path: Path) -> None:
 
 
 def test_import_has_no_side_effects(tmp_path: Path) -> None:
-    """Importing opens nothing, starts nothing, writes nothing."""
+    """Importing opens nothing, starts nothing and writes nothing."""
     code = """
 import os, sys, threading
 before = len(os.listdir("/proc/self/fd"))

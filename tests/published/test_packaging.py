@@ -50,7 +50,7 @@ def test_the_sdist_is_whole(built: Path) -> None:
 
 
 def test_the_wheel_has_the_package_alone(built: Path) -> None:
-    """Every module, and no tests beside it in site-packages."""
+    """Every module is installed, and no tests next to it in site-packages."""
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -71,7 +71,7 @@ def test_classifiers() -> None:
 
 
 def test_install_lines_name_the_version() -> None:
-    """An index may still offer 0.0.3 alone, which has none of what the pages show."""
+    """An index may still offer only 0.0.3, which has nothing of what the pages show."""
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         for line in page.read_text(encoding="utf-8").splitlines():
             if re.search(r"pip install .*atomik", line):

@@ -97,7 +97,7 @@ class Member:
             os._exit(1)
 
     def listen(self) -> None:
-        """Take in what it has told so far, without waiting."""
+        """Read what it has reported so far, without waiting."""
         while select.select([self.pipe], [], [], 0)[0]:
             data = os.read(self.pipe, 65536)
             if not data:
@@ -107,7 +107,7 @@ class Member:
                 self.told = int(lines[-1])
 
     def wait_for(self, more: int) -> None:
-        """Until it has told of `more` generations more (or is dead)."""
+        """Wait until it has reported `more` further generations (or is dead)."""
         goal = self.told + more
         while self.told < goal:
             ready, _, _ = select.select([self.pipe], [], [], 20)
@@ -117,7 +117,7 @@ class Member:
                 return
 
     def kill(self) -> None:
-        """SIGKILL it, and take in what it had told."""
+        """SIGKILL it, and read what it had reported."""
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         self.listen()

@@ -25,7 +25,7 @@ class Watch:
         assert libc.inotify_add_watch(self.fd, os.fsencode(folder), sum(NAMES)) >= 0, os.strerror(ctypes.get_errno())
 
     def events(self) -> dict[str, list[str]]:
-        """What was told of each name since the last time; the kernel queues it before the call returns."""
+        """The events of each name since the last time; the kernel queues them before the call returns."""
         found: dict[str, list[str]] = {}
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.fd, 1 << 16):

@@ -81,7 +81,7 @@ class Watching(Kernel):
         self.under: Kernel = _kernel.port
 
     def around(self, call: Call, go: Callable[[], Any]) -> Any:
-        """Called in the place of a system call; ``go()`` makes it."""
+        """Called instead of a system call; ``go()`` makes it."""
         return go()
 
 
@@ -262,7 +262,7 @@ class Acting(Watching):
 
 @contextlib.contextmanager
 def installed(kernel: _K) -> Iterator[_K]:
-    """Have `kernel` in the place of the present one for the length of the block."""
+    """Replace the present kernel by `kernel` for the duration of the block."""
     kernel.under = _kernel.install(kernel)
     try:
         yield kernel

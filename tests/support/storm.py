@@ -415,7 +415,7 @@ class Timers(Storm):
 
     @contextlib.contextmanager
     def blowing(self) -> Iterator[None]:
-        """Let the timer go off in this block."""
+        """Let the timer fire in this block."""
         signal.signal(signal.SIGALRM, self._ring)
         self._armed = True
         signal.setitimer(signal.ITIMER_REAL, self._rng.uniform(1e-6, self._longest))

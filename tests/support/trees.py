@@ -86,7 +86,7 @@ def kernel(instead: _kernel.Kernel) -> Iterator[_kernel.Kernel]:
 
 
 def make_deep(top: Path, levels: int) -> None:
-    """A chain of folders, each with one file beside the next."""
+    """A chain of folders, each with one file next to the next folder."""
     top.mkdir()
     fd = os.open(top, os.O_RDONLY)
     for _ in range(levels):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def test_contestants_take_turns() -> None:
-    """Each round calls each of them once, with its number, in an order that is drawn."""
+    """Each round calls each of them once, with its number, in random order."""
     calls: list[tuple[str, int]] = []
     ticks = iter(range(1000))
     contestants = {name: lambda number, name=name: calls.append((name, number)) for name in "abc"}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def records() -> Iterator[list[logging.LogRecord]]:
-    """What a handler of the program hears."""
+    """What a handler of the program gets."""
     heard: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = heard.append  # type: ignore[method-assign]

@@ -217,7 +217,7 @@ def test_whiteout_bit_reaches_the_kernel(folder: Path) -> None:
 
 
 def test_errno_of_others_is_not_taken_for_ours(folder: Path) -> None:
-    """A stale errno in the thread does not show up in a call that goes well."""
+    """A stale errno in the thread does not show up in a call that succeeds."""
     ctypes.set_errno(errno.EIO)
     make("a")
     rename("a", "b")

@@ -158,7 +158,7 @@ def _keep(blocks: tuple[Write, ...], choice: str, rng: random.Random) -> tuple[W
 
 
 class _Seen:
-    """Which disks were given already, told apart by the content of every sector written since the start."""
+    """Which disks were given already, distinguished by the content of every sector written since the start."""
 
     def __init__(self) -> None:
         self._given: set[tuple[int, int]] = set()

@@ -44,7 +44,7 @@ class NodeTable:
         return self._nodes[number]
 
     def find(self, parent: int, name: bytes) -> tuple[int, os.stat_result]:
-        """The number and status of ``name``; counts that the kernel is now told of it once more."""
+        """The number and status of ``name``; counts that the kernel now gets it once more."""
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self[parent].fd)
         found = os.stat(fd)
         number = self._numbers.get(_key(found))

@@ -80,7 +80,7 @@ class Kind:
 
 
 def missing(kind: str) -> str | None:
-    """Why ``kind`` (a key of FILESYSTEMS) cannot be had on this machine, or None if it can."""
+    """Why ``kind`` (a key of FILESYSTEMS) cannot be made on this machine, or None if it can."""
     return namespace.missing_root() or FILESYSTEMS[kind].missing()
 
 

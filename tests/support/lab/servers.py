@@ -42,7 +42,7 @@ class Server:
 
 
 def missing(name: str) -> str | None:
-    """Why a server cannot be had here, or None."""
+    """Why a server cannot run here, or None."""
     lacking = [program for program in SERVERS[name].programs if shutil.which(program) is None]
     return (
         namespace.missing_root()

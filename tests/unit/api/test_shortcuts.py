@@ -117,7 +117,7 @@ def test_path_to_a_folder(folder: Path) -> None:
 
 
 def test_path_drops_nothing_in_silence(folder: Path) -> None:
-    """What a program leaves beside the path may be data: refused, with the names found and the cure."""
+    """What a program leaves next to the path may be data: it is refused, with the names found and the cure."""
     wanted = pytest.raises(errors.ConflictError, match=r"'cache', 'x\.tmp'.*tx\.folder")
     with wanted as caught, atomik.path("x.log") as name:
         name.write_text("log")
@@ -252,7 +252,7 @@ def test_attributes_that_change_meanwhile(folder: Path) -> None:
 
 
 def test_hard_links_keep_the_old_content(folder: Path) -> None:
-    """Other names of the overwritten inode are told of in the receipt."""
+    """The receipt counts the other names of the overwritten inode."""
     Path("x").write_text("old")
     os.link("x", "other")
     output = atomik.file("x", overwrite=True)

@@ -185,7 +185,7 @@ def test_another_user_who_may_only_read(open_folder: Path) -> None:
 
 
 def test_replaced_between_open_and_pin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then the pin came too late perhaps: the reader takes the version that is there now."""
+    """Then the pin may have come too late: the reader takes the version that is there now."""
     publish("one")
     left = [2]
 

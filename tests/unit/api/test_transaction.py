@@ -397,7 +397,7 @@ def test_real_ctrl_c(folder: Path) -> None:
 
 
 def test_lock_is_waited_for_and_timed_out(folder: Path) -> None:
-    """A lock on the folder is waited for; when it takes too long, the error names folder and lock_timeout."""
+    """A lock on the folder is waited for; if it takes too long, the error names the folder and lock_timeout."""
     import fcntl
 
     fd = os.open(folder, os.O_RDONLY)
@@ -456,7 +456,7 @@ def test_several_folders_and_tmp_dir(folder: Path) -> None:
 
 
 def test_progress_is_told(folder: Path) -> None:
-    """progress() hears the swaps, and an exception of its own rolls everything back."""
+    """progress() is called for the swaps, and an exception that it raises rolls everything back."""
     heard: list[tuple[str, int, int]] = []
     with atomik.transaction(progress=lambda *args: heard.append(args)) as tx:
         tx.file("a")

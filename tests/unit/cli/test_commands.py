@@ -394,7 +394,7 @@ class TestRecover:
         assert (done.returncode, done.stdout, done.stderr) == (0, b"nothing to recover\n", b"")
 
     def test_removes(self, folder: Path) -> None:
-        """What a dead transaction left is removed, and told line by line; --dry-run only tells."""
+        """What a dead transaction left is removed, and reported line by line; --dry-run only reports."""
         abandon(folder)
         done = call("recover", "--dry-run", ".")
         assert done.returncode == 0
@@ -422,7 +422,7 @@ class TestRecover:
         assert os.listdir() == []
 
     def test_folders_of_one_transaction(self, folder: Path) -> None:
-        """Each thing that was done is told once, whichever folder it was found from."""
+        """Each thing that was done is reported once, whichever folder it was found from."""
         for name in ("a", "b"):
             Path(name).mkdir()
             Path(name, "x").write_text("old")
@@ -522,7 +522,7 @@ class TestDoctor:
         assert found == [json.loads(json.dumps(atomik.probe(folder).as_dict()))]
 
     def test_missing(self, folder: Path) -> None:
-        """A folder that is not there is told, and the others are shown."""
+        """A folder that does not exist is reported, and the others are shown."""
         done = call("doctor", "missing", ".")
         assert done.returncode == 1
         assert done.stderr.startswith(b"atomik: ")
@@ -575,7 +575,7 @@ class TestEverywhere:
          ["run", "--file", "x", "--file", "./x", "--", "true"]],
     )  # fmt: skip
     def test_no_traceback(self, folder: Path, arguments: list[str]) -> None:
-        """Whatever the user does wrong, it is told without a traceback, and as JSON where that is wanted."""
+        """Every mistake of a user is reported without a traceback, and as JSON with --json."""
         Path("file").write_text("x")
         done = call(*arguments)
         assert done.returncode in (1, 125)

@@ -125,7 +125,7 @@ assert not loaded, loaded
 
 @ANY
 def test_claimed_before_anything_is_loaded(folder: Path, closed: tuple[int, ...]) -> None:
-    """Closed ones lead to /dev/null before the command line is read, the others where they led; no more are open."""
+    """Closed ones lead to /dev/null before the command line is read, the others are unchanged; no others are open."""
 
     def close() -> None:
         for fd in closed:

@@ -208,7 +208,7 @@ class TestResume:
     """``--resume``: what a program wrote outlives it, and us."""
 
     def test_the_next_run_goes_on(self, folder: Path) -> None:
-        """At the same paths, and told so in the environment; `recover` lists what waits, and ``--discard`` deletes it."""
+        """The paths are the same, and the environment says so; `recover` lists what waits, and ``--discard`` deletes it."""
         script = 'echo "$ATOMIK_RESUMED_1$ATOMIK_RESUMED_2" "$1" "$2"; echo x >> "$1"; echo x >> "$2/part"; exit $3'
         outputs = ["--resume", "--file", "data", "--folder", "parts"]
         arguments = ["--", "sh", "-c", script, "sh", "{data}", "{parts}"]

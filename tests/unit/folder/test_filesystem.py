@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def one_log(path: Path) -> bool:
-    """What is said of the filesystem at `path`, asked anew."""
+    """What is known about the filesystem at `path`, asked again."""
     filesystem.forget()
     directory = Directory.open(str(path))
     try:

@@ -47,7 +47,7 @@ def test_mount_is_seen(mounted_inside: tuple[Directory, Path, Path]) -> None:
 
 @mounts
 def test_hidden_mount_is_not_seen(mounted_inside: tuple[Directory, Path, Path]) -> None:
-    """A mount that another mount on the way hides is not in the tree that one sees."""
+    """A mount that another mount on the way hides is not in the tree that a program sees."""
     _, home, point = mounted_inside
     with attached("tmpfs", home, "tmpfs", 0, "size=1m"), held(home) as folder:
         (home / "tree").mkdir()
@@ -110,7 +110,7 @@ def folder_of(path: Path) -> Directory:
 
 
 def test_unknown_mounts_are_never_equal(tmp_path: Path) -> None:
-    """Where nothing tells, whoever wants to delete is told no."""
+    """If mounts cannot be found out, deleting is refused."""
     with held(tmp_path) as one, held(tmp_path) as other:
         assert same_mount(one, other)
         one.mount = other.mount = 0

@@ -474,7 +474,7 @@ class TestTransaction:
 
     @pytest.mark.sweep
     def test_every_crash(self, folder: Path) -> None:
-        """Killed at whatever call of the commit: after recovery all old or all new."""
+        """Killed at any call of the commit: after recovery everything is old or everything is new."""
 
         def prepare() -> None:
             shutil.rmtree(folder)

@@ -317,7 +317,7 @@ def test_a_file_that_is_no_journal_is_left_alone(folder: Path) -> None:
 
 
 def test_of_a_large_file_only_the_head_is_read(place: Place, folder: Path) -> None:
-    """Whoever may rename a film of ours to that name does not make us read it."""
+    """A user who may rename a large file of ours to that name cannot make us read it."""
     with (folder / JOURNAL_NAME).open("wb") as film:
         film.write(os.urandom(16) + struct.pack("<Q", 300 << 20))
         film.truncate(400 << 20)

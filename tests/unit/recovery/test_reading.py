@@ -202,7 +202,7 @@ def test_a_failed_recovery_is_an_error_of_ours(folder: Path) -> None:
 
 
 def test_it_locks_what_stands_at_the_path_now(folder: Path) -> None:
-    """The folder was published anew between looking and locking: the lock is on the new one."""
+    """The folder was replaced between the check and the lock: the lock is on the new one."""
     for name in ("set", "newer"):
         (folder / name).mkdir()
         (folder / name / "one").write_text(name)
@@ -251,7 +251,7 @@ def test_a_missing_folder_is_named(folder: Path) -> None:
 
 
 def test_relative_paths_and_bytes(folder: Path) -> None:
-    """Any path will do."""
+    """Any kind of path is accepted."""
     with atomik.reading(".", os.fsencode(folder)):  # type: ignore[arg-type]
         assert in_child(lambda: refused(lambda: publish(folder, timeout=0.05))) == str(folder)
 

@@ -596,7 +596,7 @@ def test_a_torn_journal_is_dropped(pair: tuple[Path, Path]) -> None:
 
 # --- failures --------------------------------------------------------------------------------------------------------
 def test_after_a_failed_mark_recovery_finishes(pair: tuple[Path, Path]) -> None:
-    """DurabilityError: everything is new, the journal stays; recovery marks it anew, durably, and finishes."""
+    """DurabilityError: everything is new, the journal stays; recovery writes the mark again, durably, and finishes."""
     marked: list[int] = []
 
     def at_the_mark(call: object) -> int | None:

@@ -44,7 +44,7 @@ def read(folder: Path) -> None:
 
 @pytest.mark.parametrize("action", [checkpoint, publish, read, atomik.recover])
 def test_a_handler_in_the_midst_of_its_own_threads_commit(folder: Path, action: Callable[[Path], object]) -> None:
-    """It is told at once, rather than after the time for which it would wait for itself."""
+    """It gets an error at once, rather than after waiting for itself."""
     caught = []
 
     def handler(_: object) -> None:

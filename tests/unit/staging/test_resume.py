@@ -44,7 +44,7 @@ def discard() -> None:
 
 @pytest.mark.parametrize("make", [atomik.folder, atomik.path], ids=["folder", "path"])
 def test_an_exception_leaves_it_for_the_next_run(folder: Path, make: Callable[..., atomik.Output[Path]]) -> None:
-    """At the same path, with what was written, and told so; after the commit there is nothing left."""
+    """The path is the same, with what was written, and `resumed` says so; after the commit nothing is left."""
     before = stopped(make, "ds")
     assert not os.path.lexists("ds")
     with structlog.testing.capture_logs() as events, make("ds", resume=True) as new:

@@ -52,7 +52,7 @@ def test_the_numbers_follow_machine_and_pointer(name: str, pointer: int, renamea
 
 
 def test_two_interfaces_of_32_bits() -> None:
-    """x32 and n32 are told from the usual ones by Python's own name for them."""
+    """x32 and n32 are recognised by Python's own name for them."""
     assert machine.interface("x86_64", 4, "x86_64-linux-gnux32") == "x32"
     assert machine.number("renameat2", machine.interface("mips64", 4, "mips64el-linux-gnuabin32")) == 6315
 
@@ -96,7 +96,7 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_an_unknown_machine_is_named(unknown: ModuleType, tmp_path: object) -> None:
-    """ENOSYS with the machine's name for what cannot be had otherwise; the rest falls back."""
+    """ENOSYS with the machine's name for calls without a replacement; the others fall back."""
     port = kernel.Kernel()
     fd = os.open(str(tmp_path), os.O_RDONLY)
     try:

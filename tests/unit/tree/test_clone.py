@@ -410,7 +410,7 @@ def test_unreadable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EIO, errno.ERANGE])
 def test_no_hard_links(tmp_path: Path, number: int) -> None:
-    """Where hard links cannot be had there are copies, and it is said."""
+    """Where there are no hard links there are copies, and they are listed."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a").write_text("x")
     os.link(tmp_path / "src" / "a", tmp_path / "src" / "b")
@@ -549,7 +549,7 @@ def test_failing_calls(tmp_path: Path, call: str) -> None:
 
 @pytest.mark.parametrize("inherited", [False, True], ids=["plain", "inherited ACL"])
 def test_files_after_the_first(tmp_path: Path, inherited: bool) -> None:
-    """What a folder's first file shows to be enough for it, the others get more than where they need it."""
+    """If the mode is enough for a folder's first file, the others still get more than the mode where they need it."""
     (tmp_path / "src").mkdir()
     modes = (0o644, 0o600, 0o444, 0o1644, 0o4755, 0o2755, 0o777, 0o000, 0o644, 0o644)
     for number, mode in enumerate(modes):

@@ -104,7 +104,7 @@ class TestComparing:
         assert not same(folder / "a", folder / "c")
 
     def test_stops_at_the_first_difference(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Of files that differ at the start, only the start is read."""
+        """If files differ at the start, only the start is read."""
         monkeypatch.setattr(_compare, "_CHUNK", 1000)
         (folder / "a").write_bytes(b"x" * 5000)
         (folder / "b").write_bytes(b"y" * 5000)
@@ -277,7 +277,7 @@ class TestIfChanged:
         assert Path("a").read_text() == "text"
 
     def test_expectation_comes_first(self, folder: Path) -> None:
-        """Equal content does not excuse a destination that is not what was expected."""
+        """A destination that is not what was expected is a conflict, even if its content is equal."""
         write("a", "text")
         seen = atomik.observe("a")
         write("a", "text")
@@ -345,14 +345,14 @@ class TestKeep:
         assert Path("a.bak").read_text() == "from long ago"
 
     def test_replaces_the_older_backup(self, folder: Path) -> None:
-        """A backup that is there already gives way, and is gone."""
+        """A backup that exists already is replaced, and deleted."""
         for text in ("one", "two", "three"):
             write("a", text, backup="a.bak")
         assert sorted(os.listdir()) == ["a", "a.bak"]
         assert (Path("a").read_text(), Path("a.bak").read_text()) == ("three", "two")
 
     def test_folder(self, folder: Path) -> None:
-        """A whole folder is kept, and an older backup folder gives way with all that is in it."""
+        """A whole folder is kept, and an older backup folder is replaced with everything in it."""
         for text in ("one", "two", "three"):
             with atomik.folder("site", overwrite=True, backup="site.old") as new:
                 (new / text).write_text(text)
@@ -393,7 +393,7 @@ class TestKeep:
             atomik.file("a", overwrite=True, backup="")
 
     def test_bytes(self, folder: Path) -> None:
-        """As for every other path, bytes will do."""
+        """As for every other path, bytes are accepted."""
         write("a", "one")
         with atomik.file("a", overwrite=True, backup=b"caf\xe9") as f:  # type: ignore[arg-type]
             f.write("two")
@@ -508,7 +508,7 @@ class TestKeep:
 
     @pytest.mark.sweep
     def test_every_crash(self, folder: Path) -> None:
-        """Killed at whatever call: after recovery all old or all new, the backups with their destinations."""
+        """Killed at any call: after recovery everything is old or everything is new, backups included."""
 
         def check(point: CrashPoint) -> None:
             atomik.recover(folder)

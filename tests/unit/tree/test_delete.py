@@ -127,7 +127,7 @@ def test_delete_wide(files: int) -> None:
 
 
 def test_delete_bushy(here: Directory, tmp_path: Path) -> None:
-    """Folders beside deep chains are found again after levels were let go."""
+    """Folders next to deep chains are found again after levels were let go."""
     top = tmp_path / "tree"
     top.mkdir()
     for number in range(3):
@@ -222,7 +222,7 @@ def test_delete_never_follows_a_swapped_link(here: Directory, tmp_path: Path, op
 
 
 def test_delete_notices_a_moved_folder(here: Directory, tmp_path: Path) -> None:
-    """A folder that is moved elsewhere while we are far below it: nothing beside its new place is touched."""
+    """A folder that is moved elsewhere while we are far below it: nothing next to its new place is touched."""
     make_deep(tmp_path / "tree", 3 * HELD)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("digest", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_shows(tree: Path, change: str, digest: bool) -> None:
-    """Every change shows, and where it was."""
+    """Every change is seen, and where it was."""
     work, where = CHANGES[change]
     folders: dict[str, bytes] = {}
     with held(tree) as folder:

@@ -184,7 +184,7 @@ def test_calls_of_reading(here: Directory, tmp_path: Path, recording: list[str])
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT])
 def test_unlistable(here: Directory, tmp_path: Path, number: int) -> None:
-    """When the list of attributes cannot be had (no right, no /proc), that is remembered and reported later."""
+    """If the list of attributes cannot be read (no permission, no /proc), that is remembered and reported later."""
     (tmp_path / "file").touch()
     before = _kernel.install(Refusing("has_xattrs listxattr_of", number))
     try:

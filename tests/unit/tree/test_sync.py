@@ -160,7 +160,7 @@ def test_sync_unreadable(tmp_path: Path) -> None:
 
 @root
 def test_sync_of_another_owner(tmp_path: Path) -> None:
-    """A file that can be read by no means is an error with its path."""
+    """A file that cannot be read in any way is an error with its path."""
     tmp_path.chmod(0o755)
     top = tmp_path / "tree"
     top.mkdir()
