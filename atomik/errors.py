@@ -251,7 +251,8 @@ class JournalError(AtomikOSError):
     """A journal, ``.atomik-journal``, cannot be trusted.  Nothing was touched.
 
     Cause: it is damaged, was written by a newer version of atomik, belongs to another user, can be written by others, is
-    not a regular file, or was copied here from elsewhere.
+    not a regular file, or was copied here from elsewhere.  Or the code that recovers it cannot be loaded any more, because
+    the process has entered a chroot or dropped rights, or atomik was upgraded, since the output was staged.
 
     Cure: recover as its owner, as root, or with the newer version; if atomik did not make it, remove it.
     """

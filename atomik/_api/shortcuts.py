@@ -240,6 +240,8 @@ def file(
     if options or str(mode)[:1] in ("a", "r"):  # what starts from a copy may conflict
         _load_machinery()
     text = buffering, encoding, errors, newline
+    if not _loaded:
+        return Output(tx, _stage_and_look, tx, path, mode, overwrite, tmp_dir, text, options)
     return Output(tx, tx._stage_file, path, mode, overwrite, tmp_dir, text, cast("Any", options))
 
 
@@ -550,6 +552,28 @@ def _load_machinery() -> None:
 
         load()
         _loaded = True
+
+
+#: folders in which there was no journal when a file was staged
+_without_journal: set[tuple[int, int]] = set()
+_MANY = 1000
+
+
+def _stage_and_look(tx: Transaction, *given: Any) -> IO[Any]:
+    """A plain file needs the machinery only where a dead transaction must be recovered first: look for its journal once in
+    each folder.  One that appears later is an error at the commit if there is nothing to load from any more (I14)."""
+    output = tx._stage_file(*given)
+    directory = tx._intake.items[0].place.directory
+    if directory.key not in _without_journal:
+        from atomik._hidden_names import JOURNAL_NAME
+
+        with kernel.typed("cannot look for a journal", directory.path):
+            found = kernel.port.exists(JOURNAL_NAME, directory.fd)
+        if found:
+            _load_machinery()
+        elif len(_without_journal) < _MANY:
+            _without_journal.add(directory.key)
+    return output
 
 
 def _begin(overwrite: bool, options: Any) -> Transaction:

@@ -181,7 +181,7 @@ class Commit:
         parent = item.place.directory
         while kernel.port.exists(JOURNAL_NAME, parent.fd):
             # An unfinished transaction may be about to put back what exists at our destination.
-            _machinery().wait_or_recover(parent, self.lock_timeout)
+            _loaded_machinery(parent).wait_or_recover(parent, self.lock_timeout)
         if not parent.still_there():
             self._refuse_moved(parent)
         if options.if_changed and item.stands_already():
@@ -845,6 +845,20 @@ def _machinery() -> Any:
     from . import machinery
 
     return machinery
+
+
+def _loaded_machinery(folder: Directory) -> Any:
+    """The same for a plain file, where a journal appeared after it was staged."""
+    try:
+        return _machinery()
+    except (ImportError, OSError) as exc:
+        if isinstance(exc, OSError) and not kernel.came_from_import(exc):
+            raise
+        text = (
+            "a dead transaction must be recovered first, and the code for that can no longer be loaded, as after an upgrade, "
+            f"a chroot or dropped rights ({exc}); nothing was changed. Run 'atomik recover' on the folder, then write again"
+        )
+        raise errors.JournalError(*errors.os_args(errno.ELIBACC, text, folder.path)) from exc
 
 
 def _delete_known(slot: Place, step: Step) -> None:

@@ -758,6 +758,14 @@ def came_from_elsewhere(exc: BaseException) -> bool:
     return exc.__traceback__ is not None and exc.__traceback__.tb_next is not None
 
 
+def came_from_import(exc: BaseException) -> bool:
+    """Whether the innermost frame is that of an import, and not one of a signal handler."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith("<frozen importlib")
+
+
 def close_all(fds: list[int]) -> None:
     """Close all of them, the last first, whatever exceptions arrive; the last one is raised at the end."""
     try:

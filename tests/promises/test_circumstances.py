@@ -18,23 +18,24 @@ import pytest
 
 import atomik
 from atomik import errors
+from tests.crash.deaths import die_at
 from tests.support.kernels import Faulty, installed
 from tests.support.lab import linux, mounting, mounts, namespace, passthrough
 from tests.support.lab.need import need
 from tests.support.lab.passthrough import Renames
 from tests.support.seccomp import needs_seccomp, refuse
-from tests.support.state import in_child, left_in
+from tests.support.state import in_child, left_in, tree
 from tests.support.users import NOBODY, root
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
 
 
-def run(code: str, *before: str, cwd: Path) -> str:
+def run(code: str, *before: str, cwd: Path, arguments: Iterable[str] = ()) -> str:
     """What a new interpreter prints."""
-    command = [*before, sys.executable, "-W", "error", "-c", code]
+    command = [*before, sys.executable, "-W", "error", "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -108,6 +109,54 @@ def test_nothing_can_be_loaded_at_the_commit(folder: Path) -> None:
     """All that a commit needs, and its receipt, was loaded when the output was staged (I14)."""
     said = run(GONE, cwd=folder)
     assert [line.split()[1] for line in said.splitlines()] == ["0"] * 9, said
+    assert not left_in(folder)
+
+
+#: the same, with a dead transaction's journal in the folder: before the output is staged, or after it
+GONE_BEFORE_RECOVERY = """
+import os, sys, atomik
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        raise ModuleNotFoundError(f"no module {name!r} any more")
+
+os.rename(*sys.argv[1:3]) if sys.argv[3] == "before" else None
+output = atomik.file("new/one", overwrite=True)
+output.output.write("newest")
+os.rename(*sys.argv[1:3]) if sys.argv[3] == "after" else None
+sys.meta_path.insert(0, Gone())
+assert "atomik._commit.machinery" in sys.modules or sys.argv[3] == "after"
+try:
+    output.commit()
+except atomik.errors.JournalError as exc:
+    print(exc.filename, exc.strerror)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_nothing_can_be_loaded_when_a_dead_transaction_is_met(folder: Path, moment: str) -> None:
+    """What recovers it was loaded if its journal was there when the file was staged.  If it came later, that is an error that
+    says what to do; nothing is lost or changed."""
+    dead = folder / "new"
+    dead.mkdir()
+    for name in ("one", "two"):
+        (dead / name).write_text("old")
+    die_at(lambda: write_two(dead), "rename", 1)
+    journal, aside = dead / ".atomik-journal", folder / "aside"
+    journal.rename(aside)
+    before = tree(dead)
+    said = run(GONE_BEFORE_RECOVERY, cwd=folder, arguments=(str(aside), str(journal), moment))
+    if moment == "before":
+        assert said == ""
+        assert read_two(dead) == ["newest", "old"]
+        assert not left_in(folder)
+        return
+    assert said.startswith(f"{dead} a dead transaction must be recovered first")
+    assert "Run 'atomik recover'" in said
+    journal.rename(aside)
+    assert tree(dead) == before
+    aside.rename(journal)
+    assert atomik.recover(dead).clean
+    assert read_two(dead) == ["old", "old"]
     assert not left_in(folder)
 
 
