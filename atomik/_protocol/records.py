@@ -118,12 +118,6 @@ class Journal(NamedTuple):
     end: int
 
 
-def encode_intent(intent: Intent) -> bytes:
-    """The bytes of an intent record."""
-    steps = len(intent.steps)
-    return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, steps, intent.coordinator))
-
-
 def encode(
     txid: str,
     journal: bytes,
@@ -132,7 +126,8 @@ def encode(
     count: int,
     coordinator: str = "",
 ) -> bytearray:
-    """The same from `count` steps that need not exist all at once: a large transaction should not be in memory twice."""
+    """The bytes of an intent, from `count` steps that need not exist all at once: a large transaction should not be in memory
+    twice."""
     who = coordinator.encode()
     if len(who) > MAX_COORDINATOR:
         raise ValueError(f"the coordinator's name must not be longer than {MAX_COORDINATOR} bytes of UTF-8")

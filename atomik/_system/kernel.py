@@ -144,7 +144,7 @@ _HARMLESS: dict[str, Callable[[Any], object]] = {
     "pwrite64": lambda _: os.pwrite(_NO_FD, b"x", 0),
     "lseek": lambda _: os.lseek(_NO_FD, 0, os.SEEK_CUR),
     "fsync": lambda _: os.fsync(_NO_FD),
-    "openat2": lambda c: c.openat2(_NO_FD, b"x", 0, 0, 0),
+    "openat2": lambda c: c.openat2(_NO_FD, b"x", 0, 0),
     "renameat2": lambda c: c.renameat2(_NO_FD, b"x", _NO_FD, b"x", NOREPLACE),
     "linkat": lambda c: c.linkat(_NO_FD, b"x", _NO_FD, b"x", 0),
     "syncfs": lambda c: c.syncfs(_NO_FD),
@@ -231,7 +231,7 @@ class Kernel:
     def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
         """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
         c = _c or libc()
-        while (fd := c.openat2(dir_fd, path.encode(_ENCODING, _ERRORS), flags | os.O_CLOEXEC, 0, resolve)) < 0:
+        while (fd := c.openat2(dir_fd, path.encode(_ENCODING, _ERRORS), flags | os.O_CLOEXEC, resolve)) < 0:
             if c.errno() not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: a rename raced with the resolution
                 _raise((path,), "openat2")
         return fd  # type: ignore[no-any-return]

@@ -223,14 +223,14 @@ _HOW = struct.Struct("=QQQ")
 
 
 @functools.cache
-def _how(flags: int, mode: int, resolve: int) -> Any:
-    """A pointer to a ``struct open_how``; it is never written to, so it is shared."""
-    return ctypes.byref(ctypes.create_string_buffer(_HOW.pack(flags, mode, resolve), _HOW.size))
+def _how(flags: int, resolve: int) -> Any:
+    """A pointer to a ``struct open_how`` without a mode; it is never written to, so it is shared."""
+    return ctypes.byref(ctypes.create_string_buffer(_HOW.pack(flags, 0, resolve), _HOW.size))
 
 
-def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
-    """openat2(2), Linux 5.6; the C library has no wrapper."""
-    return _openat2(dir_fd, path, _how(flags, mode, resolve), _HOW.size)
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    """openat2(2), Linux 5.6, of something that exists; the C library has no wrapper."""
+    return _openat2(dir_fd, path, _how(flags, resolve), _HOW.size)
 
 
 def listxattrat(dir_fd: int, name: bytes, flags: int) -> int:

@@ -104,7 +104,7 @@ class Changes:
             copy(self.view.where(target) or target, place)
         return target, place
 
-    def put(self, path: str, place: str, *, fresh: bool = False, permissions: int | None = None) -> None:
+    def put(self, path: str, place: str, *, fresh: bool = False) -> None:
         """What was staged at `place` becomes `path`; `fresh`: only if nothing else has appeared there."""
         with self._lock:
             path = self.view.resolve(path, follow=False)
@@ -124,7 +124,7 @@ class Changes:
             self._detach(path)
             removed = self._forget(path)
             new = fresh and not os.path.lexists(path)
-            self._changes[path] = Change(place, fresh=new, permissions=permissions, removed=removed)
+            self._changes[path] = Change(place, fresh=new, removed=removed)
 
     def mkdir(self, path: str) -> None:
         """Make a folder in an existing one; FileExistsError when another thread has been faster."""

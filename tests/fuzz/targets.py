@@ -21,6 +21,7 @@ from atomik import _hidden_names
 from atomik._api import changeset
 from atomik._protocol import records
 from atomik.cli import commands
+from tests.support.journals import encode_intent
 
 Target = Callable[[bytes], None]
 
@@ -36,7 +37,7 @@ def journal(data: bytes) -> None:
     if found is None:
         return
     intent = found.intent
-    again = records.decode(records.encode_intent(intent))
+    again = records.decode(encode_intent(intent))
     assert again is not None
     assert again.intent == intent
     assert found.end <= len(data)
@@ -225,7 +226,7 @@ def _journals() -> Iterator[bytes]:
         records.Intent(txid, folders, (*steps, swap), b"j"),
         records.Intent(txid, folders[:2], steps[:1], b"j", "database"),
     ):
-        whole = records.encode_intent(intent)
+        whole = encode_intent(intent)
         payload = whole[records.HEAD_SIZE : -16]
         yield b"\0" + whole
         yield b"\x42" + payload

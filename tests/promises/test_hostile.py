@@ -23,6 +23,7 @@ from atomik._protocol import records as _records
 from atomik._protocol.records import COMMITTED, Folder, Intent, StepRecord
 from atomik._system import kernel as _kernel
 from tests.crash.deaths import die_at
+from tests.support.journals import encode_intent
 from tests.support.kernels import Acting, installed
 from tests.support.state import NOBODY, in_child, left_in, tree
 
@@ -136,7 +137,7 @@ def _made_by_hand(place: Path) -> None:
 
 
 def _journal(place: Path, intent: Intent | None = None, outcome: int | None = None) -> None:
-    data = _records.encode_intent(intent or Intent(TXID, (Folder((), b"h?", True),), ()))
+    data = encode_intent(intent or Intent(TXID, (Folder((), b"h?", True),), ()))
     (place / JOURNAL_NAME).write_bytes(data if outcome is None else data + _records.encode_outcome(outcome, TXID))
     (place / JOURNAL_NAME).chmod(0o600)
 

@@ -30,9 +30,9 @@ from atomik._protocol.records import (
     Intent,
     StepRecord,
     decode,
-    encode_intent,
     encode_outcome,
 )
+from tests.support.journals import encode_intent
 from tests.support.kernels import Acting, Recording, installed
 from tests.support.state import left_in
 

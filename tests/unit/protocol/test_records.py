@@ -18,9 +18,9 @@ from atomik._protocol.records import (
     Intent,
     StepRecord,
     decode,
-    encode_intent,
     encode_outcome,
 )
+from tests.support.journals import encode_intent
 
 TXID = "0123456789abcdef"
 
