@@ -59,6 +59,9 @@ MUTATING = frozenset(
     """.split()  # noqa: SIM905  thirty quoted words are harder to read
 )
 
+_CLOEXEC = os.O_CLOEXEC
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
 #: errno of a folder that is open, and cannot be opened again
 _NOT_AGAIN = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE})
 
@@ -226,7 +229,7 @@ class Kernel:
     # --- opening -------------------------------------------------------------------------------------------------
     def open(self, path: str, flags: int, dir_fd: int | None = None) -> int:
         """openat(2) of something that exists; close-on-exec, like all descriptors here."""
-        return os.open(path, flags | os.O_CLOEXEC, dir_fd=dir_fd)
+        return os.open(path, flags | _CLOEXEC, dir_fd=dir_fd)
 
     def open_beneath(self, path: str, flags: int, dir_fd: int, resolve: int) -> int:
         """openat2(2) with restrictions on how the path may be resolved (Linux 5.6)."""
@@ -247,7 +250,7 @@ class Kernel:
 
     def create(self, name: str, flags: int, mode: int, dir_fd: int) -> int:
         """A new named file; EEXIST when the name is taken, also by a dangling link."""
-        return os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+        return os.open(name, flags | _CREATE, mode, dir_fd=dir_fd)
 
     #: close(2).  Writeback errors are not reported here, but by `fsync`.
     close = staticmethod(os.close)

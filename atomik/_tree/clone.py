@@ -36,7 +36,7 @@ from atomik._hidden_names import PREFIX
 from atomik._system import kernel
 
 from .content import Copier
-from .metadata import DEFAULT_ACL, REFUSED, Metadata, Named, apply
+from .metadata import ACL, DEFAULT_ACL, REFUSED, Metadata, Named, address, apply, closed
 from .walk import Level, TreeWalk, mount_error
 
 TYPE_CHECKING = False
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _PATH = os.O_PATH | os.O_NOFOLLOW
+_WRITE = os.O_WRONLY
 _SET_ID = stat.S_ISUID | stat.S_ISGID
 #: The source is not what it was when it was listed.
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE})
@@ -114,10 +115,9 @@ class _Clone:
         self.content = Copier()
         self._folders: list[tuple[os.stat_result, Metadata]] = []
         self._first: dict[tuple[int, int], tuple[Level, str]] = {}  # of a source inode with several names
-        self._entries: list[tuple[str, bytes]] = []  # of the present folder of the source, for `seen`
         self._from = self._to = -1  # the present folders of source and target
-        #: of the files that we make in the present folder of the target, if that is all
-        self._owner: tuple[int, int] | None = None
+        #: of what we make in the present folder of the target; () if it gets more there, None until the first was made
+        self._owner: tuple[int, int] | tuple[()] | None = None
         self._reached: tuple[Level, int] | None = None  # where the last hard link came from
 
     def __enter__(self) -> Self:
@@ -227,7 +227,8 @@ class _Clone:
         leave_out = () if level.above else self.leave_out
         self._from, self._to = level.fd, self.target.level.fd
         itself = None if self.seen is None else kernel.port.fstat(level.fd)
-        self._entries, self._owner = [], None
+        self._owner = None
+        file, other = self._file, self._other
         for entry in self.source.entries():
             name = entry.name
             if leave_out and name in leave_out:
@@ -240,32 +241,32 @@ class _Clone:
             else:
                 try:
                     if not (share and self._shared(name)):
-                        (self._file if entry.is_file(follow_symlinks=False) else self._other)(name, name)
+                        (file if entry.is_file(follow_symlinks=False) else other)(name, name)
                 except OSError as exc:
                     self._fail(exc, name)
             if progress:
                 progress(1)
         if self.seen is not None and itself is not None:
-            self.seen.folder(level.names(), itself, self._entries, folders)
+            self.seen.folder(level.names(), itself, folders)
         return folders
 
     # --- files -------------------------------------------------------------------------------------------------------
     def _file(self, name: str, new_name: str) -> None:
-        port = kernel.port
+        port, seen = kernel.port, self.seen
         fd = port.open(name, _READ, self._from)
         try:
             found = port.fstat(fd)
             if not kernel.is_file(found.st_mode):
                 self.source.moved(name)
-            if self.seen is not None:
-                self._entries.append((name, self.seen.entry(name, found)))
+            if seen is not None:
+                seen.entries[name] = seen.status(found)
             if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
-            new = port.create(new_name, os.O_WRONLY, 0o600, self._to)
+            new = port.create(new_name, _WRITE, 0o600, self._to)
             try:
                 self.content.copy(fd, new, found)
                 _set_times(found, port.futime, new)  # while it is ours: later it needs CAP_FOWNER
-                if not self._only_mode(fd, new, found):
+                if not self._dressed(fd, new, found):
                     self._dress_file(fd, new, found, name, new_name)
             finally:
                 port.close(new)
@@ -273,12 +274,17 @@ class _Clone:
             port.close(fd)
 
     def _dress_file(self, fd: int, new: int, found: os.stat_result, name: str, new_name: str) -> None:
-        """Owner, attributes and mode.  Tells what the next files in this folder need: where new ones get neither attributes
-        nor ACLs, only the mode, if the owner is right."""
-        made = kernel.port.fstat(new)
-        self._owner = None if self._inherits() else (made.st_uid, made.st_gid)
+        """Owner, attributes and mode."""
+        self._look_at(new)
         lost = apply(new, Metadata.held(fd, found), "all", same_content=True, path=self.target.path(new_name))
         self._note(lost, name)
+
+    def _look_at(self, new: int) -> None:
+        """See what the next objects in this folder need: where new ones get neither attributes nor ACLs, and the owner is
+        right, only what their originals have."""
+        if self._owner is None:
+            made = kernel.port.fstat(new)
+            self._owner = () if self._inherits() else (made.st_uid, made.st_gid)
 
     def _inherits(self) -> bool:
         try:
@@ -289,18 +295,21 @@ class _Clone:
                 raise
             return number not in (errno.ENOTSUP, errno.ENOSYS)
 
-    def _only_mode(self, fd: int, new: int, found: os.stat_result) -> bool:
-        """Set the mode, and attributes that mean nothing to the kernel, if nothing else is to be set; False where there is
-        more to it, or it is refused."""
+    def _dressed(self, fd: int, new: int, found: os.stat_result) -> bool:
+        """Set the mode, the ACL, and attributes that mean nothing to the kernel, if nothing else is to be set; False where there
+        is more to it, or it is refused."""
         if self._owner != (found.st_uid, found.st_gid) or found.st_mode & _SET_ID:
             return False
         port = kernel.port
         try:
             for name in port.listxattr(fd):
-                if not name.startswith("user."):
+                if name == ACL:
+                    port.setxattr(new, name, closed(port.getxattr(fd, name)))  # until its mode is set
+                elif name.startswith("user."):
+                    port.setxattr(new, name, port.getxattr(fd, name))
+                else:
                     return False
-                port.setxattr(new, name, port.getxattr(fd, name))
-            port.fchmod(new, stat.S_IMODE(found.st_mode))
+            port.fchmod(new, found.st_mode & 0o7777)
         except OSError as exc:
             if kernel.errno_of(exc) not in REFUSED:
                 raise
@@ -344,18 +353,20 @@ class _Clone:
     # --- the rest ----------------------------------------------------------------------------------------------------
     def _other(self, name: str, new_name: str) -> None:
         """A link, FIFO, socket or device: held with O_PATH, because none of them may be opened."""
-        port = kernel.port
+        port, seen = kernel.port, self.seen
         fd = port.open(name, _PATH, self._from)
         try:
             found = port.fstat(fd)
             if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode):
                 self.source.moved(name)
-            if self.seen is not None:
-                self._entries.append((name, self.seen.entry(name, found)))
+            if seen is not None:
+                seen.entries[name] = seen.status(found)
             if found.st_nlink > 1 and self._linked(found, name, new_name):
                 return
             if self._made(fd, found, name, new_name):
-                self._dress(fd, found, name, new_name)
+                _set_times(found, port.utime, new_name, self._to)
+                if not self._is_dressed(fd, found):
+                    self._dress(fd, found, name, new_name)
         finally:
             port.close(fd)
 
@@ -375,17 +386,27 @@ class _Clone:
             return False
         return True
 
-    def _dress(self, fd: int, found: os.stat_result, name: str, new_name: str) -> None:
-        """Owner, attributes, mode and times of something that can only be named."""
-        port, below = kernel.port, self._to
-        metadata = Metadata.held(fd, found, path_only=True)
-        _set_times(found, port.utime, new_name, below)
-        new = port.open(new_name, _PATH, below)
+    def _is_dressed(self, fd: int, found: os.stat_result) -> bool:
+        """Whether nothing is to be set: a link has no mode, its owner is right, and the original has no attributes."""
+        if self._owner != (found.st_uid, found.st_gid) or not stat.S_ISLNK(found.st_mode):
+            return False
         try:
-            target, path = Named(new, new_name, below), self.target.path(new_name)
+            return not kernel.port.listxattr_of(address(fd))
+        except OSError as exc:
+            if kernel.errno_of(exc) is None:
+                raise
+            return False  # the thorough way finds out what it is
+
+    def _dress(self, fd: int, found: os.stat_result, name: str, new_name: str) -> None:
+        """Owner, attributes and mode of something that can only be named."""
+        metadata = Metadata.held(fd, found, path_only=True)
+        new = kernel.port.open(new_name, _PATH, self._to)
+        try:
+            self._look_at(new)
+            target, path = Named(new, new_name, self._to), self.target.path(new_name)
             self._note(apply(target, metadata, "all", same_content=True, path=path), name)
         finally:
-            port.close(new)
+            kernel.port.close(new)
 
 
 def _set_times(found: os.stat_result, call: Callable[..., None], target: int | str, *above: int) -> None:

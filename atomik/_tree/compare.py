@@ -94,8 +94,8 @@ def _same_levels(ours: TreeWalk, theirs: TreeWalk) -> bool:
 
 def _compare_level(ours: TreeWalk, theirs: TreeWalk) -> list[str] | None:
     """The folders in the present level, which are still to be compared; None when there is a difference already."""
-    names = {entry.name for entry in ours.entries()}
-    if names != {entry.name for entry in theirs.entries()}:
+    names = set(ours.names())
+    if names != set(theirs.names()):
         return None
     port, new_fd, old_fd = kernel.port, ours.level.fd, theirs.level.fd
     folders = []

@@ -25,7 +25,6 @@ import errno
 import os
 import stat
 import struct
-import sys
 
 from atomik import errors
 from atomik._hidden_names import PREFIX
@@ -36,7 +35,7 @@ from .walk import Level, TreeWalk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from atomik._folder.directory import Directory
 
@@ -44,9 +43,13 @@ if TYPE_CHECKING:
 _ENTRIES, _COUNT = 8, 24
 _CHUNK = 1 << 20
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-#: the part of a status that counts, after the name and its NUL
-_STATUS = struct.Struct("=xIIIQQqq").pack
-_ENCODING, _ERRORS = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+#: the part of a status that counts: mode, owner, group, inode, size and times, the ctime last
+_STATUS = struct.Struct("=IIIQQqq")
+_pack = _STATUS.pack
+#: the bytes that stand for a folder, besides its name: the rest is in its own value
+_BELOW = bytes(_STATUS.size)
+#: the bytes that stand for an entry that was removed after it was listed
+_GONE = b"\xff" * _STATUS.size
 #: An entry was removed, or is of another kind than when it was listed.
 _CHANGED = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 
@@ -67,24 +70,23 @@ def fingerprint(directory: Directory, *, digest: bool = False, folders: dict[str
 
 
 class Recorder:
-    """The same value, computed during a walk through the tree for another purpose."""
+    """The same value, computed during a walk through the tree for another purpose.
+
+    ``entries`` gets everything in the present folder except folders: the name, and the bytes that stand for its status
+    (`status`).
+    """
 
     def __init__(self, directory: Directory) -> None:
-        self.inodes = directory.fs.name != "fuse"
+        self.status = _status_of(directory)
+        self.entries: dict[str, bytes] = {}
         self.folders: dict[str, bytes] = {}
 
-    def entry(self, name: str, found: os.stat_result) -> bytes:
-        """The bytes that stand for an entry that is not a folder."""
-        return _entry(name, found, self.inodes)
-
-    def folder(
-        self, names: list[str], itself: os.stat_result, entries: list[tuple[str, bytes]], below: list[str]
-    ) -> None:
-        """A folder, by the names that lead to it: its status from before its entries, these, and the names of its folders."""
-        entries += [(name, _entry(name, None, self.inodes)) for name in below]
-        entries.sort()
-        state = _new_hash(_COUNT - _ENTRIES, b"".join([told for _, told in entries]))
-        self.folders["/".join(names)] = _value(itself, state, len(entries), top=not names)
+    def folder(self, names: list[str], itself: os.stat_result, below: list[str]) -> None:
+        """All of a folder's entries are known.  `names` lead to it, `itself` is its status from before its entries were read,
+        and `below` are the names of its folders."""
+        entries, self.entries = self.entries, {}
+        entries.update(dict.fromkeys(below, _BELOW))
+        self.folders["/".join(names)] = _value(itself, entries, [], top=not names)
 
     def value(self) -> bytes:
         whole = _new_hash(32)
@@ -93,20 +95,30 @@ class Recorder:
         return whole.digest()
 
 
-def _entry(name: str, found: os.stat_result | None, inodes: bool) -> bytes:
-    """The bytes that stand for an entry; for a folder only its name, because the rest is in its own value."""
-    if found is None:
-        return os.fsencode(name) + b"/\0"
-    inode = found.st_ino if inodes else 0
-    return name.encode(_ENCODING, _ERRORS) + _STATUS(
-        found.st_mode, found.st_uid, found.st_gid, inode, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _status_of(directory: Directory) -> Callable[[os.stat_result], bytes]:
+    """What makes the bytes that stand for the status of an entry that is not a folder."""
+    return _status_without_inode if directory.fs.name == "fuse" else _status
+
+
+def _status(found: os.stat_result) -> bytes:
+    return _pack(
+        found.st_mode, found.st_uid, found.st_gid, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
     )
 
 
-def _value(itself: os.stat_result, entries: blake2b, count: int, *, top: bool) -> bytes:
+def _status_without_inode(found: os.stat_result) -> bytes:
+    return _pack(found.st_mode, found.st_uid, found.st_gid, 0, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _value(itself: os.stat_result, entries: dict[str, bytes], contents: list[bytes], *, top: bool) -> bytes:
+    """The value of a folder: of its own status, the names in it, their statuses, and their contents."""
     times = (0, 0) if top else (itself.st_mtime_ns, itself.st_ctime_ns)
     own = _new_hash(_ENTRIES, b"%d %d %d %d %d" % (*_owner(itself), *times))
-    return own.digest() + entries.digest() + count.to_bytes(4, "big")
+    names = sorted(entries)
+    told = _new_hash(_COUNT - _ENTRIES, os.fsencode("\0".join(names)) + b"\0\0")
+    told.update(b"".join(map(entries.__getitem__, names)))
+    told.update(b"".join(contents))
+    return own.digest() + told.digest() + len(names).to_bytes(4, "big")
 
 
 def first_difference(directory: Directory, folders: dict[str, bytes], *, digest: bool = False) -> str | None:
@@ -117,25 +129,26 @@ def first_difference(directory: Directory, folders: dict[str, bytes], *, digest:
     """
     missing = dict.fromkeys(folders)
     found: str | None = None
-    for path, own, newest in _walk(directory, digest=digest):
+    for path, own, folder in _walk(directory, digest=digest):
         missing.pop(path, None)
         before = folders.get(path)
         if before is None:  # a new folder: the one above it may only have another time
             return path
         if own != before and found is None:
             same_entries, fewer = own[_ENTRIES:] == before[_ENTRIES:], own[_COUNT:] < before[_COUNT:]
-            found = path if same_entries or fewer else os.path.join(path, newest)
+            found = path if same_entries or fewer else os.path.join(path, folder.newest())
     return next(iter(missing), found)
 
 
-def _walk(directory: Directory, *, digest: bool) -> Iterator[tuple[str, bytes, str]]:
-    """(path, value of its own entries, name of the entry that changed last or "") of each folder, in a fixed order."""
+def _walk(directory: Directory, *, digest: bool) -> Iterator[tuple[str, bytes, _Folder]]:
+    """Each folder, with its path and its value, in a fixed order."""
+    status = _status_of(directory)
     with TreeWalk(directory, "read") as down:
         while True:
             level = down.level
             if level.folders is None:
-                own, newest = _Folder(down, level, digest=digest, inodes=directory.fs.name != "fuse").read()
-                yield "/".join(level.names()), own, newest
+                folder = _Folder(down, level, status, digest=digest)
+                yield "/".join(level.names()), folder.read(), folder
             assert level.folders is not None
             if level.folders:
                 _enter(down, level.folders.pop())
@@ -156,35 +169,43 @@ def _enter(down: TreeWalk, name: str) -> None:
 class _Folder:
     """One folder whose entries are read."""
 
-    def __init__(self, down: TreeWalk, level: Level, *, digest: bool, inodes: bool) -> None:
-        self.down, self.level, self.digest, self.inodes = down, level, digest, inodes
+    def __init__(
+        self, down: TreeWalk, level: Level, status: Callable[[os.stat_result], bytes], *, digest: bool
+    ) -> None:
+        self.down, self.level, self.digest, self.status = down, level, digest, status
+        self.entries: dict[str, bytes] = {}
 
-    def read(self) -> tuple[bytes, str]:
-        """The value of the entries; their folders are left in the level, and the name that changed last is returned."""
+    def read(self) -> bytes:
+        """The value; the names of its folders are left in the level."""
         port, fd = kernel.port, self.level.fd
         itself = port.fstat(fd)  # before the entries: a change in between makes the value stale, never wrong
-        folders, newest, latest, told, inodes, digest, lstat = [], "", 0, [], self.inodes, self.digest, port.lstat
-        names = sorted([name for entry in self.down.entries() if not (name := entry.name).startswith(PREFIX)])
-        for name in names:
+        entries, contents, folders = self.entries, [], []
+        lstat, is_folder, status = port.lstat, kernel.is_folder, self.status
+        for name in sorted(self.down.names()):
+            if name.startswith(PREFIX):
+                continue
             try:
                 found = lstat(name, fd)
             except OSError as exc:
                 if kernel.errno_of(exc) != errno.ENOENT:
                     self.down.fail(exc, name)
+                entries[name] = _GONE
                 continue
-            if kernel.is_folder(found.st_mode):
+            if is_folder(found.st_mode):
                 folders.append(name)
-                told.append(_entry(name, None, inodes))
+                entries[name] = _BELOW
                 continue
-            told.append(_entry(name, found, inodes))
-            if digest:
-                told.append(self._digest(name, found))
-            if found.st_ctime_ns > latest:
-                newest, latest = name, found.st_ctime_ns
+            entries[name] = status(found)
+            if self.digest:
+                contents.append(self._digest(name, found))
         self.level.folders = folders[::-1]
-        state = _new_hash(_COUNT - _ENTRIES)
-        state.update(b"".join(told))
-        return _value(itself, state, len(names), top=self.level.above is None), newest
+        return _value(itself, entries, contents, top=self.level.above is None)
+
+    def newest(self) -> str:
+        """The name of the entry that changed last, "" if there is none; not a folder, of which only the name counts."""
+        changed = {name: _STATUS.unpack(status)[-1] for name, status in self.entries.items()}
+        latest = max(changed, key=changed.__getitem__, default="")
+        return latest if latest and changed[latest] > 0 else ""
 
     def _digest(self, name: str, found: os.stat_result) -> bytes:
         try:

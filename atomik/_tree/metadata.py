@@ -29,6 +29,7 @@ fails (EIO, EROFS …) is an error like any other.  Limits, on purpose:
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 
@@ -399,8 +400,7 @@ class _Dressing:
             value = _edited(value, {_GROUP_OBJ: _both(value), _OTHER: _both(value)})
         if name in present and self._value(name) == value:
             return
-        closed = _edited(value, {_MASK: 0, _OTHER: 0}) if name == ACL else value
-        if self._done(name, self.target.set_xattr, name, closed):
+        if self._done(name, self.target.set_xattr, name, closed(value) if name == ACL else value):
             if name in _ACLS:
                 self.mode = stat.S_IMODE(self.target.stat().st_mode)
         elif name == ACL:
@@ -453,6 +453,12 @@ def _edited(acl: bytes, permissions: dict[int, int]) -> bytes:
         if tag in permissions:
             edited[6 + 8 * number : 8 + 8 * number] = permissions[tag].to_bytes(2, "little")
     return bytes(edited)
+
+
+@functools.lru_cache(maxsize=64)
+def closed(acl: bytes) -> bytes:
+    """The ACL for an object that is still without its mode, which opens it: only the owner has permissions."""
+    return _edited(acl, {_MASK: 0, _OTHER: 0})
 
 
 def _both(acl: bytes) -> int:

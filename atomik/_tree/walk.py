@@ -21,6 +21,7 @@ Errors are atomik's, with the whole path: only here is it known.
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import stat
 
@@ -45,6 +46,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _PATH = os.O_PATH | os.O_NOFOLLOW
 _BENEATH = kernel.RESOLVE_NO_XDEV | kernel.RESOLVE_NO_SYMLINKS | kernel.RESOLVE_NO_MAGICLINKS | kernel.RESOLVE_BENEATH
 _OWNER = stat.S_IRWXU
+_name = operator.attrgetter("name")
 #: Longer paths are opened in pieces (PATH_MAX is 4096).
 _PIECE = 4000
 
@@ -114,6 +116,14 @@ class TreeWalk:
         try:
             with kernel.port.scandir(self.level.fd) as found:
                 yield from found
+        except OSError as exc:
+            self.fail(exc)
+
+    def names(self) -> list[str]:
+        """The names of what is in the present folder."""
+        try:
+            with kernel.port.scandir(self.level.fd) as found:
+                return list(map(_name, found))
         except OSError as exc:
             self.fail(exc)
 
