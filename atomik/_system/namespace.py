@@ -24,6 +24,7 @@ namespace at once, whose processes would be taken for the program's.
 
 from __future__ import annotations
 
+import _socket  # `socket` itself takes longer to load than all of this
 import contextlib
 import errno
 import os
@@ -82,14 +83,12 @@ class Entrance:
     """The way of one child into a namespace with a `View`."""
 
     def __init__(self, view: View) -> None:
-        import socket  # which most processes never need
-
         self.view = view
         self._step = ""
         kernel.libc()  # nothing is imported in the child
         self._namespace = -1
         self._answer: Answer | None = None
-        self._ours, self._childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ours, self._childs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
 
     def __enter__(self) -> Self:
         return self
@@ -109,14 +108,12 @@ class Entrance:
     # --- in the child ------------------------------------------------------------------------------------------------
     def enter(self) -> None:
         """Enter the namespace, and report to the parent."""
-        import socket  # loaded by the parent
-
         try:
             namespace = self._enter()
         except OSError as exc:
             self._childs.send(f"{self._step} {exc.errno or 0}".encode())
             raise
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, namespace.to_bytes(4, sys.byteorder))
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, namespace.to_bytes(4, sys.byteorder))
         self._childs.sendmsg([b"- 0"], [rights])
         os.close(namespace)
 
@@ -176,12 +173,10 @@ class Entrance:
     # --- in the parent -----------------------------------------------------------------------------------------------
     def answer(self) -> Answer | None:
         """What the child said; None when it said nothing, because it was killed or has not begun."""
-        import socket
-
         if self._answer is None and self._ours.fileno() >= 0:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            flags = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
             try:
-                said, rights, _, _ = self._ours.recvmsg(256, socket.CMSG_LEN(4), flags)  # recv_fds ignores the flags
+                said, rights, _, _ = self._ours.recvmsg(256, _socket.CMSG_LEN(4), flags)  # recv_fds ignores the flags
             except BlockingIOError as exc:
                 if kernel.errno_of(exc) is None:
                     raise

@@ -33,7 +33,7 @@ def apply(arguments: argparse.Namespace, progress: Progress) -> Done:
     with stoppable("nothing was changed"):
         changes = parse(_read(arguments.changes))
     with Signals() as signals, progress:
-        tx = transaction(durable=arguments.durable, lock_timeout=arguments.lock_timeout, progress=progress)
+        tx = transaction(durable=arguments.durable, lock_timeout=arguments.lock_timeout, progress=progress.wanted)
 
         def work() -> Done:
             progress.start()

@@ -38,6 +38,11 @@ class Progress:
         """As the ``progress=`` of the library."""
         self._text = line(phase, done, total)
 
+    @property
+    def wanted(self) -> Progress | None:
+        """What the library gets as ``progress=``: nothing where nobody would see it, because it is called for each file."""
+        return None if self._show is None else self
+
     def start(self) -> None:
         """From now on it takes a second until the line shows."""
         if self._show is not None:

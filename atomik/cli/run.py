@@ -84,7 +84,7 @@ def write(arguments: argparse.Namespace, progress: Progress) -> Receipt | tuple[
     with Signals() as signals, progress:
         output = file(
             arguments.destination, "wb", arguments.overwrite, durable=arguments.durable,
-            lock_timeout=arguments.lock_timeout, progress=progress, **_named(arguments), **_asked_for(arguments),
+            lock_timeout=arguments.lock_timeout, progress=progress.wanted, **_named(arguments), **_asked_for(arguments),
         )  # fmt: skip
 
         def work() -> Receipt | tuple[PlannedChange, ...]:
@@ -138,7 +138,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
     with Signals() as signals, progress:
         tx = transaction(
             overwrite=arguments.overwrite, durable=arguments.durable, lock_timeout=arguments.lock_timeout,
-            progress=progress,
+            progress=progress.wanted,
         )  # fmt: skip
 
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:

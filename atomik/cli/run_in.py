@@ -51,7 +51,7 @@ def run_in(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Rece
     """Run the program; (the exit code, what was or would be published)."""
     with Signals() as signals, progress:
         tx = transaction(
-            overwrite=True, durable=arguments.durable, lock_timeout=arguments.lock_timeout, progress=progress
+            overwrite=True, durable=arguments.durable, lock_timeout=arguments.lock_timeout, progress=progress.wanted
         )
 
         def work() -> tuple[int, Receipt | Listing | None]:
