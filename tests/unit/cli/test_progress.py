@@ -61,8 +61,10 @@ def test_nothing_before_it_starts_or_within_a_second(monkeypatch: pytest.MonkeyP
     with Progress(screen) as progress:
         progress("syncing", 1, 3)
         progress.start()
+        assert progress.wanted is progress
     assert screen.shown == []
     with Progress(None) as progress:
+        assert progress.wanted is None, "the library need not count"
         before = threading.active_count()
         progress.start()
         progress("syncing", 1, 3)

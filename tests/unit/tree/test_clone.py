@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import shutil
 import socket
 import stat
 import struct
@@ -20,6 +22,7 @@ from atomik._tree.clone import clone
 from atomik._tree.content import copy_content
 from atomik._tree.fingerprint import Recorder, fingerprint
 from atomik._tree.walk import HELD
+from atomik.testing import recorded
 from tests.support.kernels import Call, Faulty, installed
 from tests.support.lab import linux, namespace
 from tests.support.lab.mounting import attached
@@ -566,6 +569,79 @@ def test_files_after_the_first(tmp_path: Path, inherited: bool) -> None:
     with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
         assert clone(source, target) == []
     assert seen(tmp_path / "dst") == seen(tmp_path / "src")
+
+
+@pytest.mark.parametrize("inherited", [False, True], ids=["plain", "inherited ACL"])
+@pytest.mark.parametrize("first", ["file", "link"])
+def test_links_and_acls_after_the_first(tmp_path: Path, first: str, inherited: bool) -> None:
+    """Whatever a folder's first object needs, links and files with ACLs get all that they had."""
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    src.mkdir()
+    for number in range(4):
+        (src / f"file{number}").write_text("x")
+        (src / f"file{number}").chmod(0o640 + number)
+        os.setxattr(src / f"file{number}", ACL, acl(NOBODY + number % 2))
+        os.symlink("nowhere", src / f"link{number}")
+        os.utime(src / f"link{number}", ns=(10**18, 10**18 + number), follow_symlinks=False)
+    os.setxattr(src / "file3", "user.colour", b"red")
+    if os.geteuid() == 0:
+        os.lchown(src / "link2", 1234, 2345)
+        os.setxattr(src / "link3", "trusted.colour", b"blue", follow_symlinks=False)
+    dst.mkdir(mode=0o700)
+    if inherited:
+        os.setxattr(dst, DEFAULT_ACL, acl(NOBODY))
+
+    class Sorted(_kernel.Kernel):
+        @contextlib.contextmanager
+        def scandir(self, fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+            with super().scandir(fd) as entries:
+                yield iter(sorted(entries, key=lambda entry: (not entry.name.startswith(first), entry.name)))
+
+    with kernel(Sorted()), held(src) as source, held(dst) as target:
+        assert clone(source, target) == []
+    assert seen(dst) == seen(src)
+
+
+def test_an_acl_that_is_refused_later(tmp_path: Path) -> None:
+    """Then the copy is open to nobody whom the ACL kept out, and that it is missing is reported."""
+    (tmp_path / "src").mkdir()
+    for name in "abc":
+        (tmp_path / "src" / name).write_text(name)
+        os.setxattr(tmp_path / "src" / name, ACL, acl(NOBODY))  # the group reads, and its bits say read and write
+    refusing = Faulty(lambda call: errno.ENOTSUP if call.number > 1 else None, ["setxattr"])
+    with installed(refusing):
+        lost = copy(tmp_path / "src", tmp_path / "dst")
+    kept = {name for name in "abc" if os.listxattr(tmp_path / "dst" / name)}
+    assert len(kept) == 1
+    assert sorted(lost) == sorted(f"{what} of {name}" for name in set("abc") - kept for what in ("acl", "mode"))
+    modes = {name: (tmp_path / "dst" / name).stat().st_mode & 0o777 for name in "abc"}
+    assert {name: mode for name, mode in modes.items() if name not in kept} == dict.fromkeys(set("abc") - kept, 0o640)
+
+
+def test_what_an_object_costs_after_the_first(tmp_path: Path) -> None:
+    """A file takes nine calls and a link seven, of which none looks at the copy; an ACL adds two."""
+    (tmp_path / "src").mkdir()
+
+    def calls(make: Callable[[Path], object]) -> int:
+        counts = []
+        for number in (1, 2):
+            make(tmp_path / "src" / f"{number}")
+            (tmp_path / "dst").mkdir()
+            with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:
+                counts.append(len(list(recorded(lambda: clone(source, target)))))
+            shutil.rmtree(tmp_path / "dst")
+        for path in (tmp_path / "src").iterdir():
+            path.unlink()
+        return counts[1] - counts[0]
+
+    def with_acl(path: Path) -> None:
+        path.write_text("x")
+        os.setxattr(path, ACL, acl(NOBODY))
+
+    assert calls(lambda path: path.symlink_to("x")) == 7
+    file = calls(lambda path: path.write_text("x"))
+    assert file <= 9
+    assert calls(with_acl) == file + 2
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
