@@ -296,8 +296,8 @@ class _Clone:
             return number not in (errno.ENOTSUP, errno.ENOSYS)
 
     def _dressed(self, fd: int, new: int, found: os.stat_result) -> bool:
-        """Set the mode, the ACL, and attributes that mean nothing to the kernel.  False if more than these is to be set, or if
-        something is refused."""
+        """Set the mode, the ACL, and attributes that mean nothing to the kernel.  False if there is more to set, or if the
+        kernel refuses something."""
         if self._owner != (found.st_uid, found.st_gid) or found.st_mode & _SET_ID:
             return False
         port = kernel.port
