@@ -308,7 +308,7 @@ def _fixed(directory: Directory) -> str:
     if all(_project_of(directory, name) in (None, own[0]) for name in names):
         return ""
     refused = "moved, removed or kept" if directory.fs.name == "xfs" else "replaced, moved, removed or kept"
-    return f"what has another project id than the folder (lsattr -p) cannot be {refused}"
+    return f"an entry with another project id than the folder's (lsattr -p) cannot be {refused}"
 
 
 def _project_of(directory: Directory, name: str) -> int | None:

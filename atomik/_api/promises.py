@@ -110,7 +110,7 @@ def _p5(can: Capabilities, _: Trials) -> Promise:
         return Promise("P5", text, "no", "folders cannot be synced")
     reason = "" if can.syncfs else "if its server or driver syncs when it is asked to"
     if can.unflushed:
-        reason = f"if the device has no cache that a power cut empties, for {can.unflushed}"
+        reason = f"only if the device has no cache that a power cut empties, because {can.unflushed}"
     return Promise("P5", text, "yes", reason)
 
 

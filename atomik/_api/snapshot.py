@@ -50,7 +50,7 @@ class Snapshot:
     def path(self) -> Path:
         """A path that leads to this version, even after another one is published."""
         if self._path is None:
-            raise errors.TransactionStateError("a snapshot has a path inside its block only: with snapshot(…) as path")
+            raise errors.TransactionStateError("a snapshot has a path only inside its block: with snapshot(…) as path")
         return self._path
 
     def __enter__(self) -> Path:

@@ -85,10 +85,7 @@ def refuse_log(place: Place, workspace: Workspace, path: str) -> None:
     moves or removes that."""
     for log in logs(place.fd, place.name):
         if _untouched(place, log, workspace):
-            text = (
-                "a log next to the destination is of the database that is or was there, and would be replayed into the new "
-                "one"
-            )
+            text = "a log next to the destination belongs to the database that is or was there, and would change the new one"
             _refuse(text, place.directory.child(log), path)
 
 
@@ -97,7 +94,7 @@ def refuse_left_log(source: Place, workspace: Workspace, path: str) -> None:
     move the log as well."""
     for log in logs(source.fd, source.name, sure=True):
         if _untouched(source, log, workspace):
-            text = "a log that stays behind is of this database, which would be without the changes in it"
+            text = "a log that stays behind belongs to this database, which would lose the changes in it"
             _refuse(text, source.directory.child(log), path)
 
 

@@ -227,7 +227,7 @@ def _entry(left: Item | Entry) -> Entry:
 def _nested(inner: str, outer: str) -> NoReturn:
     text = (
         "one path is inside the other, a folder that the same transaction moves or replaces; write into the staged folder, "
-        "or change the inner path before, in a transaction of its own"
+        "or change the inner path first, in a transaction of its own"
     )
     errors.fail(errors.NestedDestinationError, errno.EINVAL, text, inner, outer)
 

@@ -93,9 +93,7 @@ class Move(OfTwoNames):
         if not same_mount(found, source.directory):
             text = "a mount point cannot be moved; unmount it, or move what is in it"
             if not found.mount:
-                text = (
-                    "nothing here tells whether it is a mount point, which cannot be moved; mount /proc, or allow statx"
-                )
+                text = "it is unknown whether it is a mount point, which cannot be moved; mount /proc, or allow statx"
             errors.fail(errors.MountPointError, errno.EBUSY, text, str(source), self.path)
         checks.refuse_sticky(source.directory, found, str(source))
         return found

@@ -203,7 +203,7 @@ class Staged(View["Item | Place | None"]):
 def exists(intake: Intake, path: StrPath) -> bool:
     """Whether something would be at `path` if the commit came now."""
     full = absolute(path)
-    with kernel.typed("cannot look there", full), intake.lock:
+    with kernel.typed("cannot look at it", full), intake.lock:
         intake.require_open()
         try:
             return Staged.of(intake).stat(full, follow=False) is not None
