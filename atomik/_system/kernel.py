@@ -65,16 +65,14 @@ _CREATE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: errno of a folder that is open, and cannot be opened again
 _NOT_AGAIN = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE})
 
-#: ioctl(2): whether a file has extents; none is returned (struct fiemap: start, length, flags, mapped, count, reserved)
-_FS_IOC_FIEMAP = 0xC020660B
+#: ``struct fiemap`` (start, length, flags, mapped, count, reserved): whether a file has extents; none is returned
 _NO_EXTENTS = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 
-#: ioctl(2): struct xfs_fsop_geom_v1; the tenth number is rtblocks, the size belongs into the request
-_XFS_IOC_FSGEOMETRY_V1 = 2 << 30 | ord("X") << 8 | 100
-_XFS_GEOMETRY = "@8L4Q16s2Ll4L" if struct.calcsize("@L") == 4 else "@8I4Q16s2Ii4I4x"
+#: ``struct xfs_fsop_geom_v1``, padded to the alignment of a long long, which is 4 on i386; the tenth number is rtblocks
+_XFS_GEOMETRY = struct.Struct("@8I4Q16s2Ii4I0Q")
 
-#: ioctl(2) of ``struct fsxattr``: flags, two words about extents, the project id, one more
-_FS_IOC_FSGETXATTR, _FSXATTR = 0x801C581F, struct.Struct("=IIIII8x")
+#: ``struct fsxattr``: flags, two words about extents, the project id, one more
+_FSXATTR = struct.Struct("=IIIII8x")
 _PROJECT_INHERITED = 0x200
 
 #: errno of an ioctl(2) that the filesystem, or a filter, does not have
@@ -337,7 +335,7 @@ class Kernel:
         """FS_IOC_FIEMAP: whether a file has a map to blocks of a device; overlayfs asks the filesystem below it, and one that
         lives in memory has none."""
         try:
-            fcntl.ioctl(fd, _FS_IOC_FIEMAP, _NO_EXTENTS)
+            fcntl.ioctl(fd, (_c or libc()).FS_IOC_FIEMAP, _NO_EXTENTS)
         except OSError as exc:
             if errno_of(exc) not in _NO_IOCTL:
                 raise
@@ -347,7 +345,7 @@ class Kernel:
     def project(self, fd: int) -> tuple[int, bool] | None:
         """FS_IOC_FSGETXATTR: the project id, and whether a folder passes it on; None where there are none."""
         try:
-            found = fcntl.ioctl(fd, _FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
+            found = fcntl.ioctl(fd, (_c or libc()).FS_IOC_FSGETXATTR, bytes(_FSXATTR.size))
         except OSError as exc:
             if errno_of(exc) not in _NO_IOCTL:
                 raise
@@ -380,14 +378,14 @@ class Kernel:
 
     def has_realtime(self, fd: int) -> bool | None:
         """XFS_IOC_FSGEOMETRY_V1, ioctl_xfs_fsgeometry(2): whether there is a realtime section; None if unknown."""
-        geometry = bytearray(struct.calcsize(_XFS_GEOMETRY))
+        geometry = bytearray(_XFS_GEOMETRY.size)
         try:
-            fcntl.ioctl(fd, _XFS_IOC_FSGEOMETRY_V1 | len(geometry) << 16, geometry)
+            fcntl.ioctl(fd, (_c or libc()).xfs_geometry(len(geometry)), geometry)
         except OSError as exc:
             if errno_of(exc) is None:
                 raise
             return None
-        return bool(struct.unpack(_XFS_GEOMETRY, geometry)[9])
+        return bool(_XFS_GEOMETRY.unpack(geometry)[9])
 
     def write_back(self, fd: int) -> None:
         """sync_file_range(2), SYNC_FILE_RANGE_WRITE_AND_WAIT: the content was given to the device, and an error of writeback

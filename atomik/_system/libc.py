@@ -42,7 +42,15 @@ MACHINE = os.uname().machine
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 INTERFACE = machine.interface(MACHINE, _POINTER, getattr(sys.implementation, "_multiarch", ""))
 
-FICLONE = machine.ficlone(INTERFACE)
+FICLONE = machine.ioctl(INTERFACE, machine.WRITE, 0x94, 9, 4)
+FS_IOC_FIEMAP = machine.ioctl(INTERFACE, machine.READ | machine.WRITE, ord("f"), 11, 32)
+FS_IOC_FSGETXATTR = machine.ioctl(INTERFACE, machine.READ, ord("X"), 31, 28)
+
+
+def xfs_geometry(size: int) -> int:
+    """XFS_IOC_FSGEOMETRY_V1, with the bytes of its structure."""
+    return machine.ioctl(INTERFACE, machine.READ, ord("X"), 100, size)
+
 
 _c = ctypes.CDLL(None, use_errno=True)
 errno = ctypes.get_errno

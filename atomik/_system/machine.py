@@ -66,7 +66,13 @@ def magic_size(machine: str, pointer: int) -> int:
     return 4 if machine.startswith("s390") else pointer
 
 
-def ficlone(known: str | None) -> int:
-    """FICLONE, ``_IOW(0x94, 9, int)``: four interfaces spell "write" by another bit."""
-    odd = known is not None and known.startswith(("powerpc", "mips", "sparc", "alpha"))
-    return (0x80000000 if odd else 0x40000000) | 4 << 16 | 0x9409
+#: bits in the number of an ioctl(2): the call writes to the kernel, or reads from it
+WRITE, READ = 1, 2
+
+
+def ioctl(known: str | None, direction: int, group: int, number: int, size: int) -> int:
+    """``_IOW(group, number, …)``, ``_IOR`` or ``_IOWR`` with an argument of so many bytes (less than 8 KiB): five interfaces
+    have the two bits of the direction the other way round."""
+    if known is not None and known.startswith(("powerpc", "mips", "sparc", "alpha", "parisc")):
+        direction = (direction & WRITE) << 1 | (direction & READ) >> 1
+    return direction << 30 | size << 16 | group << 8 | number

@@ -65,6 +65,55 @@ def test_here() -> None:
     assert ctypes.get_errno() == errno.EBADF
 
 
+@pytest.mark.parametrize(
+    ("name", "pointer", "swapped"),
+    [
+        ("x86_64", 8, False), ("i686", 4, False), ("aarch64", 8, False), ("armv7l", 4, False), ("s390x", 8, False),
+        ("riscv64", 8, False), ("loongarch64", 8, False), ("m68k", 4, False), ("ppc64le", 8, True), ("ppc64", 8, True),
+        ("ppc", 4, True), ("mips64", 8, True), ("mips", 4, True), ("sparc64", 8, True), ("alpha", 8, True),
+        ("parisc64", 4, True),
+    ],
+)  # fmt: skip
+def test_the_numbers_of_ioctl(name: str, pointer: int, *, swapped: bool) -> None:
+    """As the headers of each machine have them: FICLONE, FS_IOC_FSGETXATTR, FS_IOC_FIEMAP, XFS_IOC_FSGEOMETRY_V1."""
+    known = machine.interface(name, pointer)
+    size = 108 if known == "i386" else 112
+    found = [
+        machine.ioctl(known, direction, ord(group), number, size)
+        for direction, group, number, size in (
+            (machine.WRITE, "\x94", 9, 4), (machine.READ, "X", 31, 28), (machine.READ | machine.WRITE, "f", 11, 32),
+            (machine.READ, "X", 100, size),
+        )
+    ]  # fmt: skip
+    geometry = size << 16 | 0x5864
+    if swapped:
+        assert found == [0x80049409, 0x401C581F, 0xC020660B, 0x40000000 | geometry]
+    else:
+        assert found == [0x40049409, 0x801C581F, 0xC020660B, 0x80000000 | geometry]
+
+
+def test_the_sizes_of_structures() -> None:
+    """What the kernel of this machine copies: a word for ``long long`` is aligned to 8 bytes, but on i386."""
+    aligned = ctypes.alignment(ctypes.c_longlong)
+
+    class Geometry(ctypes.Structure):
+        _fields_ = (
+            ("words", ctypes.c_uint32 * 8), ("blocks", ctypes.c_uint64 * 4), ("uuid", ctypes.c_char * 16),
+            ("rest", ctypes.c_uint32 * 7),
+        )  # fmt: skip
+
+    class Flock64(ctypes.Structure):
+        _fields_ = (
+            ("kind", ctypes.c_short), ("whence", ctypes.c_short), ("start", ctypes.c_longlong),
+            ("length", ctypes.c_longlong), ("pid", ctypes.c_int),
+        )  # fmt: skip
+
+    assert kernel._XFS_GEOMETRY.size == ctypes.sizeof(Geometry) == {4: 108, 8: 112}[aligned]
+    assert kernel._FLOCK.size >= ctypes.sizeof(Flock64)
+    start = Flock64(kind=1, start=7 << 40, length=9, pid=5)
+    assert kernel._FLOCK.unpack(bytes(start).ljust(kernel._FLOCK.size, b"\0")) == (1, 0, 7 << 40, 9, 5)
+
+
 @pytest.mark.parametrize(("name", "size"), [("s390x", 4), ("s390", 4), ("x86_64", 8)])
 def test_f_type_of_statfs(name: str, size: int) -> None:
     """32 bits on s390x, where reading a word would take in the block size."""
