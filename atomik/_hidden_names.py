@@ -51,12 +51,12 @@ def new_txid() -> str:
         return fresh[:8].hex()
 
 
-#: where random bytes are where a sandbox refuses getrandom(2)
+#: gives random bytes where a sandbox refuses getrandom(2)
 _DEVICE = "/dev/urandom"
 
 
 def random_bytes(count: int) -> bytes:
-    """Random bytes from the kernel; as os.urandom, which turns to the device for some answers of a sandbox only."""
+    """Random bytes from the kernel, like os.urandom, which falls back to the device only for some errors of a sandbox."""
     try:
         return os.urandom(count)
     except OSError as exc:

@@ -115,7 +115,7 @@ def rename_back(src: Place, dst: Place, *, folder: bool) -> None:
     rename(src, dst, 0)  # nothing better is left; of folders it replaces at most an empty one
 
 
-#: so many folders are remembered
+#: how many folders are remembered
 _MANY = 1000
 
 

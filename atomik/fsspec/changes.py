@@ -2,7 +2,7 @@
 
 The user's paths stay what they are until `publish`.  `Changes` records where the content of a path is at present::
 
-    mkdir, new content   →  staged:  a place in a staging folder of atomik's, made for good there
+    mkdir, new content   →  staged:  a place in a private folder of atomik, made for good there
     rm                   →  nothing
     mv of what is real   →  moved:   still where it was; both names change at the commit
     anything below       →  below the staged place; so a new folder is filled, and read, like any folder
@@ -10,7 +10,7 @@ The user's paths stay what they are until `publish`.  `Changes` records where th
 
 So programs that write a dataset and read it again (zarr, pyarrow) see their own work inside the transaction, and no other
 program does.  Changes never lie below one another.  An operation that would need that (writing into a folder that was
-moved, removing a folder out of which something was moved) first copies what was moved into the staging folder.
+moved, removing a folder out of which something was moved) first copies what was moved into the private folder.
 
 `publish` makes one atomik item of every change, and commits them together.
 
@@ -174,7 +174,7 @@ class Changes:
             self.copied(target, left)
 
     def copied(self, path: str, logs: list[str]) -> None:
-        """A database was copied to `path`: by the commit, its logs must be as well."""
+        """A database was copied to `path`: its logs must be copied too, before the commit."""
         if logs:
             self._databases[self.view.resolve(path)] = logs
 

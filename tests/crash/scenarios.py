@@ -157,7 +157,7 @@ def kept(world: World, durable: bool | str) -> None:
 
 
 def mixed(world: World, durable: bool | str) -> None:
-    """Every kind of item, in three parents, one of which is made, with a staging folder elsewhere."""
+    """Every kind of item, in three parents, one of which is made, with a private folder elsewhere."""
     with atomik.transaction(overwrite=True, durable=durable) as tx:
         tx.file(world.a / "old.txt").write("new")
         with tx.file(world.b / "new.bin", "wb", tmp_dir=world.t) as f:

@@ -201,7 +201,7 @@ def _race(rounds: int) -> None:
 @pytest.mark.parametrize("above", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "path"])
 def test_what_is_written_by_path_stays_inside(kind: str, above: bool) -> None:
-    """A program that fills a staged folder by its path, while the staging folder, or one above it, makes room for a way
+    """A program that fills a staged folder by its path, while the private folder, or one above it, makes room for a way
     to the outside; with another program of the same user, too."""
     with shared() as place:
         before = place.untouched()

@@ -95,7 +95,7 @@ def test_it_fails_with_a_path_and_leaves_nothing(folder: Path, number: int, step
 @pytest.mark.sweep
 @some_or_all
 def test_it_may_be_killed(folder: Path, step: int) -> None:
-    """Dying at any call, it leaves at most a staging folder, which recovery removes."""
+    """Dying at any call, it leaves at most a private folder, which recovery removes."""
 
     def check(point: CrashPoint) -> None:
         atomik.recover(folder)

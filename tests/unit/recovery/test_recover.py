@@ -584,7 +584,7 @@ def test_a_newer_journal_is_refused(pair: tuple[Path, Path]) -> None:
 
 
 def test_a_torn_journal_is_dropped(pair: tuple[Path, Path]) -> None:
-    """Its intent was never durable, so there was no swap: everything is as it was, and the staging folders go."""
+    """Its intent was never durable, so there was no swap: everything is as it was, and the private folders go."""
     die_at(lambda: publish(*pair), "rename", after=False)
     journal = pair[0] / JOURNAL_NAME
     os.truncate(journal, journal.stat().st_size - 70)
