@@ -27,9 +27,6 @@ class OfExisting(Item):
     def would_change_nothing(self) -> bool:
         return False
 
-    def _seal(self) -> None:
-        pass
-
     def _drop(self) -> None:
         pass  # what the slot may hold belongs to the user: undo brings it back
 

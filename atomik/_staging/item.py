@@ -633,7 +633,7 @@ class Item:
 
     # --- what each kind does in its own way ----------------------------------------------------------------------
     def _seal(self) -> None:
-        raise NotImplementedError
+        """Complete the content, where staging has not done that."""
 
     def _drop(self) -> None:
         """Remove the slot, unless it is resumable.  The private folder reports what cannot be removed, because it

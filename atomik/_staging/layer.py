@@ -77,9 +77,6 @@ class Ready(Written):
         if mode is not None:
             super().complete(slot, mode)
 
-    def _seal(self) -> None:
-        pass
-
 
 class Whole(Expected):
     """The folder that the program saw takes part, whatever changes in it and wherever: readers of it see all or nothing, and

@@ -59,6 +59,3 @@ class StagedSymlink(Item):
     def refuse_companions(self) -> None:
         if companions.is_database(self.place.name):
             companions.refuse_log(self.place, self.workspace, self.path)
-
-    def _seal(self) -> None:
-        pass
