@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from atomik.cli import commands as cli
 from atomik.cli import main
 from atomik.cli.run import environment, fill_in
 from tests.crash.deaths import die_at
+from tests.support.lab.strace import missing_strace
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
@@ -337,8 +337,8 @@ class TestSwap:
         Path("real/a").write_text("a")
         Path("b").write_text("b")
         trace = ["strace", "-f", "-y", "-e", "trace=fsync", "-o", "trace"]
-        if shutil.which("strace") is None:
-            pytest.skip("no strace")
+        if why := missing_strace():
+            pytest.skip(why)
         assert subprocess.run([*trace, *COMMAND, "swap", "link/../a", "b"], env=ENVIRONMENT).returncode == 0
         synced = set(re.findall(r"fsync\(\d+<(.*)>\)", Path("trace").read_text()))
         assert synced >= {str(folder), f"{folder}/real"}
@@ -348,8 +348,8 @@ class TestSwap:
         """They are swapped then, and the exit code says that this is not confirmed durable."""
         Path("a").write_text("a")
         Path("b").write_text("b")
-        if shutil.which("strace") is None:
-            pytest.skip("no strace")
+        if why := missing_strace():
+            pytest.skip(why)
         trace = ["strace", "-f", "-o", "/dev/null", "-e", "inject=fsync:error=EIO"]
         done = subprocess.run([*trace, *COMMAND, "swap", "a", "b", "--json"], env=ENVIRONMENT, capture_output=True)
         assert (done.returncode, json.loads(done.stdout)["error"]) == (3, "DurabilityError")
