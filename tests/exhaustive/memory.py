@@ -426,6 +426,15 @@ class MemoryKernel(Kernel):
     def may_write(self, name: str, dir_fd: int) -> bool:
         return True
 
+    def rename_to_itself(self, name: str, dir_fd: int) -> None:
+        """No sandbox."""
+        self._need(name, dir_fd)
+
+    def unlink_folder(self, name: str, dir_fd: int) -> None:
+        """A folder is no file."""
+        self._need(name, dir_fd)
+        self._fail(errno.EISDIR, name)
+
     def readlink(self, name: str, dir_fd: int | None = None) -> str:
         if name.startswith("/proc/self/fd/"):
             return self._path(self._of(int(name.rpartition("/")[2])))
