@@ -8,9 +8,10 @@ first byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
 ``durable=True`` decides: fsync for a few files that are still open, syncfs for more than that, and for trees, where the
 filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and ``"syncfs"`` decide otherwise.
 
-Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` syncs only what a barrier
-changed last, and the log brings the rest along: B1 the journal, once the content was written back, B2 the folder of the
-last swap.  B2 and B3 stay two: the mark must not be durable before the swaps are.
+Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` relies on that order.  No
+swap can be durable before what was changed earlier is, so B1 only writes the content of the files and of the journal back,
+and forces no log.  B2 syncs the folder of the last swap, and the log brings everything else along.  B2 and B3 stay two: the
+mark must not be durable before the swaps are.
 
 A failed sync is never repeated: the kernel reports an error only once, and the next sync would seem to succeed.
 """
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 #: Up to this many files are synced one by one.  More of them, or a tree, cost less in one syncfs, which on the other
 #: hand also waits for what other programs have written.
 FEW = 4
+#: The same where one log holds every change, so that files are only written back: up to as many as are open (`RETAINED`).
+FEW_WRITTEN_BACK = 16
 #: So many files are synced together, each by an fsync of its own.
 BATCH = 64
 #: So many files give up their descriptors one by one, before it shows that there are many.
@@ -70,6 +73,9 @@ class Barriers:
         """Whether syncing what changed last is enough on this filesystem."""
         return self.durable is True and not self._refused and has_one_log(directory.fs, directory.fd, directory.dev)
 
+    def _few(self, directory: Directory) -> int:
+        return FEW_WRITTEN_BACK if self.one_log(directory) else FEW
+
     def batch(self, item: StagedFile) -> int:
         """How many files give up their descriptors together: where each must be synced and they are many, a batch takes
         a fraction of the time to sync."""
@@ -84,7 +90,7 @@ class Barriers:
 
     def begin(self, items: Sequence[Item]) -> None:
         """Start the writeback of the files that B1 will wait for: the disk works while the commit is prepared."""
-        if not self.durable or len(items) > FEW:
+        if not self.durable or len(items) > self._few(items[0].stage):
             return
         for item in items:
             if isinstance(item, StagedFile) and item.fd >= 0 and not item.synced:
@@ -96,26 +102,25 @@ class Barriers:
                     return  # only a head start: the sync reports what is wrong
 
     def staged(
-        self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None,
-        *, journal_last: bool = False,
-    ) -> None:  # fmt: skip
-        """B1.  `folders` are those that hold slots or the journal's names; `journal_last`: its names came last."""
+        self, items: list[Item], folders: list[Directory], made: list[Directory], journal_fd: int | None
+    ) -> None:
+        """B1.  `folders` are those that hold slots or the journal's names."""
         if not self.durable:
             return
         self.passed += 1
         unsynced = [item for item in items if item.content and (not item.synced or item.backup)]
         one_by_one = [item for item in unsynced if isinstance(item, StagedFile) and (item.fd >= 0 or item.unchanged)]
-        one_log = journal_fd is not None and journal_last and self.one_log(items[0].stage)
         calls = len(one_by_one)
         if journal_fd is not None and _is_btrfs(items[0].stage):
             calls += 1 + len(folders)
-        many = len(one_by_one) < len(unsynced) or calls > FEW
+        many = len(one_by_one) < len(unsynced) or calls > self._few(items[0].stage)
         if many and self.whole(items[0].stage) and self._by_syncfs(items[0].stage.fd):
             return
-        if one_log and journal_fd is not None:
+        if self.one_log(items[0].stage):
             for item in unsynced:
                 self._give(item)
-            self.fsync(journal_fd)
+            if journal_fd is not None and not self._write_back(journal_fd):
+                self.fsync(journal_fd)
             return
         # Made folders first: a journal that outlives a power cut must not name a folder that does not.
         self._folders(made)
@@ -165,15 +170,19 @@ class Barriers:
     def _give(self, item: Item) -> None:
         """Write content back, where the next sync makes it durable."""
         if isinstance(item, StagedFile) and item.fd >= 0 and not item.unchanged and item.backup is None:
-            try:
-                kernel.port.write_back(item.fd)
-            except OSError as exc:
-                if kernel.errno_of(exc) not in kernel.SANDBOXED or kernel.sandboxed("sync_file_range") is None:
-                    raise
-            else:
-                item.synced = True
-                return
-        self.content(item)
+            item.synced = self._write_back(item.fd)
+        if not item.synced or item.backup is not None:
+            self.content(item)
+
+    def _write_back(self, fd: int) -> bool:
+        """Write a file's content back; False where a sandbox refuses that."""
+        try:
+            kernel.port.write_back(fd)
+        except OSError as exc:
+            if kernel.errno_of(exc) not in kernel.SANDBOXED or kernel.sandboxed("sync_file_range") is None:
+                raise
+            return False
+        return True
 
     def names(self, folders: list[Directory], last: Directory | None = None) -> None:
         """B2: every folder of a swapped name, source and destination; `last` is one that the last swap changed."""

@@ -228,9 +228,7 @@ class Commit:
             self._syncing(0)
             # The private folders' own names must be durable too: what is displaced will be in them.
             fd = None if self._journal is None else self._journal.fd
-            self.barriers.staged(
-                self.items, self._folders() + homes, self.workspace.made_parents, fd, journal_last=not self._moved
-            )
+            self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
         if _events.heard(_events.DEBUG):
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 

@@ -154,16 +154,20 @@ def has_one_log(fs: Filesystem, fd: int, dev: int) -> bool:
 
 
 def _has_journal(dev: int) -> bool:
-    """Whether jbd2 keeps a journal on the device; no if /sys and /proc do not say."""
+    """Whether jbd2 keeps a journal on the device, and commits in order; no if /sys and /proc do not say."""
     port = kernel.port
     try:
         device = port.readlink(f"/sys/dev/block/{os.major(dev)}:{os.minor(dev)}").rpartition("/")[2]
         fd = port.open("/proc/fs/jbd2", os.O_RDONLY | os.O_DIRECTORY)
         try:
             with port.scandir(fd) as entries:  # "sda1-8": the number is the journal's inode
-                return any(entry.name.rpartition("-")[0] == device for entry in entries)
+                if not any(entry.name.rpartition("-")[0] == device for entry in entries):
+                    return False
         finally:
             port.close(fd)
+        # With that option the record that commits does not wait for what was given to the device before.
+        options = kernel.told(f"/proc/fs/ext4/{device}/options", 1 << 16)
+        return bool(options) and b"journal_async_commit" not in options
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise

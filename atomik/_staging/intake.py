@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 #: So many sealed files stay unnamed and open; the oldest gets a slot and gives its descriptor up when one more comes.
 #: A bound, so that descriptors do not grow with the number of files (I10).
-RETAINED = 8
+RETAINED = 16
 
 #: Items are in the order in which they were staged; a sort keeps that for equal ``order``.
 _order = operator.attrgetter("order")

@@ -68,7 +68,7 @@ class Progress(Watching):
         return call.name == "pwrite" and call.args[1][:4] == _MAGIC and call.args[2] > 0
 
     def is_journal(self, call: Call) -> bool:
-        return call.name in ("fsync", "fdatasync") and _key(call.args[0]) == self.journal
+        return call.name in ("fsync", "fdatasync", "write_back") and _key(call.args[0]) == self.journal
 
     def is_content(self, call: Call) -> bool:
         """The head start of a file's writeback counts as its sync: with it, the data are on the disk by chance."""
@@ -245,10 +245,13 @@ _ALONE = (
 )  # fmt: skip
 
 _ONE_LOG = (
-    Mutant("log-content", "I1: content that the journal's sync brings along", "pair/True", _without(lambda s, c: not s.swapped and s.is_content(c)), _logs("quiet"), one_log=True),
-    Mutant("log-journal", "I1: the sync that stands for all of B1", "pair/True", _without(lambda s, c: not s.swapped and s.is_journal(c)), _logs("file"), one_log=True),
-    Mutant("log-B2", "I2: the sync that stands for all of B2", "pair/True", _without(lambda s, c: s.between() and s.is_folder(c)), _logs("quiet"), one_log=True),
+    Mutant("log-content", "I1: content that is written back before the swaps", "pair/True", _without(lambda s, c: not s.swapped and s.is_content(c)), _logs("quiet"), one_log=True),
+    Mutant("log-journal", "I1: the journal that is written back before the swaps", "pair/True", _without(lambda s, c: not s.swapped and s.is_journal(c)), _logs("file"), one_log=True),
+    Mutant("log-B2", "I2: the sync that stands for all of B1 and B2", "pair/True", _without(lambda s, c: s.between() and s.is_folder(c)), _logs("sync"), one_log=True),
     Mutant("log-B3", "I3: the mark in its place", "pair/True", _without(lambda s, c: s.ended and s.is_journal(c)), _logs("quiet"), one_log=True),
+    Mutant("log-one-content", "I1: one file that is written back", "file-over/True", _without(lambda s, c: s.is_content(c)), _logs("quiet"), one_log=True),
+    Mutant("log-one-new-content", "I1: one new file that is written back", "file-new/True", _without(lambda s, c: s.is_content(c)), _logs("quiet"), one_log=True),
+    Mutant("log-one-names", "P5: the one sync of one file", "file-over/True", _without(lambda s, c: s.is_folder(c)), _logs("quiet"), one_log=True),
 )  # fmt: skip
 
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for mutant in (*_STAGING, *_SWAPPING, *_BACK, *_ALONE, *_ONE_LOG)}

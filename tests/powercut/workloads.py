@@ -271,6 +271,11 @@ def _failing() -> Iterator[History]:
     for name in ("file-over", "folder-over", "folder-tmp", "path-over"):
         phase = Phase((ALONE[name],), "fsync", "killed:rename:2" if "path" in name else "killed:rename:1", alone=True)
         yield _history(f"{name}/killed", phase, tmp=("tmp",) if "tmp" in name else ())
+    # Where one log holds every change, nothing is durable yet when the process dies after a swap.
+    for ending in ("killed:rename:1", "killed:rename:2", "killed:pwrite:2", "rollback:1", "rollback:2"):
+        yield _history(f"pair/log/{ending}", Phase(PAIR, True, ending))
+    yield _history("file-over/log/killed", Phase((ALONE["file-over"],), True, "killed:rename:1", alone=True))
+    yield _history("file-new/log/killed", Phase((ALONE["file-new"],), True, "killed:link_fd:1", alone=True))
     yield _history("remove-folder/killed", Phase((ONE_ITEM["remove-folder"],), "fsync", "killed:rename:1"))
     yield _history("move-folder/killed", Phase((ONE_ITEM["move-folder"],), "fsync", "killed:rename:2"))
 

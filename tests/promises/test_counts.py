@@ -47,6 +47,7 @@ def _warm(tmp_path: Path) -> None:
     write(tmp_path / "warm", overwrite=True)
 
 
+@pytest.mark.usefixtures("no_log")
 def test_a_durable_new_file_costs_two_syncs_and_one_link(tmp_path: Path) -> None:
     """A new file is one O_TMPFILE, one linkat, a sync each for content and name, and an open and close for watchers (P10)."""
     counted = calls(lambda: write(tmp_path / "new"))
@@ -54,6 +55,7 @@ def test_a_durable_new_file_costs_two_syncs_and_one_link(tmp_path: Path) -> None
     assert sum(counted.values()) <= 15, counted
 
 
+@pytest.mark.usefixtures("no_log")
 def test_a_durable_overwrite_costs_two_syncs_and_one_exchange(tmp_path: Path) -> None:
     """An overwrite adds the exchange, the removal of what came out, and the looks at old owner, mode and attributes."""
     counted = calls(lambda: write(tmp_path / "warm", overwrite=True))
@@ -90,18 +92,22 @@ def test_the_syncs_of_a_group_do_not_grow(tmp_path: Path, folders: int, most: in
 
 @pytest.mark.filesystems
 @pytest.mark.root
-@pytest.mark.parametrize(("kind", "few", "many"), [("ext4", 3, 3), ("xfs", 3, 3), ("btrfs", 4, 4)])
+@pytest.mark.parametrize(("kind", "one", "few", "many"), [("ext4", 1, 2, 3), ("xfs", 1, 2, 3), ("btrfs", 2, 4, 4)])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_the_syncs_of_a_group_in_one_folder(kind: str, few: int, many: int, overwrite: bool) -> None:
-    """One sync a barrier where one log holds every change; btrfs syncs the private folder as well (powercut/ proves both)."""
+def test_the_syncs_in_one_folder(kind: str, one: int, few: int, many: int, overwrite: bool) -> None:
+    """Where one log holds every change, B1 needs none for a few files; btrfs syncs the private folder as well (powercut/
+    proves both)."""
     need(missing(kind))
     with mounted(kind, size=512 << 20) as place:
-        for count in (2, 3, 4, 5, 30):
+        if overwrite:
+            write(place.folder / "one", durable=False)
+        assert syncs(calls(lambda: write(place.folder / "one", overwrite=overwrite))) == one
+        for count in (2, 5, 16, 17, 30):
             (folder := place.folder / str(count)).mkdir()
             if overwrite:
                 group([folder], count)
             counted = calls(lambda folder=folder, count=count: group([folder], count, overwrite=overwrite))  # type: ignore[misc]
-            assert syncs(counted) == (few if count <= 4 else many)
+            assert syncs(counted) == (few if count <= 16 else many)
 
 
 def test_calls_an_item_do_not_grow(tmp_path: Path) -> None:

@@ -335,6 +335,7 @@ def test_a_filesystem_without_locks(folder: Path, number: int) -> None:
     assert os.strerror(number) in can.promises[5].reason
 
 
+@pytest.mark.usefixtures("no_log")
 def test_files_cannot_be_synced(folder: Path) -> None:
     """A filesystem that answers fsync of files with EINVAL: P5 is a no, and durable outputs are refused."""
 

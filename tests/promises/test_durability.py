@@ -16,6 +16,7 @@ import pytest
 
 import atomik
 from atomik._commit import barriers as _barriers
+from atomik._staging.intake import RETAINED
 from atomik._tree import sync
 from tests.support.kernels import Faulty, Recording, installed
 
@@ -144,19 +145,23 @@ def test_transaction(folder: Path) -> None:
     ]  # fmt: skip
 
 
-def test_transaction_where_one_log_holds_every_change(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same order of barriers with three syncs: each syncs what was changed last, and the log brings the rest along.  The
-    content was written back before; the mark is written where zeros were, so that its sync need not force the log."""
+@pytest.fixture
+def log(no_log: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem on which one log holds every change."""
     monkeypatch.setattr(_barriers.Barriers, "one_log", lambda self, _: self.durable is True)
     monkeypatch.setattr(f"{__name__}.WATCHED", WATCHED | {"start_writeback", "write_back"})
+
+
+@pytest.mark.usefixtures("log")
+def test_transaction_where_one_log_holds_every_change(folder: Path) -> None:
+    """Content and journal are written back before the swaps, and the sync of what was swapped last brings everything along.
+    The mark is written where zeros were, so that its sync need not force the log."""
     calls = trace(group(2))
-    assert [call for call in calls if call.split()[0] in ("start_writeback", "write_back")] == [
-        "start_writeback unnamed", "start_writeback unnamed", "write_back unnamed", "write_back unnamed",
-    ]  # fmt: skip
+    assert [call for call in calls if call.split()[0] == "start_writeback"] == ["start_writeback unnamed"] * 2
     assert calls.index("write_back unnamed") > calls.index("link journal well-known name")
-    assert [call for call in calls if call.split()[0] in ("fsync", "fdatasync", "pwrite", "rename")] == [
+    assert [call for call in calls if call.split()[0] in ("fsync", "fdatasync", "write_back", "pwrite", "rename")] == [
         "pwrite unnamed in private folder",
-        "fsync unnamed in private folder",  # B1
+        "write_back unnamed", "write_back unnamed", "write_back unnamed in private folder",  # B1
         "rename slot0 f0", "rename slot1 f1",
         "fsync .",  # B2
         "pwrite unnamed in private folder",  # the mark
@@ -164,9 +169,50 @@ def test_transaction_where_one_log_holds_every_change(folder: Path, monkeypatch:
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize(
+    ("job", "swap"), [(new_file, ["link_fd unnamed a"]), (overwrite_file, ["link_fd unnamed slot0", "rename a slot0"])]
+)
+def test_one_file_where_one_log_holds_every_change(folder: Path, job: Callable[[], None], swap: list[str]) -> None:
+    """Its content is written back before it is published, and durable with its name."""
+    Path("a").write_text("old") if job is overwrite_file else None
+    calls = trace(job)
+    assert calls[: len(swap) + 3] == ["open_tmpfile .", "write_back unnamed", *swap, "fsync ."]
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize(("count", "whole"), [(16, False), (17, True)])
+def test_few_files_are_written_back_many_by_syncfs(folder: Path, count: int, whole: bool) -> None:
+    """As many as are open have no sync of their own."""
+    calls = trace(group(count))
+    syncs = [call.split()[0] for call in calls if call.split()[0] in ("fsync", "fdatasync", "syncfs")]
+    assert syncs == ["syncfs"] * whole + ["fsync", "fdatasync"]
+
+
+@pytest.mark.usefixtures("log")
+def test_a_log_that_fails_behind_the_swaps_is_rolled_back(folder: Path) -> None:
+    """B2 is the first sync there: its failure brings back what was, and keeps nothing of ours."""
+    for number in range(2):
+        Path(f"f{number}").write_text("old")
+    with installed(Faulty.at(1, errno.EIO, among={"fsync"})) as broken, pytest.raises(atomik.errors.AtomikOSError):
+        group(2)()
+    assert os.path.samefile(broken.struck[0].paths[0], folder)
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"f0": "old", "f1": "old"}
+
+
+@pytest.mark.usefixtures("log")
+def test_one_file_whose_content_cannot_be_written_back(folder: Path) -> None:
+    """Nothing is published, and what was there stays."""
+    Path("a").write_text("old")
+    with installed(Faulty.every("write_back", errno.EIO)), pytest.raises(OSError, match="Input/output error"):
+        overwrite_file()
+    assert Path("a").read_text() == "old"
+    assert os.listdir() == ["a"]
+
+
+@pytest.mark.usefixtures("log")
 def test_a_sandbox_without_sync_file_range_has_every_file_synced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where content cannot be written back it is synced."""
-    monkeypatch.setattr(_barriers.Barriers, "one_log", lambda *_: True)
     refusing = Faulty.every("write_back", errno.EPERM)
     monkeypatch.setattr(
         "atomik._system.kernel.sandboxed", lambda call: "a filter" if call == "sync_file_range" else None
@@ -177,9 +223,9 @@ def test_a_sandbox_without_sync_file_range_has_every_file_synced(folder: Path, m
     assert [os.path.basename(call.paths[0]).startswith("#") for call in kernel.calls] == [True, True, True, False]
 
 
-def test_content_that_cannot_be_written_back_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("log")
+def test_content_that_cannot_be_written_back_is_an_error(folder: Path) -> None:
     """And nothing is published."""
-    monkeypatch.setattr(_barriers.Barriers, "one_log", lambda *_: True)
     with installed(Faulty.every("write_back", errno.EIO)), pytest.raises(OSError, match="Input/output error"):
         group(2)()
     assert os.listdir() == []
@@ -285,7 +331,7 @@ def test_the_descriptor_that_wrote_is_synced(folder: Path) -> None:
 @pytest.mark.usefixtures("no_syncfs")
 def test_a_spilled_file_is_synced_before_its_descriptor_goes(folder: Path) -> None:
     """I9: one that gives its descriptor up early is synced at that moment, unless syncfs will do it."""
-    count = 12
+    count = 20
     with installed(Recording({"fsync", "close"})) as kernel:
         tx = atomik.transaction()
         for number in range(count):
@@ -293,7 +339,7 @@ def test_a_spilled_file_is_synced_before_its_descriptor_goes(folder: Path) -> No
                 f.write("x")
         early = len(kernel.of("fsync"))
         tx.commit()
-    assert early == count - 8
+    assert early == count - 16
     files = [
         call
         for call in kernel.of("fsync")
@@ -305,10 +351,10 @@ def test_a_spilled_file_is_synced_before_its_descriptor_goes(folder: Path) -> No
 @pytest.mark.usefixtures("no_syncfs")
 def test_a_spilled_file_that_follows_a_later_mode_is_synced_again(folder: Path) -> None:
     """What was synced early, and changed when the destination's mode was seen to have changed, is synced before its swap."""
-    for number in range(12):
+    for number in range(20):
         Path(f"f{number}").touch()
     with atomik.transaction(overwrite=True) as tx:
-        for number in range(12):
+        for number in range(20):
             tx.file(f"f{number}").close()
         Path("f0").chmod(0o600)
         calls = trace(tx.commit)
@@ -344,8 +390,9 @@ def test_a_folder_that_cannot_be_synced(folder: Path) -> None:
 
 
 def test_limits_are_what_the_documentation_says() -> None:
-    """Up to four files one by one, more of them by syncfs."""
+    """Up to four files one by one, more of them by syncfs; where one log holds every change, up to as many as are open."""
     assert _barriers.FEW == 4
+    assert _barriers.FEW_WRITTEN_BACK == RETAINED == 16
 
 
 @pytest.mark.parametrize(("count", "how"), [(4, "fsync"), (5, "syncfs")])
@@ -376,11 +423,11 @@ def test_many_files_that_are_each_synced_are_synced_together(folder: Path) -> No
     before, opened = threading.active_count(), len(os.listdir("/proc/self/fd"))
     with installed(Recording({"fsync", "start_writeback"})) as kernel:
         with atomik.transaction(durable="fsync") as tx:
-            stage(tx, 23)
-            assert len(os.listdir("/proc/self/fd")) < opened + 8 + 6 + 4
+            stage(tx, 31)
+            assert len(os.listdir("/proc/self/fd")) < opened + 16 + 6 + 4
         names = kernel.names()
     folders_and_journal = 6
-    assert names.count("fsync") == 23 + folders_and_journal
+    assert names.count("fsync") == 31 + folders_and_journal
     assert names[:8] == ["fsync"] * 2 + ["start_writeback"] * 6
     assert threading.active_count() == before
     assert tx.receipt is not None
@@ -410,15 +457,15 @@ def test_a_file_of_many_that_cannot_be_synced_is_named(folder: Path) -> None:
 @pytest.mark.parametrize("later", [False, True])
 def test_files_that_gave_up_their_descriptors_are_synced_again(folder: Path, later: bool) -> None:
     """A mode that is set after the sync of the content is made durable as well, for many files at once."""
-    for number in range(20):
+    for number in range(28):
         Path(f"f{number}").write_text("old")
     with atomik.transaction(durable="fsync", overwrite=True) as tx:
-        stage(tx, 20)
-        for number in range(20 if later else 0):
+        stage(tx, 28)
+        for number in range(28 if later else 0):
             Path(f"f{number}").chmod(0o600)
         with installed(Recording({"fsync", "rename"})) as kernel:
             tx.commit()
     before = kernel.names()[: kernel.names().index("rename")]
     folders_and_journal = 3
-    assert len(before) == (20 if later else 20 - 2 - 6) + folders_and_journal
-    assert {Path(f"f{number}").stat().st_mode & 0o777 for number in range(20)} == {0o600 if later else 0o644}
+    assert len(before) == (28 if later else 28 - 2 - 6) + folders_and_journal
+    assert {Path(f"f{number}").stat().st_mode & 0o777 for number in range(28)} == {0o600 if later else 0o644}

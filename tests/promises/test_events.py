@@ -148,6 +148,7 @@ def test_a_commit_that_failed_before_its_swaps_is_told(folder: Path, names: list
 
 
 @pytest.mark.parametrize("names", [["a"], ["b", "a"]])
+@pytest.mark.usefixtures("no_log")
 def test_what_is_visible_and_perhaps_not_durable_is_told(folder: Path, names: list[str]) -> None:
     """It is a warning, because someone must check the disk."""
 

@@ -59,6 +59,7 @@ def test_a_folder_and_a_path_have_their_receipts(tmp_path: Path) -> None:
     assert not hasattr(folder / "x", "receipt")
 
 
+@pytest.mark.usefixtures("no_log")
 def test_the_receipt_tells_what_is_true_after_an_exception(tmp_path: Path) -> None:
     """None when everything is as it was; a receipt when the file is in place although the last sync failed."""
     with pytest.raises(LookupError), atomik.file(tmp_path / "a") as f:

@@ -327,6 +327,7 @@ def test_made_parents_in_use_stay(folder: Path) -> None:
     assert sorted(tree(".")) == ["a", "a/theirs"]
 
 
+@pytest.mark.usefixtures("no_log")
 def test_made_parents_are_durable(folder: Path) -> None:
     """Every folder that got a new entry is synced."""
     with installed(Recording({"fsync", "syncfs"})) as kernel, atomik.file("a/b/c", parents=True) as f:

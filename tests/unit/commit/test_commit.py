@@ -19,6 +19,7 @@ from atomik._folder.place import Place
 from atomik._protocol import publish as _publish
 from atomik._protocol import undo as _undo
 from atomik._protocol.step import Step, Undone
+from atomik._staging.intake import RETAINED
 from atomik._system import kernel as _kernel
 from tests.support.kernels import Acting, Answer, Call, Faulty, Poor, Watching, installed
 from tests.support.state import left_in, tree
@@ -221,16 +222,16 @@ def test_undo_of_a_method_with_a_gap_in_between(here: Directory) -> None:
 def test_spilling_fails(folder: Path) -> None:
     """A sealed file that cannot get its slot spoils the transaction with a typed error, and is staged again."""
     with atomik.transaction() as tx:
-        for number in range(8):
+        for number in range(RETAINED):
             with tx.file(f"f{number}"):
                 pass
         wanted = pytest.raises(errors.AtomikOSError, match="free some space")
-        with installed(Faulty.every("link_fd", errno.ENOSPC)), wanted, tx.file("f8"):
+        with installed(Faulty.every("link_fd", errno.ENOSPC)), wanted, tx.file("last"):
             pass
         with pytest.raises(errors.TransactionStateError, match="f0"):
             tx.commit()
         tx.file("f0").write("again")
-    assert len(os.listdir()) == 9
+    assert len(os.listdir()) == RETAINED + 1
     assert Path("f0").read_text() == "again"
 
 

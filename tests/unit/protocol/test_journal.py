@@ -272,6 +272,7 @@ def test_it_is_locked_by_its_owner(folder: Path) -> None:
     during(folder, look)
 
 
+@pytest.mark.usefixtures("no_log")
 def test_the_mark_follows_the_syncs_of_all_folders(folder: Path) -> None:
     """I1 and I2, by the order of the calls: content and journal, swaps, folders, mark."""
     with installed(Recording({"pwrite", "fsync", "rename", "unlink"})) as kernel:

@@ -554,6 +554,7 @@ def test_a_copied_journal_is_refused_in_its_own_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [20, 100, -1])
+@pytest.mark.usefixtures("no_log")
 def test_a_damaged_journal_is_refused_and_nothing_touched(pair: tuple[Path, Path], change: int) -> None:
     """It is neither undone nor dropped, because it is unknown what was swapped."""
     hot(*pair, swaps=2)
@@ -595,6 +596,7 @@ def test_a_torn_journal_is_dropped(pair: tuple[Path, Path]) -> None:
 
 
 # --- failures --------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("no_log")
 def test_after_a_failed_mark_recovery_finishes(pair: tuple[Path, Path]) -> None:
     """DurabilityError: everything is new, the journal stays; recovery writes the mark again, durably, and finishes."""
     marked: list[int] = []
