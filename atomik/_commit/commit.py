@@ -37,7 +37,7 @@ from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, chmod, delete_file, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
 from atomik._protocol.locks import close_all, lock_all, unlock_all
-from atomik._protocol.publish import Unnameable, check, identity_of_new, publish
+from atomik._protocol.publish import Unnameable, check, identity_of_new, is_plain, publish, swap
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
 from atomik._staging import checks
@@ -413,20 +413,15 @@ class Commit:
     def _publish(self) -> None:
         """Swap all in a row, and check after the last swap, because readers see a mixture until then; where steps share
         names, after each."""
-        heard, progress, steps, modes = self._heard, self.progress, self.steps, self._modes
+        steps, modes = self.steps, self._modes
         apart = len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
+        action = swap if all(map(is_plain, steps)) else publish
         self._visible_from = time.perf_counter()
-        for at, step in enumerate(steps, 1):
-            self._begun = at
-            if step in modes:
-                self._set_mode(step.slot, modes[step], step.new)
-            self._explained(publish, step)
-            if not apart:
-                self._explained(check, step)
-            if heard:
-                self._swapped(step, at - 1)
-            if progress is not None:
-                progress("swapping", at, len(steps))
+        try:
+            self._swap_all(action, apart=apart)
+        except errors.ConflictError as conflict:
+            self._explain(conflict, steps[self._begun - 1])
+            raise
         self.visible = time.perf_counter() - self._visible_from
         for step in steps:
             if apart:
@@ -434,6 +429,20 @@ class Commit:
             if step in modes and self.barriers.durable:
                 self._set_mode(step.dest, None)
         self._check_expectations()
+
+    def _swap_all(self, action: Callable[[Step], None], *, apart: bool) -> None:
+        heard, progress, steps, modes = self._heard, self.progress, self.steps, self._modes
+        for at, step in enumerate(steps, 1):
+            self._begun = at
+            if modes and step in modes:
+                self._set_mode(step.slot, modes[step], step.new)
+            action(step)
+            if not apart:
+                check(step)
+            if heard:
+                self._swapped(step, at - 1)
+            if progress is not None:
+                progress("swapping", at, len(steps))
 
     def _check_expectations(self) -> None:
         displaced: dict[Place, Place] | None = None
@@ -525,16 +534,20 @@ class Commit:
             item.conflict(f"not what was expected: {why} at the last moment", place)
 
     def _explained(self, action: Callable[[Step], None], step: Step) -> None:
-        """Do it.  If someone else's object came to a name at the last moment, and an expectation was about that name, say
-        what differs."""
+        """Do it, and explain a conflict."""
         try:
             action(step)
         except errors.ConflictError as conflict:
-            names = (step.dest, step.slot)
-            item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
-            if item is not None and conflict.path is None:
-                item.explain(conflict, item.place)
+            self._explain(conflict, step)
             raise
+
+    def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
+        """If someone else's object came to a name at the last moment, and an expectation was about that name, say what
+        differs."""
+        names = (step.dest, step.slot)
+        item = next((item for item in self.items if item.expectation is not None and item.place in names), None)
+        if item is not None and conflict.path is None:
+            item.explain(conflict, item.place)
 
     def _displaced_places(self) -> dict[Place, Place]:
         """Where what was at each name before the first step is now: in a slot, or under another name."""

@@ -39,6 +39,9 @@ def is_no_name(number: int | None) -> bool:
     return number == errno.ENOENT or is_no_link(number)
 
 
+#: errno of renameat2 after which `publish` tries more
+_OTHER_WAYS = NO_FLAG | {errno.EXDEV}
+
 _ANNOUNCE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -59,18 +62,46 @@ def publish(step: Step) -> None:
         elif not _native(step):
             _by_links(step)
     except OSError as exc:
-        number = kernel.errno_of(exc)
-        if number is None or is_published(step):
-            raise
-        if number == errno.EEXIST and step.op == "create" and not (step.alone and step.overwriting):
-            if step.overwriting:
-                _conflict(step, "something was created at the destination in the meantime")
-            raise lost_race(str(step.dest)) from None
-        if number == errno.ENOENT and step.op != "create" and not step.alone and _destination_went(step):
-            _conflict(step, "the destination was removed in the meantime")
-        if number == errno.EXDEV:
-            refuse_exdev(step.slot, step.dest, exc)
-        raise
+        _refuse(step, exc)
+
+
+def swap(step: Step) -> None:
+    """The same in nothing but one renameat2, for steps that `is_plain` holds of."""
+    op, (directory, name), (home, slot) = step.op, step.dest, step.slot
+    try:
+        if op == "replace":
+            kernel.port.rename(name, directory.fd, slot, home.fd, kernel.EXCHANGE)  # in this order, see `_exchange`
+        elif op == "create":
+            kernel.port.rename(slot, home.fd, name, directory.fd, kernel.NOREPLACE)
+        else:
+            kernel.port.rename(name, directory.fd, slot, home.fd, kernel.NOREPLACE)
+    except OSError as exc:
+        if kernel.errno_of(exc) not in _OTHER_WAYS or is_published(step):
+            _refuse(step, exc)
+        publish(step)
+    else:
+        step.method = RENAMEAT2
+
+
+def is_plain(step: Step) -> bool:
+    """Whether renameat2 publishes a step: what is staged has a name, and the filesystem is known to have the flags."""
+    return step.fd < 0 and step.op != "exchange" and step.dest.directory.fs.trusted
+
+
+def _refuse(step: Step, exc: OSError) -> NoReturn:
+    """Raise what the kernel's refusal means."""
+    number = kernel.errno_of(exc)
+    if number is None or is_published(step):
+        raise exc
+    if number == errno.EEXIST and step.op == "create" and not (step.alone and step.overwriting):
+        if step.overwriting:
+            _conflict(step, "something was created at the destination in the meantime")
+        raise lost_race(str(step.dest)) from None
+    if number == errno.ENOENT and step.op != "create" and not step.alone and _destination_went(step):
+        _conflict(step, "the destination was removed in the meantime")
+    if number == errno.EXDEV:
+        refuse_exdev(step.slot, step.dest, exc)
+    raise exc
 
 
 def _destination_went(step: Step) -> bool:
