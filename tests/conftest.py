@@ -125,6 +125,7 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Non
         return
     kernel, before, threads, children = _kernel.port, descriptors(), threading.active_count(), child_processes()
     yield
+    os.chdir(request.config.invocation_params.dir)  # whatever a test has done
     assert _kernel.port is kernel, "a test's kernel is still installed"
     assert _children() <= children, "a child process is left"
     assert threading.active_count() <= threads, f"a thread is left: {threading.enumerate()}"

@@ -90,6 +90,14 @@ def test_the_result_is_that_of_a_run_without(run: Callable[..., Any], open_folde
     run(work)
 
 
+@pytest.fixture(autouse=True)
+def layers(request: pytest.FixtureRequest, open_folder: Path) -> None:
+    """Skips where the filesystem carries no layer, as the overlay of a container does not."""
+    who = request.getfixturevalue("run") if "run" in request.fixturenames else directly
+    if why := who(PrivateLayer.why_not, open_folder):
+        pytest.skip(why)
+
+
 class NoOverlay(Kernel):
     """A kernel that lets nobody mount an overlay."""
 

@@ -39,9 +39,11 @@ _PR_SET_DUMPABLE = 4
 
 
 def as_nobody(function: Callable[..., Any], *args: Any) -> Any:
-    """In a child that is an ordinary user, as if it had been executed as that user."""
+    """In a child that is an ordinary user, as if it had been executed as that user, in a folder that it may enter."""
 
     def work() -> Any:
+        if not os.access(os.getcwd(), os.X_OK):
+            os.chdir("/")
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
         return function(*args)
 
@@ -352,6 +354,7 @@ def meanwhile(here: Path, script: str, change: Callable[[], object], **options: 
     """Run a script in ``F``; `change` happens when it is done and has not ended.  What `run_in` returns or raises."""
     os.mkfifo(here / "gate")
     done: list[Any] = []
+    never: list[int] = []
 
     def work() -> None:
         command = ["sh", "-ec", f"{script}; read x < ../gate"]
@@ -359,6 +362,8 @@ def meanwhile(here: Path, script: str, change: Callable[[], object], **options: 
             done.append(atomik.run_in(here / "F", command, cwd=here / "F", **options))
         except errors.AtomikError as exc:
             done.append(exc)
+        finally:  # if it did not come to the gate, nobody shall wait for it there
+            never.append(os.open(here / "gate", os.O_RDONLY | os.O_NONBLOCK))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -368,6 +373,7 @@ def meanwhile(here: Path, script: str, change: Callable[[], object], **options: 
             gate.write("go on\n")
     finally:
         thread.join()
+        os.close(never.pop())
         os.unlink(here / "gate")
     return done[0]
 

@@ -13,7 +13,8 @@ import pytest
 
 import atomik
 from atomik import errors
-from tests.promises.test_run_in import COMMAND, ENVIRONMENT, here, run, shape  # noqa: F401  fixtures
+from atomik._api.private_layer import PrivateLayer
+from tests.promises.test_run_in import COMMAND, ENVIRONMENT, directly, here, run, shape  # noqa: F401  fixtures
 from tests.support.lab import mounts
 from tests.support.lab.need import need
 from tests.support.state import left_in
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.sweep
 
 both = pytest.mark.parametrize("changes_only", [False, True], ids=["clone", "changes"])
+
+
+@pytest.fixture(autouse=True)
+def layers(request: pytest.FixtureRequest, open_folder: Path) -> None:
+    """Skips where the filesystem carries no layer, as the overlay of a container does not."""
+    if request.node.callspec.params.get("changes_only") and (why := directly(PrivateLayer.why_not, open_folder)):
+        pytest.skip(why)
 
 
 def python(code: str) -> list[str]:
