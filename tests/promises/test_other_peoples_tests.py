@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +53,11 @@ def test_freezegun(tmp_path: Path, publish: Callable[[Path], None]) -> None:
         assert datetime.date.today().year == 2020
         publish(tmp_path)
         publish(tmp_path)
-        began = time.clock_gettime(time.CLOCK_MONOTONIC)
         with atomik.reading(tmp_path), pytest.raises(errors.LockTimeoutError):
             tx = atomik.transaction(overwrite=True, lock_timeout=0.1)
             with tx:
                 tx.folder(tmp_path / "b")
                 tx.file(tmp_path / "a")
-        assert time.clock_gettime(time.CLOCK_MONOTONIC) - began < 5
 
 
 @PUBLISHERS
