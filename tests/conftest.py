@@ -20,11 +20,14 @@ from hypothesis import HealthCheck, settings
 from atomik._commit.barriers import Barriers
 from atomik._folder import filesystem as _filesystem
 from atomik._system import kernel as _kernel
-from tests.support.state import NOBODY, child_processes, descriptors, in_child, left_in
+from tests.support.state import NOBODY, child_processes, descriptors, eventually, in_child, left_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+
+#: seconds until what a test has left is taken for left
+PATIENCE = 30.0
 
 #: The same examples on every machine, however long it takes it to make them; --hypothesis-profile=default tries others.
 settings.register_profile("any machine", deadline=None, derandomize=True, suppress_health_check=[*HealthCheck])
@@ -127,17 +130,16 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Non
     yield
     os.chdir(request.config.invocation_params.dir)  # whatever a test has done
     assert _kernel.port is kernel, "a test's kernel is still installed"
-    assert _children() <= children, "a child process is left"
-    assert threading.active_count() <= threads, f"a thread is left: {threading.enumerate()}"
-    opened = _new(before)
-    if opened:
+    # What is about to end may end a little later: a watcher's own thread closes its descriptors when it comes to that.
+    assert eventually(lambda: _children() <= children, PATIENCE), "a child process is left"
+    assert eventually(lambda: threading.active_count() <= threads, PATIENCE), (
+        f"a thread is left: {threading.enumerate()}"
+    )
+    if _new(before):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it is told below, more plainly
             gc.collect()
-        deadline = time.monotonic() + 30  # a watcher's own thread may close its descriptors a little later
-        while (opened := _new(before)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert not opened, f"descriptors are left open: {opened}"
+    assert eventually(lambda: not _new(before), PATIENCE), f"descriptors are left open: {_new(before)}"
     if request.node.get_closest_marker("leftovers") is None:
         assert not left_in(tmp_path), "the test left something of atomik's"
 
