@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _usual_signals() -> None:
-    """A shell ignores some for what it runs in the background, nohup one more; what tests start would inherit that."""
+    """A shell ignores some signals in what it runs in the background, nohup one more; that would be inherited."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # which Python itself ignores
         if signal.getsignal(number) is signal.SIG_IGN:

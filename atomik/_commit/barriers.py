@@ -9,9 +9,9 @@ first byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
 filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and ``"syncfs"`` decide otherwise.
 
 Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` relies on that order.  No
-swap can be durable before what was changed earlier is, so B1 only writes the content of the files and of the journal back,
-and forces no log.  B2 syncs the folder of the last swap, and the log brings everything else along.  B2 and B3 stay two: the
-mark must not be durable before the swaps are.
+swap is durable before everything that was changed earlier, so B1 only writes the files and the journal back.  B2 syncs the
+folder of the last swap, and with it the log and everything else.  B2 and B3 stay two: the mark must not be durable before
+the swaps are.
 
 A failed sync is never repeated: the kernel reports an error only once, and the next sync would seem to succeed.
 """

@@ -165,7 +165,7 @@ def _has_journal(dev: int) -> bool:
                     return False
         finally:
             port.close(fd)
-        # With that option the record that commits does not wait for what was given to the device before.
+        # With that option a commit record does not wait for what was written before it.
         options = kernel.told(f"/proc/fs/ext4/{device}/options", 1 << 16)
         return bool(options) and b"journal_async_commit" not in options
     except OSError as exc:

@@ -39,7 +39,7 @@ def is_no_name(number: int | None) -> bool:
     return number == errno.ENOENT or is_no_link(number)
 
 
-#: errno of renameat2 after which `publish` tries more
+#: Errors of renameat2 after which `publish` tries another way.
 _OTHER_WAYS = NO_FLAG | {errno.EXDEV}
 
 _ANNOUNCE = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -66,7 +66,7 @@ def publish(step: Step) -> None:
 
 
 def swap(step: Step) -> None:
-    """The same in nothing but one renameat2, for steps that `is_plain` holds of."""
+    """`publish` by one renameat2 and nothing else, for a step that `is_plain`."""
     op, (directory, name), (home, slot) = step.op, step.dest, step.slot
     try:
         if op == "replace":

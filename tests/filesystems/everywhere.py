@@ -124,7 +124,7 @@ def _nobody() -> None:
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
-    # Who gives up root is not dumpable any more, and then /proc/PID/fd is closed to the programs that it starts.
+    # A process that has given up root is no longer dumpable, and the programs that it starts cannot read its /proc/PID/fd.
     linux.be_dumpable()
 
 

@@ -122,7 +122,7 @@ class StrictDisk(Watching):
             self._changed.add(_key(args[0]))
         elif name == "copy_range":
             self._changed.add(_key(args[1]))
-        elif name == "chmod":  # of /proc/self/fd/N, right before a swap; the sync may come behind all swaps
+        elif name == "chmod":  # of /proc/self/fd/N, right before a swap; the sync may come after all swaps
             self._moded.add(_stat(args[0]))
         elif name in ("mkdir", "symlink", "link", "link_fd", "rename"):
             self._named(call, txid)

@@ -183,7 +183,7 @@ def test_one_file_where_one_log_holds_every_change(folder: Path, job: Callable[[
 @pytest.mark.usefixtures("log")
 @pytest.mark.parametrize(("count", "whole"), [(16, False), (17, True)])
 def test_few_files_are_written_back_many_by_syncfs(folder: Path, count: int, whole: bool) -> None:
-    """As many as are open have no sync of their own."""
+    """Files that are still open need no sync of their own."""
     calls = trace(group(count))
     syncs = [call.split()[0] for call in calls if call.split()[0] in ("fsync", "fdatasync", "syncfs")]
     assert syncs == ["syncfs"] * whole + ["fsync", "fdatasync"]

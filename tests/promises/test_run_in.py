@@ -362,7 +362,7 @@ def meanwhile(here: Path, script: str, change: Callable[[], object], **options: 
             done.append(atomik.run_in(here / "F", command, cwd=here / "F", **options))
         except errors.AtomikError as exc:
             done.append(exc)
-        finally:  # if it did not come to the gate, nobody shall wait for it there
+        finally:  # if it never reached the gate, nothing must wait for it there
             never.append(os.open(here / "gate", os.O_RDONLY | os.O_NONBLOCK))
 
     thread = threading.Thread(target=work)

@@ -175,11 +175,11 @@ def tick(folder: Path) -> None:
 class Rounds:
     """A meeting point of processes: each says which round it is in, and waits for the others.
 
-    Waiting spins first, so that all go on at nearly the same moment; then it sleeps, so that whoever is waited for gets
-    the processor however low its priority.
+    Waiting spins first, so that all go on at nearly the same moment; then it sleeps, so that the process that is
+    waited for gets the processor, however low its priority.
     """
 
-    PATIENCE = 120.0  # seconds: whoever has not come by then is dead
+    PATIENCE = 120.0  # seconds, after which a process counts as dead
 
     def __init__(self, members: int) -> None:
         self._shared = mmap.mmap(-1, 8 * members)

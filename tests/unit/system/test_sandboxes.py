@@ -228,7 +228,7 @@ def test_random_numbers(here: Directory, number: int, monkeypatch: pytest.Monkey
         _group(here)
         monkeypatch.setattr(_hidden_names, "_DEVICE", "/missing")
         _hidden_names._random.clear()
-        if number != errno.EACCES:  # os.urandom turns to the device by itself
+        if number != errno.EACCES:  # with EACCES os.urandom reads the device
             return
         for work in (_folder, _move, _overwrite):
             with pytest.raises(errors.AtomikOSError, match=r"refuses getrandom.*allow one of the two") as caught:
