@@ -49,7 +49,7 @@ from . import plan as _plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
     from atomik._protocol.journal import LiveJournal
@@ -97,6 +97,8 @@ class Commit:
     stranded: Sequence[Step] = ()
     leftovers: Sequence[str] = ()
     _begun = 0
+    #: each step has a slot and a name of its own
+    _apart = False
     _needs_journal = False
     _parents: Sequence[Directory] = ()
     #: folders that will be displaced, open for their lock
@@ -282,9 +284,10 @@ class Commit:
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
     def _planned(self, items: list[Item], found: dict[Place, Found | None]) -> list[Step]:
+        self._apart = _plan.are_separate(items, found)
         try:
             operations = (item.operation(alone=False) for item in items if item.changes)
-            return _plan.plan(operations, found, separate=_plan.are_separate(items, found) or None)
+            return _plan.plan(operations, found, separate=self._apart or None)
         except _plan.Refusal as refusal:
             _plan.refuse(refusal)
 
@@ -380,7 +383,7 @@ class Commit:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
 
-    def _intent(self, journal: bytes) -> bytearray:
+    def _intent(self, journal: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
         records = _machinery().records
         parents, private = self._parents, list(self.workspace.private_folders.values())
@@ -399,22 +402,28 @@ class Commit:
             number[made.folder] = len(entries)
             below = (*parts[made.parent], made.name)
             entries.append(records.Folder(below, made.folder.identity("") or b"", parent=False))
-        steps = (
-            (
-                s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
-                number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
-            )
-            for s in self.steps
-        )  # fmt: skip
-        data: bytearray = records.encode(self.txid, journal, entries, steps, len(self.steps), self.coordinator)
-        return data
+
+        def steps() -> Iterator[tuple[Any, ...]]:
+            for s in self.steps:
+                yield (
+                    s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
+                    number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
+                )  # fmt: skip
+
+        room = 0 if self._journal is None else self._journal.room
+        pieces: Iterator[bytes | bytearray] = records.encode(
+            self.txid, journal, entries, steps, len(self.steps), self.coordinator, room
+        )
+        return pieces
 
     # --- publish -------------------------------------------------------------------------------------------------
     def _publish(self) -> None:
         """Swap all in a row, and check after the last swap, because readers see a mixture until then; where steps share
         names, after each."""
         steps, modes = self.steps, self._modes
-        apart = len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
+        apart = self._apart or (
+            len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
+        )
         action = swap if all(map(is_plain, steps)) else publish
         self._visible_from = time.perf_counter()
         try:

@@ -27,7 +27,7 @@ from .private_folder import PrivateFolder, as_given
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import NoReturn
 
     from .records import Journal
@@ -160,7 +160,7 @@ def close(fd: int) -> None:
 
 def create(
     journal: LiveJournal,
-    encode: Callable[[bytes], bytearray],
+    encode: Callable[[bytes], Iterable[bytes | bytearray]],
     private_folders: list[PrivateFolder],
     parents: list[Directory],
 ) -> None:
@@ -182,7 +182,7 @@ class _Unnameable(Exception):  # noqa: N818  a signal to start again
 
 def _create(
     journal: LiveJournal,
-    encode: Callable[[bytes], bytearray],
+    encode: Callable[[bytes], Iterable[bytes | bytearray]],
     private_folders: list[PrivateFolder],
     parents: list[Directory],
 ) -> None:
@@ -194,10 +194,11 @@ def _create(
         journal.identity = identity(journal.fd, home.folder)
         journal.names.append(private[0])
         lock(journal.fd)
-        data = encode(journal.identity or b"")
-        journal.end = len(data)
-        data += bytes(journal.room)
-        _write_all(journal.fd, data, 0)
+        at = 0
+        for piece in encode(journal.identity or b""):
+            _write_all(journal.fd, piece, at)
+            at += len(piece)
+        journal.end = at - journal.room
         if home.folder.fs.tmpfile:
             _name(journal.fd, private[0])
         for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):

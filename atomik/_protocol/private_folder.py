@@ -265,10 +265,11 @@ def clear(folder: Directory, name: str, progress: Callable[[int], None] | None =
     """
     pinned = False
     failure: OSError | None = None
-    for each, is_folder in _content(folder, name, _hidden_names.SLOT, _hidden_names.TWIN):
+    names, folders = _content(folder, name, _hidden_names.SLOT, _hidden_names.TWIN)
+    for each in names:
         place = Place(folder, each)
         try:
-            if is_folder and is_pinned(place):
+            if each in folders and is_pinned(place):
                 pinned = True
             else:
                 delete_tree(place, progress)
@@ -284,23 +285,26 @@ def clear(folder: Directory, name: str, progress: Callable[[int], None] | None =
 
 
 def _delete_journals(folder: Directory, name: str, progress: Callable[[int], None] | None) -> None:
-    for each, _ in _content(folder, name, _hidden_names.JOURNAL):
+    for each in _content(folder, name, _hidden_names.JOURNAL)[0]:
         delete_tree(Place(folder, each), progress)
 
 
-def _content(folder: Directory, name: str, *kinds: str) -> list[tuple[str, bool]]:
-    """The names of these kinds in the private folder called `name`, and whether each is a folder.
+def _content(folder: Directory, name: str, *kinds: str) -> tuple[list[str], set[str]]:
+    """The names of these kinds in the private folder called `name`, and those of them that are folders.
 
     They carry the id of the folder's own name; where readers have pinned something, that of whatever it was before.
     """
     what, id = _hidden_names.parse(name) or ("", "")
-    found = []
+    names: list[str] = []
+    folders: set[str] = set()
     with kernel.port.scandir(folder.fd) as entries:
         for entry in entries:
             kind, of = _hidden_names.parse(entry.name) or ("", "")
             if kind in kinds and (of == id or what == _hidden_names.PINNED):
-                found.append((entry.name, entry.is_dir(follow_symlinks=False)))
-    return found
+                names.append(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.add(entry.name)
+    return names, folders
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:

@@ -25,11 +25,14 @@ than were written are damage, and then it must not be concluded that nothing was
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
 
 from atomik import _hidden_names
 from atomik._system.hashes import blake2b
 from atomik._typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 VERSION = 2
 #: the versions that can be read
@@ -41,6 +44,8 @@ _HEAD = struct.Struct("<4sHHQ")
 _DIGEST = 16
 _ALIGN = 64
 _SECTOR = 512
+#: an intent is written in pieces of about so many bytes
+_PIECE = 1 << 20
 _COUNTS = struct.Struct("<II")
 _STEP = struct.Struct("<BBHIIHHHHq")
 _LENGTHS = struct.Struct("<HH")
@@ -122,12 +127,13 @@ def encode(
     txid: str,
     journal: bytes,
     folders: Sequence[Folder],
-    steps: Iterable[StepFields],
+    steps: Callable[[], Iterable[StepFields]],
     count: int,
     coordinator: str = "",
-) -> bytearray:
-    """The bytes of an intent, from `count` steps that need not exist all at once: a large transaction should not be in memory
-    twice."""
+    room: int = 0,
+) -> Iterator[bytes | bytearray]:
+    """The bytes of an intent in pieces, with `room` zeros behind it.  `steps` is called twice, and neither its `count` steps
+    nor the pieces need exist all at once: a large transaction should not be in memory twice."""
     who = coordinator.encode()
     if len(who) > MAX_COORDINATOR:
         raise ValueError(f"the coordinator's name must not be longer than {MAX_COORDINATOR} bytes of UTF-8")
@@ -137,19 +143,32 @@ def encode(
     for folder in folders:
         path = "/".join(folder.parts).encode(errors="surrogateescape")
         out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
-    pack = _STEP.pack
-    for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
-        dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode("utf-8", "surrogateescape")
+    length = len(out) + sum(
+        _STEP.size + len(_encoded(each[4])) + len(_encoded(each[6])) + len(each[7] or b"") + len(each[8] or b"")
+        for each in steps()
+    )
+    padding = -(length + _DIGEST) % _ALIGN
+    _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, length + padding - _HEAD.size)
+    digest, pack = blake2b(digest_size=_DIGEST), _STEP.pack
+    for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps():
+        dest, slot = _encoded(dest_name), _encoded(slot_name)
         new, old = new or b"", old or b""
         out += pack(
             _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
             len(dest), len(slot), len(new), len(old), order,
         )  # fmt: skip
         out += dest + slot + new + old
-    out += bytes(-(len(out) + _DIGEST) % _ALIGN)
-    _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, len(out) - _HEAD.size)
-    out += blake2b(out, digest_size=_DIGEST).digest()
-    return out
+        if len(out) >= _PIECE:
+            digest.update(out)
+            yield out
+            out = bytearray()
+    out += bytes(padding)
+    digest.update(out)
+    yield out + digest.digest() + bytes(room)
+
+
+def _encoded(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
 def encode_outcome(kind: int, txid: str) -> bytes:

@@ -156,7 +156,7 @@ def test_a_failure_of_the_moment_is_not_given_up(pair: tuple[Path, Path]) -> Non
 def prepared(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A transaction whose outcome a database decides died right before its mark."""
     plain = records.encode
-    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database"))
+    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database", *args[6:]))
     die_at(lambda: publish(pair[0]), "pwrite", 2, after=False)
     assert texts(pair[0]) == {"new"}
     return pair[0]
@@ -221,7 +221,7 @@ def test_what_decide_raises_goes_on_unchanged(prepared: Path) -> None:
 def test_what_was_never_prepared_cannot_be_committed(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """It died between its swaps: a coordinator that says "commit" is wrong."""
     plain = records.encode
-    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database"))
+    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database", *args[6:]))
     die_at(lambda: publish(pair[0]), "rename")
     with pytest.raises(errors.RollbackError, match="never completely prepared"):
         atomik.recover(pair[0], decide=lambda txid, who: True)
@@ -235,7 +235,7 @@ def test_what_was_not_even_journalled_cannot_be_committed(
 ) -> None:
     """It died with its journal in one private folder only; the other one is gone, and its slots cannot be asked."""
     plain = records.encode
-    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database"))
+    monkeypatch.setattr(records, "encode", lambda *args, **kw: plain(*args[:5], "my database", *args[6:]))
     die_at(lambda: publish(*pair), "link_fd", 5)
     home = next(folder for folder in pair if any("journal" in name for name in left_in(folder)))
     other = next(folder for folder in pair if folder != home)

@@ -7,5 +7,5 @@ from atomik._protocol.records import Intent, encode
 
 def encode_intent(intent: Intent) -> bytes:
     """The bytes of an intent record."""
-    steps = len(intent.steps)
-    return bytes(encode(intent.txid, intent.journal, intent.folders, intent.steps, steps, intent.coordinator))
+    count = len(intent.steps)
+    return b"".join(encode(intent.txid, intent.journal, intent.folders, lambda: intent.steps, count, intent.coordinator))

@@ -89,6 +89,16 @@ DATA = encode_intent(SIMPLE)
 MARK = encode_outcome(COMMITTED, TXID)
 
 
+def test_a_large_intent_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the same bytes; zeros behind it are part of the last one, and not of the intent."""
+    long = SIMPLE._replace(steps=SIMPLE.steps * 20)
+    whole, count = encode_intent(long), len(long.steps)
+    monkeypatch.setattr(_records, "_PIECE", 512)
+    pieces = list(_records.encode(TXID, long.journal, long.folders, lambda: long.steps, count, room=64))
+    assert len(pieces) > 4
+    assert b"".join(pieces) == whole + bytes(64)
+
+
 def test_every_torn_intent_is_nothing() -> None:
     """Any prefix of an intent says that nothing was swapped, also when zeros follow (space that was never written).
 
