@@ -24,7 +24,7 @@ from atomik._recovery.unfinished_journal import wait_or_recover
 from atomik._staging import checks
 from atomik._staging.folder import StagedFolder
 from atomik._system import kernel
-from atomik._system.namespace import Entrance, Process, View, end_with
+from atomik._system.namespace import Entrance, Process, View
 from atomik._tree.changes import Change, changes, manifest
 from atomik._tree.metadata import Metadata, apply
 
@@ -233,7 +233,8 @@ class Private:
 
         def prepare() -> None:
             self.enter()
-            end_with(parent)  # a program that outlived us would work on a copy that is never published
+            # A program that outlived us would work on a copy that is never published.
+            kernel.end_with(parent, signal.SIGTERM)
 
         try:
             return subprocess.run(args, preexec_fn=prepare, **options)  # noqa: PLW1509, PLW1510  takes no lock; check is an option

@@ -35,7 +35,6 @@ from atomik.flags import State
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
     from types import TracebackType
     from typing import IO, Any, BinaryIO, Literal, NoReturn, Self, TextIO, Unpack
 
@@ -229,15 +228,24 @@ class Transaction:
 
         Raises like `Transaction.file`.
         """
+        return self._intake.hand_out(
+            *self._stage_folder(path, overwrite, tmp_dir, base, copy=copy, resume=resume, in_place=in_place, **options)
+        )
+
+    def _stage_folder(
+        self, path: StrPath, overwrite: bool | None = None, tmp_dir: StrPath | None = None, base: StrPath | None = None,
+        *, copy: bool = False, resume: bool = False, in_place: bool = False, **options: Unpack[ItemOptions],
+    ) -> tuple[Item, str]:  # fmt: skip
+        """The item, and the path to fill as a str: the command line need not load pathlib."""
         from atomik._staging import folder
 
         settle = self._resume if resume else None
-        new = folder.stage(
+        item, new = folder.stage(
             self._intake, path, overwrite, tmp_dir, base, copy=copy, in_place=in_place, settle=settle, options=options
         )
-        if new.resumed:
-            self._recover_inside(new, new)
-        return new
+        if item.resumed:
+            self._recover_inside(item, new)
+        return item, new
 
     def path(
         self,
@@ -258,21 +266,29 @@ class Transaction:
 
         Raises like `Transaction.file`.
         """
+        return self._intake.hand_out(*self._stage_path(path, overwrite, tmp_dir, resume=resume, also=also, **options))
+
+    def _stage_path(
+        self, path: StrPath, overwrite: bool | None = None, tmp_dir: StrPath | None = None, *, resume: bool = False,
+        also: Iterable[str] = (), **options: Unpack[ItemOptions],
+    ) -> tuple[Item, str]:  # fmt: skip
+        """The item, and the path to write to as a str."""
         from atomik._staging import path as _path
 
-        new = _path.stage(self._intake, path, overwrite, tmp_dir, also, self._resume if resume else None, options)
-        if new.resumed:
-            self._recover_inside(new, new.parent)
-        return new
+        settle = self._resume if resume else None
+        item, new = _path.stage(self._intake, path, overwrite, tmp_dir, also, settle, options)
+        if item.resumed:
+            self._recover_inside(item, os.path.dirname(new))
+        return item, new
 
-    def _recover_inside(self, new: StagedPath, folder: Path) -> None:
+    def _recover_inside(self, item: Item, folder: str) -> None:
         """What was staged may have been written by transactions of its own, which died with the job."""
         from atomik._recovery.recover import recover
 
         try:
             recover(folder, recursive=True, lock_timeout=self._lock_timeout)
         except BaseException as exc:
-            new._item.discard(f"what an earlier run staged could not be recovered: {exc}")
+            item.discard(f"what an earlier run staged could not be recovered: {exc}")
             raise
 
     def _resume(self, directory: Directory, name: str) -> None:

@@ -25,14 +25,13 @@ if TYPE_CHECKING:
 
     from .intake import Intake
     from .options import ItemOptions, StrPath
-    from .staged_path import StagedPath
 
 
 def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: StrPath | None, *, copy: bool,
     in_place: bool, settle: Settle | None, options: ItemOptions,
-) -> StagedPath:  # fmt: skip
-    """Stage a folder, and return its present path; with `settle` a resumable one."""
+) -> tuple[Item, str]:  # fmt: skip
+    """Stage a folder, with `settle` a resumable one; the item, and its present path."""
     if copy and base is not None:
         raise ValueError("copy=True starts from what exists at the destination, base= from another folder; pass one")
     if copy and settle is not None:
@@ -53,9 +52,9 @@ def stage(
         return staying.stage(intake, path, overwrite, tmp_dir, base, copy=copy, options=options)
     if settle is not None:
         item = intake.add(StagedFolder, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
-        return intake.hand_out(item, intake.open(item, item.resume, settle, base, intake.counting("cloning")))
+        return item, intake.open(item, item.resume, settle, base, intake.counting("cloning"))
     item = intake.add(StagedFolder, path, overwrite, tmp_dir, options)
-    return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
+    return item, intake.open(item, item.open, base, copy, intake.counting("cloning"))
 
 
 class StagedFolder(Item):

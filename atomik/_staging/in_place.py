@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from .intake import Intake
     from .options import ItemOptions, StrPath
-    from .staged_path import StagedPath
 
 #: the inode of the root of ext2, ext3 and ext4, in which `_LOST` is the kernel's
 _EXT_ROOT, _LOST = 2, "lost+found"
@@ -48,8 +47,8 @@ _EXT_ROOT, _LOST = 2, "lost+found"
 def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, base: str | None, *, copy: bool,
     options: ItemOptions,
-) -> StagedPath:  # fmt: skip
-    """Stage the new contents of a folder that stays, and return the path at which to build them."""
+) -> tuple[Item, str]:  # fmt: skip
+    """Stage the new contents of a folder that stays; the item, and the path at which to build them."""
     for name, plain in (("permissions", None), ("preserve", "all"), ("backup", None)):
         if options.get(name, plain) != plain:
             why = "no previous version of it is kept" if name == "backup" else "its owner, mode and attributes stay"
@@ -59,7 +58,7 @@ def stage(
         text = "an earlier operation of this transaction changes what is at this name; write into what it has staged"
         errors.fail(errors.NestedDestinationError, errno.EINVAL, text, absolute(path))
     item = intake.add(StagedInPlace, path, overwrite, tmp_dir, options)
-    return intake.hand_out(item, intake.open(item, item.open, base, copy, intake.counting("cloning")))
+    return item, intake.open(item, item.open, base, copy, intake.counting("cloning"))
 
 
 def _is_elsewhere(intake: Intake, path: str) -> bool:

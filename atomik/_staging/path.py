@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from .intake import Intake
     from .item import Item
     from .options import ItemOptions, StrPath
-    from .staged_path import StagedPath
 
 
 def stage(
     intake: Intake, path: StrPath, overwrite: bool | None, tmp_dir: StrPath | None, also: Iterable[str],
     settle: Settle | None, options: ItemOptions,
-) -> StagedPath:  # fmt: skip
-    """Stage a path for a program that opens files by name; with `settle` a resumable one."""
+) -> tuple[Item, str]:  # fmt: skip
+    """Stage a path for a program that opens files by name, with `settle` a resumable one; the item, and the path."""
     names = companions.checked(also, options)
     if settle is not None:
         if names:
@@ -43,7 +42,7 @@ def stage(
                 "also= cannot be combined with resume=True, which keeps one file or folder: stage a folder"
             )
         item = intake.add(StagedProgram, path, overwrite, tmp_dir, options, lambda item: item.settle(settle))
-        return intake.hand_out(item, intake.open(item, item.resume, settle))
+        return item, intake.open(item, item.resume, settle)
     with intake.lock:
         item = intake.add(StagedProgram, path, overwrite, tmp_dir, options)
         try:
@@ -52,7 +51,7 @@ def stage(
         except BaseException:
             intake.forget(item)
             raise
-        return intake.hand_out(item, intake.open(item, item.open))
+        return item, intake.open(item, item.open)
 
 
 class StagedProgram(Written):

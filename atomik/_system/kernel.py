@@ -199,6 +199,13 @@ def sleep(seconds: float) -> None:
         lock.acquire(timeout=seconds)
 
 
+def end_with(parent: int, signal: int) -> None:
+    """In a child, after everything that changes its credentials: get the signal when `parent`, which forked it, dies."""
+    port.end_with_parent(signal)
+    if os.getppid() != parent:  # it died before the kernel knew
+        os._exit(125)
+
+
 def _raise(names: tuple[str, ...], call: str = "") -> NoReturn:
     """Raise the `OSError` of the ctypes call that just failed."""
     c = libc()

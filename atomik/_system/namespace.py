@@ -238,13 +238,6 @@ class Entrance:
         return self.answer()
 
 
-def end_with(parent: int) -> None:
-    """In a child, after everything that changes its credentials: get SIGTERM when `parent`, which forked it, dies."""
-    kernel.port.end_with_parent(signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel knew
-        os._exit(125)
-
-
 def _opened(path: str, key: tuple[int, int]) -> int:
     fd = kernel.port.open(path, _FOLDER)
     found = kernel.port.fstat(fd)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from atomik._api.transaction import Transaction
     from atomik._receipt import PlannedChange, Receipt
+    from atomik._staging.item import Item
 
     from .progress import Progress
 
@@ -145,8 +146,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
             files = {kind: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
             outputs = [_stage(tx, kind, path, arguments, own) for kind, path, own in paths]
             _refuse_twice(tx)
-            staged = [str(output) for output in outputs]
-            resumed = {f"ATOMIK_RESUMED_{at}": "1" for at, output in enumerate(outputs, 1) if output.resumed}
+            staged = [place for _, place in outputs]
+            resumed = {f"ATOMIK_RESUMED_{at}": "1" for at, (item, _) in enumerate(outputs, 1) if item.resumed}
             beside = list(_beside(paths, staged))
             command = fill_in(
                 arguments.program, names + [name for name, _ in beside], staged + [at for _, at in beside]
@@ -165,12 +166,13 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
 
 
 def _stage(tx: Transaction, kind: str, path: str, arguments: argparse.Namespace, own: dict[str, Any]) -> Any:
-    """What the program is to write to: a path, or for a stream a file object."""
+    """What the program is to write to: an item and its path, or for a stream a file object."""
     _refuse_special(path)
     options = {"parents": arguments.parents, **_named(arguments), **own}
     if kind in STREAMS:
         return tx.file(path, "wb", **options)
-    return (tx.folder if kind == "folder" else tx.path)(path, resume=arguments.resume, **options)
+    stage: Callable[..., tuple[Item, str]] = tx._stage_folder if kind == "folder" else tx._stage_path
+    return stage(path, resume=arguments.resume, **options)
 
 
 def _refuse_twice(tx: Transaction) -> None:
@@ -303,15 +305,13 @@ def _wait(signals: Signals, child: subprocess.Popen[bytes], watched: Iterable[in
 
 def _prepare(mask: Any, enter: Callable[[], None] | None) -> Callable[[], None]:
     """What the child does before it becomes the program: unblock signals, and ask to be ended when we are killed."""
-    from atomik._system.namespace import end_with
-
     kernel.libc()
     parent = os.getpid()
 
     def prepare() -> None:
         if enter is not None:
             enter()
-        end_with(parent)
+        kernel.end_with(parent, signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return prepare
