@@ -8,4 +8,6 @@ from atomik._protocol.records import Intent, encode
 def encode_intent(intent: Intent) -> bytes:
     """The bytes of an intent record."""
     count = len(intent.steps)
-    return b"".join(encode(intent.txid, intent.journal, intent.folders, lambda: intent.steps, count, intent.coordinator))
+    return b"".join(
+        encode(intent.txid, intent.journal, intent.folders, lambda: intent.steps, count, intent.coordinator)
+    )
