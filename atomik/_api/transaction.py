@@ -13,6 +13,7 @@ Threads may stage at the same time.  A forked child gets a dead copy (I11).
 from __future__ import annotations
 
 import atexit
+import contextlib
 import errno
 import operator
 import os
@@ -798,10 +799,13 @@ class Transaction:
         import warnings
 
         said = f"{self!r} was never committed nor aborted; dropped: {self._intake.shown()}"
-        if not sys.is_finalizing():
-            self._end(None)
-        # Last, because a filter may turn it into an exception, and nothing may be left undone then.
-        warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+        arrived = None if sys.is_finalizing() else self._end(None)
+        try:
+            # Last, because a filter may turn it into an exception, and nothing may be left undone then.
+            warnings.warn(said, ResourceWarning, source=self, stacklevel=2)
+        finally:
+            if arrived is not None:  # for sys.unraisablehook, which tells it
+                raise arrived
 
 
 #: Items are in the order in which they were staged; a sort keeps that for equal ``order``.
@@ -843,14 +847,19 @@ _live: dict[int, ref[Transaction]] = {}
 
 def _drop_open() -> None:
     """The program ends with open transactions: end them as if they had been collected, while that still works."""
-    for reference in list(_live.values()):
-        transaction = reference()
-        # One that another thread is committing this very moment is not open, only late.
-        if transaction is not None and transaction._intake.lock.acquire(blocking=False):
-            try:
-                transaction.__del__()
-            finally:
-                transaction._intake.lock.release()
+    with contextlib.ExitStack() as each:  # whatever the others raise, such as a warning that is an error
+        for reference in reversed(list(_live.values())):
+            each.callback(_drop, reference)
+
+
+def _drop(reference: ref[Transaction]) -> None:
+    transaction = reference()
+    # One that another thread is committing this very moment is not open, only late.
+    if transaction is not None and transaction._intake.lock.acquire(blocking=False):
+        try:
+            transaction.__del__()
+        finally:
+            transaction._intake.lock.release()
 
 
 atexit.register(_drop_open)

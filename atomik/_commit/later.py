@@ -19,6 +19,7 @@ from collections import deque
 from atomik import _events
 from atomik._protocol.locks import close_all
 from atomik._system import kernel
+from atomik._typing import cast
 
 from .machinery import remove_unpinned
 
@@ -57,7 +58,7 @@ class Job:
             for parent in self.parents:
                 self._attempt(functools.partial(remove_unpinned, parent), parent.path)
         finally:
-            close_all([*self.parents, *(made.parent for made in self.folders)])
+            close_all([*self.parents, *cast("list[Directory]", self.folders), *(made.parent for made in self.folders)])
 
     def _attempt(self, action: Callable[[], object], path: str) -> None:
         try:
@@ -85,31 +86,39 @@ def hand_over(job: Job) -> None:
     thread = threading.Thread(target=_work, name="atomik-cleanup", daemon=False)
     try:
         thread.start()
-    except RuntimeError:  # no more threads, or the interpreter is about to end
-        _work()
+    except RuntimeError as exc:
+        if not kernel.is_no_thread(exc):
+            raise
+        _work(alone=False)
 
 
-def _work() -> None:
+def _work(*, alone: bool = True) -> None:
+    """Do all jobs; `alone`: in a thread of its own, where exceptions reach nobody."""
     me = threading.current_thread()
     while _jobs:
         _threads.add(me)
         try:
-            _run_next()
+            _run_next(alone=alone)
         finally:
             _threads.discard(me)
 
 
-def _run_next() -> None:
-    while True:
+def _run_next(*, alone: bool) -> None:
+    while _jobs:
         try:
             job = _jobs.popleft()
-        except IndexError:
-            return
+        except IndexError as exc:
+            if kernel.came_from_elsewhere(exc):
+                raise
+            return  # another thread was quicker
         if not job.claim.acquire(blocking=False):  # it was handed over twice
             continue
         try:
             job.run()
-        except Exception as exc:  # noqa: BLE001  the next one must be done nevertheless
+        except Exception as exc:
+            if not alone:  # a signal handler's, in the program's thread; the next call of `hand_over` does the others
+                raise
+            # Of a thread of its own it can only be told; the next one must be done nevertheless.
             _events.emit(_events.WARNING, "cleanup.failed", tx=job.txid, path="", error=str(exc) or type(exc).__name__)
 
 

@@ -15,7 +15,7 @@ O_PATH, which needs neither a free descriptor nor /dev.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 
 #: descriptor -> what `_folder.lock` knows of its lock: the folder's key, the thread that took it, whether it is shared
@@ -40,16 +40,32 @@ def _in_child() -> None:
     me = os.getpid()
     ours = list(guarded)
     guarded.clear()
-    for fd in ours:  # first of all, and whatever comes next: the locks are the parent's alone
-        with contextlib.suppress(OSError):  # closed already
-            os.close(fd)
-    left = set(ours)
+    try:
+        _close_all(ours.copy())  # first of all, and whatever arrives: the locks are the parent's alone
+    finally:
+        _keep_numbers(set(ours))
+
+
+def _keep_numbers(left: set[int]) -> None:
     while left:
         fd = os.open("/", os.O_PATH | os.O_CLOEXEC)  # the lowest free number: one of them, or one to be moved there
         if fd not in left:
             os.dup2(fd, left.pop(), inheritable=False)
             os.close(fd)
         left.discard(fd)
+
+
+def _close_all(fds: list[int]) -> None:
+    try:
+        while fds:
+            try:
+                os.close(fds.pop())
+            except OSError as exc:
+                if exc.errno != errno.EBADF or exc.__traceback__ is None or exc.__traceback__.tb_next is not None:
+                    raise  # else it is closed already
+    finally:
+        if fds:
+            _close_all(fds)
 
 
 os.register_at_fork(after_in_child=_in_child)

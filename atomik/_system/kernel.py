@@ -766,6 +766,12 @@ def came_from_elsewhere(exc: BaseException) -> bool:
     return exc.__traceback__ is not None and exc.__traceback__.tb_next is not None
 
 
+def is_no_thread(exc: RuntimeError) -> bool:
+    """Whether it is what ``Thread.start`` says where there are no more threads, or the interpreter is about to end, and not
+    what a signal handler raised in it (I13)."""
+    return str(exc).startswith(("can't start new thread", "can't create new thread"))
+
+
 def came_from_import(exc: BaseException) -> bool:
     """Whether the innermost frame is that of an import, and not one of a signal handler."""
     trace = exc.__traceback__

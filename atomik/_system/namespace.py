@@ -231,9 +231,10 @@ class Entrance:
                 if kernel.errno_of(exc) is None:
                     raise
         except BaseException:
-            with contextlib.suppress(OSError):  # the exception that arrived counts; the child may have ended before
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+            # The exception that arrived counts, not a second one; the child may have ended before.
+            for end in (lambda: os.kill(child, signal.SIGKILL), lambda: os.waitpid(child, 0)):
+                with contextlib.suppress(OSError):
+                    end()
             raise
         return self.answer()
 

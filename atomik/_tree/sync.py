@@ -123,8 +123,10 @@ class _Work:
             self.threads.append(thread)
             try:
                 thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is about to end: this one does the rest
-                self.threads.pop()
+            except RuntimeError as exc:
+                if not kernel.is_no_thread(exc):
+                    raise
+                self.threads.pop()  # this one does the rest
                 return
 
     def run(self, progress: Progress | None = None) -> None:
@@ -132,8 +134,10 @@ class _Work:
         while self.left:
             try:
                 number, fd = self.left.popleft()
-            except IndexError:  # another thread was quicker
-                return
+            except IndexError as exc:
+                if kernel.came_from_elsewhere(exc):
+                    raise
+                return  # another thread was quicker
             try:
                 kernel.port.fsync(fd)
             except OSError as exc:

@@ -160,6 +160,23 @@ def test_nothing_can_be_loaded_when_a_dead_transaction_is_met(folder: Path, mome
     assert not left_in(folder)
 
 
+LEFT_OPEN = """
+import atomik
+transactions = [atomik.transaction() for _ in range(3)]
+for number, tx in enumerate(transactions):
+    (tx.folder(f"new-{number}") / "page").write_text("new")
+"""
+
+
+def test_the_program_ends_with_several_open_transactions(folder: Path) -> None:
+    """All are dropped, although the warning about the first is an error, as under -W error."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", LEFT_OPEN], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert "was never committed nor aborted" in done.stderr
+    assert os.listdir(folder) == []
+
+
 @root
 def test_the_way_to_the_working_folder_is_closed(folder: Path) -> None:
     """``sudo -u app`` from a private home: relative paths work, as they do for open(2)."""

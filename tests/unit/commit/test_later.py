@@ -140,6 +140,33 @@ def test_without_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.listdir() == ["ds"]
 
 
+@pytest.mark.parametrize("exception", [RuntimeError("of a handler"), IndexError(), TimeoutError(), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["starting", "deleting"])
+def test_what_a_handler_raises_there_goes_on(folder: Path, where: str, exception: BaseException) -> None:
+    """While the thread is started, or while there are none and the commit deletes: it says nothing about threads, and is no
+    failure of the deletion (I13).  The new version stays."""
+    arrived: list[object] = []
+
+    def strike(_: object) -> None:
+        arrived.append(exception)
+        raise exception
+
+    def start(thread: threading.Thread) -> None:
+        if where == "starting" and not arrived:
+            strike(thread)
+        raise RuntimeError("can't start new thread")
+
+    make_old()
+    kernel = Acting("unlink", strike, when=lambda _: where == "deleting" and not arrived)
+    with pytest.MonkeyPatch.context() as patch, installed(kernel), pytest.raises(type(exception)) as caught:
+        patch.setattr(threading.Thread, "start", start)
+        publish()
+    assert caught.value is exception
+    assert os.listdir("ds") == ["new"]
+    atomik.recover(folder)
+    assert os.listdir() == ["ds"]
+
+
 def test_a_wrong_word(folder: Path) -> None:
     with pytest.raises(ValueError, match="'now' or 'later'"):
         atomik.transaction(cleanup="never")  # type: ignore[arg-type]

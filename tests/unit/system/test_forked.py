@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
+import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from atomik._folder.directory import Directory
+from atomik._system import forked
 from tests.support.state import in_child
 
 if TYPE_CHECKING:
@@ -40,3 +45,40 @@ def _forked_without_a_free_descriptor(path: str) -> tuple[bool, int]:
 def test_a_child_gives_its_locks_up_where_nothing_can_be_opened(tmp_path: Path) -> None:
     """Where all descriptors are taken, too; the numbers stay in use."""
     assert in_child(_forked_without_a_free_descriptor, str(tmp_path)) == (True, 0)
+
+
+def _handler(exception: BaseException) -> None:
+    raise exception
+
+
+def _forked_while_it_arrives(path: str, exception: BaseException) -> tuple[str, int]:
+    """What a child tells of what arrived while it closed the second of three folders, and how many it has given up."""
+    told: list[BaseException | None] = []
+    sys.unraisablehook = lambda unraised: told.append(unraised.exc_value)
+    folders = [Directory.open(path) for _ in range(3)]
+    for folder in folders:
+        forked.guard(folder.fd)
+    reader, writer = os.pipe()
+    close = os.close
+
+    def interrupted(fd: int) -> None:
+        close(fd)
+        if fd == folders[1].fd and not told:
+            _handler(exception)
+
+    os.close = interrupted
+    child = os.fork()
+    if not child:
+        given_up = sum(os.readlink(f"/proc/self/fd/{folder.fd}") == "/" for folder in folders)
+        os.write(writer, f"{told[0]!r} {given_up}".encode())
+        os._exit(0)
+    os.close = close
+    os.waitpid(child, 0)
+    said, _, count = os.read(reader, 999).decode().rpartition(" ")
+    return said, int(count)
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt(), OSError(errno.EBADF, "of the handler"), TimeoutError()])
+def test_a_child_gives_all_its_locks_up_whatever_arrives(tmp_path: Path, exception: BaseException) -> None:
+    """A signal handler may raise anything in the middle of it, also what closing a descriptor twice raises (I13)."""
+    assert in_child(_forked_while_it_arrives, str(tmp_path), exception) == (repr(exception), 3)

@@ -150,6 +150,21 @@ def test_interrupt(fds: list[int], exception: BaseException) -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.parametrize("exception", [RuntimeError("of a handler"), IndexError()])
+def test_a_handlers_exception_while_threads_are_started(
+    fds: list[int], monkeypatch: pytest.MonkeyPatch, exception: Exception
+) -> None:
+    """It does not say that there are no more threads, and goes on (I13)."""
+
+    def start(_: threading.Thread) -> None:
+        raise exception
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with kernel(Syncing()), pytest.raises(type(exception)) as caught:
+        sync.sync_files(fds)
+    assert caught.value is exception
+
+
 def test_an_unexpected_exception_in_a_thread(fds: list[int]) -> None:
     """What is not an answer of the kernel is raised by the caller's thread."""
 
