@@ -57,6 +57,10 @@ def _usual_surroundings() -> None:
     for name in ("PYTHONDEVMODE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONINSPECT",
                  "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CDPATH", "POSIXLY_CORRECT"):  # fmt: skip
         os.environ.pop(name, None)
+    places = os.environ.get("PATH", os.defpath).split(
+        os.pathsep
+    )  # in one that may not be entered, no program is missing
+    os.environ["PATH"] = os.pathsep.join(place for place in places if os.access(place, os.X_OK))
     os.environ |= {"LC_ALL": "C.UTF-8", "TZ": "UTC", "TERM": "dumb"}
     time.tzset()
 

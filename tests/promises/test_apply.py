@@ -68,11 +68,12 @@ def sha(data: bytes) -> str:
 
 @pytest.fixture
 def project(folder: Path) -> Path:
-    """A thousand files of a real project: Python's own library."""
+    """A thousand files of a real project: Python's own library, some of it twice where that has fewer."""
     source = Path(os.__file__).parent
     paths = [path for path in sorted(source.rglob("*.py")) if "site-packages" not in path.parts and path.stat().st_size]
-    for path in paths[:1000]:
-        target = folder / "project" / path.relative_to(source)
+    for number in range(1000):
+        path = paths[number % len(paths)]
+        target = folder / "project" / str(number // len(paths)) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     return folder / "project"

@@ -7,6 +7,7 @@ could not overwrite a folder that was not there) the program gets what its autho
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -298,7 +299,12 @@ def test_whiteout(folder: Path) -> None:
     from atomik.rename import renameat2
 
     Path("a").write_text("a")
-    rename("a", "b", whiteout=True)
+    try:
+        rename("a", "b", whiteout=True)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+        pytest.skip(f"the filesystem makes no whiteouts, or not for this user: {exc.strerror}")
     assert stat.S_ISCHR(os.lstat("a").st_mode)
     with pytest.raises(FileExistsError):
         rename("b", "a", replace=False, whiteout=True)

@@ -57,6 +57,8 @@ def remove_deep(top: Path) -> None:
                 below = os.open(name, os.O_RDONLY, dir_fd=fd)
                 for inner in os.listdir(below):
                     number += 1
+                    if stat.S_ISDIR(os.stat(inner, dir_fd=below, follow_symlinks=False).st_mode):
+                        os.chmod(inner, 0o700, dir_fd=below)  # or its owner may not move it elsewhere
                     os.rename(inner, f".hoisted-{number}", src_dir_fd=below, dst_dir_fd=fd)
                 os.close(below)
                 os.rmdir(name, dir_fd=fd)

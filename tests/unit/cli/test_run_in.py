@@ -90,6 +90,8 @@ def test_failure(site: Path, program: list[str], code: int, said: bytes) -> None
 )
 def test_mistakes(site: Path, arguments: list[str], said: bytes) -> None:
     """One line, 125, and the program has not run."""
+    if "/" in arguments and os.geteuid():
+        pytest.skip("an ordinary user may not even write there")
     done = call(*arguments, "--", "touch", "ran")
     assert done.returncode == 125
     assert any(each in done.stderr for each in said.split(b"|"))
@@ -119,7 +121,11 @@ def test_changes_only(site: Path) -> None:
     (site / "same").write_text("same")
     before, same = tree(site), (site / "same").stat()
     script = "cd site; echo new > a; mv moved to; rm -r d; mkdir -p e/f; touch same; rm -r e/f; echo > d; chmod 750 e"
-    if why := in_child(PrivateLayer.why_not, site):
+    if (
+        why := "overlayfs lets only root rename in a lower layer"
+        if os.geteuid()
+        else in_child(PrivateLayer.why_not, site)
+    ):
         pytest.skip(why)
     done = call("--in", "site", "--changes-only", "--dry-run", "--", "sh", "-c", script)
     lines = b"M a\nM d\n- d/x\n+ e/\nR moved -> to\n1 new, 1 removed, 2 changed, 1 renamed\n"
