@@ -13,13 +13,6 @@ from atomik._typing import cast
 
 from .resolve import follow, open_path_fd, refuse_traps
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVarTuple
-
-    _Ts = TypeVarTuple("_Ts")
-
 NAME_MAX = 255
 _SURELY_SHORT = NAME_MAX // 4
 
@@ -73,17 +66,18 @@ def followed(path: str) -> str:
 
 def exists(path: str) -> bool:
     """Whether there is anything at a path; see `real` for why it is not os.path.lexists."""
-    return _mode(kernel.port.lstat, path, None) != 0
+    return mode(path, follow=False) != 0
 
 
-def is_folder(path: str) -> bool:
-    """Whether a path leads to a folder."""
-    return stat.S_ISDIR(_mode(kernel.port.stat, path))
+def is_folder(path: str, *, follow: bool = True) -> bool:
+    """Whether there is a folder at a path."""
+    return stat.S_ISDIR(mode(path, follow=follow))
 
 
-def _mode(call: Callable[[*_Ts], os.stat_result], *args: *_Ts) -> int:
+def mode(path: str, *, follow: bool = True) -> int:
+    """The mode of what is at a path; 0 where there is nothing, where links lead in a circle, and where it cannot be seen."""
     try:
-        return call(*args).st_mode
+        return (kernel.port.stat(path) if follow else kernel.port.lstat(path, None)).st_mode
     except OSError as exc:
         if kernel.errno_of(exc) is None:
             raise

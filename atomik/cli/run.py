@@ -14,6 +14,7 @@ import sys
 
 from atomik import errors
 from atomik._api.shortcuts import file, transaction
+from atomik._folder.paths import exists, is_folder
 from atomik._system import kernel
 
 from .signals import Signals, guarded
@@ -118,7 +119,7 @@ def _refuse_special(path: str) -> None:
     """A user who passes /dev/null or /dev/stdout wants to write to it; the library would replace the name."""
     try:
         mode = os.stat(path).st_mode
-        into_proc = os.path.islink(path) and os.readlink(path).startswith("/proc/")
+        into_proc = stat.S_ISLNK(os.lstat(path).st_mode) and os.readlink(path).startswith("/proc/")
     except ValueError:
         return  # no path: the library says so
     except OSError as exc:
@@ -196,10 +197,10 @@ def _beside(paths: list[tuple[str, str, dict[str, Any]]], staged: list[str]) -> 
 
 
 def _check_output(kind: str, path: str, place: str) -> None:
-    if not os.path.lexists(place):
+    if not exists(place):
         text = f"the program exited with 0, but did not create this {kind}"
         errors.fail(errors.MissingPathError, errno.ENOENT, text, path)
-    if kind == "file" and os.path.isdir(place):
+    if kind == "file" and is_folder(place):
         text = "the program created a folder for a --file; use --folder"
         errors.fail(errors.WrongKindError, errno.EISDIR, text, path)
 

@@ -27,6 +27,7 @@ import stat
 
 from atomik import errors
 from atomik._api.shortcuts import transaction
+from atomik._folder.paths import exists, is_folder
 from atomik._folder.place import Place
 from atomik._staging import companions
 from atomik._system import kernel
@@ -123,7 +124,7 @@ class Changes:
                 return
             self._detach(path)
             removed = self._forget(path)
-            new = fresh and not os.path.lexists(path)
+            new = fresh and not exists(path)
             self._changes[path] = Change(place, fresh=new, removed=removed)
 
     def mkdir(self, path: str) -> None:
@@ -148,7 +149,7 @@ class Changes:
                 self._forget(key)
             self._forget(path)
             self.failed.pop(path, None)
-            if os.path.lexists(path):
+            if exists(path):
                 self._changes[path] = Change(None)
 
     def move(self, source: str, target: str) -> None:
@@ -193,7 +194,7 @@ class Changes:
         self._detach(target, but=origin)
         removed = self._forget(target)
         self._changes.pop(source, None)
-        if os.path.lexists(source):
+        if exists(source):
             self._changes[source] = Change(None)
         if origin == target:
             self._changes.pop(target, None)  # it is back where it was
@@ -301,7 +302,7 @@ class Changes:
 
 
 def _delete(place: str | None) -> None:
-    if place is None or not os.path.lexists(place):
+    if place is None or not exists(place):
         return
     if _is_folder(place):
         shutil.rmtree(place)
@@ -310,7 +311,7 @@ def _delete(place: str | None) -> None:
 
 
 def _is_folder(path: str) -> bool:
-    return os.path.isdir(path) and not os.path.islink(path)
+    return is_folder(path, follow=False)
 
 
 def logs_of(path: str | None) -> list[str]:

@@ -49,6 +49,7 @@ from fsspec.utils import isfilelike, stringify_path
 from atomik import errors
 from atomik import transaction as begin
 from atomik._api.shortcuts import file
+from atomik._folder import paths
 from atomik._folder.resolve import real
 from atomik._hidden_names import PREFIX
 from atomik._staging import companions
@@ -215,7 +216,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         if isinstance(path, os.DirEntry):
             return dict(super().info(path, **keywords))
         where = self._where(path, follow=False)
-        if self._changes is not None and os.path.islink(where):
+        if self._changes is not None and stat.S_ISLNK(paths.mode(where, follow=False)):
             # What the link leads to may have changed as well.
             found = dict(super().info(self._where(path), **keywords))
             found |= {"islink": True, "destination": os.readlink(where)}
@@ -331,7 +332,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         self._copy_in(LocalFileSystem._strip_protocol(path1), path2)
 
     def _copy_in(self, source: str, path: Any) -> None:
-        if os.path.isdir(source):
+        if paths.is_folder(source):
             self.makedirs(path, exist_ok=True)
             return
         from atomik._tree.content import copy_content
@@ -350,7 +351,7 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
         if isfilelike(path2):
             with open(source, "rb") as reader:
                 shutil.copyfileobj(reader, path2)
-        elif os.path.isdir(source):
+        elif paths.is_folder(source):
             os.makedirs(path2, exist_ok=True)
         else:
             if self.auto_mkdir:

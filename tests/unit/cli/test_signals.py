@@ -174,9 +174,10 @@ class TestOnATerminal:
     """A real terminal, with the keys that people press."""
 
     COUNTING = """
-import signal, sys
+import os, signal, sys
 caught = []
-signal.signal(signal.SIGINT, lambda *_: (caught.append(1), print("caught", flush=True)))
+# Not by print: the key may arrive while the print below is still in its call.
+signal.signal(signal.SIGINT, lambda *_: (caught.append(1), os.write(1, b"caught\\n")))
 open(sys.argv[1], "w").close()
 print("ready", flush=True)
 sys.stdin.readline()

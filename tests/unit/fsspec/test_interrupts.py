@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.kernels import Acting, Watching, installed
 from tests.support.state import left_in
 
 AtomikFileSystem: Any = pytest.importorskip("atomik.fsspec", reason="needs the extra atomik[fsspec]").AtomikFileSystem
@@ -59,6 +60,33 @@ def test_listing(folder: Path, fs: Any, monkeypatch: pytest.MonkeyPatch) -> None
         patch.setattr(os, "lstat", striking(os.lstat, "victim"))
         with pytest.raises(FileNotFoundError, match="the handler's"):
             fs.ls(str(folder), detail=True)
+
+
+def handler(_: Any) -> None:
+    raise FileNotFoundError(errno.ENOENT, "the handler's")
+
+
+@pytest.mark.parametrize("change", ["rm", "mv", "pipe"])
+def test_changing(folder: Path, fs: Any, change: str) -> None:
+    """A removal, move or replacement is not left out of what will be published, whichever look a handler's error comes in."""
+    changes = {"rm": fs.rm, "mv": lambda name: fs.mv(name, "b"), "pipe": lambda name: fs.pipe(name, b"new")}
+
+    def program() -> None:
+        with fs.transaction:
+            changes[change]("a")
+
+    Path("a").write_text("old")
+    with installed(Watching({"stat", "lstat"})) as watched:
+        program()
+    assert watched.count > 0
+    Path("b").unlink(missing_ok=True)
+    for at in range(1, watched.count + 1):
+        Path("a").write_text("old")
+        striking = Acting("stat lstat", handler, when=lambda call, at=at: call.number == at)  # type: ignore[misc]
+        with installed(striking), pytest.raises(FileNotFoundError, match="the handler's"):
+            program()
+        assert (os.listdir(), Path("a").read_text()) == (["a"], "old")
+        assert not left_in(folder)
 
 
 @pytest.mark.parametrize("call", ["stat", "lstat", "readlink"])
