@@ -270,8 +270,7 @@ class Commit:
         """Plan; the names at which there are folders now."""
         if any(item.parted for item in self._staged):
             self.items = [part for item in self._staged for part in item.parts(locked=True)]
-        fresh = sum(not item.options.overwrite for item in self.items)
-        if fresh > MANY:
+        if len(self.items) > MANY and (fresh := sum(not item.options.overwrite for item in self.items)) > MANY:
             self.workspace.list_names(self._parents, min(fresh, LONG))
         for item in self.items:
             if item.options.if_changed:

@@ -10,7 +10,6 @@ from atomik import errors
 from atomik._folder.place import NO_TMPFILE, refuse_unremovable
 from atomik._protocol.publish import is_no_name, refuse_exdev
 from atomik._system import kernel
-from atomik._typing import cast
 
 from . import companions, file_objects
 from .item import Found, Item, Operation
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 #: errno of O_TMPFILE where the filesystem has none, or (EPERM) a filter refuses it
 _NO_TMPFILE = NO_TMPFILE | {errno.EPERM}
+
+_new = tuple.__new__  # at half the price of calling the class
 
 
 def stage(
@@ -187,7 +188,8 @@ class StagedFile(Item):
             if fd >= 0:
                 new, has_xattrs = port.statx(fd), bool(port.listxattr(fd))
             else:
-                directory, name = cast("Place", self.slot)
+                assert self.slot is not None
+                directory, name = self.slot
                 new, has_xattrs = port.statx(directory.fd, name), port.has_xattrs(name, directory.fd)
             if has_xattrs or new.uid != old.uid or new.gid != old.gid or (fd < 0 and new.mode != old.mode):
                 return False
@@ -207,10 +209,10 @@ class StagedFile(Item):
             return super().operation(alone=alone)
         options, place = self.options, self.place
         # A file without a name needs no slot, unless it is undone (`Commit._identify`).
-        return Operation(
+        return _new(Operation, (
             "put", place, self.slot or place, _UNKNOWN, self.fd, None, self.backup_place if self.backup else None,
-            options.overwrite, options.allow_gap, self.order,
-        )  # fmt: skip
+            options.overwrite, options.allow_gap, self.order, self.any_kind,
+        ))  # fmt: skip
 
     def content_path(self) -> str:
         return f"/proc/self/fd/{self.fd}" if self.fd >= 0 else super().content_path()

@@ -245,7 +245,7 @@ class Intake:
             if isinstance(exc, OSError) and kernel.errno_of(exc) is not None:
                 raise _errors.system_error(exc, f"cannot stage the {item.kind}", item.path) from exc
             raise
-        if item.resumed:
+        if item.kept is not None and item.resumed:
             _events.emit(_events.INFO, "item.resumed", tx=self.workspace.txid, path=item.path, kind=item.kind)
         if self.heard:
             _events.emit(

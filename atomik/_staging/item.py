@@ -492,10 +492,10 @@ class Item:
             errors.fail(errors.ConflictError, errno.ENOENT, text, str(slot), self.path)
         backup = None if self.backup is None else self.backup_place
         new = _new(Found, (self.step_kind(), identity))
-        return Operation(
+        return _new(Operation, (
             "put", self.place, slot, new, -1, None, backup,
             options.overwrite, options.allow_gap, self.order, self.any_kind,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     def stands_already(self) -> bool:
         """With ``if_changed``: whether there is nothing to change; the commit then leaves it out."""

@@ -28,7 +28,7 @@ from atomik.errors import AtomikError, UnsupportedFilesystemError, os_args, syst
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from types import ModuleType, TracebackType
     from typing import Any, NoReturn
 
     from .libc import Status
@@ -804,16 +804,22 @@ def told(path: str, size: int = 64) -> bytes:
         port.close(fd)
 
 
-@contextlib.contextmanager
-def typed(action: str, path: str) -> Iterator[None]:
+class typed:  # noqa: N801  used like a function; one made by `contextlib.contextmanager` takes twice as many calls
     """Turn the kernel's answers in the block into atomik's errors, which say what was tried and with which path; what a
     signal handler raised goes on unchanged (I13)."""
-    try:
-        yield
-    except OSError as exc:
-        if errno_of(exc) is None:
-            raise
-        raise system_error(exc, action, path) from exc
+
+    __slots__ = ("_action", "_path")
+
+    def __init__(self, action: str, path: str) -> None:
+        self._action, self._path = action, path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(exc, OSError) and errno_of(exc) is not None:
+            raise system_error(exc, self._action, self._path) from exc
 
 
 def install(kernel: Kernel) -> Kernel:
