@@ -130,9 +130,13 @@ class StagedFolder(Item):
 
     def _clone(self, source: Directory, slot: Place, progress: Counting | None, seen: Recorder | None = None) -> None:
         from atomik._tree.clone import clone
+        from atomik._tree.sync import HeadStart
 
-        with source, slot.open() as target:
-            self.not_preserved += tuple(clone(source, target, progress, leave_out=self.no_content, seen=seen))
+        assert self.owner is not None
+        with source, slot.open() as target, HeadStart(target) as start:
+            ahead = start if self.owner.synced_whole(target) else None
+            lost = clone(source, target, progress, leave_out=self.no_content, seen=seen, ahead=ahead)
+            self.not_preserved += tuple(lost)
             if progress is not None:
                 progress.finish()
 

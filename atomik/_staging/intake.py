@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import NoReturn, TypeVar, TypeVarTuple
 
+    from atomik._folder.directory import Directory
     from atomik._progress import Counting
     from atomik._system.libc import Status
 
@@ -62,6 +63,9 @@ class Syncs(Protocol):
 
     def sealed(self, items: Sequence[StagedFile]) -> None:
         """Sync them now, unless that comes later for all."""
+
+    def whole(self, directory: Directory) -> bool:
+        """Whether it does, by one sync of the whole filesystem."""
 
 
 class Intake:
@@ -330,6 +334,10 @@ class Intake:
         from atomik._progress import Counting
 
         return Counting(self.progress, phase)
+
+    def synced_whole(self, directory: Directory) -> bool:
+        """Whether one sync of the whole filesystem will make what is staged there durable."""
+        return self._syncs.whole(directory)
 
     # --- what items report -----------------------------------------------------------------------------------------
     def sealed(self, item: Item) -> None:

@@ -111,6 +111,9 @@ class Owner(Protocol):
     def counting(self, phase: str) -> Counting | None:
         """What reports the progress of a phase, one object at a time."""
 
+    def synced_whole(self, directory: Directory) -> bool:
+        """Whether the filesystem of a folder will be synced as a whole."""
+
 
 def kind_of(mode: int) -> str:
     """The kind of an existing object, as `Step` knows it."""
