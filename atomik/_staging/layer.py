@@ -118,6 +118,8 @@ class StagedLayer:
 
     def __init__(self, intake: Intake, path: str) -> None:
         self._intake, self.path = intake, path
+        #: folders in which a name was made, removed or renamed since the program began
+        self._touched: set[str] = set()
         workspace = intake.workspace
         place = workspace.locate(path, folder=True, parents=False)
         self.place = place
@@ -301,6 +303,8 @@ class StagedLayer:
             with kernel.typed("cannot publish what the program changed in the folder", where):
                 held = Directory.reach(self.folder, path or ".", BENEATH)
             held.path = where
+            if kernel.port.fstat(held.fd).st_ctime_ns > self.since:
+                self._touched.add(path)
             workspace.adopt(held)
 
     def _place_of(self, path: str) -> Place:
@@ -332,7 +336,10 @@ class StagedLayer:
         assert change.new is not None
         if kernel.is_folder(change.new.st_mode):
             return True
-        return bool(change.origin) and self.folder.fs.handle_flags is not None and change.origin not in self.old_names()
+        if change.origin and self.folder.fs.handle_flags is not None:
+            return change.origin not in self.old_names()
+        # An ordinary user's overlay does not say of what it is the copy: then a folder in which nothing changed lost nothing.
+        return os.path.dirname(change.path) in self._touched
 
     def _conflict(self, path: str) -> NoReturn:
         text = (

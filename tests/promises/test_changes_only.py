@@ -358,8 +358,6 @@ SWEPT = [pytest.param(which, marks=pytest.mark.sweep) if at > 3 else which for a
 @pytest.mark.parametrize("which", SWEPT)
 def test_conflict(here: Path, which: str) -> None:
     """What the program and someone else changed is kept as someone else left it, unless the caller asks for the opposite."""
-    if which == "removed by them" and os.geteuid():
-        pytest.skip("the overlay of an ordinary user does not tell a new file from one that was there")
     (here / "F/sub/in").mkdir(parents=True)
     (here / "F/sub/in/c").write_text("c")
     mine, theirs = CONFLICTS[which]
