@@ -150,7 +150,7 @@ def _ask_removal(directory: Directory, what: str, call: Callable[[str, int], Non
         )
         if what == "folders":
             text += f", and remove the empty folder {name!r}, which has to stay"
-        errors.fail(errors.AccessDeniedError, errno.EACCES, text, directory.path)
+        errors.fail(errors.AccessDeniedError, number, text, directory.path)
 
 
 def is_no_link(number: int | None) -> bool:

@@ -207,12 +207,12 @@ class PrivateFolder:
 
 def refuse_no_folders(number: int | None, parent: Directory) -> None:
     """The error where only a sandbox keeps us from making a folder; `number` is the errno of mkdir(2)."""
-    if number in (errno.EACCES, errno.EPERM) and kernel.port.may_write(".", parent.fd):
+    if number is not None and number in (errno.EACCES, errno.EPERM) and kernel.port.may_write(".", parent.fd):
         text = (
             "a sandbox (Landlock, AppArmor) or the server does not let this process make folders here, which groups, folders "
             "and paths are staged in; grant LANDLOCK_ACCESS_FS_MAKE_DIR"
         )
-        errors.fail(errors.AccessDeniedError, errno.EACCES, text, parent.path)
+        errors.fail(errors.AccessDeniedError, number, text, parent.path)
 
 
 def remove_empty(parent: Directory, name: str, folder: Directory) -> None:
