@@ -177,7 +177,7 @@ def probe(folder: str | os.PathLike[str]) -> Capabilities:
             unknown["flock"] = _in_short(exc)
             private_folder = opened.enter_context(_folder_without_lock(workspace.sibling(directory)))
         except errors.AccessDeniedError as exc:
-            if not kernel.port.may_write(".", directory.fd):
+            if directory.append_only or not kernel.port.may_write(".", directory.fd):
                 raise
             left = [str(failure) for failure in workspace.release(keep_parents=True)]
             return _refused(path, _in_short(exc), untried=_WITHOUT_FOLDER, left=left)
