@@ -8,6 +8,7 @@ import mmap
 import os
 import pickle
 import pkgutil
+import stat
 import struct
 import time
 from pathlib import Path
@@ -22,11 +23,13 @@ NOBODY = 65534
 
 
 def descriptors() -> dict[int, str]:
-    """The open descriptors of this process, and where each leads."""
+    """The open descriptors of this process, and where each leads; of a device the number, for its path may be of another
+    mount namespace."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):  # the one that lists them
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        with contextlib.suppress(OSError):  # the one that lists them
+            status, target = os.fstat(int(name)), os.readlink(f"/proc/self/fd/{name}")
+            found[int(name)] = f"device {status.st_rdev}" if stat.S_ISCHR(status.st_mode) else target
     return found
 
 
