@@ -98,8 +98,10 @@ def transaction(
 
     :param bool overwrite: the default for all items: whether existing destinations may be replaced.
     :param durable: bool or str.  ``True``: when ``commit()`` returns, the new versions survive a power cut; atomik
-        chooses how to sync (fsync for a few files, syncfs for many).  ``"fsync"`` or ``"syncfs"`` choose it.  ``False``:
-        no sync; the transaction is still all or nothing if the process dies, but not if the machine does.
+        chooses how to sync (fsync for a few files, syncfs for many; on ext4 with a journal and on xfs a few files are only
+        written back, by sync_file_range(2), because one log keeps every change in order).  ``"fsync"`` or ``"syncfs"``
+        choose it.  ``False``: no sync; the transaction is still all or nothing if the process dies, but not if the machine
+        does.
     :param lock_timeout: a float, the seconds to wait for another transaction or reader in the same folders; 0 does not wait,
         ``None`` waits as long as it takes.
     :param progress: ``True``: a bar on the terminal, by rich or tqdm (``pip install 'atomik[progress]'``); or a function,
@@ -232,7 +234,7 @@ def file(
     :raises atomik.errors.RollbackError: the commit failed and so did undoing it; the original is at ``filename2``.
 
     Guarantee and source: as for `transaction`; a new file appears by one linkat(2), an old one is exchanged by one
-    renameat2(2).  Two syncs if durable.
+    renameat2(2).  If durable, one sync on ext4 with a journal and on xfs, where one log holds every change; else two.
     """
     if path is None:
         path = _former_path(options)
