@@ -31,7 +31,6 @@ No fsync is ever repeated (I9): the kernel reports a failed writeback only once,
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -229,8 +228,11 @@ class HeadStart:
         if self._made < ENOUGH or (before is not None and (before.raised is not None or not before.done)):
             return
         self._made, self._sync = 0, _Beside(self._fd)
-        with contextlib.suppress(RuntimeError):  # no more threads
+        try:
             start_new_thread(self._sync.run, ())
+        except RuntimeError as exc:
+            if not kernel.is_no_thread(exc):  # a signal handler's (I13)
+                raise
 
 
 class _Beside:

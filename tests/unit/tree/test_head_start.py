@@ -119,6 +119,17 @@ def test_no_more_threads(folder: Directory, monkeypatch: pytest.MonkeyPatch) -> 
     assert noting.synced == []
 
 
+def test_a_handlers_error_while_a_thread_is_started(folder: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on, and is not taken for the word that there are no more threads (I13)."""
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("the handler's")
+
+    monkeypatch.setattr(sync, "start_new_thread", interrupted)
+    with pytest.raises(RuntimeError, match="the handler's"), HeadStart(folder) as start:
+        start.more(ENOUGH)
+
+
 def test_too_late(folder: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that comes to run only after the end does nothing: the descriptor may be closed by then."""
     late: list[Callable[[], None]] = []
