@@ -36,8 +36,9 @@ from atomik._folder.directory import Directory, identify
 from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, chmod, delete_file, rename, set_mode
 from atomik._hidden_names import JOURNAL_NAME, kept_name
+from atomik._protocol import locks
 from atomik._protocol.locks import close_all, lock_all, unlock_all
-from atomik._protocol.publish import Unnameable, check, identity_of_new, is_plain, publish, swap
+from atomik._protocol.publish import Unnameable, are_plain, check, identity_of_new, publish, swap
 from atomik._protocol.step import LINKAT, RENAME, Step, Undone, same_kind
 from atomik._protocol.undo import undo
 from atomik._staging import checks
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder
-    from atomik._protocol.records import Folder
+    from atomik._protocol.records import Folder, StepFields
+    from atomik._protocol.resumable import Resumable
     from atomik._staging.item import Found, Item
     from atomik._staging.observe import Digest, Observation
     from atomik._staging.workspace import Workspace
@@ -75,8 +77,8 @@ GRACE = 0.005
 #: the kinds of outputs that may be folders, or displace one
 _OF_FOLDERS = ("folder", "path", "removal")
 
-#: the order in which locks are taken (I8)
-_key = operator.attrgetter("key")
+_parted, _kept = operator.attrgetter("parted"), operator.attrgetter("kept")
+_new = tuple.__new__  # in half the time of calling the class
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
 _OPEN, _PREPARED, _SWAPPED, _COMMITTED, _ABORTED, _IN_DOUBT = State
@@ -189,7 +191,7 @@ class Commit:
         if options.if_changed and item.stands_already():
             self._confirm_unchanged(parent)
             return
-        found = self._find(alone=True)
+        found = _find_alone(item)
         if self.barriers.durable:
             self._syncing(0)
             self.barriers.staged(self.items, [], self.workspace.made_parents, None)
@@ -231,7 +233,7 @@ class Commit:
             # The private folders' own names must be durable too: what is displaced will be in them.
             fd = None if self._journal is None else self._journal.fd
             self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
-        if _events.heard(_events.DEBUG):
+        if self._heard:
             self.event(_events.DEBUG, "transaction.prepared", steps=len(self.steps), barriers=self.barriers.passed)
 
     # --- finding and planning ------------------------------------------------------------------------------------
@@ -249,15 +251,7 @@ class Commit:
         if there is not None and there.kind == "folder" and not self._locked:
             self._needs_journal = _plan.needs_journal(self.steps, checked_later=False)
             self._lock({item.place})
-            self._plan_alone(item, self._find(alone=True))
-
-    def _find(self, *, alone: bool) -> dict[Place, Found | None]:
-        """What exists at every name that changes."""
-        found: dict[Place, Found | None] = {}
-        for item in self.items:
-            if not item.unchanged:
-                item.find(found, alone=alone)
-        return found
+            self._plan_alone(item, _find_alone(item))
 
     def _name(self, item: StagedFile, action: Callable[[], None]) -> None:
         """Give an unnamed file a slot; if that took a copy, the copy must be made durable."""
@@ -268,17 +262,18 @@ class Commit:
 
     def _plan_group(self) -> set[Place]:
         """Plan; the names at which there are folders now."""
-        if any(item.parted for item in self._staged):
+        if any(map(_parted, self._staged)):
             self.items = [part for item in self._staged for part in item.parts(locked=True)]
         if len(self.items) > MANY and (fresh := sum(not item.options.overwrite for item in self.items)) > MANY:
             self.workspace.list_names(self._parents, min(fresh, LONG))
+        found: dict[Place, Found | None] = {}
+        items, later = [], self.undecided
         for item in self.items:
-            if item.options.if_changed:
-                item.stands_already()
-        found = self._find(alone=False)
-        items = [item for item in self.items if not item.unchanged]
+            if not (item.options.if_changed and item.stands_already()):
+                item.find(found, alone=False)
+                items.append(item)
+                later = later or item.expectation is not None or item.kept is not None
         self.steps = self._planned(items, found)
-        later = self.undecided or any(item.expectation is not None or item.kept is not None for item in items)
         self._needs_journal = _plan.needs_journal(self.steps, checked_later=later)
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
@@ -322,9 +317,10 @@ class Commit:
     # --- locks and the journal -----------------------------------------------------------------------------------
     def _lock(self, displaced: set[Place]) -> None:
         """Lock every parent, and every folder that will be displaced: readers of it must have ended (P6)."""
-        self._unlock()
+        if self._locked:
+            self._unlock()
         parents = {place.directory for item in self._staged for place in item.places()}
-        self._parents = sorted(parents, key=_key)
+        self._parents = sorted(parents, key=locks.order)
         while True:
             self._locked = True  # from here on there may be locks to release
             self._open_displaced(displaced)
@@ -385,29 +381,22 @@ class Commit:
     def _intent(self, journal: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
         records = _machinery().records
-        parents, private = self._parents, list(self.workspace.private_folders.values())
-        above = {*parents, *(made.parent for made in private)}
-        parts: dict[Directory, list[str]] = {parent: [] for parent in above}
-        if len(above) > 1:  # their paths from the folder that holds all of them
-            parts = {parent: _parts(parent.real_path()) for parent in above}
-            shared = len(os.path.commonprefix(list(parts.values())))  # noqa: RUF071  of lists, it compares components
-            parts = {parent: path[shared:] for parent, path in parts.items()}
+        parents, private = self._parents, self.workspace.private_folders.values()
+        paths = _paths_below({*parents, *[made.parent for made in private]})
         number: dict[Directory, int] = {}
         entries: list[Folder] = []
         for parent in parents:
             number[parent] = len(entries)
-            entries.append(records.Folder(tuple(parts[parent]), parent.identity("") or b"", parent=True))
+            entries.append(_new(records.Folder, (paths[parent], parent.identity("") or b"", True)))
         for made in private:
             number[made.folder] = len(entries)
-            below = (*parts[made.parent], made.name)
-            entries.append(records.Folder(below, made.folder.identity("") or b"", parent=False))
+            below = (*paths[made.parent], made.name)
+            entries.append(_new(records.Folder, (below, made.folder.identity("") or b"", False)))
 
-        def steps() -> Iterator[tuple[Any, ...]]:
+        def steps() -> Iterator[StepFields]:
             for s in self.steps:
-                yield (
-                    s.op, s.kind, s.allow_gap, number[s.dest.directory], s.dest.name,
-                    number[s.slot.directory], s.slot.name, s.new, s.old, s.order,
-                )  # fmt: skip
+                (directory, name), (home, slot) = s.dest, s.slot
+                yield s.op, s.kind, s.allow_gap, number[directory], name, number[home], slot, s.new, s.old, s.order
 
         room = 0 if self._journal is None else self._journal.room
         pieces: Iterator[bytes | bytearray] = records.encode(
@@ -423,7 +412,7 @@ class Commit:
         apart = self._apart or (
             len({step.slot for step in steps}) == len(steps) and all(step.op != "exchange" for step in steps)
         )
-        action = swap if all(map(is_plain, steps)) else publish
+        action = swap if are_plain(steps) else publish
         self._visible_from = time.perf_counter()
         try:
             self._swap_all(action, apart=apart)
@@ -431,11 +420,14 @@ class Commit:
             self._explain(conflict, steps[self._begun - 1])
             raise
         self.visible = time.perf_counter() - self._visible_from
-        for step in steps:
-            if apart:
-                self._explained(check, step)
-            if step in modes and self.barriers.durable:
-                self._set_mode(step.dest, None)
+        for step in steps if apart else ():
+            try:
+                check(step)
+            except errors.ConflictError as conflict:
+                self._explain(conflict, step)
+                raise
+        for step in modes if self.barriers.durable else ():
+            self._set_mode(step.dest, None)
         self._check_expectations()
 
     def _swap_all(self, action: Callable[[Step], None], *, apart: bool) -> None:
@@ -484,7 +476,7 @@ class Commit:
                 if self._heard:
                     self._swapped(step, 0)
                 return
-            self._plan_alone(item, self._find(alone=True))
+            self._plan_alone(item, _find_alone(item))
             step = self.steps[0]
             if step.slot is not step.dest:
                 # It has a private name by now, and is published out of that; linkat(2) would leave it both names.
@@ -540,14 +532,6 @@ class Commit:
         why = None if place is None else expect._mismatch(place, moved=True)
         if why is not None:
             item.conflict(f"not what was expected: {why} at the last moment", place)
-
-    def _explained(self, action: Callable[[Step], None], step: Step) -> None:
-        """Do it, and explain a conflict."""
-        try:
-            action(step)
-        except errors.ConflictError as conflict:
-            self._explain(conflict, step)
-            raise
 
     def _explain(self, conflict: errors.ConflictError, step: Step) -> None:
         """If someone else's object came to a name at the last moment, and an expectation was about that name, say what
@@ -787,26 +771,28 @@ class Commit:
         """
         journal = self._journal
         if journal is not None:
-            if journal.names and (self.stranded or any(item.kept is not None for item in self.items)):
+            if journal.names and (self.stranded or self._kept() is not None):
                 self._without_failing(lambda: journal.keep(self._home()))
             self._without_failing(journal.withdraw)
         if self._locked:
             self._unlock()
         steps = self.steps
         if steps and not (steps[0].alone and steps[0].op == "create" and self.state is _COMMITTED):
-            displaced = self.displaced_in()
-            if displaced and not self.later:
+            displaced = set() if self.later else self.displaced_in()
+            if displaced:
                 kernel.sleep(self.pause())
             self._delete_siblings()
-            if not self.later:
+            if displaced:
                 self._remove_unpinned(displaced)
         if journal is not None:
             journal.close()
 
     def _home(self) -> PrivateFolder:
         """Where the journal stays: with what is resumable, because it says what that is."""
-        kept = next((item.kept for item in self.items if item.kept is not None), None)
-        return kept or next(iter(self.workspace.private_folders.values()))
+        return self._kept() or next(iter(self.workspace.private_folders.values()))
+
+    def _kept(self) -> Resumable | None:
+        return next(filter(None, map(_kept, self.items)), None)
 
     def _without_failing(self, action: Callable[..., None], *about: Any) -> None:
         """Tried twice, because a failure may have been temporary; then logged, not raised."""
@@ -835,7 +821,7 @@ class Commit:
     def _delete_siblings(self) -> None:
         """Delete the slots next to the destinations; those in private folders are deleted with them."""
         for step in self.steps:
-            if step.op == "exchange" or step.slot.directory is not step.dest.directory:
+            if step.slot.directory is not step.dest.directory or step.op == "exchange":
                 continue
             if step.alone:
                 self._delete_alone(step)
@@ -856,6 +842,13 @@ class Commit:
                 self._without_failing(delete_file, place)
         elif step.op != "create" and step.method != RENAME:
             self._without_failing(delete_file, step.slot)
+
+
+def _find_alone(item: Item) -> dict[Place, Found | None]:
+    """What exists at the name that the only output changes; nobody asks for identities."""
+    found: dict[Place, Found | None] = {}
+    item.find(found, alone=True)
+    return found
 
 
 @functools.cache
@@ -915,8 +908,13 @@ def _grace() -> float:
     return GRACE * min(max(1.0, 2 * crowd), 20.0)
 
 
-def _parts(path: str) -> list[str]:
-    return path.strip("/").split("/") if path != "/" else []
+def _paths_below(folders: set[Directory]) -> dict[Directory, tuple[str, ...]]:
+    """The path of each folder from the one that holds all of them."""
+    if len(folders) == 1:
+        return dict.fromkeys(folders, ())
+    paths = {folder: tuple(filter(None, folder.real_path().split("/"))) for folder in folders}
+    shared = len(os.path.commonprefix(list(paths.values())))  # noqa: RUF071  of tuples, it compares components
+    return {folder: path[shared:] for folder, path in paths.items()}
 
 
 def _is_bound(*places: Place | None) -> bool:

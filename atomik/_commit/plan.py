@@ -82,7 +82,8 @@ def plan(
         separate = _are_separate(operations, found)
     if separate:
         steps = [_separate(operation, found[operation.place]) for operation in operations]
-        return sorted(steps, key=_order) if len(steps) > 1 and any(step.order for step in steps) else steps
+        steps.sort(key=_order)
+        return steps
     operations = list(operations)
     model = _Model(found)
     for number, operation in enumerate(operations):
@@ -92,9 +93,10 @@ def plan(
 
 def are_separate(items: Sequence[Item], found: Mapping[Place, Found | None]) -> bool:
     """Whether this is so of the operations of all of these items, as far as can be told without making them."""
-    return len(found) == len(items) and not any(
-        item.kind in _OF_TWO_NAMES or item.backup is not None or not item.changes for item in items
-    )
+    for item in items:
+        if item.kind in _OF_TWO_NAMES or item.backup is not None or not item.changes:
+            return False
+    return len(found) == len(items)
 
 
 def _are_separate(operations: Sequence[Operation], found: Mapping[Place, Found | None]) -> bool:

@@ -188,11 +188,12 @@ def _create(
 ) -> None:
     home = private_folders[0]
     _refuse_renumbered(home.parent)
-    private = [Place(private_folder.folder, private_folder.journal) for private_folder in private_folders]
-    journal.fd = _unnamed(home.folder, private[0].name)
+    names = [Place(made.folder, made.journal) for made in private_folders]
+    names += [Place(parent, JOURNAL_NAME) for parent in parents]
+    journal.fd = _unnamed(home.folder, names[0].name)
     try:
-        journal.identity = identity(journal.fd, home.folder)
-        journal.names.append(private[0])
+        journal.identity = identify(home.folder.fs, journal.fd)
+        journal.names.append(names[0])
         lock(journal.fd)
         at = 0
         for piece in encode(journal.identity or b""):
@@ -200,8 +201,8 @@ def _create(
             at += len(piece)
         journal.end = at - journal.room
         if home.folder.fs.tmpfile:
-            _name(journal.fd, private[0])
-        for place in (*private[1:], *(Place(parent, JOURNAL_NAME) for parent in parents)):
+            _name(journal.fd, names[0])
+        for place in names[1:]:
             _add_name(journal, home, place)
     except BaseException:
         try:
@@ -251,20 +252,20 @@ def _unnamed(home: Directory, name: str) -> int:
 
 def _add_name(journal: LiveJournal, home: PrivateFolder, place: Place) -> None:
     """Link the journal to one more name."""
-    first = Place(home.folder, home.journal)
+    first, (directory, name) = journal.names[0], place
     journal.names.append(place)  # before the call: an interrupt may come right after it
     try:
-        kernel.port.link(first.name, first.fd, place.name, place.fd)
+        kernel.port.link(first.name, first.directory.fd, name, directory.fd)
     except OSError as exc:
         answer = kernel.errno_of(exc)
         if answer == errno.EEXIST:
-            raise HotJournal(place.directory) from None
+            raise HotJournal(directory) from None
         if not is_no_link(answer):
             raise
         _move_name(journal, home, place, exc)
         return
-    if place.identity() != journal.identity:  # two names with two identities (sshfs): not one file for us
-        kernel.port.unlink(place.name, place.fd)
+    if identify(directory.fs, directory.fd, name) != journal.identity:  # two identities (sshfs): not one file for us
+        kernel.port.unlink(name, directory.fd)
         _move_name(journal, home, place, None)
 
 
@@ -290,10 +291,9 @@ def _move_name(journal: LiveJournal, home: PrivateFolder, place: Place, cause: O
 
 
 def _write_all(fd: int, data: bytes | bytearray, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        done = kernel.port.pwrite(fd, view, offset)
-        view, offset = view[done:], offset + done
+    done = kernel.port.pwrite(fd, data, offset)
+    while done < len(data):
+        done += kernel.port.pwrite(fd, data[done:], offset + done)
 
 
 def load(place: Place, *, dry: bool = False) -> tuple[int, Journal | None] | None:

@@ -25,12 +25,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_key = operator.attrgetter("key")
+#: the order of locks (I8): by (st_dev, st_ino), and the mount id, which decides nothing about a lock
+order = operator.attrgetter("place_key")
 
 
 def in_order(directories: Iterable[Directory]) -> list[Directory]:
     """The folders in the order of locks (I8), each once: a second lock on the same folder would wait for the first."""
-    return sorted({directory.key: directory for directory in directories}.values(), key=_key)
+    return sorted({directory.place_key[:2]: directory for directory in directories}.values(), key=order)
 
 
 def lock_all(
@@ -45,13 +46,14 @@ def lock_all(
     try:
         for directory in ordered:
             directory.lock(timeout, deadline, shared=shared)
-        unfinished = next((directory for directory in ordered if directory.exists(JOURNAL_NAME)), None)
+        for directory in ordered:
+            if directory.exists(JOURNAL_NAME):
+                unlock_all(ordered)
+                return directory
     except BaseException:
         unlock_all(ordered)
         raise
-    if unfinished is not None:
-        unlock_all(ordered)
-    return unfinished
+    return None
 
 
 def unlock_all(directories: Iterable[Directory]) -> None:
@@ -72,9 +74,11 @@ def for_each(directories: Iterable[Directory], action: Callable[[Directory], Non
         try:
             _each(left, action)
         finally:
-            _each(left, action)
+            if left:
+                _each(left, action)
     finally:
-        _each(left, action)
+        if left:
+            _each(left, action)
 
 
 def _each(left: list[Directory], action: Callable[[Directory], None]) -> None:

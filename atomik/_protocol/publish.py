@@ -30,6 +30,7 @@ from .undo import give_back
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import NoReturn
 
 
@@ -66,7 +67,7 @@ def publish(step: Step) -> None:
 
 
 def swap(step: Step) -> None:
-    """`publish` by one renameat2 and nothing else, for a step that `is_plain`."""
+    """`publish` by one renameat2 and nothing else, for one of steps that `are_plain`."""
     op, (directory, name), (home, slot) = step.op, step.dest, step.slot
     try:
         if op == "replace":
@@ -83,9 +84,13 @@ def swap(step: Step) -> None:
         step.method = RENAMEAT2
 
 
-def is_plain(step: Step) -> bool:
-    """Whether renameat2 publishes a step: what is staged has a name, and the filesystem is known to have the flags."""
-    return step.fd < 0 and step.op != "exchange" and step.dest.directory.fs.trusted
+def are_plain(steps: Iterable[Step]) -> bool:
+    """Whether renameat2 publishes each of the steps: what is staged has a name, and the filesystem is known to have the
+    flags."""
+    for step in steps:  # noqa: SIM110  a generator would take twice as long
+        if step.fd >= 0 or step.op == "exchange" or not step.dest.directory.fs.trusted:
+            return False
+    return True
 
 
 def _refuse(step: Step, exc: OSError) -> NoReturn:

@@ -24,6 +24,7 @@ than were written are damage, and then it must not be concluded that nothing was
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 from atomik import _hidden_names
@@ -46,6 +47,8 @@ _ALIGN = 64
 _SECTOR = 512
 #: an intent is written in pieces of about so many bytes
 _PIECE = 1 << 20
+#: up to so many steps are made and encoded only once
+_FEW = 1000
 _COUNTS = struct.Struct("<II")
 _STEP = struct.Struct("<BBHIIHHHHq")
 _LENGTHS = struct.Struct("<HH")
@@ -132,32 +135,25 @@ def encode(
     coordinator: str = "",
     room: int = 0,
 ) -> Iterator[bytes | bytearray]:
-    """The bytes of an intent in pieces, with `room` zeros behind it.  `steps` is called twice, and neither its `count` steps
-    nor the pieces need exist all at once: a large transaction should not be in memory twice."""
+    """The bytes of an intent in pieces, with `room` zeros behind it.  `steps` makes its `count` steps; if they are many, it
+    is called twice, so that neither they nor the pieces exist all at once: a large transaction should not be in memory
+    twice."""
     who = coordinator.encode()
     if len(who) > MAX_COORDINATOR:
         raise ValueError(f"the coordinator's name must not be longer than {MAX_COORDINATOR} bytes of UTF-8")
-    out = bytearray(_HEAD.size)
+    out = bytearray(HEAD_SIZE)
     out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _LENGTH.pack(len(who)) + who
     out += _COUNTS.pack(len(folders), count)
-    for folder in folders:
-        path = "/".join(folder.parts).encode(errors="surrogateescape")
-        out += bytes([folder.parent]) + _LENGTHS.pack(len(path), len(folder.identity)) + path + folder.identity
-    length = len(out) + sum(
-        _STEP.size + len(_encoded(each[4])) + len(_encoded(each[6])) + len(each[7] or b"") + len(each[8] or b"")
-        for each in steps()
-    )
+    for parts, identity, parent in folders:
+        path = "/".join(parts).encode("utf-8", "surrogateescape")
+        out += b"%c%b%b%b" % (parent, _LENGTHS.pack(len(path), len(identity)), path, identity)
+    sizes, content = itertools.tee(_encoded(steps())) if count <= _FEW else (_encoded(steps()), _encoded(steps()))
+    length = len(out) + sum(map(len, sizes))
     padding = -(length + _DIGEST) % _ALIGN
-    _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, length + padding - _HEAD.size)
-    digest, pack = blake2b(digest_size=_DIGEST), _STEP.pack
-    for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps():
-        dest, slot = _encoded(dest_name), _encoded(slot_name)
-        new, old = new or b"", old or b""
-        out += pack(
-            _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
-            len(dest), len(slot), len(new), len(old), order,
-        )  # fmt: skip
-        out += dest + slot + new + old
+    _HEAD.pack_into(out, 0, _MAGIC, VERSION, INTENT, length + padding - HEAD_SIZE)
+    digest = blake2b(digest_size=_DIGEST)
+    for step in content:
+        out += step
         if len(out) >= _PIECE:
             digest.update(out)
             yield out
@@ -167,8 +163,17 @@ def encode(
     yield out + digest.digest() + bytes(room)
 
 
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+def _encoded(steps: Iterable[StepFields]) -> Iterator[bytes]:
+    """The bytes of each step."""
+    pack = _STEP.pack
+    for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
+        dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode("utf-8", "surrogateescape")
+        new, old = new or b"", old or b""
+        head = pack(
+            _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
+            len(dest), len(slot), len(new), len(old), order,
+        )  # fmt: skip
+        yield head + dest + slot + new + old
 
 
 def encode_outcome(kind: int, txid: str) -> bytes:

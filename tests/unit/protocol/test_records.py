@@ -89,12 +89,21 @@ DATA = encode_intent(SIMPLE)
 MARK = encode_outcome(COMMITTED, TXID)
 
 
-def test_a_large_intent_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [0, 1000])
+def test_a_large_intent_is_made_in_pieces(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
     """They are the same bytes; zeros behind it are part of the last one, and not of the intent."""
     long = SIMPLE._replace(steps=SIMPLE.steps * 20)
     whole, count = encode_intent(long), len(long.steps)
     monkeypatch.setattr(_records, "_PIECE", 512)
-    pieces = list(_records.encode(TXID, long.journal, long.folders, lambda: long.steps, count, room=64))
+    monkeypatch.setattr(_records, "_FEW", few)
+    asked = []
+
+    def steps() -> tuple[StepRecord, ...]:
+        asked.append(count)
+        return long.steps
+
+    pieces = list(_records.encode(TXID, long.journal, long.folders, steps, count, room=64))
+    assert len(asked) == (1 if few else 2)
     assert len(pieces) > 4
     assert b"".join(pieces) == whole + bytes(64)
 
