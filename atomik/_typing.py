@@ -15,20 +15,38 @@ else:
     import types
 
     class _NamedTupleType(type):
-        """Makes a class with annotations a `collections.namedtuple`, as typing.NamedTuple does."""
-
         def __new__(cls, name, bases, members):
-            if not bases:
-                return super().__new__(cls, name, bases, members)
-            fields = list(members.pop("__annotations__", ()))
-            defaults = [members.pop(field) for field in fields if field in members]
-            made = collections.namedtuple(name, fields, defaults=defaults, module=members.pop("__module__"))  # noqa: PYI024  that loads typing
-            for key, value in members.items():
-                setattr(made, key, value)
-            return made
+            fields = tuple(members.get("__annotations__", ()))
+            defaults = {field: members[field] for field in fields if field in members}
+            members |= {field: collections._tuplegetter(at, "") for at, field in enumerate(fields)}
+            members |= {"__slots__": (), "__match_args__": fields, "_fields": fields, "_defaults": defaults}
+            return super().__new__(cls, name, bases, members)
 
-    class NamedTuple(metaclass=_NamedTupleType):
-        pass
+    class NamedTuple(tuple, metaclass=_NamedTupleType):
+        """As `typing` has it, whose classes take 0.2 ms each to make: a constructor is compiled for each."""
+
+        __slots__ = ()
+
+        def __new__(cls, *values, **named):
+            if named or len(values) != len(cls._fields):
+                values = cls._complete(values, named)
+            return tuple.__new__(cls, values)
+
+        @classmethod
+        def _complete(cls, values, named):
+            rest, known = cls._fields[len(values) :], cls._defaults | named
+            if len(values) > len(cls._fields) or not named.keys() <= set(rest) <= known.keys():
+                raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
+            return (*values, *[known[field] for field in rest])
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def __repr__(self):
+            return f"{type(self).__name__}({', '.join(map('{}={!r}'.format, self._fields, self))})"
+
+        def _replace(self, **named):
+            return type(self)(**dict(zip(self._fields, self, strict=True)) | named)
 
     class Protocol:
         __slots__ = ()
