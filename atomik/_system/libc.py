@@ -1,7 +1,8 @@
 """The system calls that `os` does not offer, bound with ctypes; loaded when first needed.
 
-Only `kernel` imports this module.  It is separate because ctypes alone takes longer to import than the rest of
-atomik: a program that imports atomik and writes nothing should not pay for it.
+Only `kernel` imports this module: a program that imports atomik and writes nothing should not pay for it.  It builds on
+`_ctypes`, the part of ctypes in C.  The part in Python makes dozens of classes, of which three are needed here, and takes
+longer to load than any module of atomik.
 
 Where the C library has a wrapper it is used; otherwise syscall(2) with the number of the machine, so that
 musl and an old glibc work too.
@@ -10,11 +11,11 @@ musl and an old glibc work too.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import struct
 import sys
+from _ctypes import FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO, CFuncPtr, _SimpleCData, byref, dlopen, get_errno, set_errno
 from errno import ENOSYS
 
 from atomik._typing import NamedTuple
@@ -39,7 +40,7 @@ STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; never reused, unlike the other
 STATX_IDENTITY = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100  # type, mode, nlink, uid, gid, ino
 
 MACHINE = os.uname().machine
-_POINTER = ctypes.sizeof(ctypes.c_void_p)
+_POINTER = struct.calcsize("P")
 INTERFACE = machine.interface(MACHINE, _POINTER, getattr(sys.implementation, "_multiarch", ""))
 
 FICLONE = machine.ioctl(INTERFACE, machine.WRITE, 0x94, 9, 4)
@@ -52,15 +53,49 @@ def xfs_geometry(size: int) -> int:
     return machine.ioctl(INTERFACE, machine.READ, ord("X"), 100, size)
 
 
-_c = ctypes.CDLL(None, use_errno=True)
-errno = ctypes.get_errno
+class _Char(_SimpleCData):  # type: ignore[type-arg]  # only type checkers take an argument
+    _type_ = "c"
+
+
+class _Long(_SimpleCData):  # type: ignore[type-arg]
+    """An unsigned long; a size_t too, which is as wide on Linux."""
+
+    _type_ = "L"
+
+
+class _Wide(_SimpleCData):  # type: ignore[type-arg]
+    """64 bits, as an off_t of the calls here."""
+
+    _type_ = "q"
+
+
+class _Function(CFuncPtr):
+    """Returns an int."""
+
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO
+    __name__: str
+
+
+class _Library:
+    """The C library, as ``ctypes.CDLL(None, use_errno=True)``."""
+
+    _handle = dlopen(None)  # type: ignore[arg-type]  # as CDLL does
+
+    def __getattr__(self, name: str) -> Any:
+        function = _Function((name, self))  # type: ignore[arg-type]  # AttributeError if there is none
+        function.__name__ = name
+        return function
+
+
+_c = _Library()
+errno = get_errno
 
 
 def _bind(*names: str) -> Callable[..., int]:
     """The first of the C functions that there is, or syscall(2) in its place.
 
     Argument types are not declared, because converting declared ones would double the time of a call.  So the callers pass
-    what C takes as it is: int for int, bytes for names, and pointers made by `ctypes.byref`.
+    what C takes as it is: int for int, bytes for names, and pointers made by `byref`.
     """
     for name in names:
         with contextlib.suppress(AttributeError):
@@ -75,7 +110,7 @@ def _by_number(name: str) -> Callable[..., int]:
 
 
 def _unknown(*_: object) -> int:
-    ctypes.set_errno(ENOSYS)
+    set_errno(ENOSYS)
     return -1
 
 
@@ -105,7 +140,7 @@ inotify_add_watch = _bind("inotify_add_watch")
 def _buffer(size: int, second: int = 0) -> _Buffer:
     """`size` bytes, with pointers to the first of them and to the one at `second`."""
     memory = bytearray(size)
-    first, other = (ctypes.byref(ctypes.c_char.from_buffer(memory, at)) for at in (0, second))
+    first, other = (byref(_Char.from_buffer(memory, at)) for at in (0, second))
     return memory, first, other
 
 
@@ -233,7 +268,9 @@ _HOW = struct.Struct("=QQQ")
 @functools.cache
 def _how(flags: int, resolve: int) -> Any:
     """A pointer to a ``struct open_how`` without a mode; it is never written to, so it is shared."""
-    return ctypes.byref(ctypes.create_string_buffer(_HOW.pack(flags, 0, resolve), _HOW.size))
+    memory, at, _ = _buffer(_HOW.size)
+    _HOW.pack_into(memory, 0, flags, 0, resolve)
+    return at
 
 
 def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
@@ -255,8 +292,8 @@ def write_back(fd: int) -> int:
 
 
 _sync_file_range = _bind("sync_file_range")
-_ZERO = ctypes.c_int64(0)  # off_t, which may be wider than int
-_NONE = ctypes.c_size_t(0)
+_ZERO = _Wide(0)
+_NONE = _Long(0)
 
 
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
@@ -266,11 +303,11 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def make_mounts_private() -> int:
-    return _mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None)
+    return _mount(None, b"/", None, _Long(_MS_REC | _MS_PRIVATE), None)
 
 
 def mount_overlay(target: bytes, options: bytes, flags: int) -> int:
-    return _mount(b"overlay", target, b"overlay", ctypes.c_ulong(flags), options)
+    return _mount(b"overlay", target, b"overlay", _Long(flags), options)
 
 
 def copy_mount(path_fd: int) -> int:
@@ -282,14 +319,14 @@ def attach_mount(tree_fd: int, path_fd: int) -> int:
 
 
 def end_with_parent(signal: int) -> int:
-    return _prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+    return _prctl(_PR_SET_PDEATHSIG, _Long(signal), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
 
 
 def adopt_orphans() -> int:
-    return _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+    return _prctl(_PR_SET_CHILD_SUBREAPER, _Long(1), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
 
 
-_ZERO_LONG = ctypes.c_ulong(0)
+_ZERO_LONG = _Long(0)
 
 _STATFS_SIZE = 256
 _MAGIC = struct.Struct("=I" if machine.magic_size(MACHINE, _POINTER) == 4 else "=Q")

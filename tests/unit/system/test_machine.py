@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import errno
 import importlib.util
 import os
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -126,15 +128,17 @@ def unknown(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     uname = os.uname()
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*uname[:4], "brandnew")))
 
-    class Old:
-        """A C library without renameat2, statx and name_to_handle_at."""
+    class Old(_ctypes.CFuncPtr):
+        """The functions of a C library without renameat2, statx and name_to_handle_at."""
 
-        def __getattr__(self, name: str) -> object:
-            if name in ("renameat2", "statx", "name_to_handle_at"):
-                raise AttributeError(name)
-            return getattr(real._c, name)
+        _flags_ = _ctypes.FUNCFLAG_CDECL
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Old())
+        def __new__(cls, where: Any) -> Any:
+            if where[0] in ("renameat2", "statx", "name_to_handle_at"):
+                raise AttributeError(where[0])
+            return super().__new__(cls, where)
+
+    monkeypatch.setattr(_ctypes, "CFuncPtr", Old)
     spec = importlib.util.find_spec("atomik._system.libc")
     assert spec is not None
     assert spec.loader is not None
