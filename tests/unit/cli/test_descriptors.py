@@ -117,9 +117,9 @@ def look(arguments):
         print(*[os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)], seen.fileno(), file=seen)
     return 0
 
-commands.main = look
-assert main() == 0
 assert not loaded, loaded
+commands.main = look
+main()
 """
 
 
