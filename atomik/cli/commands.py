@@ -391,7 +391,8 @@ def _apply(known: argparse.Namespace, report: Report) -> int:
 
 
 def _run(known: argparse.Namespace, report: Report) -> int:
-    from .run import NotStartedError, run
+    from .child import NotStartedError
+    from .run import run
 
     work: Callable[..., tuple[int, Any]] = run
     if known.inside is not None:

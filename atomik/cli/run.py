@@ -5,10 +5,8 @@ What only ``run`` needs is imported by its functions: otherwise ``write`` would 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import signal
 import stat
 import sys
 
@@ -23,8 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     import re
-    import subprocess
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import IO, Any
 
     from atomik._api.transaction import Transaction
@@ -33,11 +30,8 @@ if TYPE_CHECKING:
 
     from .progress import Progress
 
-#: Exit codes of ``run`` that are not the child's own, as env(1), timeout(1) and nohup(1) have them.
-FAILED, CANNOT_RUN, NOT_FOUND = 125, 126, 127
-
-#: outputs that the program prints
-STREAMS = ("stdout", "stderr")
+#: outputs that the program prints, and its descriptors
+STREAMS = {"stdout": 1, "stderr": 2}
 
 #: an argument that no program parses again for blanks and quotes, and a path that survives it if one does
 _WORD, _PLAIN = r"[\w./=,:;+@%^~#-]*", r"[A-Za-z0-9_./\x80-\U0010ffff-]+"
@@ -45,19 +39,10 @@ _WORD, _PLAIN = r"[\w./=,:;+@%^~#-]*", r"[A-Za-z0-9_./\x80-\U0010ffff-]+"
 _LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 
 _CHUNK = 1 << 20
-_SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
 
 
 class PlaceholderError(ValueError):
     """A placeholder is at a place where its path would be misread."""
-
-
-class NotStartedError(Exception):
-    """The program could not be run; ``code`` is our exit code."""
-
-    def __init__(self, program: str, exc: OSError) -> None:
-        super().__init__(f"cannot run {program!r}: {exc.strerror}")
-        self.code = NOT_FOUND if isinstance(exc, FileNotFoundError) else CANNOT_RUN
 
 
 def _named(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -144,7 +129,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
         )  # fmt: skip
 
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
-            files = {kind: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
+            files = {STREAMS[kind]: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
             outputs = [_stage(tx, kind, path, arguments, own) for kind, path, own in paths]
             _refuse_twice(tx)
             staged = [place for _, place in outputs]
@@ -153,6 +138,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
             command = fill_in(
                 arguments.program, names + [name for name, _ in beside], staged + [at for _, at in beside]
             )
+            from .child import spawn
+
             code = spawn(signals, command, environment(names, staged) | resumed, files)
             if code:
                 return code, None
@@ -215,14 +202,17 @@ def fill_in(command: list[str], names: list[str], staged: list[str]) -> list[str
         for name, place in zip(names, staged, strict=True):
             if of is not _base or [_base(other) for other in names].count(_base(name)) == 1:
                 places[f"{{{of(name)}}}"] = place
-    if not places:
-        return command
+    return [_filled(each, places) for each in command]
+
+
+def _filled(argument: str, places: dict[str, str]) -> str:
+    if argument in places or not any(name in argument for name in places):
+        return places.get(argument, argument)
     import re
 
     ours = re.compile("|".join(map(re.escape, places)))  # a name may have braces of its own
-    for each in command:
-        _refuse_to_split(each, ours, places)
-    return [ours.sub(lambda found: places[found[0]], each) for each in command]
+    _refuse_to_split(argument, ours, places)
+    return ours.sub(lambda found: places[found[0]], argument)
 
 
 def _refuse_to_split(argument: str, ours: re.Pattern[str], places: dict[str, str]) -> None:
@@ -259,60 +249,3 @@ def _key(name: str) -> str:
 
 def _base(name: str) -> str:
     return os.path.basename(name.rstrip("/"))
-
-
-def spawn(
-    signals: Signals, command: list[str], variables: dict[str, str], streams: dict[str, Any],
-    enter: Callable[[], None] | None = None,
-) -> int:  # fmt: skip
-    """Run the program to its end, passing on what we are sent; its exit code, 128 + n for a signal.
-
-    The child first calls `enter`; what that raises arrives as a `subprocess.SubprocessError`.
-    """
-    import subprocess
-
-    watched = {*signals.caught, signal.SIGCHLD}
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, the child's exit code is lost
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    try:
-        try:
-            child = subprocess.Popen(command, env=variables, preexec_fn=_prepare(mask, enter), **streams)  # noqa: PLW1509  no threads yet
-        except OSError as exc:
-            raise NotStartedError(command[0], exc) from exc
-        try:
-            _wait(signals, child, watched)
-        finally:
-            if child.returncode is None:
-                child.kill()
-                child.wait()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    code = child.returncode
-    return 128 - code if code < 0 else code
-
-
-def _wait(signals: Signals, child: subprocess.Popen[bytes], watched: Iterable[int]) -> None:
-    while child.poll() is None:
-        info = signal.sigwaitinfo(watched)
-        number = info.si_signo
-        if number == signal.SIGCHLD:
-            continue
-        signals.number = signals.number or number
-        # A terminal's Ctrl-C and Ctrl-\ went to its whole foreground group, the child too, so it has them already.
-        if info.si_code != _SI_KERNEL or number not in (signal.SIGINT, signal.SIGQUIT):
-            with contextlib.suppress(PermissionError):  # it runs as another user: sudo passes on what it gets itself
-                child.send_signal(number)
-
-
-def _prepare(mask: Any, enter: Callable[[], None] | None) -> Callable[[], None]:
-    """What the child does before it becomes the program: unblock signals, and ask to be ended when we are killed."""
-    kernel.libc()
-    parent = os.getpid()
-
-    def prepare() -> None:
-        if enter is not None:
-            enter()
-        kernel.end_with(parent, signal.SIGTERM)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    return prepare

@@ -14,17 +14,19 @@ kernel ends the child, and `atomik recover` removes what was staged.
 from __future__ import annotations
 
 import contextlib
-import signal
 
 from atomik.flags import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Iterator
     from types import FrameType, TracebackType
     from typing import Any, Self
 
     from atomik._api.transaction import Transaction
+else:
+    import _signal as signal  # `signal` makes enumerations of all its numbers, which takes longer than the rest of this room
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -38,6 +40,8 @@ class Stopped(SystemExit):
         self.outcome = "nothing was changed"
 
     def __str__(self) -> str:
+        import signal  # for its names
+
         return f"stopped by {signal.Signals(self.number).name}; {self.outcome}"
 
 
@@ -47,9 +51,7 @@ class Signals:
     def __init__(self) -> None:
         self.armed: bool = False
         self.number: int | None = None
-        self.caught: list[signal.Signals] = [
-            number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN
-        ]
+        self.caught: list[int] = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
         self._before: list[tuple[int, Any]] = []
 
     def __enter__(self) -> Self:

@@ -20,7 +20,9 @@ HEAVY = [
 ]  # fmt: skip
 
 #: None of these is ever needed to write a file or a folder.
-NEVER = ["structlog", "ssl", "asyncio", "subprocess", "shutil", "hashlib", "socket", "tempfile", "multiprocessing"]
+NEVER = [
+    "structlog", "ctypes", "ssl", "asyncio", "subprocess", "shutil", "hashlib", "socket", "tempfile", "multiprocessing",
+]  # fmt: skip
 
 #: Single files, folders and a transaction.
 WRITING = """
@@ -39,8 +41,9 @@ def run(code: str, *flags: str, cwd: Path | None = None) -> str:
     env = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
     env.pop("COVERAGE_PROCESS_START", None)
     env.pop("COVERAGE_PROCESS_CONFIG", None)
+    command = [sys.executable, *flags, "-c", code]
     done = subprocess.run(
-        [sys.executable, *flags, "-c", code], capture_output=True, text=True, env=env, cwd=cwd, check=True
+        command, env=env, cwd=cwd, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     return done.stdout + done.stderr
 
@@ -68,6 +71,19 @@ def test_writing_does_without_typing(tmp_path: Path) -> None:
     code = f"import sys\n{files}\nprint(*{{'typing', 're', 'attrs'}} & set(sys.modules))"
     assert run(code, "-S", cwd=tmp_path).split() == []
     assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("command", [["write"], ["run", "--", "true"]])
+def test_commands_load_only_what_they_need(command: list[str], tmp_path: Path) -> None:
+    """Short programs would take longer to start than to run."""
+    name, *program = command
+    (tmp_path / "a").write_text("old")
+    code = f"import sys; from atomik.cli import main; main({[name, '--overwrite', *OUTPUT[name], *program]!r})"
+    code += f"\nprint(*{{*{NEVER!r}, 'signal', 'threading', 'locale', 'typing', 'json'}} & set(sys.modules))"
+    assert run(code, "-S", cwd=tmp_path).split() == []
+
+
+OUTPUT = {"write": ["a"], "run": ["--stdout", "a"]}
 
 
 def test_import_has_no_side_effects(tmp_path: Path) -> None:
