@@ -48,6 +48,15 @@ def shared(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture
+def reachable(open_folder: Path) -> Path:
+    """The same where another user can reach it: `tmp_path` is closed again whenever somebody starts another pytest."""
+    place = open_folder / "shared"
+    place.mkdir()
+    place.chmod(0o777)
+    return place
+
+
 def publish(folder: Path) -> None:
     with atomik.transaction(overwrite=True, lock_timeout=1.0) as tx:
         tx.file(folder / "one").write("new")
@@ -453,44 +462,38 @@ def test_a_link_in_the_place_of_a_parent(tmp_path: Path) -> None:
     assert not left_in(tmp_path)
 
 
-def test_another_users_dead_transaction_is_not_ours(shared: Path) -> None:
+@needs_root
+def test_another_users_dead_transaction_is_not_ours(reachable: Path) -> None:
     """Root neither undoes nor finishes nor deletes it; it says whose it is. Its owner can."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
-    os.chmod(shared.parent, 0o755)
-    for path in list(shared.parents)[:-2]:
-        path.chmod(path.stat().st_mode | 0o055)
 
     def die() -> None:
         for name in ("one", "two"):
-            (shared / name).write_text("old")
-        die_at(lambda: publish(shared), "rename")
+            (reachable / name).write_text("old")
+        die_at(lambda: publish(reachable), "rename")
 
     in_child(die, become=NOBODY)
-    before = tree(shared)
+    before = tree(reachable)
     with pytest.raises(errors.JournalError, match=f"it belongs to user {NOBODY}"):
-        atomik.recover(shared)
-    assert tree(shared) == before
-    (shared / JOURNAL_NAME).rename(shared.parent / "aside")
-    assert [item.action for item in atomik.recover(shared).items] == ["left"]
-    (shared.parent / "aside").rename(shared / JOURNAL_NAME)
-    assert tree(shared) == before
-    in_child(lambda: str(atomik.recover(shared)), become=NOBODY)
-    assert contents(shared) == ["old", "old"]
-    assert not left_in(shared)
+        atomik.recover(reachable)
+    assert tree(reachable) == before
+    (reachable / JOURNAL_NAME).rename(reachable.parent / "aside")
+    assert [item.action for item in atomik.recover(reachable).items] == ["left"]
+    (reachable.parent / "aside").rename(reachable / JOURNAL_NAME)
+    assert tree(reachable) == before
+    in_child(lambda: str(atomik.recover(reachable)), become=NOBODY)
+    assert contents(reachable) == ["old", "old"]
+    assert not left_in(reachable)
 
 
 @needs_root
-def test_roots_journal_is_not_an_ordinary_users_to_settle(shared: Path) -> None:
+def test_roots_journal_is_not_an_ordinary_users_to_settle(reachable: Path) -> None:
     """An error that says so, and nothing touched."""
-    for path in list(shared.parents)[:-2]:
-        path.chmod(path.stat().st_mode | 0o055)
-    (shared / "one").write_text("old")
-    die_at(lambda: publish(shared), "rename")
+    (reachable / "one").write_text("old")
+    die_at(lambda: publish(reachable), "rename")
     with pytest.raises(errors.JournalError, match="Let its owner run"):
-        in_child(lambda: str(atomik.recover(shared)), become=NOBODY)
-    atomik.recover(shared)
-    assert (shared / "one").read_text() == "old"
+        in_child(lambda: str(atomik.recover(reachable)), become=NOBODY)
+    atomik.recover(reachable)
+    assert (reachable / "one").read_text() == "old"
 
 
 @needs_root

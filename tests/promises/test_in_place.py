@@ -65,6 +65,14 @@ def public(folder: Path) -> Path:
     return folder / "public"
 
 
+@pytest.fixture
+def reachable(open_folder: Path) -> Path:
+    """The same where another user can reach it: `tmp_path` is closed again whenever somebody starts another pytest."""
+    open_folder.chmod(0o755)
+    plant(open_folder, {"public": OLD})
+    return open_folder / "public"
+
+
 def test_the_folder_stays_and_its_entries_change(public: Path) -> None:
     """Same inode, mode and owner; exactly the new content, entries of another kind too; the receipt names each."""
     public.chmod(0o2751)
@@ -366,13 +374,11 @@ def test_what_is_built_inherits_as_in_the_folder_itself(public: Path) -> None:
 
 @root
 @pytest.mark.leftovers("folders of root's, which the user could not delete")
-def test_a_folder_whose_owner_may_do_less_than_we(public: Path) -> None:
+def test_a_folder_whose_owner_may_do_less_than_we(reachable: Path) -> None:
     """What is staged belongs to us, and is ours to write."""
-    for above in (public, *public.parents):
-        above.chmod(above.stat().st_mode | 0o111)
-    public.chmod(0o077)
-    assert as_user(65534, lambda: publish(public, NEW).durable) == "False"
-    assert seen(public) == NEW
+    reachable.chmod(0o077)
+    assert as_user(65534, lambda: publish(reachable, NEW).durable) == "False"
+    assert seen(reachable) == NEW
 
 
 def test_many_entries(folder: Path) -> None:
@@ -498,35 +504,31 @@ def test_a_mount_that_comes_while_it_is_built() -> None:
 
 @root
 @pytest.mark.leftovers("folders of root's, which the user could not delete")
-def test_entries_of_another_user(public: Path) -> None:
+def test_entries_of_another_user(reachable: Path) -> None:
     """In a folder that both may write to: folders of theirs that we may not write to are exchanged within it, and what we may
     not delete is reported, never lost or half done."""
-    os.chmod(public.parent, 0o777)
-    for above in public.parents:
-        above.chmod(above.stat().st_mode | 0o111)
-    public.chmod(0o777)
-    theirs = public / "dir"
+    os.chmod(reachable.parent, 0o777)
+    reachable.chmod(0o777)
+    theirs = reachable / "dir"
     os.chown(theirs, 65533, 65533)
 
     def work() -> None:
-        receipt = publish(public, NEW)
+        receipt = publish(reachable, NEW)
         assert len(receipt.leftovers) == 2, receipt
 
     assert as_user(65534, work) == "None"
-    assert seen(public) == NEW
-    assert [item.action for item in atomik.recover(public).items] == ["left", "left"]
+    assert seen(reachable) == NEW
+    assert [item.action for item in atomik.recover(reachable).items] == ["left", "left"]
 
 
 @root
-def test_a_sticky_folder(public: Path) -> None:
+def test_a_sticky_folder(reachable: Path) -> None:
     """Where others' entries may not be replaced: said when it is staged."""
-    for above in (public, *public.parents):
-        above.chmod(above.stat().st_mode | 0o111)
-    public.chmod(0o1777)
+    reachable.chmod(0o1777)
 
     def work() -> None:
         with pytest.raises(errors.AccessDeniedError, match="sticky"):
-            atomik.folder(public, overwrite=True, in_place=True)
+            atomik.folder(reachable, overwrite=True, in_place=True)
 
     assert as_user(65534, work) == "None"
-    assert seen(public) == OLD
+    assert seen(reachable) == OLD
