@@ -70,7 +70,12 @@ def command(world: World, job: Job, *how: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "job", [scenarios.mixed, scenarios.moves, scenarios.one_overwritten], ids=lambda job: job.__name__
+    "job",
+    [
+        scenarios.mixed,
+        *(pytest.param(job, marks=pytest.mark.sweep) for job in (scenarios.moves, scenarios.one_overwritten)),
+    ],
+    ids=lambda job: job.__name__,
 )
 def test_no_call_by_passes_the_port(built: World, job: Job) -> None:
     """Every system call that changes something is one that a recording kernel saw, and the other way round."""

@@ -67,11 +67,11 @@ def sha(data: bytes) -> str:
 
 
 @pytest.fixture
-def project(folder: Path) -> Path:
-    """A thousand files of a real project: Python's own library, some of it twice where that has fewer."""
-    source = Path(os.__file__).parent
+def project(folder: Path, request: pytest.FixtureRequest) -> Path:
+    """As many files of a real project as are asked for: Python's own library, some of it twice where that has fewer."""
+    source = Path(os.__file__).parent / ("email" if request.param < 100 else "")
     paths = [path for path in sorted(source.rglob("*.py")) if "site-packages" not in path.parts and path.stat().st_size]
-    for number in range(1000):
+    for number in range(request.param):
         path = paths[number % len(paths)]
         target = folder / "project" / str(number // len(paths)) / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,7 @@ def edits_of(project: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.sweep
+@pytest.mark.parametrize("project", [1000], indirect=True)
 def test_a_thousand_edits(project: Path) -> None:
     """All are there, and the receipt says what was written."""
     edits = edits_of(project)
@@ -111,16 +112,18 @@ def test_a_thousand_edits(project: Path) -> None:
     assert not left_in(project)
 
 
+@pytest.mark.parametrize("project", [40, pytest.param(1000, marks=pytest.mark.sweep)], indirect=True)
 def test_a_wrong_digest_in_the_last_changes_nothing(project: Path) -> None:
     edits = edits_of(project)
-    edits[-1]["expect"] = sha(b"something else")
+    last = len(edits) - 1
+    edits[last]["expect"] = sha(b"something else")
     before = tree(project)
     done = call("--json", changes=edits, root=project)
     assert done.returncode == 1
     said = json.loads(done.stdout)
-    assert (said["error"], said["change"]) == ("ConflictError", 999)
-    assert "changes[999] (" in said["message"]
-    assert "changes[999] (" in done.stderr
+    assert (said["error"], said["change"]) == ("ConflictError", last)
+    assert f"changes[{last}] (" in said["message"]
+    assert f"changes[{last}] (" in done.stderr
     assert tree(project) == before
     assert not left_in(project)
 

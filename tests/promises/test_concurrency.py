@@ -1,6 +1,6 @@
 """Processes against each other: writers for one destination, and readers of what is being overwritten.
 
-The full numbers of rounds are run with ``-m slow``; a plain run takes a tenth of them.
+The full numbers of rounds are run with ``-m slow``; a plain run takes a tenth of them, or fewer.
 """
 
 from __future__ import annotations
@@ -243,7 +243,9 @@ def overwrite_while(rounds: int, write: Callable[[int], None], look: Callable[[C
     return seen
 
 
-@scaled("rounds", 1000, 10_000)
+@pytest.mark.parametrize(
+    "rounds", [200, pytest.param(1000, marks=pytest.mark.sweep), pytest.param(10_000, marks=pytest.mark.slow)]
+)
 def test_reader_of_an_overwritten_file(folder: Path, rounds: int) -> None:
     """P1: never missing, never empty, never half of one and half of another."""
     Path("x").write_text(content(0))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
+import functools
 import importlib
 import inspect
 import io
+import itertools
 import json
 import logging
 import os
@@ -137,7 +139,10 @@ def settings_of_the_process() -> Iterator[None]:
 
 
 #: these pages start many programs, so a plain run leaves them to the sweeps
-OF_PROGRAMS = {page for page in PAGES if page.parent.name == "howto"} | {DOCS / "reference" / "command-line.md"}
+OF_PROGRAMS = {page for page in PAGES if page.parent.name == "howto"} | {
+    DOCS / "reference" / "command-line.md",
+    DOCS / "tutorial.md",
+}
 EACH_PAGE = [pytest.param(page, marks=pytest.mark.sweep) if page in OF_PROGRAMS else page for page in PAGES]
 
 
@@ -274,31 +279,36 @@ def test_the_example_in_a_help_text_runs(name: str, folder: Path) -> None:
         assert json.loads(Path("config.json").read_text()) == {"workers": 8}
 
 
+@functools.cache
+def sources() -> dict[Path, list[ast.AST]]:
+    """Each module of the package, and every node of its syntax tree."""
+    paths = sorted((ROOT / "atomik").rglob("*.py"))
+    return {path: list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) for path in paths}
+
+
 def test_every_example_in_a_help_text_is_among_them() -> None:
     """Every one is checked."""
-    for module in (ROOT / "atomik").rglob("*.py"):
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>> " in (ast.get_docstring(node) or ""):
-                assert node.name in {name.split(".")[-1] for name in EXAMPLES}, node.name
+    for node in itertools.chain.from_iterable(sources().values()):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ">>> " in (ast.get_docstring(node) or ""):
+            assert node.name in {name.split(".")[-1] for name in EXAMPLES}, node.name
 
 
 def emitted() -> dict[str, set[str]]:
     """Event name → fields, as the source has them."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "atomik").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Call) and len(node.args) >= 2):
-                continue
-            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            if called not in ("emit", "event"):
-                continue
-            name = node.args[1]
-            fields = {keyword.arg for keyword in node.keywords if keyword.arg}
-            bound = {"tx"} if called == "event" else set()  # the method of a commit binds it
-            if isinstance(name, ast.Constant):
-                found.setdefault(name.value, set()).update(fields | bound)
-            elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-                found.setdefault(f"{name.values[0].value}<action>", set()).update(fields | bound)
+    for node in itertools.chain.from_iterable(sources().values()):
+        if not (isinstance(node, ast.Call) and len(node.args) >= 2):
+            continue
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called not in ("emit", "event"):
+            continue
+        name = node.args[1]
+        fields = {keyword.arg for keyword in node.keywords if keyword.arg}
+        bound = {"tx"} if called == "event" else set()  # the method of a commit binds it
+        if isinstance(name, ast.Constant):
+            found.setdefault(name.value, set()).update(fields | bound)
+        elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
+            found.setdefault(f"{name.values[0].value}<action>", set()).update(fields | bound)
     return found
 
 
@@ -316,7 +326,7 @@ def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
     explained = set(re.findall(r"^\| `(\w+)` \| (?:event|report)", page, re.MULTILINE))
     told = {result.value for result in Undone}
     for module in sorted((ROOT / "atomik" / "_recovery").glob("*.py")):
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        for node in sources()[module]:
             given: list[ast.expr] = []
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))

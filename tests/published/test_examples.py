@@ -390,6 +390,7 @@ def test_publish_report(tmp_path: Path) -> None:
     compare(report, source)
 
 
+@pytest.mark.sweep
 def test_publish_report_of_the_standard_library(tmp_path: Path) -> None:
     """The default is this Python's standard library, without what pip installed into it."""
     run("publish_report", "--output", "deep/down", cwd=tmp_path)
@@ -442,6 +443,7 @@ def unprivileged() -> tuple[str, ...]:
     return (setpriv, "--bounding-set=-dac_override,-dac_read_search")
 
 
+@pytest.mark.sweep
 def test_publish_report_after_a_kill(tmp_path: Path) -> None:
     """A run killed while it draws the site leaves the old report, and the next run clears up and replaces it."""
     source = Path(json.__file__).parent

@@ -28,7 +28,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs build and hatchling")
     folder = tmp_path_factory.mktemp("built")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True, timeout=50)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     return folder
 
 
@@ -38,6 +38,7 @@ def members(built: Path) -> set[str]:
         return {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
 
 
+@pytest.mark.sweep
 def test_the_sdist_is_whole(built: Path) -> None:
     """The package, its tests, its examples and its documentation; nothing that a machine made."""
     found = members(built)
@@ -49,6 +50,7 @@ def test_the_sdist_is_whole(built: Path) -> None:
     assert not [name for name in found if "__pycache__" in name or name.endswith(".pyc")]
 
 
+@pytest.mark.sweep
 def test_the_wheel_has_the_package_alone(built: Path) -> None:
     """Every module is installed, and no tests next to it in site-packages."""
     (path,) = built.glob("*.whl")

@@ -140,24 +140,34 @@ def pyright(folder: Path) -> dict[tuple[str, int], str]:
 
 
 CHECKERS = {"mypy": mypy, "pyright": pyright}
+EACH_CHECKER = pytest.mark.parametrize(
+    "found", ["mypy", pytest.param("pyright", marks=pytest.mark.sweep)], indirect=True
+)
 
 
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_mistakes_are_found(checker: str, tmp_path: Path) -> None:
-    """Each wrong line is an error, and no other line is."""
-    (tmp_path / "wrong.py").write_text(WRONG)
-    wrong = {("wrong.py", number) for number, line in enumerate(WRONG.splitlines(), 1) if "  # " in line}
-    found = CHECKERS[checker](tmp_path)
-    assert set(found) == wrong, {at: found.get(at, "not found") for at in wrong ^ set(found)}
-
-
-@pytest.mark.parametrize("checker", CHECKERS)
-def test_right_programs_pass(checker: str, tmp_path: Path) -> None:
-    """What the documentation recommends is not an error to a strict checker, nor are the README's programs."""
-    (tmp_path / "right.py").write_text(RIGHT)
+@pytest.fixture(scope="module")
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], str]:
+    """What one checker finds in all the programs, right and wrong; it takes seconds to start."""
+    folder = tmp_path_factory.mktemp("programs")
+    (folder / "wrong.py").write_text(WRONG)
+    (folder / "right.py").write_text(RIGHT)
     for line, text in programs() if README.exists() else ():
-        (tmp_path / f"readme_{line}.py").write_text(text)
-    assert CHECKERS[checker](tmp_path) == {}
+        (folder / f"readme_{line}.py").write_text(text)
+    return CHECKERS[request.param](folder)
+
+
+@EACH_CHECKER
+def test_mistakes_are_found(found: dict[tuple[str, int], str]) -> None:
+    """Each wrong line is an error, and no other line of that program is."""
+    wrong = {("wrong.py", number) for number, line in enumerate(WRONG.splitlines(), 1) if "  # " in line}
+    told = {at for at in found if at[0] == "wrong.py"}
+    assert told == wrong, {at: found.get(at, "not found") for at in wrong ^ told}
+
+
+@EACH_CHECKER
+def test_right_programs_pass(found: dict[tuple[str, int], str]) -> None:
+    """What the documentation recommends is not an error to a strict checker, nor are the README's programs."""
+    assert {at: text for at, text in found.items() if at[0] != "wrong.py"} == {}
 
 
 def programs() -> Iterator[tuple[int, str]]:

@@ -35,6 +35,7 @@ def publish(folder: Path) -> None:
             tx.file(folder / name).write("new")
 
 
+@pytest.mark.sweep
 def test_it_proves_a_transaction(folder: Path, prepare: Callable[[], None]) -> None:
     """The example of the documentation: every point is all old or all new, and the last one is new."""
     points: list[CrashPoint] = []
@@ -71,14 +72,16 @@ def test_it_finds_what_is_no_transaction(folder: Path, prepare: Callable[[], Non
     atomik.recover(folder)
 
 
-@pytest.mark.sweep
 def test_points_can_be_left_out(folder: Path, prepare: Callable[[], None]) -> None:
-    """first and step save time, and keep the end."""
+    """first and step save time, and keep the end; at each point all is old or all is new."""
     points: list[CrashPoint] = []
 
     def check(point: CrashPoint) -> None:
         points.append(point)
         atomik.recover(folder)
+        found = {(folder / name).read_text() for name in ("model", "config")}
+        assert len(found) == 1
+        assert not point.returned or found == {"new"}
 
     count = crash_points(lambda: publish(folder), check, prepare=prepare, first=3, step=4)
     assert sorted({point.number for point in points})[:3] == [3, 7, 11]

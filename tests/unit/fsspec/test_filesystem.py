@@ -675,10 +675,20 @@ class TestLikeTheLocalFileSystem:
 
         return fresh
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
     @given(steps=st.lists(ONE | TWO, max_size=12))
     def test_transaction(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
         """Inside a transaction each step ends and shows the same, and the commit makes the same tree."""
+        self.alike(tops, steps)
+
+    @pytest.mark.sweep
+    @settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(steps=st.lists(ONE | TWO, max_size=12))
+    def test_many_transactions(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
+        """The same, six times as many."""
+        self.alike(tops, steps)
+
+    def alike(self, tops: Callable[[], tuple[Path, Path]], steps: list[tuple[str, ...]]) -> None:
         plain, ours = tops()
         local, fs = LocalFileSystem(), AtomikFileSystem(skip_instance_cache=True, durable=False)
         with fs.transaction:

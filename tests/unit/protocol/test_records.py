@@ -60,6 +60,7 @@ def intents(draw: st.DrawFn) -> Intent:
     return Intent(TXID, folders, tuple(steps))
 
 
+@pytest.mark.sweep  # a plain run has test_journal.test_what_is_written_is_read
 @settings(max_examples=150, deadline=None)
 @given(intents(), st.sampled_from([None, COMMITTED, UNDONE]))
 def test_round_trip(intent: Intent, outcome: int | None) -> None:
