@@ -144,7 +144,7 @@ def nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Non
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # it is told below, more plainly
             gc.collect()
-    assert eventually(lambda: not _new(before), PATIENCE), f"descriptors are left open: {_new(before)}"
+        assert eventually(lambda: not _new(before), PATIENCE), f"descriptors are left open: {_new(before)}"
     if request.node.get_closest_marker("leftovers") is None:
         assert not left_in(tmp_path), "the test left something of atomik's"
 

@@ -23,6 +23,7 @@ import atomik
 from atomik import errors
 from atomik._api.apply import Applier
 from atomik._api.changeset import ChangeSetError, parse
+from tests.support.command import forked
 from tests.support.kernels import Acting, installed
 from tests.support.state import left_in
 
@@ -31,12 +32,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 
 
 def call(*arguments: str, changes: Any = None, root: Path | None = None) -> subprocess.CompletedProcess[str]:
-    document = "" if changes is None else json.dumps({"changes": changes})
     where = [] if root is None else ["--root", str(root)]
-    command = [sys.executable, "-m", "atomik", "apply", *where, *arguments]
-    return subprocess.run(
-        [*command, *([] if changes is None else ["-"])], input=document, capture_output=True, text=True, env=ENVIRONMENT
-    )
+    document = [] if changes is None else ["-"]
+    done = forked("apply", *where, *arguments, *document, input=json.dumps({"changes": changes}).encode())
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def apply(changes: list[dict[str, Any]], root: str | Path = ".", *, dry_run: bool = False) -> Any:

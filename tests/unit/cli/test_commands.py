@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +17,9 @@ import pytest
 import atomik
 from atomik._hidden_names import new_txid
 from atomik.cli import commands as cli
-from atomik.cli import main
 from atomik.cli.run import environment, fill_in
 from tests.crash.deaths import die_at
+from tests.support.command import forked
 from tests.support.lab.strace import missing_strace
 from tests.support.state import left_in
 
@@ -39,37 +36,6 @@ def call(*arguments: str, input: bytes = b"", **keywords: Any) -> subprocess.Com
     if not keywords:
         return forked(*arguments, input=input)
     return subprocess.run([*COMMAND, *arguments], input=input, capture_output=True, env=ENVIRONMENT, **keywords)
-
-
-def forked(*arguments: Any, input: bytes) -> subprocess.CompletedProcess[bytes]:
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-        files[0].write(input)
-        files[0].seek(0)
-        child = os.fork()
-        if not child:
-            os._exit(_main([os.fsdecode(each) for each in arguments], [file.fileno() for file in files]))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        for file in files:
-            file.seek(0)
-        return subprocess.CompletedProcess(arguments, code, files[1].read(), files[2].read())
-
-
-def _main(arguments: list[str], fds: list[int]) -> int:
-    code: Any = 1
-    try:
-        for number, fd in enumerate(fds):
-            os.dup2(fd, number)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115  to its end
-        sys.argv = ["atomik", *arguments]
-        code = main()
-    except SystemExit as exc:
-        code = exc.code
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code or 0
 
 
 def shell(script: str) -> subprocess.CompletedProcess[bytes]:

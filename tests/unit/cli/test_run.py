@@ -15,6 +15,7 @@ import pytest
 
 import atomik
 from atomik.cli.run import PlaceholderError, fill_in
+from tests.support.command import forked as call
 from tests.support.state import left_in
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 COMMAND = [sys.executable, "-m", "atomik"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1]), "PYTHONWARNINGS": "error"}
-
-
-def call(*arguments: str, input: bytes = b"", **keywords: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*COMMAND, *arguments], input=input, capture_output=True, env=ENVIRONMENT, **keywords)
 
 
 class TestStreams:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ import atomik
 from atomik import errors
 from atomik._api.private_layer import PrivateLayer
 from atomik._api.run_in import refuse_where_impossible
+from tests.support.command import forked
 from tests.support.state import in_child, left_in, tree
 
 COMMAND = [sys.executable, "-m", "atomik"]
@@ -35,8 +35,8 @@ def site(folder: Path) -> Path:
     return place
 
 
-def call(*arguments: str, **keywords: Any) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*COMMAND, "run", *arguments], capture_output=True, env=ENVIRONMENT, timeout=50, **keywords)
+def call(*arguments: str, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return forked("run", *arguments, input=input)
 
 
 def test_published(site: Path) -> None:
@@ -158,7 +158,8 @@ def test_background(site: Path) -> None:
     done = call("--in", "site", "--", "sh", "-c", script)
     assert (done.returncode, (site / "a").read_text()) == (125, "old\n")
     Path("gate").write_text("go on\n")
-    script = "setsid sh -c 'sleep 0.4; echo late > site/a' > /dev/null 2>&1 & :"
+    late = "while kill -0 $1; do sleep 0.01; done; echo late > site/a"  # when the program has ended
+    script = f"setsid sh -c '{late}' sh $$ > /dev/null 2>&1 & :"
     assert b"pass --background wait or kill" in done.stderr
     assert call("--in", "site", "--background", "wait", "--", "sh", "-c", script).returncode == 0
     assert (site / "a").read_text() == "late\n"
