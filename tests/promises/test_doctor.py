@@ -236,20 +236,24 @@ def test_a_refusal_that_leaves_something(folder: Path, monkeypatch: pytest.Monke
     assert said["P9"].reason.startswith(f"overwrite: {leave} ")
 
 
-def test_interrupted(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "exc",
+    [TimeoutError(errno.ETIMEDOUT, "handler"), pytest.param(KeyboardInterrupt(), marks=pytest.mark.sweep)],
+    ids=lambda exc: type(exc).__name__,
+)
+def test_interrupted(folder: Path, exc: BaseException) -> None:
     """An exception of a signal handler, of whatever class, goes on unchanged; nothing is left."""
-    for exc in (KeyboardInterrupt(), TimeoutError(errno.ETIMEDOUT, "handler")):
-        for name in trials.TRIALS:
-            with pytest.MonkeyPatch.context() as patch:
 
-                def fail(fresh: Any, exc: BaseException = exc) -> str:
-                    fresh()
-                    raise exc
+    def fail(fresh: Any) -> str:
+        fresh()
+        raise exc
 
-                patch.setitem(trials.TRIALS, name, fail)
-                with pytest.raises(type(exc)) as caught:
-                    atomik.probe(folder)
-            assert caught.value is exc
+    for name in trials.TRIALS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(trials.TRIALS, name, fail)
+            with pytest.raises(type(exc)) as caught:
+                atomik.probe(folder)
+        assert caught.value is exc
     assert os.listdir(folder) == []
 
 

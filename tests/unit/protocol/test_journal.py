@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import atomik
@@ -79,6 +79,7 @@ def intents(draw: some.DrawFn) -> Intent:
     return Intent(TXID, tuple(folders), tuple(steps), draw(some.binary(max_size=40)))
 
 
+@settings(max_examples=40)  # a sweep has more of them: test_records.test_round_trip
 @given(intents(), some.sampled_from([None, COMMITTED, UNDONE]))
 def test_what_is_written_is_read(intent: Intent, outcome: int | None) -> None:
     """An intent and its outcome come back as they went in, and records are multiples of 64 bytes."""
