@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from atomik._protocol.journal import LiveJournal
     from atomik._protocol.private_folder import PrivateFolder
     from atomik._protocol.records import Folder, StepFields
-    from atomik._protocol.resumable import Resumable
     from atomik._staging.item import Found, Item
     from atomik._staging.observe import Digest, Observation
     from atomik._staging.workspace import Workspace
@@ -77,7 +76,8 @@ GRACE = 0.005
 #: the kinds of outputs that may be folders, or displace one
 _OF_FOLDERS = ("folder", "path", "removal")
 
-_parted, _kept = operator.attrgetter("parted"), operator.attrgetter("kept")
+#: what is asked of each item, in a loop of C
+_parted, _kept, _expectation = map(operator.attrgetter, ("parted", "kept", "expectation"))
 _new = tuple.__new__  # in half the time of calling the class
 
 # As names of the module: before Python 3.12, to look a member up in its class is a call.
@@ -346,8 +346,9 @@ class Commit:
     def _unlock(self) -> None:
         if self._locked:
             unlock_all(self._parents)
-            close_all(self._displaced)
-            self._displaced = ()
+            if self._displaced:
+                close_all(self._displaced)
+                self._displaced = ()
             self._locked = False
 
     def _refuse_moved(self, directory: Directory) -> NoReturn:
@@ -368,19 +369,20 @@ class Commit:
 
     def _write_journal(self) -> None:
         journal, records = _machinery().journal, _machinery().records
-        self._journal = journal.LiveJournal(-1, self.txid, 0)
+        self._journal = live = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         if self.barriers.one_log(private[0].folder):
-            self._journal.room = records.OUTCOME_SIZE
+            live.room = records.OUTCOME_SIZE
         try:
-            journal.create(self._journal, self._intent, private, list(self._parents))
+            journal.create(live, self._intent, private, list(self._parents))
         except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
 
-    def _intent(self, journal: bytes) -> Iterator[bytes | bytearray]:
+    def _intent(self, identity: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
-        records = _machinery().records
+        journal, records = self._journal, _machinery().records
+        assert journal is not None
         parents, private = self._parents, self.workspace.private_folders.values()
         paths = _paths_below({*parents, *[made.parent for made in private]})
         number: dict[Directory, int] = {}
@@ -398,9 +400,8 @@ class Commit:
                 (directory, name), (home, slot) = s.dest, s.slot
                 yield s.op, s.kind, s.allow_gap, number[directory], name, number[home], slot, s.new, s.old, s.order
 
-        room = 0 if self._journal is None else self._journal.room
         pieces: Iterator[bytes | bytearray] = records.encode(
-            self.txid, journal, entries, steps, len(self.steps), self.coordinator, room
+            journal.txid, identity, entries, steps, len(self.steps), self.coordinator, journal.room
         )
         return pieces
 
@@ -428,7 +429,8 @@ class Commit:
                 raise
         for step in modes if self.barriers.durable else ():
             self._set_mode(step.dest, None)
-        self._check_expectations()
+        if any(map(_expectation, self.items)):
+            self._check_expectations()
 
     def _swap_all(self, action: Callable[[Step], None], *, apart: bool) -> None:
         heard, progress, steps, modes = self._heard, self.progress, self.steps, self._modes
@@ -583,10 +585,13 @@ class Commit:
     def confirm(self) -> None:
         """The mark and B3: from here on there is no way back."""
         if self._journal is not None and self.state is _SWAPPED:
-            self._syncing(2)
+            durable = self.barriers.durable
+            if durable:
+                self._syncing(2)
             self._marking = True
             self._journal.append_mark()
-            self._sync_mark()
+            if durable:
+                self._sync_mark()
         self.state = _COMMITTED
         if self.progress is not None and self.barriers.passed:
             self.progress("syncing", self.barriers.passed, self.barriers.passed)
@@ -771,7 +776,7 @@ class Commit:
         """
         journal = self._journal
         if journal is not None:
-            if journal.names and (self.stranded or self._kept() is not None):
+            if journal.names and (self.stranded or any(map(_kept, self.items))):
                 self._without_failing(lambda: journal.keep(self._home()))
             self._without_failing(journal.withdraw)
         if self._locked:
@@ -789,10 +794,8 @@ class Commit:
 
     def _home(self) -> PrivateFolder:
         """Where the journal stays: with what is resumable, because it says what that is."""
-        return self._kept() or next(iter(self.workspace.private_folders.values()))
-
-    def _kept(self) -> Resumable | None:
-        return next(filter(None, map(_kept, self.items)), None)
+        kept = next(filter(None, map(_kept, self.items)), None)
+        return kept or next(iter(self.workspace.private_folders.values()))
 
     def _without_failing(self, action: Callable[..., None], *about: Any) -> None:
         """Tried twice, because a failure may have been temporary; then logged, not raised."""

@@ -57,6 +57,7 @@ _LENGTH = struct.Struct("<H")
 HEAD_SIZE = _HEAD.size
 #: An outcome record: head, transaction id, padding and digest.
 OUTCOME_SIZE = _ALIGN
+_OUTCOME_PAYLOAD = OUTCOME_SIZE - HEAD_SIZE - _DIGEST
 
 #: How long the name of a coordinator may be, in bytes of UTF-8.
 MAX_COORDINATOR = 255
@@ -178,7 +179,8 @@ def _encoded(steps: Iterable[StepFields]) -> Iterator[bytes]:
 
 def encode_outcome(kind: int, txid: str) -> bytes:
     """The bytes of a commit mark (`COMMITTED`) or of the record that ends a rollback (`UNDONE`)."""
-    return _record(kind, txid.encode())
+    body = _HEAD.pack(_MAGIC, VERSION, kind, _OUTCOME_PAYLOAD) + txid.encode().ljust(_OUTCOME_PAYLOAD, b"\0")
+    return body + blake2b(body, digest_size=_DIGEST).digest()
 
 
 def extent(head: bytes) -> int:
@@ -189,12 +191,6 @@ def extent(head: bytes) -> int:
     if magic != _MAGIC or version not in _KNOWN or kind != INTENT:  # it will be refused: no need to read more of it
         return HEAD_SIZE + _DIGEST
     return min(HEAD_SIZE + int(length) + _DIGEST, MAX_SIZE) + 16 * _ALIGN
-
-
-def _record(kind: int, payload: bytes) -> bytes:
-    payload += bytes(-(HEAD_SIZE + len(payload) + _DIGEST) % _ALIGN)
-    body = _HEAD.pack(_MAGIC, VERSION, kind, len(payload)) + payload
-    return body + blake2b(body, digest_size=_DIGEST).digest()
 
 
 def decode(data: bytes) -> Journal | None:

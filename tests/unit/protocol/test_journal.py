@@ -32,7 +32,7 @@ from atomik._protocol.records import (
     decode,
     encode_outcome,
 )
-from tests.support.journals import encode_intent
+from tests.support.journals import encode_intent, record
 from tests.support.kernels import Acting, Recording, installed
 from tests.support.state import left_in
 
@@ -206,7 +206,7 @@ def test_no_bytes_make_it_fail_in_another_way(data: bytes) -> None:
 def test_no_payload_makes_it_fail_in_another_way(payload: bytes) -> None:
     """Also behind a good header and before a good checksum."""
     try:
-        decode(_records._record(_records.INTENT, payload))
+        decode(record(_records.INTENT, payload))
     except BadJournal:
         pass
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from hashlib import blake2b
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ from atomik._protocol.records import (
     decode,
     encode_outcome,
 )
-from tests.support.journals import encode_intent
+from tests.support.journals import encode_intent, record
 
 TXID = "0123456789abcdef"
 
@@ -163,13 +162,6 @@ def test_every_flipped_bit_is_noticed() -> None:
                 continue
             assert journal is None or (at >= len(DATA) and journal.intent == SIMPLE and journal.outcome is None)
             assert journal is not None or at in range(8, 16), "damage was taken for nothing swapped"
-
-
-def record(kind: int, payload: bytes, version: int = _records.VERSION, magic: bytes = b"AtmK") -> bytes:
-    """A record as someone else might write it, with a right checksum, which does not authenticate."""
-    payload += bytes(-(_records.HEAD_SIZE + len(payload) + 16) % 64)
-    body = struct.pack("<4sHHQ", magic, version, kind, len(payload)) + payload
-    return body + blake2b(body, digest_size=16).digest()
 
 
 def payload(
