@@ -209,8 +209,7 @@ class Commit:
         displaced = {place for item in self.items for place in item.folders_there()}
         self._lock(displaced)
         for item in self.items:
-            if item.slot is None and isinstance(item, StagedFile):
-                item.name_it()
+            item.name_it()
         while True:
             folders = self._plan_group()
             if folders <= displaced:
@@ -267,13 +266,13 @@ class Commit:
         if len(self.items) > MANY and (fresh := sum(not item.options.overwrite for item in self.items)) > MANY:
             self.workspace.list_names(self._parents, min(fresh, LONG))
         found: dict[Place, Found | None] = {}
-        items, later = [], self.undecided
+        items = []
         for item in self.items:
             if not (item.options.if_changed and item.stands_already()):
                 item.find(found, alone=False)
                 items.append(item)
-                later = later or item.expectation is not None or item.kept is not None
         self.steps = self._planned(items, found)
+        later = self.undecided or any(map(_expectation, items)) or any(map(_kept, items))
         self._needs_journal = _plan.needs_journal(self.steps, checked_later=later)
         return {place for place, there in found.items() if there is not None and there.kind == "folder"}
 
@@ -294,7 +293,9 @@ class Commit:
         for step in self.steps:
             if step.kind == "folder" and step.op != "exchange":
                 chains.setdefault(step.slot, []).append(step)
-        items = {item.slot: item for item in self.items if item.slot is not None} if chains else {}
+        if not chains:
+            return
+        items = {item.slot: item for item in self.items if item.slot is not None}
         for slot, steps in chains.items():
             parents = {step.dest.directory.key: step.dest.directory for step in steps}
             if len(parents) != 1 or not any(_is_bound(step.dest, step.slot) for step in steps):

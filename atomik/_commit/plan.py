@@ -110,11 +110,12 @@ def _are_separate(operations: Sequence[Operation], found: Mapping[Place, Found |
 
 def _separate(operation: Operation, there: Found | None) -> Step:
     new = operation.new
-    if new is None and there is None:
-        raise Refusal(operation, operation.place, "missing")
-    if new is not None and there is not None:
+    if there is None:
+        if new is None:
+            raise Refusal(operation, operation.place, "missing")
+    elif new is not None:
         _refuse_put(operation, there, new)
-    return _step(operation, operation.place, operation.slot, new, there, fd=operation.fd)
+    return _step(operation, operation.place, operation.slot, new, there, operation.fd)
 
 
 class _Model:
@@ -210,7 +211,7 @@ class _Model:
             done.add(at)
             operation = operations[self.last.get(at, self.last[place])]
             old = self.before[at]
-            steps.append(_step(operation, at, slot, self.now[at], old, fd=fd))
+            steps.append(_step(operation, at, slot, self.now[at], old, fd))
             fd = -1
             at = None if old is None else ends.get(id(old))
         return steps
@@ -256,7 +257,7 @@ def _refuse_put(operation: Operation, there: Found, new: Found) -> None:
 
 
 def _step(
-    operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, *, op: str = "", fd: int = -1
+    operation: Operation, place: Place, slot: Place, new: Found | None, old: Found | None, fd: int = -1, op: str = ""
 ) -> Step:
     """One step; a folder takes part if either object is one."""
     kind, becomes = ("", None) if new is None else new
@@ -266,8 +267,7 @@ def _step(
     if not op:
         op = "remove" if new is None else "create" if old is None else "replace"
     return Step(
-        op, kind, place, slot, becomes, before, operation.order,
-        allow_gap=operation.allow_gap, overwriting=operation.overwrite, fd=fd,
+        op, kind, place, slot, becomes, before, operation.order, operation.allow_gap, operation.overwrite, fd,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ _PIECE = 1 << 20
 _FEW = 1000
 _COUNTS = struct.Struct("<II")
 _STEP = struct.Struct("<BBHIIHHHHq")
-_LENGTHS = struct.Struct("<HH")
+_FOLDER = struct.Struct("<BHH")
 _LENGTH = struct.Struct("<H")
 
 HEAD_SIZE = _HEAD.size
@@ -143,11 +143,11 @@ def encode(
     if len(who) > MAX_COORDINATOR:
         raise ValueError(f"the coordinator's name must not be longer than {MAX_COORDINATOR} bytes of UTF-8")
     out = bytearray(HEAD_SIZE)
-    out += txid.encode() + _LENGTH.pack(len(journal)) + journal + _LENGTH.pack(len(who)) + who
+    out += b"".join((txid.encode(), _LENGTH.pack(len(journal)), journal, _LENGTH.pack(len(who)), who))
     out += _COUNTS.pack(len(folders), count)
     for parts, identity, parent in folders:
         path = "/".join(parts).encode("utf-8", "surrogateescape")
-        out += b"%c%b%b%b" % (parent, _LENGTHS.pack(len(path), len(identity)), path, identity)
+        out += _FOLDER.pack(parent, len(path), len(identity)) + path + identity
     sizes, content = itertools.tee(_encoded(steps())) if count <= _FEW else (_encoded(steps()), _encoded(steps()))
     length = len(out) + sum(map(len, sizes))
     padding = -(length + _DIGEST) % _ALIGN
@@ -166,15 +166,15 @@ def encode(
 
 def _encoded(steps: Iterable[StepFields]) -> Iterator[bytes]:
     """The bytes of each step."""
-    pack = _STEP.pack
+    pack, ops, kinds = _STEP.pack, _OPS, _KINDS
     for op, kind, allow_gap, dest_folder, dest_name, slot_folder, slot_name, new, old, order in steps:
         dest, slot = dest_name.encode("utf-8", "surrogateescape"), slot_name.encode("utf-8", "surrogateescape")
         new, old = new or b"", old or b""
         head = pack(
-            _OPS[op], _KINDS[kind], allow_gap, dest_folder, slot_folder,
+            ops[op], kinds[kind], allow_gap, dest_folder, slot_folder,
             len(dest), len(slot), len(new), len(old), order,
         )  # fmt: skip
-        yield head + dest + slot + new + old
+        yield b"".join((head, dest, slot, new, old))
 
 
 def encode_outcome(kind: int, txid: str) -> bytes:
@@ -298,8 +298,7 @@ def _decode_intent(payload: bytes, version: int) -> Intent:
 
 
 def _decode_folder(reader: _Reader) -> Folder:
-    parent = reader.take(1)[0]
-    path_length, identity_length = reader.unpack(_LENGTHS)
+    parent, path_length, identity_length = reader.unpack(_FOLDER)
     path = reader.take(path_length).decode(errors="surrogateescape")
     identity = reader.take(identity_length)
     parts = tuple(path.split("/")) if path else ()

@@ -59,7 +59,7 @@ class Step:
 
     def __init__(
         self, op: str, kind: str, dest: Place, slot: Place, new: bytes | None, old: bytes | None = None, order: int = 0,
-        *, allow_gap: bool = False, overwriting: bool = False, fd: int = -1,
+        allow_gap: bool = False, overwriting: bool = False, fd: int = -1,
     ) -> None:  # fmt: skip
         self.op, self.kind, self.dest, self.slot = op, kind, dest, slot
         self.new, self.old, self.order = new, old, order
