@@ -159,7 +159,7 @@ class PrivateFolder:
         """Delete what it holds, except the journal: as long as that is there, it leads recovery to all private folders."""
         folder: Directory | None = getattr(self, "folder", None)
         if folder is not None and folder.fd >= 0:
-            clear(folder, self.name, progress, journal=False)
+            clear(folder, self.name, progress)
 
     def dissolve(self, progress: Callable[[int], None] | None = None) -> None:
         """Empty it, remove it and let go of the lock, whatever there is of it; may be repeated.
@@ -243,30 +243,35 @@ def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[
 
     Raises OSError (ENOTEMPTY if something else is inside).
     """
-    pinned = clear(folder, name, progress, journal=False)
+    slots, folders, journals = _content(folder, name)
+    pinned = _clear(folder, slots, folders, progress)
     # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
     mine = parent.identity(name) == folder.identity("")
     if pinned and mine and _hidden_names.kind_of(name) != _hidden_names.PINNED:
         rename(Place(parent, name), Place(parent, pinned_name(new_txid())), 0)
-    _delete_journals(folder, name, progress)
+    for each in journals:
+        delete_tree(Place(folder, each), progress)
     if not pinned and mine:
         remove_empty(parent, name, folder)
     return not pinned
 
 
-def clear(folder: Directory, name: str, progress: Callable[[int], None] | None = None, *, journal: bool = True) -> bool:
-    """Delete what the private folder called `name` holds of its transaction; `progress` is called with the number of objects
-    deleted.
+def clear(folder: Directory, name: str, progress: Callable[[int], None] | None = None) -> bool:
+    """Delete what the slots of the private folder called `name` hold; see `_clear`."""
+    slots, folders, _ = _content(folder, name)
+    return _clear(folder, slots, folders, progress)
 
-    The journal goes last, and only when everything else is gone (or, with ``journal=False``, not at all): what is left is
-    then still known to belong to a transaction whose outcome is decided.  What readers have pinned stays; the answer is
-    whether there is such a thing.  Originals that only the user may delete stay, and so do names that are not ours (I6).  A
-    failure does not keep the rest from being deleted; the first one is raised at the end.
+
+def _clear(folder: Directory, slots: list[str], folders: set[str], progress: Callable[[int], None] | None) -> bool:
+    """Delete what the slots of a private folder hold; `progress` is called with the number of objects deleted.
+
+    The journal goes later, and only when all of it is gone: what is left is then still known to belong to a transaction whose
+    outcome is decided.  What readers have pinned stays; the answer is whether there is such a thing.  A failure does not keep
+    the rest from being deleted; the first one is raised at the end.
     """
     pinned = False
     failure: OSError | None = None
-    names, folders = _content(folder, name, _hidden_names.SLOT, _hidden_names.TWIN)
-    for each in names:
+    for each in slots:
         place = Place(folder, each)
         try:
             if each in folders and is_pinned(place):
@@ -279,32 +284,31 @@ def clear(folder: Directory, name: str, progress: Callable[[int], None] | None =
             failure = failure or exc
     if failure is not None:
         raise failure
-    if journal and not pinned:
-        _delete_journals(folder, name, progress)
     return pinned
 
 
-def _delete_journals(folder: Directory, name: str, progress: Callable[[int], None] | None) -> None:
-    for each in _content(folder, name, _hidden_names.JOURNAL)[0]:
-        delete_tree(Place(folder, each), progress)
-
-
-def _content(folder: Directory, name: str, *kinds: str) -> tuple[list[str], set[str]]:
-    """The names of these kinds in the private folder called `name`, and those of them that are folders.
+def _content(folder: Directory, name: str) -> tuple[list[str], set[str], list[str]]:
+    """The slots (and their twins) in the private folder called `name`, those of them that are folders, and the journals.
 
     They carry the id of the folder's own name; where readers have pinned something, that of whatever it was before.
+    Originals that only the user may delete are not among them, and neither are names that are not ours (I6).
     """
     what, id = _hidden_names.parse(name) or ("", "")
-    names: list[str] = []
+    slots: list[str] = []
     folders: set[str] = set()
+    journals: list[str] = []
     with kernel.port.scandir(folder.fd) as entries:
         for entry in entries:
             kind, of = _hidden_names.parse(entry.name) or ("", "")
-            if kind in kinds and (of == id or what == _hidden_names.PINNED):
-                names.append(entry.name)
+            if of != id and what != _hidden_names.PINNED:
+                continue
+            if kind == _hidden_names.JOURNAL:
+                journals.append(entry.name)
+            elif kind in (_hidden_names.SLOT, _hidden_names.TWIN):
+                slots.append(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
-    return names, folders
+    return slots, folders, journals
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:

@@ -301,7 +301,7 @@ class DeadTransaction:
         """The journal is removed last, from all of them: after another death it leads to the rest."""
         told = bool(self.found)
         for folder, name in private_folders:
-            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, name, journal=False))
+            journal &= self._remove(folder.path, functools.partial(_private_folder.clear, folder, name))
         for folder, name in private_folders if journal else ():
             done = self._remove(folder.path, functools.partial(_remove_private_folder, folder, name))
             if done and not told:
