@@ -791,17 +791,18 @@ def close_all(fds: list[int]) -> None:
 
 
 def told(path: str, size: int = 64) -> bytes:
-    """The content of a small file in /proc or /sys; empty if it cannot be opened."""
+    """The content of a small file in /proc or /sys; empty if it cannot be read, as when the thread that it is about has
+    ended (ESRCH)."""
     try:
         fd = port.open(path, os.O_RDONLY)
+        try:
+            return port.pread(fd, size, 0)
+        finally:
+            port.close(fd)
     except OSError as exc:
         if errno_of(exc) is None:
             raise
         return b""
-    try:
-        return port.pread(fd, size, 0)
-    finally:
-        port.close(fd)
 
 
 class typed:  # noqa: N801  used like a function; one made by `contextlib.contextmanager` takes twice as many calls

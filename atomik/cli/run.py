@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from .progress import Progress
 
-#: outputs that the program prints, and its descriptors
-STREAMS = {"stdout": 1, "stderr": 2}
+#: outputs that the program prints
+STREAMS = ("stdout", "stderr")
 
 #: an argument that no program parses again for blanks and quotes, and a path that survives it if one does
 _WORD, _PLAIN = r"[\w./=,:;+@%^~#-]*", r"[A-Za-z0-9_./\x80-\U0010ffff-]+"
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> tuple[int, Receipt
         )  # fmt: skip
 
         def work() -> tuple[int, Receipt | tuple[PlannedChange, ...] | None]:
-            files = {STREAMS[kind]: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
+            files = {kind: _stage(tx, kind, path, arguments, own) for kind, path, own in streams}
             outputs = [_stage(tx, kind, path, arguments, own) for kind, path, own in paths]
             _refuse_twice(tx)
             staged = [place for _, place in outputs]

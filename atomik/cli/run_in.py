@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 from atomik._api.run_in import Private, PrivateCopy, private_layer
 from atomik._api.shortcuts import transaction
 from atomik._system import kernel
 from atomik._tree.changes import Change, counts
 
-from .child import NotStartedError, spawn
+from .child import spawn
 from .signals import Signals, guarded
 
 TYPE_CHECKING = False
@@ -94,6 +95,6 @@ def _work_on(
 def _run(copy: Private, program: list[str], signals: Signals) -> int:
     try:
         return spawn(signals, program, dict(os.environ), {}, copy.enter)
-    except NotStartedError as exc:
+    except subprocess.SubprocessError as exc:
         copy.raise_if_not_entered(exc)
         raise

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from atomik.cli import child
 from atomik.cli.signals import Signals
 from tests.support.state import in_child
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 def spawned(*command: str, **keywords: Any) -> int | str:
@@ -43,12 +39,8 @@ for fd in map(int, sys.argv[1:]):
 """
 
 
-@pytest.mark.parametrize("proc", [True, False])
-def test_descriptors(tmp_path: Path, proc: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None but the standard ones, not even those that we inherited; also where /proc does not tell which there are."""
-    if not proc:
-        monkeypatch.setattr(os, "listdir", lambda _: os.open("/proc/none", os.O_RDONLY))
-        monkeypatch.setattr(os, "sysconf", {"SC_OPEN_MAX": 300}.__getitem__)
+def test_descriptors(tmp_path: Path) -> None:
+    """None but the standard ones, not even those that we inherited."""
     fds = [os.open(tmp_path, flags) for flags in (os.O_RDONLY, os.O_PATH)]
     try:
         for fd in fds:
@@ -75,47 +67,16 @@ def test_stopped_before_it_is_the_program(tmp_path: Path, number: int) -> None:
     assert not ran.exists()
 
 
-def refusing() -> None:
-    raise PermissionError(errno.EPERM, "no")
-
-
-def failing() -> None:
-    raise KeyError
-
-
-@pytest.mark.parametrize(("enter", "why"), [(refusing, errno.EPERM), (failing, errno.EINVAL)])
-def test_not_prepared(tmp_path: Path, enter: Callable[[], None], why: int) -> None:
-    """What fails in the child before it becomes the program is said, and the program does not run."""
-    ran = tmp_path / "ran"
-    assert spawned("touch", str(ran), enter=enter) == f"cannot run 'touch': {os.strerror(why)}"
-    assert not ran.exists()
-
-
-def test_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fork that is refused is told like a program that cannot be run; no descriptor is left open."""
-
-    def fork() -> int:
-        raise BlockingIOError(errno.EAGAIN, "no more")
-
-    def spawn() -> list[str]:
-        monkeypatch.setattr(os, "fork", fork)
-        before = os.listdir("/proc/self/fd")
-        with Signals() as signals, pytest.raises(child.NotStartedError, match="cannot run 'true': no more") as caught:
-            child.spawn(signals, ["true"], {}, {})
-        assert caught.value.code == child.CANNOT_RUN
-        return [fd for fd in os.listdir("/proc/self/fd") if fd not in before]
-
-    assert in_child(spawn) == []
-
-
 def test_ended_with_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If waiting fails, the program is killed, so that it does not go on to write what nobody publishes."""
 
     def spawn() -> bool:
-        monkeypatch.setattr(child, "_pass_on", lambda *_: failing())
-        ours = os.getpid()
+        def failing(*_: object) -> None:
+            raise KeyError
+
+        monkeypatch.setattr(child, "_wait", failing)
         with Signals() as signals, pytest.raises(KeyError):
-            child.spawn(signals, ["sleep", "60"], {}, {}, lambda: os.kill(ours, signal.SIGTERM))
+            child.spawn(signals, ["sleep", "60"], dict(os.environ), {})
         with pytest.raises(ChildProcessError):
             os.wait()
         return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())

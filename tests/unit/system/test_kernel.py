@@ -251,3 +251,14 @@ def test_close_all_closes_whatever_arrives() -> None:
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+def test_a_thread_that_ended_tells_nothing() -> None:
+    """Its file in /proc can be opened, and a moment later it cannot be read."""
+
+    class Ended(Kernel):
+        def pread(self, *_: object) -> bytes:  # type: ignore[override]
+            raise OSError(errno.ESRCH, "ended")
+
+    with installed(Ended()):
+        assert _kernel.told("/proc/self/comm") == b""
