@@ -16,6 +16,7 @@ import atomik
 from tests.published.test_readme import README, blocks
 
 pytest.importorskip("mypy", reason="needs mypy")
+pytestmark = pytest.mark.sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,9 +141,7 @@ def pyright(folder: Path) -> dict[tuple[str, int], str]:
 
 
 CHECKERS = {"mypy": mypy, "pyright": pyright}
-EACH_CHECKER = pytest.mark.parametrize(
-    "found", ["mypy", pytest.param("pyright", marks=pytest.mark.sweep)], indirect=True
-)
+EACH_CHECKER = pytest.mark.parametrize("found", CHECKERS, indirect=True)
 
 
 @pytest.fixture(scope="module")
