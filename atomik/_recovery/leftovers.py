@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from itertools import islice
 
-from atomik import _events, _hidden_names
+from atomik import _hidden_names
 from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._hidden_names import journal_name, private_folder_name
@@ -22,7 +22,7 @@ from atomik._protocol.resumable import is_empty
 from atomik._system import kernel
 from atomik._tree import delete
 
-from .takeover import ATTENTION, PINNED, Recovered, remove_folder
+from .takeover import PINNED, Recovered, remove_folder
 
 _PRIVATE = 0o077
 #: the kinds of private folders
@@ -38,21 +38,10 @@ _DETAILS = {
 _MANY = 4096
 
 
-def report(path: str, action: str, txid: str, detail: str = "") -> Recovered:
-    """Say what was found or done about one name, and log it."""
-    return _logged(Recovered(path, action, txid, detail))
-
-
-def _logged(item: Recovered) -> Recovered:
-    level = _events.WARNING if item.action in ATTENTION else _events.INFO
-    _events.emit(level, f"recovery.{item.action}", tx=item.txid, path=item.path, detail=item.detail)
-    return item
-
-
 def left(path: str, txid: str, exc: OSError) -> Recovered:
     """Report what could not be removed: the object that the error names, and why."""
     name = exc.filename if isinstance(exc.filename, str) and os.path.isabs(exc.filename) else path
-    return report(name, "left", txid, exc.strerror or str(exc))
+    return Recovered(name, "left", txid, exc.strerror or str(exc))
 
 
 def names(directory: Directory, *kinds: str) -> list[tuple[str, str]]:
@@ -62,7 +51,7 @@ def names(directory: Directory, *kinds: str) -> list[tuple[str, str]]:
 
 
 def clean(directory: Directory, timeout: float | None, *, discard: bool) -> Iterator[Recovered]:
-    """Remove what is abandoned in the folder, and say what stays."""
+    """Remove what is abandoned in the folder, and report what stays."""
     for name, txid in names(directory, *PRIVATE):
         try:
             yield from _clean_private_folder(directory, name, txid, discard=discard)
@@ -146,7 +135,7 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
     private_folder = open_private_folder(directory, name, txid)
     if not isinstance(private_folder, Directory):
         if private_folder is not None:
-            yield _logged(private_folder)
+            yield private_folder
         return
     with private_folder:
         if private_folder.exists(journal_name(txid)):
@@ -154,13 +143,13 @@ def _clean_private_folder(directory: Directory, name: str, txid: str, *, discard
         yield from kept(private_folder, private=True, discard=discard)
         waits = resumable(private_folder, name, txid)
         if waits is not None and not discard:
-            yield _logged(waits)
+            yield waits
             return
         _make_last(private_folder, directory)
         done = remove_folder(directory, name, private_folder)
         if done == "removed" and waits is not None:
             done = "discarded"
-        yield report(private_folder.path, done, txid, _DETAILS[done])
+        yield Recovered(private_folder.path, done, txid, _DETAILS[done])
 
 
 def resumable(private_folder: Directory, name: str, id: str) -> Recovered | None:
@@ -199,7 +188,7 @@ def kept(folder: Directory, *, private: bool, discard: bool = False, dry: bool =
             continue
         is_folder = stat.S_ISDIR(found.st_mode)
         if not discard or (is_folder and not private):
-            yield report(str(place), "kept", txid, "an original that could not be put back; move it away")
+            yield Recovered(str(place), "kept", txid, "an original that could not be put back; move it away")
             continue
         try:
             if is_folder:
@@ -211,7 +200,7 @@ def kept(folder: Directory, *, private: bool, discard: bool = False, dry: bool =
                 raise
             yield left(str(place), txid, exc)
         else:
-            yield report(str(place), "discarded", txid)
+            yield Recovered(str(place), "discarded", txid)
 
 
 def _is_foreign(found: os.stat_result, place: Place, txid: str) -> bool:
@@ -239,9 +228,9 @@ def _remove_slot(place: Place, txid: str) -> Recovered | None:
     if found is None or place.directory.exists(private_folder_name(txid)):
         return None  # its transaction lives, or keeps it: its private folder has been reported
     if stat.S_ISDIR(found.st_mode):
-        return report(str(place), "left", txid, "a folder that no journal mentions")
+        return Recovered(str(place), "left", txid, "a folder that no journal mentions")
     if _is_foreign(found, place, txid):
-        return report(str(place), "left", txid, _why(found))
+        return Recovered(str(place), "left", txid, _why(found))
     try:
         # No tree is ever deleted here, whatever takes its place in the meantime: other users may be able to write to
         # the folder.
@@ -250,4 +239,4 @@ def _remove_slot(place: Place, txid: str) -> Recovered | None:
         if kernel.errno_of(exc) is None:
             raise
         return left(str(place), txid, exc)
-    return report(str(place), "removed", txid, "left by a write of a single output")
+    return Recovered(str(place), "removed", txid, "left by a write of a single output")

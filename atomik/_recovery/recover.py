@@ -28,7 +28,7 @@ from atomik._system import kernel
 from atomik._tree.walk import TreeWalk
 
 from . import leftovers
-from .takeover import ATTENTION, PINNED, Recovered
+from .takeover import ATTENTION, PINNED, Recovered, log
 from .unfinished_journal import Decide, wait_or_recover
 
 TYPE_CHECKING = False
@@ -89,7 +89,7 @@ def recover(
     :param float lock_timeout: seconds to wait for a transaction that is still running; None waits as long as it takes.
     :param progress: ``True`` for a bar, as for `atomik.transaction`; or a function, called with ("recovering", done, total),
         which are numbers of folders.
-    :returns: a `RecoveryReport`; each of its items is also logged as a ``recovery.…`` event.
+    :returns: a `RecoveryReport`; each of its items is also logged as a ``recovery.…`` event, but not in a dry run.
 
     :raises atomik.errors.MissingPathError, atomik.errors.WrongKindError, atomik.errors.AccessDeniedError: a folder cannot
         be opened.
@@ -147,7 +147,7 @@ def recover_all(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[RecoveryReport, list[errors.AtomikOSError]]:
     """The same, with the failures returned rather than raised."""
-    work = _Recovery(lock_timeout, discard, decide)
+    work = _Recovery(lock_timeout, discard, decide, dry_run)
     paths = [_plain(os.fsdecode(folder)) for folder in folders]
     if recursive:
         paths = [found for path in paths for found in work.below(path)]
@@ -168,6 +168,7 @@ class _Recovery:
     timeout: float | None
     discard: bool
     decide: Decide | None
+    dry_run: bool
     found: list[Recovered] = field(factory=list)
     failures: list[errors.AtomikOSError] = field(factory=list)
     #: the folders that existed at the beginning: one that is gone was made by what was undone here
@@ -186,6 +187,12 @@ class _Recovery:
             if not (isinstance(exc, errors.MissingPathError | errors.WrongKindError) and path in self.there):
                 self._failed(exc, "recovery failed; fix the cause and recover again", path)
             return False
+
+    def _tell(self, item: Recovered) -> None:
+        """Report, and log; but a dry run is no event."""
+        self.found.append(item)
+        if not self.dry_run:
+            log(item)
 
     def _failed(self, exc: OSError, action: str, path: str) -> None:
         if not isinstance(exc, errors.AtomikOSError):
@@ -224,13 +231,13 @@ class _Recovery:
     def clean(self, directory: Directory) -> bool:
         """Remove what dead processes left in the folder."""
         for item in leftovers.clean(directory, self.timeout, discard=self.discard):
-            self.found.append(item)
+            self._tell(item)
         return True
 
     def survey(self, directory: Directory) -> bool:
         """Say what there is, with nothing changed."""
         for item in _survey(directory):
-            self.found.append(item)
+            self._tell(item)
         return True
 
     # --- search ------------------------------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ class _Recovery:
                 if failure is None:
                     found.append((path + folder[len(directory.path) :]).removeprefix("./"))  # as it was given
                 else:
-                    self.found.append(leftovers.left(folder, "", failure))
+                    self._tell(leftovers.left(folder, "", failure))
             return True
 
         self.attempt(path, search)

@@ -73,6 +73,12 @@ class Recovered(PlainValues):
         self._set(path, action, txid, detail)
 
 
+def log(item: Recovered) -> None:
+    """The event of what a recovery did about a name, or found there."""
+    level = _events.WARNING if item.action in ATTENTION else _events.INFO
+    _events.emit(level, f"recovery.{item.action}", tx=item.txid, path=item.path, detail=item.detail)
+
+
 class DeadTransaction:
     """A journal taken over from a dead owner.  ``commit``: the coordinator's decision about one without an outcome."""
 
@@ -99,9 +105,9 @@ class DeadTransaction:
 
     def tell(self, path: str, action: str, detail: str = "") -> None:
         """Report, and log."""
-        self.found.append(Recovered(path, action, self.intent.txid, detail))
-        level = _events.WARNING if action in ATTENTION else _events.INFO
-        _events.emit(level, f"recovery.{action}", tx=self.intent.txid, path=path, detail=detail)
+        item = Recovered(path, action, self.intent.txid, detail)
+        self.found.append(item)
+        log(item)
 
     def run(self) -> None:
         """Undo or finish, and clean up.  Raises RollbackError, with the journal still there, when that is impossible."""

@@ -26,7 +26,7 @@ from atomik._protocol.records import Intent, Journal
 from atomik._system import kernel
 from atomik._typing import NamedTuple
 
-from .takeover import DeadTransaction, Recovered
+from .takeover import DeadTransaction, Recovered, log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def _drop_torn(place: Place, timeout: float | None, deadline: float) -> list[Rec
         kernel.port.unlink(place.name, place.fd)
     finally:
         directory.unlock()
-    return [Recovered(str(place), "removed", "", "a journal that was never complete")]
+    item = Recovered(str(place), "removed", "", "a journal that was never complete")
+    log(item)
+    return [item]
 
 
 def _take_over(

@@ -248,6 +248,23 @@ def test_it_is_logged(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture)
     assert sum("recovery.untouched" in line for line in told) == 2
 
 
+@pytest.mark.leftovers("some of each kind")
+def test_a_dry_run_is_no_event(pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing happened; what a recovery does and finds is logged, each item of its report."""
+    _something_of_each_kind(pair)
+    with caplog.at_level(logging.DEBUG, "atomik"):
+        assert atomik.recover(*pair, recursive=True, dry_run=True).kept
+        assert not caplog.records
+        torn = pair[0] / "below" / JOURNAL_NAME
+        torn.write_bytes(b"")
+        torn.chmod(0o600)
+        report = atomik.recover(*pair, recursive=True)
+    told = {(record.path, record.event.removeprefix("recovery.")) for record in caplog.records}  # type: ignore[attr-defined]
+    assert told == {(item.path, item.action) for item in report.items}
+    assert {"kept", "left", "removed", "resumable", "undone", "untouched"} == {action for _, action in told}
+    assert (str(torn), "removed") in told
+
+
 def test_progress_is_told(pair: tuple[Path, Path]) -> None:
     """Folder by folder."""
     told: list[tuple[str, int, int]] = []
