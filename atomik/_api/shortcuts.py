@@ -498,8 +498,8 @@ def edit(
         attempts -= 1
         try:
             output = update(path, "r+b" if binary else "r+", **text, **options.copy())
-        except ConflictError:
-            if not attempts:
+        except ConflictError as exc:
+            if not attempts or not kernel.is_failure(exc):
                 raise
             continue
         try:
@@ -509,8 +509,8 @@ def edit(
             raise
         try:
             return output.commit()
-        except ConflictError:
-            if not attempts:
+        except ConflictError as exc:
+            if not attempts or not kernel.is_failure(exc):
                 raise
 
 

@@ -301,6 +301,8 @@ def _enter(down: TreeWalk, name: str) -> OSError | None:
         if not kernel.is_failure(exc):
             raise
     except errors.AtomikOSError as exc:
+        if not kernel.is_failure(exc):
+            raise
         return exc
     return None
 

@@ -279,7 +279,9 @@ class Intake:
         """Whether something would exist at `path` if the commit came now; refused where that is in a staged folder."""
         try:
             place = self.workspace.locate(absolute(path), folder=True, parents=None)
-        except _errors.MissingPathError:
+        except _errors.MissingPathError as exc:
+            if not kernel.is_failure(exc):
+                raise
             return False
         leaves = self.workspace.destinations.leaves(place)
         if leaves != UNTOUCHED:

@@ -718,6 +718,8 @@ def _has_xattrs_when_opened(name: str, dir_fd: int) -> bool:
 port: Kernel = Kernel()
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+#: the package's code, and that of the context managers in between
+_OURS = (_PACKAGE, contextlib.contextmanager.__code__.co_filename)
 #: what passes through these was raised by a function of the program: they make no call of the kernel
 _OF_THE_PROGRAM = frozenset({_PACKAGE + "_progress.py", _PACKAGE + "_events.py"})
 
@@ -748,16 +750,20 @@ def errno_of(exc: OSError) -> int | None:
 
 
 def is_failure(exc: OSError) -> bool:
-    """Whether something failed, as the kernel or atomik says; False for what a signal handler raised (I13), and for what
-    a function of the program did, also if that calls atomik."""
+    """Whether something failed, as the kernel or atomik says; False for what a signal handler or another function of the
+    program raised (I13), even if that is an error of atomik: it may call atomik itself."""
     return errno_of(exc) is not None or (isinstance(exc, AtomikError) and not _is_of_the_program(exc))
 
 
 def _is_of_the_program(exc: BaseException) -> bool:
+    """Whether it passed through a frame that is not the package's."""
     trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename not in _OF_THE_PROGRAM:
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if file in _OF_THE_PROGRAM or not file.startswith(_OURS):
+            return True
         trace = trace.tb_next
-    return trace is not None
+    return False
 
 
 def came_from_elsewhere(exc: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from _thread import allocate_lock
 
 TYPE_CHECKING = False
@@ -48,11 +47,17 @@ class Progress:
         if self._show is not None:
             import threading  # in a pipe, nobody needs it
 
+            from atomik._system import kernel
+
             self._over = threading.Event()
             thread = threading.Thread(target=self._draw, args=(self._over,), name="atomik progress", daemon=True)
-            with contextlib.suppress(RuntimeError):  # no more threads: the work matters more
+            try:
                 thread.start()
-                self._thread = thread
+            except RuntimeError as exc:
+                if not kernel.is_no_thread(exc):
+                    raise
+                return  # the work matters more
+            self._thread = thread
 
     def _draw(self, over: threading.Event) -> None:
         wait = AFTER

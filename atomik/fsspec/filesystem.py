@@ -436,8 +436,8 @@ class AtomikFileSystem(LocalFileSystem):  # type: ignore[misc]
             with self._editing() as changes:
                 target = changes.view.target_of_move(source, target)
                 changes.move(source, target)
-        except errors.CrossFilesystemError:
-            if self._intrans:
+        except errors.CrossFilesystemError as exc:
+            if self._intrans or not kernel.is_failure(exc):
                 raise
             self._move_across(source, target)
 

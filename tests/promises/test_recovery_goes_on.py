@@ -204,6 +204,7 @@ def test_what_decide_raises_goes_on_unchanged(prepared: Path) -> None:
         ConnectionRefusedError(errno.ECONNREFUSED, "no database"),
         sqlite3.Error("locked"),
         KeyboardInterrupt(),
+        errors.ConflictError(errno.EBUSY, "of another transaction"),
     ):
 
         def decide(txid: str, coordinator: str, raised: BaseException = raised) -> bool:
@@ -212,6 +213,7 @@ def test_what_decide_raises_goes_on_unchanged(prepared: Path) -> None:
         with pytest.raises(type(raised)) as caught:
             atomik.recover(prepared, decide=decide)
         assert caught.value is raised
+        assert getattr(raised, "report", None) is None, "it is not a failure of the folder"
     with pytest.raises(TypeError, match="True \\(commit\\) or False"):
         atomik.recover(prepared, decide=lambda txid, who: None)  # type: ignore[arg-type,return-value]
     assert left_in(prepared) == before

@@ -85,6 +85,12 @@ def test_edit_that_fails(folder: Path) -> None:
     with pytest.raises(atomik.errors.ConflictError, match="mine"):
         atomik.edit("a", fail)
     assert calls == ["1"]
+    calls.clear()
+    with pytest.raises(
+        atomik.errors.ConflictError, match="mine"
+    ):  # so does what another function of the program raises
+        atomik.edit("a", str.upper, backup=fail)
+    assert len(calls) == 1
     with pytest.raises(TypeError, match="must return str, not NoneType"):
         atomik.edit("a", lambda text: None)  # type: ignore[arg-type,return-value]
     with pytest.raises(FileNotFoundError):

@@ -84,6 +84,19 @@ def test_no_more_threads(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> Non
     assert screen.shown == []
 
 
+def test_what_a_signal_handler_raises_as_the_thread_starts(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for the lack of threads (I13)."""
+    raised = RuntimeError("of the handler")
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise raised
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(RuntimeError) as caught, Progress(screen) as progress:
+        progress.start()
+    assert caught.value is raised
+
+
 SLOW = "{ head -c 3000000 /dev/zero; sleep 1.5; echo end; }"
 
 

@@ -265,6 +265,31 @@ def test_a_dry_run_is_no_event(pair: tuple[Path, Path], caplog: pytest.LogCaptur
     assert (str(torn), "removed") in told
 
 
+@pytest.mark.parametrize("calls_atomik", [False, True])
+@pytest.mark.parametrize("call", ["rename", "unlink", "fsync"])
+def test_an_error_of_atomik_that_a_signal_handler_raises(
+    pair: tuple[Path, Path], call: str, calls_atomik: bool
+) -> None:
+    """It is not a failure of the folder, but goes on at once, without a report (I13)."""
+    hot(*pair, swaps=2)
+    raised = errors.LockTimeoutError(errno.ETIMEDOUT, "of another folder")
+
+    def handler(_: object) -> None:
+        if calls_atomik:
+            atomik.recover(pair[0] / "missing")
+        raise raised
+
+    with installed(Acting(call, handler)), pytest.raises(errors.AtomikOSError) as caught:
+        atomik.recover(*pair)
+    if calls_atomik:
+        assert caught.value.filename == str(pair[0] / "missing")
+    else:
+        assert caught.value is raised
+        assert raised.report is None
+    assert atomik.recover(*pair).clean
+    assert contents(*pair) == ["old", "old"]
+
+
 def test_progress_is_told(pair: tuple[Path, Path]) -> None:
     """Folder by folder."""
     told: list[tuple[str, int, int]] = []
