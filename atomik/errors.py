@@ -348,8 +348,8 @@ def describe(
     number: int,
     action: str,
     path: str | os.PathLike[str] | None,
-    path2: str | None = None,
-    why: str | None = None,
+    path2: str | None,
+    why: str | None,
 ) -> tuple[object, ...]:
     """The arguments of an `OSError` that says what was tried, why it failed and what helps."""
     text = f"{action}: {why or os.strerror(number)}"

@@ -270,7 +270,7 @@ class Private:
             _still_running(alive, self.path)
         self._entrance.close()
 
-    def alive(self, parent: int | None = None) -> list[Process]:
+    def alive(self, parent: int | None) -> list[Process]:
         """The processes that still see the clone."""
         return self._entrance.members(parent)
 

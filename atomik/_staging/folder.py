@@ -77,7 +77,7 @@ class StagedFolder(Item):
             self._clone_base(base, slot, progress)
         return self.workspace.path_of(slot)
 
-    def resume(self, settle: Settle, base: str | None, progress: Counting | None = None) -> str:
+    def resume(self, settle: Settle, base: str | None, progress: Counting | None) -> str:
         """Go on with what an earlier run has staged, or make the folder where the next run finds it."""
         kept = self.keep(settle)
         slot, work = kept.slot(), kept.slot(WORK)

@@ -582,7 +582,7 @@ class Kernel:
         mount = _mount_of(fd, name)
         return found if mount is None else found.on_mount(mount)
 
-    def statx_path(self, path: str, dir_fd: int = AT_FDCWD) -> Status:
+    def statx_path(self, path: str, dir_fd: int) -> Status:
         """statx(2) of a whole path, links followed; its mount id only if statx returns it."""
         c = _c or libc()
         found: Status | None = c.statx(dir_fd, path.encode(_ENCODING, _ERRORS), 0)

@@ -47,7 +47,7 @@ def same(new: Place, old: Place, permissions: int | None = None) -> bool:
         return False
 
 
-def same_file(fd: int, old: Place, permissions: int | None = None) -> bool:
+def same_file(fd: int, old: Place, permissions: int | None) -> bool:
     """The same for an open file."""
     try:
         found = kernel.port.lstat(old.name, old.fd)

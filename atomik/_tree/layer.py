@@ -432,7 +432,7 @@ def _both_times(found: os.stat_result) -> tuple[int, int]:
     return found.st_atime_ns, found.st_mtime_ns
 
 
-def newer(place: Place, since: int, *, touched: int | None = None, moved: bool = False) -> str | None:
+def newer(place: Place, since: int, *, touched: int | None, moved: bool = False) -> str | None:
     """What was changed at a place, or below it, after `since` (nanoseconds of the filesystem's clock): a path relative to the
     place, "." for itself; None where nothing was.  No program can set the time by which this is known (ctime).
 

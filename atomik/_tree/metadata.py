@@ -178,28 +178,24 @@ def _is_servers_no(number: int | None, fd: int) -> bool:
 
 
 def apply(
-    to: int | Opened, metadata: Metadata | None, what: What, *, same_content: bool = False, permissions: int | None = None,
-    path: str = "",
-) -> tuple[str, ...]:  # fmt: skip
+    to: int | Opened, metadata: Metadata | None, what: What, *, same_content: bool = False, path: str = ""
+) -> tuple[str, ...]:
     """Put `metadata` on an object of our own, by default an open file or folder; returns the names of what could not be kept.
 
     `what` is "all", "mode" (the permission bits alone) or "none".  The names are "owner", "group", "acl", "mode" and
     "xattr NAME".  Only what differs is set: where nothing does, this costs an fstat and a flistxattr.  With
-    `same_content` (a clone) file capabilities and the like are kept as well.  `permissions` take the place of the mode
-    in `metadata`, which may be None then; that they cannot be set is an error.
+    `same_content` (a clone) file capabilities and the like are kept as well.
 
     Raises `AccessDeniedError`, with `path`, if the object would stay more open than it may be.
     """
-    if metadata is None:
-        what = "none"
-    if what == "none" and permissions is None:
+    if metadata is None or what == "none":
         return ()
     target = Opened(to) if isinstance(to, int) else to
     found = target.stat()
-    work = _Dressing(target, metadata or Metadata._from(found, {}, ()), what, permissions, path, found)
+    work = _Dressing(target, metadata, what, path, found)
     if what == "all":
         work.set_all(_BOUND if same_content else _VOUCHING)
-    elif what == "mode":
+    else:
         work.remove(work.listed(), ACL)  # inherited, it would let in users whom the old object kept out
     work.set_mode()
     if what == "all":
@@ -269,10 +265,8 @@ class _Dressing:
 
     stuck = False  # it has an ACL that could not be removed
 
-    def __init__(
-        self, target: Opened, wanted: Metadata, what: What, permissions: int | None, path: str, found: os.stat_result
-    ) -> None:
-        self.target, self.wanted, self.what, self.permissions, self.path = target, wanted, what, permissions, path
+    def __init__(self, target: Opened, wanted: Metadata, what: What, path: str, found: os.stat_result) -> None:
+        self.target, self.wanted, self.what, self.path = target, wanted, what, path
         self.found = found  # before anything was changed
         self.uid, self.gid = found.st_uid, found.st_gid
         self.mode = stat.S_IMODE(found.st_mode)  # the present one
@@ -321,7 +315,7 @@ class _Dressing:
         """The set-id bits; raises `AccessDeniedError` if the object came out more open than it may be."""
         goal = self._goal()
         self._chmod(goal)
-        if self._is_link or (self.mode == goal and not goal & _SET_ID and self.permissions is None):
+        if self._is_link or (self.mode == goal and not goal & _SET_ID):
             return
         # The kernel drops set-gid silently if we are not in the group, and some filesystems ignore fchmod.
         self.mode = stat.S_IMODE(self.target.stat().st_mode)
@@ -335,7 +329,7 @@ class _Dressing:
         wanted, names = self.wanted, list(self.refused)
         if self.what == "all":
             names[:0] = ["owner"] * (self.uid != wanted.uid) + ["group"] * (self.gid != wanted.gid)
-        if self.what != "none" and self.permissions is None and not self._is_link and self.mode != wanted.mode:
+        if not self._is_link and self.mode != wanted.mode:
             names.append("mode")
         return tuple(names)
 
@@ -346,8 +340,6 @@ class _Dressing:
 
     def _goal(self) -> int:
         """The mode that the object will end with."""
-        if self.permissions is not None:
-            return self.permissions
         wanted, mode, acl = self.wanted, self.wanted.mode, self.wanted.xattrs.get(ACL)
         if acl is not None and (self.what == "mode" or "acl" in self.refused):
             mode, acl = _without_acl(mode, acl), None
@@ -371,8 +363,6 @@ class _Dressing:
         except OSError as exc:
             if kernel.errno_of(exc) not in REFUSED:
                 raise
-            if self.permissions is not None:
-                raise errors.system_error(exc, "cannot set the permissions", self.path or None) from exc
         else:
             self.mode = mode
 

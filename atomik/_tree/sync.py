@@ -25,8 +25,6 @@ On btrfs they cost more at any number, because each fsync writes a log of its ow
 threads as one by one, and 2.4 times with 2; without threads they take 0.93 times as long.  So no threads are used there.
 
 No fsync is ever repeated (I9): the kernel reports a failed writeback only once, and a second fsync would seem to succeed.
-
-``progress`` is called with the number of objects synced since the last call.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ import os
 import stat
 from _thread import get_native_id, start_new_thread
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from atomik._folder.filesystem import BTRFS
 from atomik._folder.place import chmod
@@ -50,8 +48,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from atomik._folder.directory import Directory
-
-Progress = Callable[[int], None]
 
 #: How many files are open at once while their writeback is under way.
 BATCH = 128
@@ -68,11 +64,10 @@ _FILE = os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 # --- open files ------------------------------------------------------------------------------------------------------
-def sync_files(fds: Sequence[int], progress: Progress | None = None) -> tuple[int, OSError] | None:
+def sync_files(fds: Sequence[int]) -> tuple[int, OSError] | None:
     """fsync every file once; after a failure no other is begun, and the answer is (index of the file, error).
 
-    `progress` is called by the calling thread.  Whatever is raised (Ctrl-C), no thread is at work any more when this
-    returns.
+    Whatever is raised (Ctrl-C), no thread is at work any more when this returns.
     """
     if len(fds) > 1:
         _start_writeback(fds)
@@ -80,12 +75,10 @@ def sync_files(fds: Sequence[int], progress: Progress | None = None) -> tuple[in
     try:
         if len(fds) >= FEW and not _is_btrfs(fds[0]):
             work.start(min(THREADS, len(fds)) - 1)
-        work.run(progress)
+        work.run()
     finally:
         work.stop()
-    if (failure := work.failure()) is None:
-        work.tell(progress)
-    return failure
+    return work.failure()
 
 
 def _is_btrfs(fd: int) -> bool:
@@ -112,8 +105,6 @@ class _Work:
 
     def __init__(self, left: deque[tuple[int, int]]) -> None:
         self.left = left
-        self.done: list[int] = []
-        self.told = 0
         self.failed: list[tuple[int, BaseException]] = []
         self.threads: list[threading.Thread] = []
 
@@ -135,7 +126,7 @@ class _Work:
                 self.threads.pop()  # this one does the rest
                 return
 
-    def run(self, progress: Progress | None = None) -> None:
+    def run(self) -> None:
         """Sync what no other thread has taken yet."""
         while self.left:
             try:
@@ -151,16 +142,6 @@ class _Work:
                     raise
                 self.failed.append((number, exc))
                 self.left.clear()
-            else:
-                self.done.append(number)
-                self.tell(progress)
-
-    def tell(self, progress: Progress | None) -> None:
-        """Report how many more files are done."""
-        done = len(self.done)
-        if progress and done > self.told:
-            self.told, before = done, self.told
-            progress(done - before)
 
     def _run_beside(self) -> None:
         try:
@@ -266,14 +247,14 @@ class _Beside:
 
 
 # --- trees -----------------------------------------------------------------------------------------------------------
-def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
+def sync_tree(directory: Directory) -> int:
     """fsync every regular file below `directory`, then every folder bottom-up, and `directory` itself.
 
     Returns the number of sync calls.  A file or folder that its owner may not read gets that permission for the moment.
     What vanishes in the meantime needs no sync.  A folder that cannot be synced at all (EINVAL, see `Directory.sync`) is
     passed over; any other failure is an error that names the path.
     """
-    with TreeWalk(directory, "sync", loosen=True, restore=True) as down, _Batch(down, progress) as batch:
+    with TreeWalk(directory, "sync", loosen=True, restore=True) as down, _Batch(down) as batch:
         while True:
             level = down.level
             if level.folders is None:
@@ -292,8 +273,8 @@ def sync_tree(directory: Directory, progress: Progress | None = None) -> int:
 class _Batch:
     """Files that are open, to be synced together."""
 
-    def __init__(self, down: TreeWalk, progress: Progress | None) -> None:
-        self.down, self.progress, self.count = down, progress, 0
+    def __init__(self, down: TreeWalk) -> None:
+        self.down, self.count = down, 0
         self._files: list[tuple[int, str, Level]] = []
 
     def __enter__(self) -> Self:
@@ -364,10 +345,11 @@ class _Batch:
 
     def flush(self) -> None:
         """Sync all files so far."""
-        failed = sync_files([fd for fd, _, _ in self._files], self._counted)
+        failed = sync_files([fd for fd, _, _ in self._files])
         if failed is not None:
             _, name, level = self._files[failed[0]]
             self.down.fail(failed[1], name, level)
+        self.count += len(self._files)
         self._close()
 
     def sync_folder(self, level: Level) -> None:
@@ -377,9 +359,4 @@ class _Batch:
         except OSError as exc:
             if kernel.errno_of(exc) != errno.EINVAL:
                 self.down.fail(exc)
-        self._counted(1)
-
-    def _counted(self, done: int) -> None:
-        self.count += done
-        if self.progress:
-            self.progress(done)
+        self.count += 1

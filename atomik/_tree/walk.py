@@ -226,9 +226,9 @@ class TreeWalk:
             raise
         above.fd, self._lowest = fd, at
 
-    def loosened(self, level: Level | None = None) -> bool:
-        """Give the owner all permissions on a level; False when that is not wanted, not allowed, or done already."""
-        level = level or self.level
+    def loosened(self) -> bool:
+        """Give the owner all permissions on the level; False when that is not wanted, not allowed, or done already."""
+        level = self.level
         if not self.loosen or level.above is None or level.mode is not None:
             return False
         mode = stat.S_IMODE(kernel.port.fstat(level.fd).st_mode)
@@ -237,7 +237,7 @@ class TreeWalk:
         except OSError as exc:
             if kernel.errno_of(exc) in (errno.EPERM, errno.EACCES):
                 return False
-            self.fail(exc, level=level)
+            self.fail(exc)
         level.mode = mode
         return True
 

@@ -248,40 +248,6 @@ def test_a_mode_that_cannot_be_narrowed(tmp_path: Path, number: int) -> None:
         os.close(fd)
 
 
-def test_permissions(tmp_path: Path) -> None:
-    """Permissions that were asked for replace the old mode at once, and are an error if they cannot be set."""
-    new = tmp_path / "new"
-    new.touch()
-    new.chmod(0o600)
-    fd = os.open(new, os.O_RDWR)
-    wanted = Metadata(0o644, os.getuid(), os.getgid(), {}, (), 1, (0, 0))
-    modes: list[int] = []
-
-    class Modes(_kernel.Kernel):
-        def fchmod(self, fd: int, mode: int) -> None:  # type: ignore[override]
-            modes.append(mode)
-            os.fchmod(fd, mode)
-
-    try:
-        with kernel(Modes()):
-            assert apply(fd, wanted, "all", permissions=0o640) == ()
-            assert apply(fd, None, "all", permissions=0o604) == ()
-        assert modes == [0o640, 0o604]
-        with kernel(Without("fchmod", errno.EPERM)), pytest.raises(errors.AccessDeniedError, match="permissions"):
-            apply(fd, wanted, "none", permissions=0o600)
-        with kernel(Ignoring()), pytest.raises(errors.AccessDeniedError, match="0604"):
-            apply(fd, None, "none", permissions=0o600)
-    finally:
-        os.close(fd)
-
-
-class Ignoring(_kernel.Kernel):
-    """A server that says yes to fchmod and does nothing."""
-
-    def fchmod(self, fd: int, mode: int) -> None:  # type: ignore[override]
-        """Nothing."""
-
-
 def test_mode_alone_does_not_let_in_whom_the_folder_names(tmp_path: Path) -> None:
     """With "mode", an ACL that the new file has from its folder goes."""
     try:

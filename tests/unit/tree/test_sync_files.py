@@ -50,8 +50,7 @@ class Syncing(_kernel.Kernel):
 
 @pytest.mark.parametrize("count", [0, 1, 2, sync.FEW - 1, sync.FEW, MANY])
 def test_each_once(fds: list[int], count: int) -> None:
-    """Every file is synced once, whatever their number, and `progress` reaches it; threads only for many."""
-    told: list[int] = []
+    """Every file is synced once, whatever their number; threads only for many."""
     met = threading.Event()  # two threads: each has a file
 
     def meet(_: int) -> None:
@@ -64,10 +63,8 @@ def test_each_once(fds: list[int], count: int) -> None:
     threads = threading.active_count()
     with kernel(Syncing(meet)) as noting:
         assert isinstance(noting, Syncing)
-        assert sync.sync_files(fds[:count], told.append) is None
+        assert sync.sync_files(fds[:count]) is None
     assert sorted(noting.synced) == fds[:count]
-    assert sum(told) == count
-    assert 0 not in told
     if count < sync.FEW:
         assert len(noting.threads) == min(count, 1)
     else:
@@ -195,15 +192,3 @@ def test_without_threads(fds: list[int], monkeypatch: pytest.MonkeyPatch) -> Non
         assert sync.sync_files(fds) is None
     assert isinstance(noting, Syncing)
     assert sorted(noting.synced) == fds
-
-
-def test_failing_progress(fds: list[int]) -> None:
-    """An error of the caller's own goes on, after the threads."""
-
-    def progress(_: int) -> None:
-        raise ValueError("bar")
-
-    threads = threading.active_count()
-    with kernel(Syncing(lambda _: time.sleep(0.002))), pytest.raises(ValueError, match="bar"):
-        sync.sync_files(fds, progress)
-    assert threading.active_count() == threads
