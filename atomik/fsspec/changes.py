@@ -30,6 +30,7 @@ from atomik._api.shortcuts import transaction
 from atomik._folder.paths import exists, is_folder
 from atomik._folder.place import Place
 from atomik._staging import companions
+from atomik._staging.observe import observe
 from atomik._system import kernel
 from atomik.flags import State
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from atomik._api.transaction import Transaction
     from atomik._receipt import Receipt
+    from atomik._staging.observe import Observation
 
 
 class Changes:
@@ -55,6 +57,8 @@ class Changes:
         self.failed: dict[str, str] = {}
         #: copies of databases, each with the suffixes of the logs without which it would lack changes
         self._databases: dict[str, list[str]] = {}
+        #: what was at a path when the transaction copied it to change the copy
+        self._expected: dict[str, Observation] = {}
         self._ground: tuple[int, int, str] | None = None
 
     @property
@@ -101,9 +105,19 @@ class Changes:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         self.check_parent(target)
         place = self.slot(target)
-        if present is not None and ("a" in mode or "r" in mode):
-            copy(self.view.where(target) or target, place)
+        if "a" in mode or "r" in mode:
+            where = self.view.where(target)
+            if where is not None and not self.view.staged(target):
+                self._expect(where)
+            if present is not None:
+                copy(where or target, place)
         return target, place
+
+    def _expect(self, path: str) -> None:
+        """The transaction goes on with a copy of what is at `path`: if someone else changes that before the commit, it is a
+        conflict.  Not so for a folder: the transaction itself may make private folders in it."""
+        if path not in self._expected and not _is_folder(path):
+            self._expected[path] = observe(path)
 
     def put(self, path: str, place: str, *, fresh: bool = False) -> None:
         """What was staged at `place` becomes `path`; `fresh`: only if nothing else has appeared there."""
@@ -228,6 +242,7 @@ class Changes:
         change = self._changes[key]
         if change.moved and change.where is not None:
             place = self.slot(key)
+            self._expect(change.where)
             copy(change.where, place)
             self._changes[key] = Change(place, removed=change.removed)
 
@@ -279,19 +294,22 @@ class Changes:
                     if change.where is not None:
                         self._stage(path, change, change.where)
                     elif path not in origins:
-                        self.tx.remove(path, missing_ok=True)
+                        self.tx.remove(path, missing_ok=True, expect=self._expected.get(path))
                 return self.tx.commit()
             except BaseException:
                 self.abort()
                 raise
 
     def _stage(self, path: str, change: Change, where: str) -> None:
+        expect = self._expected.get(path)
         if change.removed and _is_folder(path) != _is_folder(where):
-            self.tx.remove(path, missing_ok=True)
+            self.tx.remove(path, missing_ok=True, expect=expect)
+            expect = None
         if change.moved:
-            self.tx.move(where, path)
+            self.tx.move(where, path, expect=expect)
         else:
-            os.rename(where, self.tx.path(path, overwrite=not change.fresh, permissions=change.permissions))
+            place = self.tx.path(path, overwrite=not change.fresh, permissions=change.permissions, expect=expect)
+            os.rename(where, place)
 
     def abort(self) -> None:
         """Drop everything."""

@@ -310,6 +310,45 @@ class TestTransaction:
         assert tree(folder) == before
         assert not fs._intrans
 
+    @pytest.mark.parametrize("program", ["a", "r+", "a twice", "a, what was absent", "a, what was moved", "moved into"])
+    def test_what_others_write_in_the_meantime(self, folder: Path, fs: Any, program: str) -> None:
+        """What starts from a copy of what was there is a conflict then, as outside; their version stays."""
+        absent = program == "a, what was absent"
+        if not absent:
+            Path("log").write_bytes(b"one\n")
+        with pytest.raises(atomik.errors.ConflictError), fs.transaction:
+            target = "log"
+            if program in ("a, what was moved", "moved into"):
+                Path("home").mkdir()
+                target = "home/moved"
+                fs.mv("log", target)
+            with fs.open(target, "r+b" if program == "r+" else "ab") as file:
+                file.write(b"ours\n")
+            with open("log", "ab") as theirs:
+                theirs.write(b"theirs\n")
+            if program == "a twice":
+                with fs.open(target, "ab") as file:
+                    file.write(b"ours again\n")
+            if program == "moved into":
+                fs.pipe("log", b"a new one\n")
+        assert Path("log").read_bytes() == (b"" if absent else b"one\n") + b"theirs\n"
+        assert left_in(folder) == []
+        assert not Path("home/moved").exists()
+
+    def test_what_others_write_is_replaced_by_what_starts_from_nothing(self, folder: Path, fs: Any) -> None:
+        """As by any program: the last writer wins."""
+        Path("log").write_bytes(b"one\n")
+        with fs.transaction:
+            fs.pipe("log", b"ours\n")
+            fs.pipe("new", b"ours\n")
+            for name in ("log", "new"):
+                with open(name, "ab") as theirs:
+                    theirs.write(b"theirs\n")
+            with fs.open("log", "ab") as file:
+                file.write(b"more\n")
+        assert Path("log").read_bytes() == b"ours\nmore\n"
+        assert Path("new").read_bytes() == b"ours\n"
+
     def test_methods(self, folder: Path, fs: Any) -> None:
         """`start_transaction` and `end_transaction` do the same."""
         fs.start_transaction()
