@@ -18,9 +18,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from atomik._commit.barriers import Barriers
-from atomik._folder import filesystem as _filesystem
+from atomik._folder.filesystem import Filesystem
 from atomik._system import kernel as _kernel
 from tests.support.state import NOBODY, child_processes, descriptors, eventually, in_child, left_in
+from tests.support.users import no_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,20 +94,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def no_syncfs(monkeypatch: pytest.MonkeyPatch) -> Any:
+def no_syncfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A filesystem on which syncfs means nothing."""
-    known = {magic: (name, False) for magic, (name, _) in _filesystem._KNOWN.items()}
-    monkeypatch.setattr(_filesystem, "_KNOWN", known)
-    _filesystem.forget()
-    yield
-    monkeypatch.undo()
-    _filesystem.forget()
+    _syncfs(monkeypatch, serves=False)
 
 
 @pytest.fixture
-def no_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A filesystem on which no sync brings anything else along, whatever the tests run on."""
+def no_log(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem on which no sync brings anything else along and none is dear, and on which syncfs serves unless
+    `no_syncfs` is there as well; whatever the tests run on."""
     monkeypatch.setattr(Barriers, "one_log", lambda *_: False)
+    monkeypatch.setattr("atomik._commit.barriers._is_btrfs", lambda _: False)
+    _syncfs(monkeypatch, serves="no_syncfs" not in request.fixturenames)
+
+
+def _syncfs(monkeypatch: pytest.MonkeyPatch, *, serves: bool) -> None:
+    """Of every filesystem, also of those that are known already."""
+    told = property(lambda _: serves, lambda fs, value: fs.__dict__.update(syncfs=value))
+    monkeypatch.setattr(Filesystem, "syncfs", told, raising=False)
 
 
 @pytest.fixture
@@ -169,6 +174,6 @@ def unprivileged() -> Callable[..., Any]:
 
     The child reaches `open_folder`, and not `folder`.  Skips, with the reason, where this process is not root.
     """
-    if os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
+    if why := no_root():
+        pytest.skip(why)
     return lambda function, *args: in_child(function, *args, become=NOBODY)

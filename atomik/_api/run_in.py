@@ -455,6 +455,7 @@ def _refuse_fixed(tx: Transaction, path: str) -> None:
 
 def refuse_where_impossible(path: str) -> None:
     """Try in a child of our own: see the folder in its own place.  Raises `NamespaceError` where that fails."""
+    split(path, folder=True)  # "/" can be neither exchanged nor, in a user namespace, mounted: the first says why
     with kernel.typed("cannot run a program in the folder", absolute(path)):
         folder = Directory.open(path)
     with folder, Entrance(View(folder.fd, ".", ".", folder.key, folder.key, "/")) as entrance:

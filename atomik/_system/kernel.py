@@ -667,6 +667,16 @@ class Kernel:
         if libc().end_with_parent(signal) < 0:
             _raise(())
 
+    def bounding_set(self) -> list[int]:
+        """prctl(2), PR_CAPBSET_READ: the capabilities(7) that a program executed by user 0 gets."""
+        return [number for number in range(64) if libc().may_gain(number) == 1]
+
+    def bound(self, capabilities: list[int]) -> None:
+        """prctl(2), PR_CAPBSET_DROP: all but these leave that set for good."""
+        for number in set(self.bounding_set()).difference(capabilities):
+            if libc().never_gain(number) < 0:
+                _raise(())
+
     def adopt_orphans(self) -> None:
         """prctl(2), PR_SET_CHILD_SUBREAPER (Linux 3.4): descendants whose parent died become children of this process."""
         if libc().adopt_orphans() < 0:

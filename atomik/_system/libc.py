@@ -299,7 +299,7 @@ _NONE = _Long(0)
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_PDEATHSIG, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER = 1, 23, 24, 36
 
 
 def make_mounts_private() -> int:
@@ -320,6 +320,14 @@ def attach_mount(tree_fd: int, path_fd: int) -> int:
 
 def end_with_parent(signal: int) -> int:
     return _prctl(_PR_SET_PDEATHSIG, _Long(signal), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+
+
+def may_gain(capability: int) -> int:
+    return _prctl(_PR_CAPBSET_READ, _Long(capability), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
+
+
+def never_gain(capability: int) -> int:
+    return _prctl(_PR_CAPBSET_DROP, _Long(capability), _ZERO_LONG, _ZERO_LONG, _ZERO_LONG)
 
 
 def adopt_orphans() -> int:

@@ -14,7 +14,8 @@ The child reaches both folders from the parent folder, which is held open, and c
 known: a path that another process changed leads to a refusal, never to another folder.  All mounts are made by descriptor.
 
 Root creates only a mount namespace.  Everybody else also gets a user namespace, in which the user and group are mapped to
-themselves; exec(2) then drops the capabilities that came with it.
+themselves; exec(2) then drops the capabilities that came with it.  User 0 of a container, which may not create a mount
+namespace, keeps those that it had: a new user namespace would let its programs gain all.
 
 `enter` runs in a forked child, possibly of a program with threads, so it imports nothing and takes no lock.
 
@@ -163,12 +164,14 @@ class Entrance:
                 raise
         else:
             return
+        had = kernel.port.bounding_set()
         self._step = "userns"
         kernel.port.unshare(_CLONE_NEWUSER | _CLONE_NEWNS)
         self._step = "map"
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{user} {user} 1")
         _write("/proc/self/gid_map", f"{group} {group} 1")
+        kernel.port.bound(had)
 
     # --- in the parent -----------------------------------------------------------------------------------------------
     def answer(self) -> Answer | None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from attrs import define
+
+from tests.support.users import as_executed, needs_root
 
 #: Two users without any privilege; the suite itself runs as root, or these tests are skipped.
 STRANGER, VICTIM = 64001, 64002
 
-root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become two other users")
+root = needs_root
 
 
 @contextlib.contextmanager
@@ -34,6 +35,7 @@ def acting_as(uid: int) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
+        as_executed()  # programs that this process starts use its /proc
 
 
 @define

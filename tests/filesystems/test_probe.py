@@ -19,6 +19,7 @@ from tests.filesystems.grounds import GROUNDS
 from tests.support.kernels import Faulty, Recording, every_call, installed
 from tests.support.lab.need import need
 from tests.support.state import descriptors, in_child, left_in, tree
+from tests.support.users import no_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,8 +126,8 @@ def test_a_full_disk_is_no_missing_ability(folder: Path) -> None:
 
 def test_without_permission(open_folder: Path) -> None:
     """A folder that this user may not write to: AccessDeniedError."""
-    if os.geteuid():
-        pytest.skip("needs root to become another user")
+    if why := no_root():
+        pytest.skip(why)
     open_folder.chmod(0o755)
     with pytest.raises(errors.AccessDeniedError):
         in_child(_probed, open_folder, become=65534)

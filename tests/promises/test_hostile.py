@@ -26,6 +26,7 @@ from tests.crash.deaths import die_at
 from tests.support.journals import encode_intent
 from tests.support.kernels import Acting, installed
 from tests.support.state import NOBODY, in_child, left_in, tree
+from tests.support.users import needs_root, no_devices, no_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,8 +36,6 @@ CLAIM = f".atomik-{TXID}"
 SLOT = f".atomik-{TXID}-0"
 
 pytestmark = pytest.mark.leftovers("names that look like atomik's, and are not ours to remove")
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files to another user")
 
 
 @pytest.fixture
@@ -104,8 +103,8 @@ def _fifo(place: Path) -> None:
 
 
 def _device(place: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to make a device")
+    if why := no_devices():
+        pytest.skip(why)
     os.mknod(place / JOURNAL_NAME, stat.S_IFCHR | 0o666, os.makedev(1, 5))
 
 
@@ -133,8 +132,8 @@ def _writable_by_others(place: Path) -> None:
 
 
 def _of_another_user(place: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give files away")
+    if why := no_root():
+        pytest.skip(why)
     _journal(place)
     os.chown(place / JOURNAL_NAME, NOBODY, NOBODY)
 
@@ -297,8 +296,8 @@ def _claim_is_a_fifo(place: Path) -> None:
 def _claim_of_another(place: Path) -> None:
     (place / CLAIM).mkdir(mode=0o700)
     (place / CLAIM / SLOT).write_text("theirs")
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give files away")
+    if why := no_root():
+        pytest.skip(why)
     os.chown(place / CLAIM, NOBODY, NOBODY)
 
 
@@ -325,8 +324,8 @@ def _private_folder_with_links(place: Path) -> None:
 
 def _slot_of_another(place: Path) -> None:
     (place / SLOT).write_text("theirs")
-    if os.geteuid() != 0:
-        pytest.skip("needs root to give files away")
+    if why := no_root():
+        pytest.skip(why)
     os.chown(place / SLOT, NOBODY, NOBODY)
 
 

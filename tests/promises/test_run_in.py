@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
@@ -28,14 +27,13 @@ from tests.support.lab.mounting import attached
 from tests.support.seccomp import needs_seccomp, refuse
 from tests.support.state import NOBODY, eventually, in_child, left_in
 from tests.support.trees import mounts
+from tests.support.users import as_executed, needs_root, no_admin, no_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 COMMAND = [sys.executable, "-m", "atomik"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(atomik.__file__).parents[1])}
-
-_PR_SET_DUMPABLE = 4
 
 
 def as_nobody(function: Callable[..., Any], *args: Any) -> Any:
@@ -44,7 +42,7 @@ def as_nobody(function: Callable[..., Any], *args: Any) -> Any:
     def work() -> Any:
         if not os.access(os.getcwd(), os.X_OK):
             os.chdir("/")
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+        as_executed()
         return function(*args)
 
     return in_child(work, become=NOBODY)
@@ -67,7 +65,7 @@ def why_not(run: Callable[..., Any], place: Path) -> str:
     return str(run(ask))
 
 
-USERS = {"root": directly, "user": as_nobody} if os.geteuid() == 0 else {"user": directly}
+USERS = {"user": directly} if no_root() else {"root": directly, "user": as_nobody}
 
 
 @pytest.fixture(params=USERS)
@@ -452,7 +450,7 @@ def test_background_killed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_daemon_that_hides_is_found_by_the_command(here: Path) -> None:
     """A process in another mount namespace, or one that may not be inspected, is still a descendant of ``atomik run``."""
     script = "import os, time, ctypes\nif os.fork(): os._exit(0)\nctypes.CDLL(None).unshare(0x20000)\ntime.sleep(8)"
-    if os.geteuid():
+    if no_admin():
         script = script.replace("unshare(0x20000)", "prctl(4, 0, 0, 0, 0)")
     done = subprocess.run(
         [*COMMAND, "run", "--in", "F", "--", sys.executable, "-c", script], cwd=here, env=ENVIRONMENT,
@@ -481,7 +479,7 @@ def test_where_it_cannot_work(here: Path, call: str, number: int, said: str) -> 
     assert os.listdir(here) == ["F"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 def test_a_process_that_changed_its_user(open_folder: Path) -> None:
     """It belongs to root for the kernel until it executes a program; the error says so."""
     if why := why_not(as_nobody, open_folder):

@@ -19,6 +19,7 @@ from atomik._hidden_names import JOURNAL_NAME
 from atomik._system.kernel import MUTATING
 from tests.support.kernels import ALL, Acting, Answer, Faulty, Recording, installed
 from tests.support.state import descriptors, in_child, left_in
+from tests.support.users import no_root
 
 both = pytest.mark.parametrize("durable", [True, False], ids=["durable", "not"])
 overwriting = pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "new"])
@@ -162,8 +163,8 @@ def _surprise(name: str) -> None:
 def test_what_is_replaced_is_looked_at_at_the_end(folder: Path, name: str, durable: bool) -> None:
     """Owner, set-id bits, attributes and mode are those that it has when the new content is complete."""
     Path("x").write_text("old")
-    if name == "group" and os.geteuid() != 0:
-        pytest.skip("needs root to give a file away")
+    if name == "group" and (why := no_root()):
+        pytest.skip(why)
     with atomik.file("x", overwrite=True, durable=durable) as f:
         f.write("new")
         _surprise(name)

@@ -15,6 +15,7 @@ import pytest
 import atomik
 from tests.crash.deaths import every_death
 from tests.support.state import NOBODY, eventually, in_child, left_in
+from tests.support.users import no_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,8 +74,8 @@ def read_slowly(folder: Path, seconds: float) -> tuple[set[str], int]:
 @pytest.mark.parametrize("who", [None, pytest.param(NOBODY, marks=pytest.mark.root)], ids=["same user", "other user"])
 def test_a_reader_that_takes_a_second(publisher: subprocess.Popen[str], open_folder: Path, who: int | None) -> None:
     """It sees one version; the publisher goes on all the time, and keeps only what is being read."""
-    if who is not None and os.geteuid():
-        pytest.skip("needs root to become another user")
+    if who is not None and (why := no_root()):
+        pytest.skip(why)
     open_folder.chmod(0o755)
     for _ in range(3):
         if who is None:

@@ -17,7 +17,7 @@ from tests.filesystems.grounds import Lacking, forgetful, no_flags, no_tmpfile
 from tests.support.inotify import watching
 from tests.support.kernels import installed
 from tests.support.state import eventually
-from tests.support.users import NOBODY, as_user, root
+from tests.support.users import DAC_OVERRIDE, NOBODY, as_user, has_capability, root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -117,7 +117,7 @@ def test_a_file(folder: Path, job: str) -> None:
         assert name.startswith((".atomik-", "#")) or os.path.lexists(name) == (told[-1] in THERE), (name, told)
 
 
-@pytest.mark.parametrize("job", [job for job in FILES if os.geteuid() == 0 or "read-only" not in job])
+@pytest.mark.parametrize("job", [job for job in FILES if has_capability(DAC_OVERRIDE) or "read-only" not in job])
 def test_a_file_where_renameat2_has_no_flags(folder: Path, job: str) -> None:
     """The same where files get their names by link(2), as on most FUSE servers."""
     with forgetful(), installed(Lacking(no_flags, "rename")), installed(Lacking(no_tmpfile, "open_tmpfile")):

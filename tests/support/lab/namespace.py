@@ -46,7 +46,7 @@ class _Private:
 
 
 def have_root() -> bool:
-    """Whether this process may mount: effective uid 0 with CAP_SYS_ADMIN."""
+    """Whether this process may mount: effective uid 0 with CAP_SYS_ADMIN, outside of a user namespace."""
     return missing_root() is None
 
 
@@ -56,6 +56,8 @@ def missing_root() -> str | None:
         return "needs root for mounts"
     if not _effective_capabilities() >> _CAP_SYS_ADMIN & 1:
         return "needs CAP_SYS_ADMIN for mounts (an unprivileged container?)"
+    if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
+        return "needs root outside of a user namespace for mounts"
     return None
 
 

@@ -19,6 +19,7 @@ from atomik import errors
 from atomik._system import kernel as _kernel
 from tests.support.kernels import Acting, Faulty, installed
 from tests.support.state import NOBODY, in_child, left_in
+from tests.support.users import needs_root
 
 
 def publish(version: str, where: str | Path = "ds") -> atomik.Receipt:
@@ -154,7 +155,7 @@ def test_a_reader_that_is_killed(folder: Path) -> None:
     assert os.listdir() == ["ds"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 def test_another_user_who_may_only_read(open_folder: Path) -> None:
     """Root publishes in a folder of its own; the reader may not write there, nor enter the private folder."""
     open_folder.chmod(0o755)

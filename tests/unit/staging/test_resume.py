@@ -18,6 +18,7 @@ from atomik import errors
 from atomik._protocol import resumable
 from tests.support.kernels import Acting, Faulty, installed
 from tests.support.state import NOBODY, in_child, left_in
+from tests.support.users import needs_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -257,7 +258,7 @@ def test_what_others_may_have_put_there_is_not_trusted(folder: Path, what: str) 
     shutil.rmtree(at) if at.is_dir() and not at.is_symlink() else at.unlink()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 def test_another_users(open_folder: Path) -> None:
     """Root does not continue a user's, nor a user root's; recover says whose it is."""
 
@@ -278,7 +279,7 @@ def test_another_users(open_folder: Path) -> None:
     atomik.recover(open_folder, discard=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@needs_root
 def test_a_folder_that_cannot_leave_its_parent_is_refused_early(open_folder: Path) -> None:
     """Before hours of computing; what is staged must stay writable, too."""
 

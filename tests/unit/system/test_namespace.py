@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from atomik._system import kernel
 from atomik._system.namespace import Answer, Entrance, Process, View
+from tests.support.users import CHOWN, DAC_OVERRIDE, SYS_ADMIN, root, without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +65,20 @@ def test_what_somebody_swapped(view: View, tmp_path: Path, changed: dict[str, An
         assert entrance.answer() == said
         assert entrance.members() == []
     assert not (tmp_path / "ran").exists()
+
+
+@root
+def test_root_of_a_container_gains_nothing(view: View) -> None:
+    """User 0 that may not create a mount namespace gets a user namespace as well, but no capability that it did not have."""
+
+    def work() -> bool:
+        kernel.port.bound([CHOWN, DAC_OVERRIDE])
+        look = ["grep", "Cap[PEB]", "/proc/self/status"]
+        with Entrance(view) as entrance:
+            inside = subprocess.check_output(look, preexec_fn=entrance.enter)
+        return inside == subprocess.check_output(look)
+
+    assert without([SYS_ADMIN], work) == "True"
 
 
 def test_members(view: View) -> None:

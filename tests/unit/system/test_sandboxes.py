@@ -19,6 +19,7 @@ from atomik._system import kernel
 from tests.support import landlock
 from tests.support.seccomp import CALLS, needs_seccomp, refuse
 from tests.support.state import _load_everything, in_child
+from tests.support.users import no_root
 
 pytestmark = needs_seccomp
 
@@ -306,8 +307,8 @@ def test_a_no_about_one_file_stays_what_it_is(here: Directory) -> None:
         with pytest.raises(PermissionError, match="Permission denied"):
             kernel.port.rename("file", here.fd, "new", here.fd, kernel.NOREPLACE)
 
-    if os.geteuid():
-        pytest.skip("needs another user")
+    if why := no_root():
+        pytest.skip(why)
     in_child(try_it)
 
 

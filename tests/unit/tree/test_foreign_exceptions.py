@@ -23,6 +23,7 @@ from atomik._tree.clone import clone, copy_entry
 from atomik._tree.fingerprint import fingerprint
 from atomik._tree.metadata import Metadata, apply
 from tests.support.trees import descriptors, kernel, make_small
+from tests.support.users import no_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ def test_it_goes_on(tmp_path: Path, work: Callable[[Directory], None], step: int
 def _prepare(top: Path) -> None:
     top.mkdir()
     make_small(top / "tree")
-    if os.geteuid() == 0:
+    if not no_root():
         os.chown(top / "tree" / "file", 1000, 1000)
     shutil.copytree(top / "tree", top / "twin", symlinks=True, ignore=lambda *_: ["fifo"])
     os.mkfifo(top / "twin" / "fifo")
