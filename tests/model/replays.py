@@ -68,10 +68,14 @@ def _killed_with_stranger(root: Path, ops: tuple[Operation, ...], path: str) -> 
 
 # --- I1: the journal has a name in every folder ------------------------------------------------------------------------
 def _journal_in_one(patch: pytest.MonkeyPatch) -> None:
+    """In the one whose path comes first: the order of the locks is another one in every folder."""
     create = journal.create
-    patch.setattr(
-        journal, "create", lambda live, encode, private, parents: create(live, encode, private[:1], parents[:1])
-    )
+
+    def in_one(live: Any, encode: Any, private: list[Any], parents: list[Any]) -> None:
+        one = min(parents, key=lambda parent: parent.path)
+        create(live, encode, [made for made in private if made.parent is one], [one])
+
+    patch.setattr(journal, "create", in_one)
 
 
 def _from_either_folder(root: Path) -> None:

@@ -68,6 +68,12 @@ def tree(top: Path | str) -> dict[str, Any]:
     return dict(sorted(found.items()))  # folders list their names in an order of their own
 
 
+def identity(path: Path | str) -> tuple[int, int, int]:
+    """What any change of a file changes: its inode and its times, except for the one that reading sets."""
+    found = os.lstat(path)
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
 def in_child(function: Callable[..., Any], *args: Any, become: int | None = None) -> Any:
     """Run `function` in a forked child and return its result; an exception of its own is raised here.
 
