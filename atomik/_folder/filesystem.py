@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 
 from atomik._system import kernel
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from atomik._system.libc import Status
 
 _HANDLE_FID = 0x200
+#: FILEID_INO64_GEN, which the kernel makes up (AT_HANDLE_FID) where a filesystem has no handles: the inode number, and a
+#: generation that such filesystems leave at 0.  An overlay that was mounted in a user namespace is one.
+_MADE_UP = (0x81).to_bytes(4, sys.byteorder)
 
 BTRFS = 0x9123683E  # f_type of statfs(2)
 
@@ -125,15 +129,16 @@ def _ask(fd: int) -> Filesystem:
 
 
 def _handle_flags(fd: int) -> int | None:
-    """How to ask for handles here: plainly, or (overlay) for comparison only; None where neither works."""
+    """How to ask for handles here: plainly, or (overlay) for comparison only; None where neither tells more than an inode
+    number."""
     for flags in (0, _HANDLE_FID):
         try:
-            kernel.port.handle("", fd, flags)
+            found = kernel.port.handle("", fd, flags)
         except OSError as exc:  # EOPNOTSUPP of the filesystem, EPERM or ENOSYS of a container's filter
             if kernel.errno_of(exc) is None:
                 raise
             continue
-        return flags
+        return None if found.startswith(_MADE_UP) else flags
     return None
 
 

@@ -415,7 +415,9 @@ with atomik.folder("site") as new:
     (new / "page").write_text("new")
 with atomik.folder("site", overwrite=True, copy=True) as new:
     (new / "page").write_text("newer")
-assert {promise.holds for promise in atomik.probe(".").promises} <= {"yes", "new", "unknown"}
+promised = {promise.name: promise.holds for promise in atomik.probe(".").promises}
+del promised["P5"]  # not in memory
+assert set(promised.values()) <= {"yes", "new", "unknown"}
 assert atomik.recover(".").clean
 """
 

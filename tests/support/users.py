@@ -29,7 +29,7 @@ def no_root() -> str | None:
         return "needs root to give files away and to become another user"
     if any(not has_capability(number) for number in (CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID)):
         return "this root lacks the capabilities to give files away and to become another user"
-    if any(sum(int(line.split()[2]) for line in _told(f"{kind}_map")) <= NOBODY for kind in ("uid", "gid")):
+    if _alone():
         return "this user namespace has no other users"
     return None
 
@@ -49,6 +49,11 @@ def no_devices() -> str | None:
     return None
 
 
+def known(uid: int) -> int:
+    """For ACLs: this user id, or that of this process where no other exists (a user namespace)."""
+    return os.geteuid() if _alone() else uid
+
+
 def has_capability(number: int) -> bool:
     """Whether it is in the effective set."""
     return bool(_capabilities("CapEff") >> number & 1)
@@ -56,6 +61,11 @@ def has_capability(number: int) -> bool:
 
 def _capabilities(which: str) -> int:
     return next(int(line.split()[1], 16) for line in _told("status") if line.startswith(which))
+
+
+def _alone() -> bool:
+    """Whether most users have no id in this user namespace."""
+    return any(sum(int(line.split()[2]) for line in _told(f"{kind}_map")) <= NOBODY for kind in ("uid", "gid"))
 
 
 def _in_user_namespace() -> bool:

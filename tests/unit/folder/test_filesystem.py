@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+import stat
+import struct
+from pathlib import Path
 
 import pytest
 
 from atomik._folder import filesystem
 from atomik._folder.directory import Directory
+from atomik._system import kernel
 from tests.support.kernels import Faulty, installed
 from tests.support.lab.mounts import missing, mounted
 from tests.support.lab.need import need
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def one_log(path: Path) -> bool:
@@ -61,6 +61,29 @@ def test_the_kernel_must_wait_for_all_pages(release: str, expected: bool) -> Non
 def test_a_device_that_nobody_knows_has_no_journal() -> None:
     """Neither has one that /sys has no link for."""
     assert not filesystem._has_journal(os.makedev(4000, 1))
+
+
+def test_a_handle_that_is_made_up_of_the_inode_number_is_none(folder: Path) -> None:
+    """AT_HANDLE_FID gives one on an overlay that was mounted in a user namespace: a folder with the number of a file that is
+    gone would pass for it."""
+
+    class MadeUp(kernel.Kernel):
+        def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
+            if not flags:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+            found = os.stat(name, dir_fd=dir_fd) if name else os.fstat(dir_fd)
+            return struct.pack("=IQQ", 0x81, found.st_ino, 0)
+
+    before = kernel.install(MadeUp())
+    filesystem.forget()
+    try:
+        with Directory.open(".") as here:
+            Path("x").touch()
+            as_file = here.identity("x")
+            assert as_file == b"i%d:%d" % (stat.S_IFREG, os.stat("x").st_ino)
+    finally:
+        kernel.install(before)
+        filesystem.forget()
 
 
 def test_another_exception_goes_on(tmp_path: Path) -> None:

@@ -42,7 +42,17 @@ from tests.support.trees import (
     mounts,
     tree_with_mount,
 )
-from tests.support.users import DAC_OVERRIDE, NOBODY, as_user, has_capability, no_admin, no_devices, no_root, root
+from tests.support.users import (
+    DAC_OVERRIDE,
+    NOBODY,
+    as_user,
+    has_capability,
+    known,
+    no_admin,
+    no_devices,
+    no_root,
+    root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +96,7 @@ def seen(top: Path) -> dict[str, tuple[object, ...]]:
 
 def acl(named: int) -> bytes:
     """An ACL that lets one more user read and write."""
-    entries = [(1, 6, -1), (2, 6, named), (4, 4, -1), (16, 6, -1), (32, 0, -1)]
+    entries = [(1, 6, -1), (2, 6, known(named)), (4, 4, -1), (16, 6, -1), (32, 0, -1)]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
 
 
@@ -569,7 +579,7 @@ def test_files_after_the_first(tmp_path: Path, inherited: bool) -> None:
         os.chown(tmp_path / "src/9", 1234, 2345)
     (tmp_path / "dst").mkdir(mode=0o700)
     if inherited:  # lets a stranger read and write what is made in there
-        entries = ((1, 7, -1), (2, 6, 1234), (4, 7, -1), (16, 7, -1), (32, 7, -1))
+        entries = ((1, 7, -1), (2, 6, known(1234)), (4, 7, -1), (16, 7, -1), (32, 7, -1))
         acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
         os.setxattr(tmp_path / "dst", DEFAULT_ACL, acl)
     with held(tmp_path / "src") as source, held(tmp_path / "dst") as target:

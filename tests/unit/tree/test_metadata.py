@@ -14,7 +14,7 @@ from atomik._folder.directory import Directory
 from atomik._folder.place import Place
 from atomik._system import kernel as _kernel
 from atomik._tree.metadata import ACL, DEFAULT_ACL, Metadata, apply
-from tests.support.users import NOBODY, as_user, no_admin, no_root, root
+from tests.support.users import NOBODY, as_user, known, no_admin, no_root, root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def acl(owner: int, group: int, other: int, *, user: tuple[int, int] | None = No
     """The bytes of a POSIX ACL, with one named user, and so with a mask."""
     entries = [(USER_OBJ, owner, -1)]
     if user:
-        entries.append((USER, user[1], user[0]))
+        entries.append((USER, user[1], known(user[0])))
     entries.append((GROUP_OBJ, group, -1))
     if user:
         entries.append((MASK, mask, -1))
