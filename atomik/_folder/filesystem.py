@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _HANDLE_FID = 0x200
 #: FILEID_INO64_GEN, which the kernel makes up (AT_HANDLE_FID) where a filesystem has no handles: the inode number, and a
-#: generation that such filesystems leave at 0.  An overlay that was mounted in a user namespace is one.
+#: generation that such filesystems leave at 0.  An overlay that was mounted in a user namespace is one.  The handles of xfs
+#: have the same type, and are real; they are given without that flag.
 _MADE_UP = (0x81).to_bytes(4, sys.byteorder)
 
 BTRFS = 0x9123683E  # f_type of statfs(2)
@@ -138,7 +139,7 @@ def _handle_flags(fd: int) -> int | None:
             if kernel.errno_of(exc) is None:
                 raise
             continue
-        return None if found.startswith(_MADE_UP) else flags
+        return None if flags and found.startswith(_MADE_UP) else flags
     return None
 
 

@@ -323,7 +323,7 @@ def test_the_list_of_events_is_that_of_the_code() -> None:
 def test_the_list_of_recovery_actions_is_that_of_the_code() -> None:
     """Every action that recovery reports is explained in the reference."""
     page = (DOCS / "reference" / "events.md").read_text(encoding="utf-8")
-    explained = set(re.findall(r"^\| `(\w+)` \| (?:event|report)", page, re.MULTILINE))
+    explained = set(re.findall(r"^\| `(\w+)` \| (?:event|dry run)", page, re.MULTILINE))
     told = {result.value for result in Undone}
     for module in sorted((ROOT / "atomik" / "_recovery").glob("*.py")):
         for node in sources()[module]:

@@ -86,6 +86,23 @@ def test_a_handle_that_is_made_up_of_the_inode_number_is_none(folder: Path) -> N
         filesystem.forget()
 
 
+def test_a_handle_of_that_type_that_is_given_plainly_is_real(folder: Path) -> None:
+    """xfs has such handles, with a generation that tells two objects with one inode number apart."""
+
+    class Xfs(kernel.Kernel):
+        def handle(self, name: str, dir_fd: int, flags: int) -> bytes:
+            return struct.pack("=IQI", 0x81, 5, 7)
+
+    before = kernel.install(Xfs())
+    filesystem.forget()
+    try:
+        with Directory.open(".") as here:
+            assert here.identity("x") == b"h" + struct.pack("=IQI", 0x81, 5, 7)
+    finally:
+        kernel.install(before)
+        filesystem.forget()
+
+
 def test_another_exception_goes_on(tmp_path: Path) -> None:
     """A signal handler's OSError is not an answer of the kernel (I13)."""
     with installed(Faulty(lambda call: TimeoutError("a handler"), {"readlink"})), pytest.raises(TimeoutError):
