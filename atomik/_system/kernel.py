@@ -727,7 +727,8 @@ def _has_xattrs_when_opened(name: str, dir_fd: int) -> bool:
 
 port: Kernel = Kernel()
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
+#: where the package's code says that it is: what was compiled elsewhere, and has no source any more, keeps that path
+_PACKAGE = os.path.dirname(os.path.dirname(Kernel.open.__code__.co_filename)) + os.sep
 #: the package's code, and that of the context managers in between
 _OURS = (_PACKAGE, contextlib.contextmanager.__code__.co_filename)
 #: what passes through these was raised by a function of the program: they make no call of the kernel

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from .signals import Signals
 
-#: Exit codes of ``run`` that are not the child's own, as env(1), timeout(1) and nohup(1) have them.
-FAILED, CANNOT_RUN, NOT_FOUND = 125, 126, 127
+#: Exit codes of a program that did not start, as env(1), timeout(1) and nohup(1) have them.
+CANNOT_RUN, NOT_FOUND = 126, 127
 
 _SI_KERNEL = 0x80  # sigaction(2): the kernel sent it, not a process
 

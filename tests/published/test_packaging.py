@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -62,6 +64,38 @@ def test_the_wheel_has_the_package_alone(built: Path) -> None:
     assert {name for name in names if ".dist-info" not in name} == package | {"atomik/py.typed"}
     assert metadata["Version"] == atomik.__version__
     assert {"fsspec", "progress"} <= set(metadata.get_all("Provides-Extra", []))
+
+
+WITHOUT_SOURCES = """
+import atomik
+with atomik.transaction() as tx:
+    for name in ("a", "b"):
+        tx.file(name).write("new")
+try:
+    atomik.file("a")
+except atomik.errors.FileAlreadyExistsError:
+    print(atomik.__file__)
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("how", ["bytecode", "archive"])
+def test_without_sources(how: str, tmp_path: Path) -> None:
+    """The answers of the kernel are known by the code that got them, also where that has no source file: as bytecode that was
+    compiled elsewhere (frozen programs, small images), and in an archive."""
+    made, used = tmp_path / "made", tmp_path / "used"
+    shutil.copytree(ROOT / "atomik", made / "atomik", ignore=shutil.ignore_patterns("__pycache__"))
+    if how == "bytecode":
+        assert compileall.compile_dir(made, quiet=1, legacy=True, stripdir=str(made))
+        for source in made.rglob("*.py"):
+            source.unlink()
+        made.rename(used)
+    else:
+        used = Path(shutil.make_archive(str(used), "zip", made))
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(used)!r}){WITHOUT_SOURCES}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(str(used))
 
 
 def test_classifiers() -> None:
