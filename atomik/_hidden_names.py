@@ -5,6 +5,7 @@
     .atomik-journal                 the journal of an unfinished transaction, in each folder that takes part
     .atomik-TXID                    a private folder
     .atomik-TXID-journal            the journal, inside a private folder
+    .atomik-TXID-committed          the same there: a commit mark that is a name
     .atomik-TXID-N                  a slot
     .atomik-TXID-N-old, -new, -new1 a second name next to a slot, for the methods and undos that need one
     .atomik-TXID-N-kept             an original that could not be brought back, and that only the user may delete
@@ -29,7 +30,7 @@ KEPT = "-kept"
 
 #: What `parse` says about a name.
 PRIVATE_FOLDER, JOURNAL, SLOT, TWIN, KEPT_ORIGINAL = "private folder", "journal", "slot", "twin", "kept original"
-RESUMABLE, PINNED = "resumable", "pinned"
+RESUMABLE, PINNED, MARK = "resumable", "pinned", "mark"
 
 #: How many bytes of the destination's name are part of the name of a resumable output's private folder.
 _SHOWN = 80
@@ -85,6 +86,11 @@ def private_folder_name(txid: str) -> str:
 def journal_name(txid: str) -> str:
     """The name of the journal inside a private folder."""
     return f"{PREFIX}{txid}-journal"
+
+
+def mark_name(txid: str) -> str:
+    """The name that the journal gets inside a private folder when the transaction commits, where a name is the mark."""
+    return f"{PREFIX}{txid}-committed"
 
 
 def slot_name(txid: str, number: int | str) -> str:
@@ -146,6 +152,8 @@ def parse(name: str) -> tuple[str, str] | None:
         return PRIVATE_FOLDER, txid
     if rest == "journal":
         return JOURNAL, txid
+    if rest == "committed":
+        return MARK, txid
     if rest == "pinned":
         return PINNED, txid
     if rest.startswith("resume-"):

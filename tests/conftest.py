@@ -108,6 +108,12 @@ def no_log(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     _syncfs(monkeypatch, serves="no_syncfs" not in request.fixturenames)
 
 
+@pytest.fixture
+def one_log(no_log: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A filesystem on which one log holds every change."""
+    monkeypatch.setattr(Barriers, "one_log", lambda self, _: self.durable is True)
+
+
 def _syncfs(monkeypatch: pytest.MonkeyPatch, *, serves: bool) -> None:
     """Of every filesystem, also of those that are known already."""
     told = property(lambda _: serves, lambda fs, value: fs.__dict__.update(syncfs=value))

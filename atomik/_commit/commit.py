@@ -35,7 +35,7 @@ from atomik import _events, errors
 from atomik._folder.directory import Directory, identify
 from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, chmod, delete_file, rename, set_mode
-from atomik._hidden_names import JOURNAL_NAME, kept_name
+from atomik._hidden_names import JOURNAL_NAME, kept_name, mark_name
 from atomik._protocol import locks
 from atomik._protocol.locks import close_all, lock_all, unlock_all
 from atomik._protocol.publish import Unnameable, are_plain, check, identity_of_new, publish, swap
@@ -146,10 +146,11 @@ class Commit:
         """Log, bound to the transaction."""
         _events.emit(level, name, tx=self.txid, **fields)
 
-    def _syncing(self, done: int) -> None:
+    def _syncing(self) -> None:
         """Report the barriers so far; before each of them, because after the last one a failing callback cannot roll back."""
         if self.progress is not None and self.barriers.durable:
-            self.progress("syncing", done, 3 if self._needs_journal else 2)
+            three = self._needs_journal and not self._mark_is_a_name
+            self.progress("syncing", self.barriers.passed, 3 if three else 2)
 
     def failed_cleanup(self, path: str, exc: OSError) -> None:
         """A failure after the commit point: logged, never raised."""
@@ -171,8 +172,8 @@ class Commit:
             self._publish_alone(self.items[0])
         else:
             self._publish()
-        if self.barriers.durable:
-            self._syncing(1)
+        if self.barriers.durable and not self._mark_is_a_name:  # else B3 makes them durable, and cannot without them
+            self._syncing()
             self._make_names_durable()
         self.state = _SWAPPED
 
@@ -193,13 +194,13 @@ class Commit:
             return
         found = _find_alone(item)
         if self.barriers.durable:
-            self._syncing(0)
+            self._syncing()
             self.barriers.staged(self.items, [], self.workspace.made_parents, None)
         self._plan_alone(item, found)
 
     def _confirm_unchanged(self, parent: Directory) -> None:
         """Nothing is published, but the program that wrote what is there may not have synced it."""
-        self._syncing(0)
+        self._syncing()
         self.barriers.staged(self.items, [], self.workspace.made_parents, None)
         self.barriers.names([parent])
 
@@ -228,7 +229,7 @@ class Commit:
             homes = [
                 made.parent for made in self.workspace.private_folders.values() if made.parent not in self._parents
             ]
-            self._syncing(0)
+            self._syncing()
             # The private folders' own names must be durable too: what is displaced will be in them.
             fd = None if self._journal is None else self._journal.fd
             self.barriers.staged(self.items, self._folders() + homes, self.workspace.made_parents, fd)
@@ -373,12 +374,25 @@ class Commit:
         self._journal = live = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
         if self.barriers.one_log(private[0].folder):
-            live.room = records.OUTCOME_SIZE
+            if self._mark_may_be_a_name(private):
+                live.mark = Place(private[0].folder, mark_name(self.txid))
+            else:
+                live.room = records.OUTCOME_SIZE
         try:
             journal.create(live, self._intent, private, list(self._parents))
         except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
+
+    @property
+    def _mark_is_a_name(self) -> bool:
+        return self._journal is not None and self._journal.mark is not None
+
+    def _mark_may_be_a_name(self, private: list[PrivateFolder]) -> bool:
+        """Whether recovery will find a name in the private folder from wherever it finds the journal: there is only one
+        private folder, in the only parent.  What a coordinator decides must be durable before it is asked."""
+        one = len(private) == len(self._parents) == 1 and private[0].parent.key == self._parents[0].key
+        return one and not self.undecided and not private[0].outlives
 
     def _intent(self, identity: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
@@ -586,12 +600,10 @@ class Commit:
     def confirm(self) -> None:
         """The mark and B3: from here on there is no way back."""
         if self._journal is not None and self.state is _SWAPPED:
-            durable = self.barriers.durable
-            if durable:
-                self._syncing(2)
+            self._syncing()
             self._marking = True
-            self._journal.append_mark()
-            if durable:
+            self._journal.set_mark()
+            if self.barriers.durable:
                 self._sync_mark()
         self.state = _COMMITTED
         if self.progress is not None and self.barriers.passed:

@@ -52,11 +52,13 @@ class LiveJournal:
     """The journal of a transaction of this process, or one taken over by recovery.
 
     ``fd`` is -1 while it is closed; ``end`` is where the next record belongs; ``identity`` is that of the file.  With `room`
-    an outcome's bytes are written as zeros with the intent, so that the outcome itself changes no size.
+    an outcome's bytes are written as zeros with the intent, so that the outcome itself changes no size.  `mark` is the name
+    that is the commit mark, where one log holds every change; None where the mark is a record.
     """
 
     fd = -1
     room = 0
+    mark: Place | None = None
 
     def __init__(self, fd: int, txid: str, end: int, identity: bytes | None = None) -> None:
         self.txid, self.end, self.identity = txid, end, identity
@@ -69,17 +71,21 @@ class LiveJournal:
         _write_all(self.fd, data, self.end)
         self.end += len(data)
 
-    def append_mark(self) -> None:
-        """Write the commit mark."""
-        self.append(_records.COMMITTED)
+    def set_mark(self) -> None:
+        """Make the commit mark.  Not durable before the next barrier."""
+        if self.mark is None:
+            self.append(_records.COMMITTED)
+        else:
+            directory, name = self.names[0]
+            kernel.port.link(name, directory.fd, self.mark.name, self.mark.fd)
 
     def append_undone(self) -> None:
         """Write that everything was brought back."""
         self.append(_records.UNDONE)
 
     def is_marked(self) -> bool:
-        """Whether the file has the mark, even if an exception arrived while it was written."""
-        return self.read_back() == _records.COMMITTED
+        """Whether there is the mark, even if an exception arrived while it was made."""
+        return self.read_back() == _records.COMMITTED if self.mark is None else self._is_at(self.mark)
 
     def read_back(self) -> int | None:
         """The outcome in the file, after an `append` that was interrupted: was the record written?"""

@@ -243,13 +243,13 @@ def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[
 
     Raises OSError (ENOTEMPTY if something else is inside).
     """
-    slots, folders, journals = _content(folder, name)
+    slots, folders, journals, marks = _content(folder, name)
     pinned = _clear(folder, slots, folders, progress)
     # By name, so check that the name is still ours; a stranger's empty folder is not ours to remove (I6).
     mine = parent.identity(name) == folder.identity("")
     if pinned and mine and _hidden_names.kind_of(name) != _hidden_names.PINNED:
         rename(Place(parent, name), Place(parent, pinned_name(new_txid())), 0)
-    for each in journals:
+    for each in (*journals, *marks):  # a journal without its mark would be taken for one of an unfinished transaction
         delete_tree(Place(folder, each), progress)
     if not pinned and mine:
         remove_empty(parent, name, folder)
@@ -258,7 +258,7 @@ def remove(parent: Directory, name: str, folder: Directory, progress: Callable[[
 
 def clear(folder: Directory, name: str, progress: Callable[[int], None] | None = None) -> bool:
     """Delete what the slots of the private folder called `name` hold; see `_clear`."""
-    slots, folders, _ = _content(folder, name)
+    slots, folders, *_ = _content(folder, name)
     return _clear(folder, slots, folders, progress)
 
 
@@ -287,8 +287,8 @@ def _clear(folder: Directory, slots: list[str], folders: set[str], progress: Cal
     return pinned
 
 
-def _content(folder: Directory, name: str) -> tuple[list[str], set[str], list[str]]:
-    """The slots (and their twins) in the private folder called `name`, those of them that are folders, and the journals.
+def _content(folder: Directory, name: str) -> tuple[list[str], set[str], list[str], list[str]]:
+    """The slots (and their twins) in the private folder called `name`, those of them that are folders, journals and marks.
 
     They carry the id of the folder's own name; where readers have pinned something, that of whatever it was before.
     Originals that only the user may delete are not among them, and neither are names that are not ours (I6).
@@ -297,6 +297,7 @@ def _content(folder: Directory, name: str) -> tuple[list[str], set[str], list[st
     slots: list[str] = []
     folders: set[str] = set()
     journals: list[str] = []
+    marks: list[str] = []
     with kernel.port.scandir(folder.fd) as entries:
         for entry in entries:
             kind, of = _hidden_names.parse(entry.name) or ("", "")
@@ -304,11 +305,13 @@ def _content(folder: Directory, name: str) -> tuple[list[str], set[str], list[st
                 continue
             if kind == _hidden_names.JOURNAL:
                 journals.append(entry.name)
+            elif kind == _hidden_names.MARK:
+                marks.append(entry.name)
             elif kind in (_hidden_names.SLOT, _hidden_names.TWIN):
                 slots.append(entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     folders.add(entry.name)
-    return slots, folders, journals
+    return slots, folders, journals, marks
 
 
 def _refuse_foreign(folder: Directory, txid: str) -> None:

@@ -1,6 +1,6 @@
 """One dead transaction, taken over: undo or finish it, and clean up.
 
-1. *decide* by the outcome record: committed: finish.  Undone: finish.  None: undo in reverse (`undo`, the same function
+1. *decide* by the outcome, a record or the name that is a mark: committed: finish.  Undone: finish.  None: undo in reverse (`undo`, the same function
    as in rollback, I5), make that durable, and write "undone" to the journal before any of its names goes (I3).  If a
    coordinator decided to commit a prepared transaction, write the mark instead.  If the transaction was never prepared
    (`DeadTransaction.never_prepared`), nothing was published and there is nothing to undo;
@@ -23,7 +23,7 @@ from atomik import _events, _hidden_names, errors
 from atomik._folder.directory import Directory
 from atomik._folder.pin import is_pinned
 from atomik._folder.place import Place, rename_back
-from atomik._hidden_names import JOURNAL_NAME, journal_name
+from atomik._hidden_names import JOURNAL_NAME, journal_name, mark_name
 from atomik._protocol import journal as _journal
 from atomik._protocol import private_folder as _private_folder
 from atomik._protocol import records as _records
@@ -86,7 +86,10 @@ class DeadTransaction:
         self, journal: _journal.LiveJournal, content: Journal, folders: list[Directory | None], discard: bool,
         commit: bool = False,
     ) -> None:  # fmt: skip
-        self.journal, self.content, self.folders = journal, content, folders
+        self.journal, self.folders = journal, folders
+        self.content = content
+        if content.outcome is None and self._has_mark():
+            self.content = content._replace(outcome=_records.COMMITTED)
         self.discard, self.commit = discard, commit
         self.found: list[Recovered] = []
         #: identities of what the transaction made, and of what it displaced; what it moves, keeps or exchanges is both
@@ -317,6 +320,11 @@ class DeadTransaction:
         """The private folders that were found, and their names."""
         entries = zip(self.folders, self.intent.folders, strict=True)
         return [(folder, entry.parts[-1]) for folder, entry in entries if folder is not None and not entry.parent]
+
+    def _has_mark(self) -> bool:
+        """Whether the commit mark is there, where it is a name and not a record."""
+        ids = [(folder, (_hidden_names.parse(name) or ("", ""))[1]) for folder, name in self._private_folders()]
+        return any(Place(folder, mark_name(id)).identity() == self.journal.identity for folder, id in ids)
 
     def _resumable(self) -> tuple[set[Directory], set[Directory]]:
         """The private folders of resumable outputs, and those of them that no other job can have begun to use: this journal

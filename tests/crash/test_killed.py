@@ -30,6 +30,13 @@ def test_without_durability_the_death_of_a_process_is_survived_all_the_same(worl
     assert killed_everywhere(world, job, False, step=3) > 10
 
 
+@pytest.mark.usefixtures("one_log")
+@pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
+def test_where_the_mark_is_a_name(world: World, job: Job) -> None:
+    """One sync stands for B2 and B3 (in one folder)."""
+    assert killed_everywhere(world, job, True, step=2) > 12
+
+
 def test_the_same_on_disk(world_on_disk: World) -> None:
     """Where the other tests are in memory."""
     assert killed_everywhere(world_on_disk, scenarios.mixed, True, step=4) > 20

@@ -24,7 +24,7 @@ from tests.powercut.noise import is_swap
 from tests.support.kernels import Call, Watching, installed
 
 _MAGIC = b"AtmK"
-_WATCHED = frozenset("fsync fdatasync syncfs start_writeback write_back pwrite rename link_fd mkdir".split())
+_WATCHED = frozenset("fsync fdatasync syncfs start_writeback write_back pwrite rename link link_fd mkdir".split())
 _Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
@@ -44,7 +44,7 @@ class Progress(Watching):
 
     def around(self, call: Call, go: Callable[[], Any]) -> Any:
         if self.is_outcome(call) or self.is_intent(call):
-            self.journal = _key(call.args[0])
+            self.journal = self.journal if self.is_mark(call) else _key(call.args[0])
             self.ended = self.is_outcome(call)
             self.swapped = self.swapped and self.ended  # an intent begins a new transaction
         result = self.act(call, go)
@@ -65,7 +65,12 @@ class Progress(Watching):
         return call.name == "pwrite" and call.args[1][:4] == _MAGIC and call.args[2] == 0
 
     def is_outcome(self, call: Call) -> bool:
-        return call.name == "pwrite" and call.args[1][:4] == _MAGIC and call.args[2] > 0
+        written = call.name == "pwrite" and call.args[1][:4] == _MAGIC and call.args[2] > 0
+        return written or self.is_mark(call)
+
+    def is_mark(self, call: Call) -> bool:
+        """The mark that is a name."""
+        return call.name == "link" and call.paths[-1].endswith("-committed")
 
     def is_journal(self, call: Call) -> bool:
         return call.name in ("fsync", "fdatasync", "write_back") and _key(call.args[0]) == self.journal
@@ -135,6 +140,23 @@ class PutOff(Progress):
                 os.close(fd)
             self.later.clear()
         return result
+
+
+class MarkFirst(Progress):
+    """The mark that is a name is made before the first swap."""
+
+    def act(self, call: Call, go: Callable[[], Any]) -> Any:
+        if self.is_mark(call):
+            return None
+        if is_swap(call) and not self.swapped:
+            home = next(os.path.dirname(path) for path in call.paths if f"/{PREFIX}" in path)
+            above = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                name = os.path.basename(home)
+                self.under.link(f"{name}-journal", above, f"{name}-committed", above)
+            finally:
+                os.close(above)
+        return go()
 
 
 class Hasty(Progress):
@@ -247,8 +269,10 @@ _ALONE = (
 _ONE_LOG = (
     Mutant("log-content", "I1: content that is written back before the swaps", "pair/True", _without(lambda s, c: not s.swapped and s.is_content(c)), _logs("quiet"), one_log=True),
     Mutant("log-journal", "I1: the journal that is written back before the swaps", "pair/True", _without(lambda s, c: not s.swapped and s.is_journal(c)), _logs("file"), one_log=True),
-    Mutant("log-B2", "I2: the sync that stands for all of B1 and B2", "pair/True", _without(lambda s, c: s.between() and s.is_folder(c)), _logs("sync"), one_log=True),
-    Mutant("log-B3", "I3: the mark in its place", "pair/True", _without(lambda s, c: s.ended and s.is_journal(c)), _logs("quiet"), one_log=True),
+    Mutant("log-mark-first", "I2: swaps before the mark", "pair/True", lambda: installed(MarkFirst()), _logs("sync"), one_log=True),
+    Mutant("log-B3", "I3: the sync that stands for all barriers", "pair/True", _without(lambda s, c: s.ended and s.is_journal(c)), _logs("quiet"), one_log=True),
+    Mutant("log-B2", "I2: the sync that stands for all of B1 and B2", "files/True", _without(lambda s, c: s.between() and s.is_folder(c)), _logs("sync"), one_log=True),
+    Mutant("log-record", "I3: the mark in its place", "files/True", _without(lambda s, c: s.ended and s.is_journal(c)), _logs("quiet"), one_log=True),
     Mutant("log-one-content", "I1: one file that is written back", "file-over/True", _without(lambda s, c: s.is_content(c)), _logs("quiet"), one_log=True),
     Mutant("log-one-new-content", "I1: one new file that is written back", "file-new/True", _without(lambda s, c: s.is_content(c)), _logs("quiet"), one_log=True),
     Mutant("log-one-names", "P5: the one sync of one file", "file-over/True", _without(lambda s, c: s.is_folder(c)), _logs("quiet"), one_log=True),

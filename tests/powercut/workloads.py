@@ -90,6 +90,17 @@ PAIR: tuple[Operation, ...] = (
 )
 """Two files in one folder: where one log holds every change, few syncs serve all of it."""
 
+ONE_FOLDER: tuple[Operation, ...] = (
+    Write("a/f", content("new f", 9000), backup="f.before"),
+    Move("a/g", "a/moved"),
+    Write("a/g", content("new g", 30)),
+    Fill("a/dir", {"more": content("more"), "link2": "x"}, copy=True),
+    Write("a/named", content("new named", 5000), named=True),
+    Link("a/link", "moved"),
+    Remove("a/obsolete"),
+)
+"""Every kind in one folder: where one log holds every change, the mark is a name then."""
+
 FILES: tuple[Operation, ...] = (
     Write("a/f", content("new f", 9000)),
     Write("b/new", content("new b", 4096)),
@@ -222,6 +233,7 @@ def _named() -> Iterator[History]:
         yield _history(f"four/{how}", Phase(FOUR, how))
         yield _history(f"every/{how}", Phase(EVERY, how))
         yield _history(f"pair/{how}", Phase(PAIR, how))
+        yield _history(f"one-folder/{how}", Phase(ONE_FOLDER, how))
         yield _history(f"files/{how}", Phase(FILES, how))
         yield _history(f"moves/{how}", Phase(MOVES, how))
         yield _history(f"tmp/{how}", Phase(STAGED_ELSEWHERE, how), tmp=("tmp", "c"))
@@ -272,8 +284,11 @@ def _failing() -> Iterator[History]:
         phase = Phase((ALONE[name],), "fsync", "killed:rename:2" if "path" in name else "killed:rename:1", alone=True)
         yield _history(f"{name}/killed", phase, tmp=("tmp",) if "tmp" in name else ())
     # Where one log holds every change, nothing is durable yet when the process dies after a swap.
-    for ending in ("killed:rename:1", "killed:rename:2", "killed:pwrite:2", "rollback:1", "rollback:2"):
+    last = ("killed:link:2", "killed:fsync:1", "killed:unlink:1", "killed:unlink:2", "killed:rmdir:1")
+    for ending in ("killed:rename:1", "killed:rename:2", *last, "rollback:1", "rollback:2"):
         yield _history(f"pair/log/{ending}", Phase(PAIR, True, ending))
+    for ending in ("killed:rename:4", *last, "rollback:5"):
+        yield _history(f"one-folder/log/{ending}", Phase(ONE_FOLDER, True, ending))
     yield _history("file-over/log/killed", Phase((ALONE["file-over"],), True, "killed:rename:1", alone=True))
     yield _history("file-new/log/killed", Phase((ALONE["file-new"],), True, "killed:link_fd:1", alone=True))
     yield _history("remove-folder/killed", Phase((ONE_ITEM["remove-folder"],), "fsync", "killed:rename:1"))

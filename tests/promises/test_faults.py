@@ -253,6 +253,27 @@ def test_every_call_fails(field: Callable[..., Field], job: Callable[[], None], 
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("one_log")
+@pytest.mark.parametrize("number", ERRNOS, ids=by_name)
+def test_every_call_fails_where_the_mark_is_a_name(field: Callable[..., Field], number: int) -> None:
+    """The same where one sync stands for B2 and B3."""
+    ground = field(six_items)
+    assert [call.name for call in ground.calls if call.paths[-1].endswith("-committed")] == ["link", "unlink"]
+    for point in every_call(number, among=ALL):
+        exc = ground.run(point.kernel)
+        if point.kernel.struck:
+            check(ground, exc, point.kernel, number)
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("one_log")
+@pytest.mark.parametrize("late", [False, True], ids=["before", "behind"])
+def test_ctrl_c_at_every_call_where_the_mark_is_a_name(field: Callable[..., Field], late: bool) -> None:
+    """The same again."""
+    test_ctrl_c_at_every_call(field, six_items, late)
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("late", [False, True], ids=["before", "behind"])
 @pytest.mark.parametrize(
     "job",
