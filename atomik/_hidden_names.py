@@ -35,6 +35,9 @@ RESUMABLE, PINNED, MARK = "resumable", "pinned", "mark"
 #: How many bytes of the destination's name are part of the name of a resumable output's private folder.
 _SHOWN = 80
 
+#: what a name is that ends in one of these words
+_WORDS = {"journal": JOURNAL, "committed": MARK, "pinned": PINNED}
+
 _HEX = "0123456789abcdef"
 _DIGITS = "0123456789"
 
@@ -150,12 +153,8 @@ def parse(name: str) -> tuple[str, str] | None:
         return SLOT, txid
     if not behind:
         return PRIVATE_FOLDER, txid
-    if rest == "journal":
-        return JOURNAL, txid
-    if rest == "committed":
-        return MARK, txid
-    if rest == "pinned":
-        return PINNED, txid
+    if rest in _WORDS:
+        return _WORDS[rest], txid
     if rest.startswith("resume-"):
         return RESUMABLE, txid
     number, behind, suffix = rest.partition("-")

@@ -9,9 +9,9 @@ first byte was staged, so that an earlier writeback error shows (I9, Linux 5.8).
 filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and ``"syncfs"`` decide otherwise.
 
 Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` relies on that order.  No
-swap is durable before everything that was changed earlier, so B1 only writes the files and the journal back.  B2 syncs the
-folder of the last swap, and with it the log and everything else.  B2 and B3 stay two: the mark must not be durable before
-the swaps are.
+swap is durable before everything that was changed earlier, so B1 only writes the files and the journal back.  The mark must
+not be durable before the swaps are (I2).  A name that is made after them is not, and its sync brings the log along with
+everything in it: then B3 stands for B2 as well.  Where the mark is a record, B2 syncs the folder of the last swap.
 
 A failed sync is never repeated: the kernel reports an error only once, and the next sync would seem to succeed.
 """

@@ -12,8 +12,9 @@ mark and no B3; it locks when a folder is displaced.  ``durable=False`` leaves t
 * *lock*: every parent, and every folder that is displaced, in one order (I8); no user code runs while they are held.
 * *journal*: durable in every parent before the first swap (I1), so that recovery finds it from any of them.
 * *swap*: in the order of the steps; each is checked by identity (I4).
-* *B2* before the mark (I2); *mark* and *B3* are the commit point.  If B3 itself fails the outcome is unknown: the journal
-  stays, nothing is undone, and recovery decides by what the disk has.
+* *B2* before the mark (I2), unless the mark is a name in the same log as the swaps (see `barriers`); *mark* and *B3* are the
+  commit point.  If B3 itself fails the outcome is unknown: the journal stays, nothing is undone, and recovery decides by
+  what the disk has.
 * Displaced originals are deleted only after B3 (I3), and after the locks are released, because a tree may take long.
 
 `Commit.prepare`, `confirm` and `clean_up` go forward and may be left by any exception at any bytecode.  `Commit.end` then

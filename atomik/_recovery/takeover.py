@@ -1,9 +1,9 @@
 """One dead transaction, taken over: undo or finish it, and clean up.
 
-1. *decide* by the outcome, a record or the name that is a mark: committed: finish.  Undone: finish.  None: undo in reverse (`undo`, the same function
-   as in rollback, I5), make that durable, and write "undone" to the journal before any of its names goes (I3).  If a
-   coordinator decided to commit a prepared transaction, write the mark instead.  If the transaction was never prepared
-   (`DeadTransaction.never_prepared`), nothing was published and there is nothing to undo;
+1. *decide* by the outcome, a record or the name that is a mark: committed: finish.  Undone: finish.  None: undo in reverse
+   (`undo`, the same function as in rollback, I5), make that durable, and write "undone" to the journal before any of its
+   names goes (I3).  If a coordinator decided to commit a prepared transaction, write the mark instead.  If the transaction
+   was never prepared (`DeadTransaction.never_prepared`), nothing was published and there is nothing to undo;
 2. *clean*: the well-known names first, then what the slots hold in every folder, then the private folders with the
    journal in them.  The journal is removed from none of them before everything else is removed from all of them.
 

@@ -252,6 +252,7 @@ def _named() -> Iterator[History]:
     yield _history("long-names", Phase(LONG, "fsync"))
     yield from _twice()
     yield from _failing()
+    yield from _failing_in_one_log()
 
 
 def _twice() -> Iterator[History]:
@@ -283,7 +284,12 @@ def _failing() -> Iterator[History]:
     for name in ("file-over", "folder-over", "folder-tmp", "path-over"):
         phase = Phase((ALONE[name],), "fsync", "killed:rename:2" if "path" in name else "killed:rename:1", alone=True)
         yield _history(f"{name}/killed", phase, tmp=("tmp",) if "tmp" in name else ())
-    # Where one log holds every change, nothing is durable yet when the process dies after a swap.
+    yield _history("remove-folder/killed", Phase((ONE_ITEM["remove-folder"],), "fsync", "killed:rename:1"))
+    yield _history("move-folder/killed", Phase((ONE_ITEM["move-folder"],), "fsync", "killed:rename:2"))
+
+
+def _failing_in_one_log() -> Iterator[History]:
+    """The same where one log holds every change: nothing is durable yet when the process dies after a swap."""
     last = ("killed:link:2", "killed:fsync:1", "killed:unlink:1", "killed:unlink:2", "killed:rmdir:1")
     for ending in ("killed:rename:1", "killed:rename:2", *last, "rollback:1", "rollback:2"):
         yield _history(f"pair/log/{ending}", Phase(PAIR, True, ending))
@@ -291,8 +297,6 @@ def _failing() -> Iterator[History]:
         yield _history(f"one-folder/log/{ending}", Phase(ONE_FOLDER, True, ending))
     yield _history("file-over/log/killed", Phase((ALONE["file-over"],), True, "killed:rename:1", alone=True))
     yield _history("file-new/log/killed", Phase((ALONE["file-new"],), True, "killed:link_fd:1", alone=True))
-    yield _history("remove-folder/killed", Phase((ONE_ITEM["remove-folder"],), "fsync", "killed:rename:1"))
-    yield _history("move-folder/killed", Phase((ONE_ITEM["move-folder"],), "fsync", "killed:rename:2"))
 
 
 NAMED: dict[str, History] = {history.name: history for history in _named()}
