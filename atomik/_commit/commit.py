@@ -374,26 +374,28 @@ class Commit:
         journal, records = _machinery().journal, _machinery().records
         self._journal = live = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
-        if self.barriers.one_log(private[0].folder):
-            if self._mark_may_be_a_name(private):
-                live.mark = Place(private[0].folder, mark_name(self.txid))
-            else:
-                live.room = records.OUTCOME_SIZE
+        named = self._mark_may_be_a_name(private)
+        if not named and self.barriers.one_log(private[0].folder):
+            live.room = records.OUTCOME_SIZE
         try:
             journal.create(live, self._intent, private, list(self._parents))
         except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
+        if named and live.names[0].directory is private[0].folder:  # else there are no hard links here
+            live.mark = Place(private[0].folder, mark_name(self.txid))
 
     @property
     def _mark_is_a_name(self) -> bool:
         return self._journal is not None and self._journal.mark is not None
 
     def _mark_may_be_a_name(self, private: list[PrivateFolder]) -> bool:
-        """Whether recovery will find a name in the private folder from wherever it finds the journal: there is only one
-        private folder, in the only parent.  What a coordinator decides must be durable before it is asked."""
-        one = len(private) == len(self._parents) == 1 and private[0].parent.key == self._parents[0].key
-        return one and not self.undecided and not private[0].outlives
+        """Whether one log holds every change, and recovery will find a name in the private folder from wherever it finds the
+        journal: there is only one private folder, in the only parent.  What a coordinator decides must be durable before it
+        is asked."""
+        home = private[0]
+        one = len(private) == len(self._parents) == 1 and home.parent.key == self._parents[0].key
+        return one and not self.undecided and not home.outlives and self.barriers.one_log(home.folder)
 
     def _intent(self, identity: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""

@@ -132,13 +132,18 @@ def test_the_commit_looks_for_many_new_names_at_once(tmp_path: Path) -> None:
     assert calls(lambda: group([tmp_path], 3))["exists"] == 6 + journal
 
 
-def test_three_barriers_a_transaction_and_two_an_item(tmp_path: Path) -> None:
-    """The receipt counts the barriers: three with a journal, two without (I10)."""
+@pytest.mark.parametrize(("ground", "most", "syncs"), [("no_log", 3, 9), ("one_log", 2, 1)])
+def test_three_barriers_a_transaction_and_two_an_item(
+    tmp_path: Path, request: pytest.FixtureRequest, ground: str, most: int, syncs: int
+) -> None:
+    """The receipt counts the barriers: three with a journal, two without, and where the mark is a name (I10)."""
+    request.getfixturevalue(ground)
     with atomik.transaction() as tx:
         for name in "abc":
             tx.file(tmp_path / name).write(name)
     assert tx.receipt is not None
-    assert tx.receipt.barriers == 3
+    assert tx.receipt.barriers == most
+    assert tx.receipt.sync_calls == syncs
     output = atomik.file(tmp_path / "single")
     with output as f:
         f.write("x")

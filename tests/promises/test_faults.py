@@ -305,6 +305,7 @@ def test_ctrl_c_at_every_call(field: Callable[..., Field], job: Callable[[], Non
 
 
 @pytest.mark.sweep
+@pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("number", [*ERRNOS, KeyboardInterrupt, SystemExit], ids=[*by_name, "Ctrl-C", "SIGTERM"])
 @pytest.mark.parametrize("first", ["third swap", "last swap", "B2", "mark"])
 def test_a_second_fault_during_rollback(field: Callable[..., Field], first: str, number: Any) -> None:
@@ -339,6 +340,7 @@ def first_fault(ground: Field, which: str) -> int:
     return {"third swap": swaps[2], "last swap": swaps[-1], "B2": syncs[0], "mark": syncs[1] + 1}[which]
 
 
+@pytest.mark.usefixtures("no_log")
 @pytest.mark.parametrize("number", ERRNOS, ids=by_name)
 def test_a_call_that_fails_for_ever_during_rollback(field: Callable[..., Field], number: int) -> None:
     """Where undoing is made impossible, the error says so, and recovery brings everything back afterwards."""
@@ -361,6 +363,7 @@ def test_a_call_that_fails_for_ever_during_rollback(field: Callable[..., Field],
     assert in_doubt >= 2
 
 
+@pytest.mark.usefixtures("no_log")
 def test_in_doubt_names_journal_and_cure(field: Callable[..., Field]) -> None:
     """RollbackError carries the folder to recover, both causes and the state IN_DOUBT; nothing more can be done with it."""
     ground = field(six_items)

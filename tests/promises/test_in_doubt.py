@@ -109,13 +109,20 @@ _SERVED = sorted(
     for name in vars(_kernel.Kernel)
     if not name.startswith("_") and name not in ("close", "flock", "announce_writer")
 )
-_MOMENTS = [("swapping", 1), ("swapping", 2), ("syncing", 0), ("syncing", 1), ("syncing", 2)]
+_MOMENTS = [("swapping", 1), ("swapping", 2), ("syncing", 0), ("syncing", 1)]
+_GROUNDS = [
+    *(("one_log", moment) for moment in _MOMENTS),
+    *(("no_log", moment) for moment in [*_MOMENTS, ("syncing", 2)]),
+]
 
 
 @pytest.mark.parametrize("number", [errno.ENOTCONN, errno.ECONNABORTED])
-@pytest.mark.parametrize("moment", _MOMENTS)
-def test_the_server_dies(folder: Path, moment: tuple[str, int], number: int) -> None:
+@pytest.mark.parametrize(("ground", "moment"), _GROUNDS)
+def test_the_server_dies(
+    folder: Path, request: pytest.FixtureRequest, ground: str, moment: tuple[str, int], number: int
+) -> None:
     """Every call fails from then on: an error of atomik's that says so, and recovery brings everything back later."""
+    request.getfixturevalue(ground)
     for name in ("one", "two"):
         (folder / name).write_text("old")
     dead = Faulty(lambda _: number if dead_now else None, _SERVED)
@@ -164,6 +171,7 @@ class _Full(_kernel.Kernel):
         return False
 
 
+@pytest.mark.usefixtures("no_log")
 def test_a_rollback_makes_room_for_the_descriptors_that_it_needs(folder: Path) -> None:
     """At the hard limit of open files a rollback closes what it does not need any more, and does not end in doubt."""
     (folder / "log").write_text("old")

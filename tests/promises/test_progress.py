@@ -23,8 +23,12 @@ def fill(folder: Path, count: int) -> None:
         (folder / f"{number}").write_text("x")
 
 
-def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ground", "barriers"), [("no_log", 3), ("one_log", 2)])
+def test_the_phases_of_a_transaction_are_told(
+    tmp_path: Path, request: pytest.FixtureRequest, ground: str, barriers: int
+) -> None:
     """Cloning, syncing, swapping and cleaning are reported, each with a number that only grows."""
+    request.getfixturevalue(ground)
     fill(tmp_path / "site", 30)
     told: Told = []
     with atomik.transaction(overwrite=True, progress=lambda *event: told.append(event)) as tx:
@@ -36,7 +40,9 @@ def test_the_phases_of_a_transaction_are_told(tmp_path: Path) -> None:
         assert numbers, phase
         assert [event for event in told if event[0] == phase][-1] == (phase, numbers[-1], numbers[-1]), phase
     assert ("swapping", 2, 2) in told
-    assert [event for event in told if event[0] == "syncing"] == [("syncing", done, 3) for done in range(4)]
+    assert [event for event in told if event[0] == "syncing"] == [
+        ("syncing", done, barriers) for done in range(barriers + 1)
+    ]
     assert [event for event in told if event[0] == "cloning"][-1] == ("cloning", 30, 30)
     assert max(done for name, done, _ in told if name == "cleaning") >= 30
 

@@ -137,6 +137,7 @@ def test_it_never_returns_into_the_callers_stack(folder: Path) -> None:
     assert mark.exists()
 
 
+@pytest.mark.usefixtures("no_log")
 def test_calls_are_recorded(folder: Path) -> None:
     """`recorded` shows what a function asked of the kernel, here, alive, and then puts the former kernel back."""
     calls = recorded(lambda: publish(folder))

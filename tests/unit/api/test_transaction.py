@@ -46,6 +46,7 @@ def test_leaving_the_block_well_commits(folder: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("no_log")
 def test_explicit_commit_returns_the_receipt(folder: Path) -> None:
     """commit() says what was done; tx.receipt keeps it."""
     Path("a").write_text("old")
