@@ -131,8 +131,18 @@ def test_a_time_limit_is_not_the_kernels_answer(folder: Path, call: str, overwri
     assert not left_in(folder)
 
 
-def test_an_exception_at_the_mark(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("ground", "call", "is_mark"),
+    [
+        ("no_log", "pwrite", lambda fd, data, at: at > 0),
+        ("one_log", "link", lambda src, src_fd, dst, dst_fd: dst.endswith("-committed")),
+    ],
+)
+def test_an_exception_at_the_mark(
+    folder: Path, request: pytest.FixtureRequest, ground: str, call: str, is_mark: Callable[..., bool]
+) -> None:
     """What the caller sees after the mark stays: nothing undoes it later."""
+    request.getfixturevalue(ground)
     for name in "ab":
         Path(name).write_text("OLD")
 
@@ -144,7 +154,7 @@ def test_an_exception_at_the_mark(folder: Path) -> None:
             tx.file("a").write("NEW")
             tx.file("b").write("NEW")
 
-    assert isinstance(_ring("pwrite", limit, write, when=lambda fd, data, at: at > 0), Struck)
+    assert isinstance(_ring(call, limit, write, when=is_mark), Struck)
     seen = [Path(name).read_text() for name in "ab"]
     assert seen in (["OLD", "OLD"], ["NEW", "NEW"])
     assert atomik.recover(".").items == ()

@@ -196,6 +196,10 @@ class _Dying(_kernel.Kernel):
         self.marking = at > 0
         return os.pwrite(fd, data, at)
 
+    def link(self, src: str, src_fd: int, dst: str, dst_fd: int) -> None:
+        super().link(src, src_fd, dst, dst_fd)
+        self.marking = dst.endswith("-committed")
+
     def fsync(self, fd: int) -> None:  # type: ignore[override]
         os.fsync(fd)
         if self.marking and self.marked:
