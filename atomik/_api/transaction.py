@@ -676,7 +676,7 @@ class Transaction:
         commit, intake = self._commit, self._intake
         state, keep = (_ABORTED, False) if commit is None else (commit.state, bool(commit.stranded))
         # A slot may hold an original that only recovery can bring back, or that cannot be put back at all.
-        if state is _IN_DOUBT or (commit is not None and commit.pinned):
+        if state is _IN_DOUBT or (commit is not None and commit.needed):
             keep = True
         done = keep or state is _COMMITTED
         failures: list[OSError] = []

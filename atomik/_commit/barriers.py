@@ -10,8 +10,8 @@ filesystem is known to honour it; fsync of each file elsewhere.  ``"fsync"`` and
 
 Where one log holds every change in order (`filesystem.has_one_log`: ext4, xfs), ``durable=True`` relies on that order.  No
 swap is durable before everything that was changed earlier, so B1 only writes the files and the journal back.  The mark must
-not be durable before the swaps are (I2).  A name that is made after them is not, and its sync brings the log along with
-everything in it: then B3 stands for B2 as well.  Where the mark is a record, B2 syncs the folder of the last swap.
+not be durable before the swaps are (I2).  A name that is made after them is not, and the sync of its folder brings the log
+along with everything in it: then B3 stands for B2 as well.  Where the mark is a record, B2 syncs the folder of the last swap.
 
 A failed sync is never repeated: the kernel reports an error only once, and the next sync would seem to succeed.
 """
@@ -194,8 +194,8 @@ class Barriers:
                 self._folders(reversed(folders) if _is_btrfs(folders[0]) else folders)
 
     def mark(self, fd: int, *, in_place: bool = False) -> None:
-        """B3: the record that was just written into the journal; `in_place`, where zeros were before: its content is all
-        that changed, so that no log need be forced."""
+        """B3: the record that was just written into the journal, or the folder in which a name is the mark.  `in_place`:
+        where zeros were before, so that content is all that changed, and no log need be forced."""
         if self.durable:
             self.passed += 1
             self.fsync(fd, kernel.port.fdatasync if in_place else kernel.port.fsync)

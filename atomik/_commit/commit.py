@@ -107,8 +107,9 @@ class Commit:
     #: folders that will be displaced, open for their lock
     _displaced: Sequence[Directory] = ()
     _locked = _marking = told = False
-    #: readers use a displaced folder that can only be next to the destination: the journal says whose it is
-    pinned = False
+    #: the private folders must stay, with the journal in them: readers use a displaced folder that can only be next to the
+    #: destination, or a journal stays whose mark is in there
+    needed = False
     _journal: LiveJournal | None = None
     #: folders that go from their slot in a private folder to one beside the destination
     _moved: Sequence[tuple[Place, Place]] = ()
@@ -374,15 +375,15 @@ class Commit:
         journal, records = _machinery().journal, _machinery().records
         self._journal = live = journal.LiveJournal(-1, self.txid, 0)
         private = list(self.workspace.private_folders.values())
-        named = self._mark_may_be_a_name(private)
-        if not named and self.barriers.one_log(private[0].folder):
-            live.room = records.OUTCOME_SIZE
+        one_log = self.barriers.one_log(private[0].folder)
+        live.room = records.OUTCOME_SIZE if one_log else 0
         try:
             journal.create(live, self._intent, private, list(self._parents))
         except journal.HotJournal as hot:
             text = "another transaction's journal appeared in the folder although it was locked; run recover() there"
             raise errors.ConflictError(*errors.os_args(errno.EBUSY, text, hot.directory.path)) from None
-        if named and live.names[0].directory is private[0].folder:  # else there are no hard links here
+        linked = live.names[0].directory is private[0].folder  # else there are no hard links here
+        if one_log and linked and self._mark_may_be_a_name(private):
             live.mark = Place(private[0].folder, mark_name(self.txid))
 
     @property
@@ -390,12 +391,11 @@ class Commit:
         return self._journal is not None and self._journal.mark is not None
 
     def _mark_may_be_a_name(self, private: list[PrivateFolder]) -> bool:
-        """Whether one log holds every change, and recovery will find a name in the private folder from wherever it finds the
-        journal: there is only one private folder, in the only parent.  What a coordinator decides must be durable before it
-        is asked."""
+        """Whether recovery will find a name in the private folder from wherever it finds the journal: there is only one
+        private folder, in the only parent.  What a coordinator decides must be durable before it is asked."""
         home = private[0]
         one = len(private) == len(self._parents) == 1 and home.parent.key == self._parents[0].key
-        return one and not self.undecided and not home.outlives and self.barriers.one_log(home.folder)
+        return one and not self.undecided and not home.outlives
 
     def _intent(self, identity: bytes) -> Iterator[bytes | bytearray]:
         """The intent in bytes, with the identity of the journal's file.  One step at a time: there may be very many."""
@@ -613,9 +613,13 @@ class Commit:
             self.progress("syncing", self.barriers.passed, self.barriers.passed)
 
     def _sync_mark(self) -> None:
-        assert self._journal is not None
+        journal = self._journal
+        assert journal is not None
         try:
-            self.barriers.mark(self._journal.fd, in_place=self._journal.room > 0)
+            if journal.mark is None:
+                self.barriers.mark(journal.fd, in_place=journal.room > 0)
+            else:
+                self.barriers.mark(journal.mark.fd)
         except OSError as exc:
             if kernel.errno_of(exc) is None:
                 raise
@@ -795,6 +799,7 @@ class Commit:
             if journal.names and (self.stranded or any(map(_kept, self.items))):
                 self._without_failing(lambda: journal.keep(self._home()))
             self._without_failing(journal.withdraw)
+            self.needed = journal.mark is not None and any(name == JOURNAL_NAME for _, name in journal.names)
         if self._locked:
             self._unlock()
         steps = self.steps
@@ -845,7 +850,7 @@ class Commit:
             if step.alone:
                 self._delete_alone(step)
             elif step.folder and is_pinned(step.slot):
-                self.pinned = True
+                self.needed = True
             elif not any(step is other for other in self.stranded):
                 self._without_failing(_delete_known, step.slot, step)
 

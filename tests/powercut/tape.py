@@ -24,6 +24,7 @@ from typing import Any
 from attrs import define, field
 
 import atomik
+from atomik._folder.directory import Directory
 from tests.powercut.histories import Fill, History, Phase, Tree, difference, look, ours, plant, without_empty
 from tests.powercut.noise import noise as neighbours
 from tests.support.kernels import Acting, installed
@@ -68,6 +69,8 @@ def record(
     take = Take(kind, history, noise, [history.tree])
     with recording(kind, size=size) as tape:
         plant(tape.folder, history.tree)
+        with Directory.open(str(tape.folder)) as here:
+            here.sync()  # until something was synced, nobody knows whether ext4 makes fast commits
         tape.start()
         with neighbours(tape.folder, noise), around():
             for phase in history.phases:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import atomik
+from atomik._commit import later
 from atomik._folder import filesystem
 from atomik._system import kernel as _kernel
 from tests.support.kernels import Faulty, installed
@@ -182,3 +183,33 @@ def test_a_rollback_makes_room_for_the_descriptors_that_it_needs(folder: Path) -
     assert (kernel.struck, kernel.refused) == (True, 0)
     assert os.listdir() == ["log"]
     assert (folder / "log").read_text() == "old"
+
+
+@pytest.mark.parametrize("cleanup", ["now", "later"])
+@pytest.mark.parametrize("ground", ["no_log", "one_log"])
+def test_a_journal_that_cannot_be_removed(
+    folder: Path, request: pytest.FixtureRequest, ground: str, cleanup: Any
+) -> None:
+    """As where the folder has become immutable: the commit stays, and whoever finds the journal later finishes it."""
+    request.getfixturevalue(ground)
+    for name in ("one", "two"):
+        (folder / name).write_text("old")
+    (folder / "site").mkdir()
+    with installed(
+        Faulty(lambda call: errno.EPERM if call.paths[0].endswith("/.atomik-journal") else None, {"unlink"})
+    ):
+        with atomik.transaction(overwrite=True, cleanup=cleanup) as tx:
+            tx.file(folder / "one").write("new")
+            tx.file(folder / "new").write("new")
+            (tx.folder(folder / "site") / "page").write_text("new")
+            tx.remove(folder / "two")
+        assert tx.state is atomik.State.COMMITTED
+        assert tx.receipt is not None
+        assert any(".atomik-journal" in text for text in tx.receipt.leftovers)
+        later.wait()
+    for _ in range(2):
+        assert {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} == {"one", "new", "site"}
+        assert [(folder / name).read_text() for name in ("one", "new", "site/page")] == ["new"] * 3
+        report = atomik.recover(folder)
+        assert report.clean
+    assert sorted(entry.name for entry in folder.iterdir()) == ["new", "one", "site"]
