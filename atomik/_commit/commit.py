@@ -799,7 +799,8 @@ class Commit:
             if journal.names and (self.stranded or any(map(_kept, self.items))):
                 self._without_failing(lambda: journal.keep(self._home()))
             self._without_failing(journal.withdraw)
-            self.needed = journal.mark is not None and any(name == JOURNAL_NAME for _, name in journal.names)
+            stays = any(name == JOURNAL_NAME for _, name in journal.names)
+            self.needed = stays and journal.mark is not None and self.state is _COMMITTED
         if self._locked:
             self._unlock()
         steps = self.steps

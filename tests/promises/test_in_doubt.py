@@ -213,3 +213,26 @@ def test_a_journal_that_cannot_be_removed(
         report = atomik.recover(folder)
         assert report.clean
     assert sorted(entry.name for entry in folder.iterdir()) == ["new", "one", "site"]
+
+
+@pytest.mark.parametrize("ground", ["no_log", "one_log"])
+def test_a_journal_that_cannot_be_removed_after_a_rollback(
+    folder: Path, request: pytest.FixtureRequest, ground: str
+) -> None:
+    """All is as it was, nothing staged is left, and recovery removes the journal."""
+    request.getfixturevalue(ground)
+    (folder / "one").write_text("old")
+
+    def stop(phase: str, done: int, _: int) -> None:
+        if (phase, done) == ("swapping", 2):
+            raise KeyboardInterrupt
+
+    broken = Faulty(lambda call: errno.EPERM if call.paths[0].endswith("/.atomik-journal") else None, {"unlink"})
+    with installed(broken), pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with atomik.transaction(overwrite=True, progress=stop) as tx:
+            tx.file(folder / "one").write("new")
+            tx.file(folder / "new").write("new")
+    assert sorted(entry.name for entry in folder.iterdir()) == [".atomik-journal", "one"]
+    assert (folder / "one").read_text() == "old"
+    assert atomik.recover(folder).clean
+    assert [entry.name for entry in folder.iterdir()] == ["one"]
