@@ -492,3 +492,40 @@ def test_files_that_gave_up_their_descriptors_are_synced_again(folder: Path, lat
     folders_and_journal = 3
     assert len(before) == (28 if later else 28 - 2 - 6) + folders_and_journal
     assert {Path(f"f{number}").stat().st_mode & 0o777 for number in range(28)} == {0o600 if later else 0o644}
+
+
+@pytest.mark.usefixtures("log")
+def test_a_mark_is_a_record_without_hard_links(folder: Path) -> None:
+    """The journal cannot have a second name then, as where a sandbox refuses link(2)."""
+    refusing = Faulty.every("link", errno.EPERM)
+    with installed(refusing):
+        calls = trace(group(2))
+    assert refusing.struck
+    assert [call for call in calls if call.split()[0] in ("rename", "pwrite", "fdatasync")][-2:] == [
+        "pwrite unnamed in private folder",
+        "fdatasync unnamed in private folder",
+    ]
+    assert sorted(os.listdir()) == ["f0", "f1"]
+
+
+@pytest.mark.usefixtures("log")
+def test_the_record_of_a_rollback_has_room(folder: Path) -> None:
+    """So that a full disk does not leave it in doubt: it is written where zeros were, also where the mark is a name."""
+    ends: list[int] = []
+
+    class Full(Recording):
+        def pwrite(self, fd: int, data: Any, at: int) -> int:
+            ends.append(at + len(data))
+            return os.pwrite(fd, data, at)
+
+    def stop(phase: str, done: int, _: int) -> None:
+        if (phase, done) == ("swapping", 2):
+            raise KeyboardInterrupt
+
+    with installed(Full(set())), pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+        with atomik.transaction(progress=stop) as tx:
+            tx.file("one").write("x")
+            tx.file("two").write("x")
+    intent, undone = ends
+    assert undone == intent
+    assert os.listdir() == []
