@@ -54,7 +54,7 @@ class State(Enum):
           └──── abort ───────┴─── roll back ────┴──▶ ABORTED
 
     OPEN: the destinations are old, and outputs can be staged.  PREPARED: the destinations are old, and everything that is
-    likely to fail has been done.  SWAPPED: the destinations are new and durable, but the commit mark is missing.
+    likely to fail has been done.  SWAPPED: the destinations are new, but the commit mark is missing.
     COMMITTED: the destinations are new.  ABORTED: the destinations are old, and nothing of atomik's is left.  IN_DOUBT:
     undoing failed, or the sync of the commit mark failed; the journal stays, and `atomik.recover` decides.
     """

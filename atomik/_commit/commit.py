@@ -161,7 +161,7 @@ class Commit:
 
     # --- forward -------------------------------------------------------------------------------------------------
     def prepare(self) -> None:
-        """Everything up to B2: published and durable, and still undoable."""
+        """Everything before the mark: published, durable unless B3 makes it so, and still undoable."""
         if not self.undecided and _plan.may_go_alone(self.items):
             self._prepare_alone(self.items[0])
         else:
@@ -174,7 +174,7 @@ class Commit:
             self._publish_alone(self.items[0])
         else:
             self._publish()
-        if self.barriers.durable and not self._mark_is_a_name:  # else B3 makes them durable, and cannot without them
+        if self.barriers.durable and not self._mark_is_a_name:  # else B3 makes both durable
             self._syncing()
             self._make_names_durable()
         self.state = _SWAPPED

@@ -86,8 +86,7 @@ class DeadTransaction:
         self, journal: _journal.LiveJournal, content: Journal, folders: list[Directory | None], discard: bool,
         commit: bool = False,
     ) -> None:  # fmt: skip
-        self.journal, self.folders = journal, folders
-        self.content = content
+        self.journal, self.content, self.folders = journal, content, folders
         if content.outcome is None and self._has_mark():
             self.content = content._replace(outcome=_records.COMMITTED)
         self.discard, self.commit = discard, commit
@@ -323,8 +322,8 @@ class DeadTransaction:
 
     def _has_mark(self) -> bool:
         """Whether the commit mark is there, where it is a name and not a record."""
-        ids = [(folder, (_hidden_names.parse(name) or ("", ""))[1]) for folder, name in self._private_folders()]
-        return any(Place(folder, mark_name(id)).identity() == self.journal.identity for folder, id in ids)
+        places = [_named(mark_name, folder, name) for folder, name in self._private_folders()]
+        return any(place.identity() == self.journal.identity for place in places)
 
     def _resumable(self) -> tuple[set[Directory], set[Directory]]:
         """The private folders of resumable outputs, and those of them that no other job can have begun to use: this journal
@@ -384,9 +383,14 @@ def _is_published(step: Step, existed: Container[bytes]) -> bool:
 
 
 def _private_journal(folder: Directory, name: str) -> Place:
-    """The journal's name in the private folder called `name`; it has the same id in it."""
+    """The journal's name in the private folder called `name`."""
+    return _named(journal_name, folder, name)
+
+
+def _named(which: Callable[[str], str], folder: Directory, name: str) -> Place:
+    """A name in the private folder called `name`; it has the same id in it."""
     _, id = _hidden_names.parse(name) or ("", "")
-    return Place(folder, journal_name(id))
+    return Place(folder, which(id))
 
 
 def _reason(exc: OSError) -> str:

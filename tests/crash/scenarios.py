@@ -172,6 +172,19 @@ def mixed(world: World, durable: bool | str) -> None:
         tx.file(world.c / "made" / "made too" / "x.txt", parents=True).write("new")
 
 
+def in_one_folder(world: World, durable: bool | str) -> None:
+    """Every kind of item in one parent."""
+    with atomik.transaction(overwrite=True, durable=durable) as tx:
+        tx.file(world.a / "old.txt", backup="old.txt.1").write("new")
+        tx.file(world.a / "new.txt").write("new")
+        (tx.folder(world.a / "set", copy=True) / "added").write_text("new")
+        with tx.path(world.a / "plot.svg") as path:
+            path.write_text("new")
+        tx.symlink(world.a / "link", "old.bin")
+        tx.remove(world.a / "gone set")
+        tx.move(world.a / "source", world.a / "moved")
+
+
 def companions(world: World, durable: bool | str) -> None:
     """A file with companions: one new, one replaced, one that goes, with previous versions."""
     also = [".bin", ".idx", "gone", "gone set"]
@@ -255,6 +268,8 @@ def one_expected(world: World, durable: bool | str) -> None:
 
 
 SEVERAL = (two_files, two_overwritten, folders, moves, kept, mixed, companions, in_place)
+#: where one log holds every change, their mark is a name
+IN_ONE_FOLDER = (two_files, two_overwritten, in_one_folder, companions)
 ONE = (
     one_new, one_overwritten, one_elsewhere, one_folder, one_folder_over, one_path, one_removed, one_link, one_moved,
     one_kept, one_expected,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from atomik.testing import recorded
 from tests.crash import deaths, scenarios
 from tests.crash.deaths import killed_everywhere
 from tests.crash.scenarios import World
@@ -31,10 +32,13 @@ def test_without_durability_the_death_of_a_process_is_survived_all_the_same(worl
 
 
 @pytest.mark.usefixtures("one_log")
-@pytest.mark.parametrize("job", scenarios.SEVERAL, ids=lambda job: job.__name__)
+@pytest.mark.parametrize("job", scenarios.IN_ONE_FOLDER, ids=lambda job: job.__name__)
 def test_where_the_mark_is_a_name(world: World, job: Job) -> None:
-    """One sync stands for B2 and B3 (in one folder)."""
-    assert killed_everywhere(world, job, True, step=2) > 12
+    """One sync stands for B2 and B3."""
+    world.build()
+    calls = recorded(lambda: job(world, True))
+    assert any(name == "link" and given[2].endswith("-committed") for name, given in calls)
+    assert killed_everywhere(world, job, True) > 20
 
 
 def test_the_same_on_disk(world_on_disk: World) -> None:
